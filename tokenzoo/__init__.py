@@ -1,0 +1,67 @@
+"""tokenzoo: vision transformers and multimodal LLMs, faster by carrying fewer visual tokens.
+
+    import tokenzoo
+
+    tokenzoo.build("evoprune", ctr=0.25).attach(vit)     # a whole program
+
+`build` makes a published method ready by name, `attach` splices it into a model, `plan` says exactly what
+will happen, `reduce` applies it to bare tensors. A method is a choice of parts; see `interfaces`.
+"""
+
+from tokenzoo.affinity import Affinity as Affinity
+from tokenzoo.describing import describe as describe
+from tokenzoo.errors import TokenzooError as TokenzooError
+from tokenzoo.evidence import Evidence as Evidence
+from tokenzoo.hookspecs import hookimpl as hookimpl
+from tokenzoo.interfaces import Adapter as Adapter
+from tokenzoo.interfaces import Assigner as Assigner
+from tokenzoo.interfaces import Matcher as Matcher
+from tokenzoo.interfaces import Merger as Merger
+from tokenzoo.interfaces import PairScorer as PairScorer
+from tokenzoo.interfaces import Schedule as Schedule
+from tokenzoo.interfaces import Scorer as Scorer
+from tokenzoo.interfaces import Selector as Selector
+from tokenzoo.plan import Plan as Plan
+from tokenzoo.recipe import Recipe as Recipe
+from tokenzoo.recipe import Stage as Stage
+from tokenzoo.recipe import Step as Step
+from tokenzoo.tokens import Tokens as Tokens
+from tokenzoo.zoo import build as build
+from tokenzoo.zoo import list_adapters as list_adapters
+from tokenzoo.zoo import list_matchers as list_matchers
+from tokenzoo.zoo import list_mergers as list_mergers
+from tokenzoo.zoo import list_recipes as list_recipes
+from tokenzoo.zoo import list_schedules as list_schedules
+from tokenzoo.zoo import list_scorers as list_scorers
+from tokenzoo.zoo import load as load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Affinity",
+    "Assigner",
+    "Evidence",
+    "Matcher",
+    "Merger",
+    "PairScorer",
+    "Plan",
+    "Recipe",
+    "Schedule",
+    "Scorer",
+    "Selector",
+    "Stage",
+    "Step",
+    "Tokens",
+    "TokenzooError",
+    "build",
+    "describe",
+    "hookimpl",
+    "list_adapters",
+    "list_matchers",
+    "list_mergers",
+    "list_recipes",
+    "list_schedules",
+    "list_scorers",
+    "load",
+]

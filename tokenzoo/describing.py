@@ -1,0 +1,79 @@
+"""A recipe or a part in words: what it does, what can be set, what it needs and what it promises."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tokenzoo import plugins
+from tokenzoo.affinity import Affinity, Elementwise
+from tokenzoo.errors import UnknownNameError
+from tokenzoo.interfaces import PairScorer, walk
+from tokenzoo.recipe import Recipe, Step
+
+
+def describe(name: str) -> str:
+    """Describe a recipe or part by its name: summary, options with defaults, parts, needs, promises.
+
+    Raises:
+        UnknownNameError: nothing has this name; names the nearest.
+    """
+    known: dict[str, tuple[plugins.Kind, Callable[..., Any]]] = {}
+    for kind in (*plugins.KINDS[:-1], "recipes"):
+        known |= {key: (kind, factory) for key, factory in plugins.collect(kind).items()}
+    if name not in known:
+        raise UnknownNameError(plugins.unknown("recipe or part", name, list(known)))
+    kind, factory = known[name]
+    lines = [f"{name} ({kind[:-1]})", "", inspect.cleandoc(factory.__doc__ or "(no docstring)"), ""]
+    options = _options(factory)
+    if options:
+        lines += ["Options and defaults:", *options, ""]
+    if kind == "recipes":
+        lines += _recipe(factory())
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _options(factory: Callable[..., Any]) -> list[str]:
+    found: list[str] = []
+    for option in inspect.signature(factory).parameters.values():
+        default = "(required)" if option.default is option.empty else repr(option.default)
+        found.append(f"  {option.name} = {default}")
+    return found
+
+
+def _recipe(recipe: Recipe) -> list[str]:
+    lines: list[str] = []
+    for step in recipe.steps:
+        lines += [
+            f"At {step.stage!r}:",
+            f"  schedule  {step.schedule!r}",
+            f"  matcher   {step.matcher!r}",
+            f"  merger    {step.merger!r}",
+            f"  needs     {', '.join(sorted(step.needs)) or 'nothing but the features'}",
+            f"  one site  {_reach(step)}",
+            f"  conserves {', '.join(sorted(step.merger.conserves)) or 'nothing'}, unless tokens are dropped",
+            f"  scoring   {_scoring(step)}",
+        ]
+    if recipe.proportional_attention:
+        lines.append(
+            "Proportional attention: from the first merge on, log mass is added to the logits."
+        )
+    return lines
+
+
+def _reach(step: Step) -> str:
+    return f"100 tokens can become {step.matcher.fewest(100)} at one site"
+
+
+def _scoring(step: Step) -> str:
+    pairs = [part for part in walk(step.matcher) if isinstance(part, PairScorer)]
+    if not pairs:
+        return "tokens only, no pairs"
+    curves = (getattr(part, "curve", None) for part in pairs)
+    slow = any(curve == "sigmoid" or isinstance(curve, Elementwise) for curve in curves)
+    return (
+        "pairs, materialised: this curve with weights has no folded form"
+        if slow
+        else "pairs, by one matrix product (" + Affinity.__name__ + ".folded)"
+    )

@@ -1,0 +1,261 @@
+"""What a site of a model can show to the parts, asked for lazily.
+
+The parts never see prefix tokens (CLS, registers): everything here is about patch tokens, and only the
+softmax behind an attention knows the others. Nothing is computed before a part asks for it, and nothing
+twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import MissingEvidenceError
+from tokenzoo.kernels import attention_rows, received_attention
+from tokenzoo.plan import Plan, take
+
+Layer = int | str
+
+# What a part may name in `needs`; `name@layer` asks for another layer's.
+NAMES = (
+    *("x", "mass", "keys", "queries", "received_attention", "cls_attention"),
+    *("attention", "text", "grid", "frames"),
+)
+
+
+@dataclass(frozen=True)
+class SeenAttention:
+    """Queries and keys of one attention, prefix tokens included, and what its softmax adds.
+
+    Attributes:
+        query, key: `[b, h, n, d]`.
+        scale: the factor on the inner products.
+        prefix: how many of the n are prefix tokens.
+        key_bias: `[b, n]` added to the logits (log mass), or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    prefix: int = 0
+    key_bias: Tensor | None = None
+
+    def received(self, queries: str = "all", mass: Tensor | None = None) -> Tensor:
+        """Mean attention that each patch token receives: `[b, n - prefix]`.
+
+        Args:
+            queries: "all" or "patches": whether CLS and registers are asked too.
+            mass: `[b, n - prefix]` weights of the queries; prefix tokens have weight 1.
+        """
+        p = self.prefix
+        query = self.query[:, :, p:] if queries == "patches" else self.query
+        weight = mass
+        if mass is not None and queries == "all":
+            weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)
+        column = received_attention(
+            query, self.key, scale=self.scale, key_bias=self.key_bias, query_weight=weight
+        )
+        return column[:, p:]
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Attention of the patch queries `index [b, q]` to the patch tokens: `[b, h, q, n - prefix]`."""
+        b, h, _, d = self.query.shape
+        at = (index + self.prefix)[:, None, :, None].expand(b, h, -1, d)
+        rows = attention_rows(
+            self.query.gather(2, at), self.key, scale=self.scale, key_bias=self.key_bias
+        )
+        return rows[..., self.prefix :]
+
+    def cls(self) -> Tensor:
+        """Attention of the first token (CLS) to the patch tokens: `[b, h, n - prefix]`."""
+        row = attention_rows(
+            self.query[:, :, :1], self.key, scale=self.scale, key_bias=self.key_bias
+        )
+        return row[:, :, 0, self.prefix :]
+
+
+class Evidence:
+    """What one site shows about its n patch tokens.
+
+    Args:
+        x: features `[b, n, c]`.
+        mass: `[b, n]`, how many input tokens each stands for.
+        show: functions that make `keys [b, h, n, d]`, `queries [b, h, n, d]`, `received_attention [b, n]`,
+            `cls_attention [b, h, n]`; those that a site cannot show are left out.
+        attention: queries and keys with their softmax, where they were seen.
+        prefix: how many prefix tokens there were before these (ToMe's split by parity counts them).
+        grid: (rows, columns) while the n tokens are a whole grid in raster order, otherwise None.
+        frames: number of frames that the n tokens belong to, equally many each, or None.
+        text: `[b, t, c]` embeddings of the question, or None.
+        held: `[b, n]` bool, protected at an earlier site, or None.
+        layers: the evidence of other layers, by index or name.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        *,
+        mass: Tensor,
+        show: Mapping[str, Callable[[], Tensor]] | None = None,
+        attention: SeenAttention | None = None,
+        prefix: int = 0,
+        grid: tuple[int, int] | None = None,
+        frames: int | None = None,
+        text: Tensor | None = None,
+        held: Tensor | None = None,
+        layers: Mapping[Layer, Evidence] | None = None,
+    ) -> None:
+        self.x = x
+        self.mass = mass
+        self.prefix = prefix
+        self.held = held
+        self._grid = grid
+        self._frames = frames
+        self._text = text
+        self._attention = attention
+        self._layers = dict(layers or {})
+        self._values: dict[str, Tensor] = {}
+        self._show = dict(show or {})
+        if attention is not None:
+            self._show.setdefault("keys", lambda: attention.key[:, :, attention.prefix :])
+            self._show.setdefault("queries", lambda: attention.query[:, :, attention.prefix :])
+            self._show.setdefault("received_attention", attention.received)
+            if attention.prefix > 0:
+                self._show.setdefault("cls_attention", attention.cls)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """The names in `needs` that this evidence meets."""
+        own = {"x", "mass", *self._show}
+        optional = {
+            "attention": self._attention,
+            "grid": self._grid,
+            "frames": self._frames,
+            "text": self._text,
+        }
+        own |= {name for name, value in optional.items() if value is not None}
+        others = {f"{name}@{k}" for k, layer in self._layers.items() for name in layer.provides}
+        return frozenset(own | others)
+
+    def _value(self, name: str) -> Tensor:
+        if name not in self._values:
+            if name not in self._show:
+                raise self._missing(name)
+            self._values[name] = self._show[name]()
+        return self._values[name]
+
+    def _missing(self, name: str) -> MissingEvidenceError:
+        return MissingEvidenceError(
+            f"this site shows no {name}; it shows {', '.join(sorted(self.provides))}. A part that asks "
+            f"for it declares needs = frozenset({{{name!r}}}), so that the misfit is found at once"
+        )
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys of the attention, `[b, h, n, d]`."""
+        return self._value("keys")
+
+    @property
+    def queries(self) -> Tensor:
+        """Queries of the attention, `[b, h, n, d]`."""
+        return self._value("queries")
+
+    @property
+    def received_attention(self) -> Tensor:
+        """Attention that each token receives, mean over heads and all queries, `[b, n]`."""
+        return self._value("received_attention")
+
+    @property
+    def cls_attention(self) -> Tensor:
+        """Attention of the CLS token to each token, `[b, h, n]`."""
+        return self._value("cls_attention")
+
+    @property
+    def attention(self) -> SeenAttention:
+        """Queries and keys with their softmax: for the means that `received_attention` is not."""
+        if self._attention is None:
+            raise self._missing("attention")
+        return self._attention
+
+    @property
+    def text(self) -> Tensor:
+        """Embeddings of the question, `[b, t, c]`."""
+        if self._text is None:
+            raise self._missing("text")
+        return self._text
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the tokens, in raster order."""
+        if self._grid is None:
+            raise self._missing("grid")
+        return self._grid
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that the tokens belong to, one after another."""
+        if self._frames is None:
+            raise self._missing("frames")
+        return self._frames
+
+    def rows(self, queries: Tensor) -> Tensor:
+        """Attention of few queries `[b, q]` to the tokens: `[b, h, q, n]`."""
+        return self.attention.rows(queries)
+
+    def features(self, on: str) -> Tensor:
+        """One vector per token: "x", "keys" or "queries" (mean over heads), "all_keys" (concatenated).
+
+        Returns:
+            `[b, n, d]`.
+        """
+        if on == "x":
+            return self.x
+        if on == "all_keys":
+            return self.keys.transpose(1, 2).flatten(2)
+        return self._value(on).mean(1)
+
+    def at(self, layer: Layer | None) -> Evidence:
+        """The evidence of another layer; None: this one."""
+        if layer is None:
+            return self
+        if layer not in self._layers:
+            raise self._missing(f"evidence of layer {layer!r}")
+        return self._layers[layer]
+
+    def take(self, index: Tensor) -> Evidence:
+        """The evidence of the tokens `index [b, m]` only. It is no whole grid, and no whole frames."""
+
+        def gather(name: str) -> Callable[[], Tensor]:
+            return lambda: _gather(self._value(name), index)
+
+        return Evidence(
+            take(self.x, index),
+            mass=take(self.mass, index),
+            show={name: gather(name) for name in self._show},
+            prefix=self.prefix,
+            text=self._text,
+            held=None if self.held is None else take(self.held, index),
+            layers={name: layer.take(index) for name, layer in self._layers.items()},
+        )
+
+    def through(self, plan: Plan) -> Evidence:
+        """Carry this evidence through a plan: each output has what its representative has."""
+        return self.take(plan.keep.clamp_min(0))
+
+
+def needed(on: str) -> str:
+    """The name in `needs` behind `Evidence.features(on)`."""
+    return "keys" if on == "all_keys" else on
+
+
+def _gather(value: Tensor, index: Tensor) -> Tensor:
+    """Gather tokens of `[b, n]`, `[b, h, n]` or `[b, h, n, d]` at `index [b, m]`."""
+    if value.ndim == 2:
+        return value.gather(1, index)
+    if value.ndim == 3:
+        return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
+    at = index[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[3])
+    return value.gather(2, at)

@@ -1,0 +1,59 @@
+"""Everything that a plugin may say to tokenzoo: five mappings of names, one question, one notice.
+
+A plugin is any importable module whose entry point is in the group `tokenzoo`, and which marks some of
+the functions below with `@tokenzoo.hookimpl`. The built-in parts come through the same hooks. They are
+called on the first look-up of a name or an adapter, never inside a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import pluggy
+
+PROJECT = "tokenzoo"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# pluggy's markers are typed as "maybe a decorator": said once here, so that a plugin type-checks.
+hookimpl = cast(Callable[[_F], _F], pluggy.HookimplMarker(PROJECT))
+_hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@_hookspec
+def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+    """Map names to factories of token scorers (`Scorer`) and pair scorers (`PairScorer`)."""
+
+
+@_hookspec
+def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+    """Map names to factories of matchers, selectors, assigners, splits and protections."""
+
+
+@_hookspec
+def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+    """Map names to factories of mergers."""
+
+
+@_hookspec
+def tokenzoo_schedules() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+    """Map names to factories of schedules."""
+
+
+@_hookspec
+def tokenzoo_recipes() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+    """Map names to functions with keyword-only options that return a `Recipe`."""
+
+
+@_hookspec(firstresult=True)
+def tokenzoo_adapter(model: Any) -> Any:
+    """Return an `Adapter` for this model, or None if it is not of a family that the plugin knows.
+
+    Raise `UnsupportedModelError` for a model of that family that cannot be followed, with the reason.
+    """
+
+
+@_hookspec
+def tokenzoo_attached(attached: Any) -> None:
+    """Be told, once, that a recipe was attached to a model (`attached.model`, `attached.recipe`)."""

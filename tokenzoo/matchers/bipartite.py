@@ -1,0 +1,79 @@
+"""Bipartite soft matching: one score of pairs decides both who leaves and whom they join.
+
+Every token of one side proposes to its best partner on the other; the best proposals are merged. ToMe is
+the cosine of keys with a split by parity; EvoPrune discounts the cosine by the diversity of both tokens
+and holds the tokens that receive most attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Matcher, PairScorer
+from tokenzoo.matchers.protect import Protect
+from tokenzoo.matchers.split import Alternate, Parity, Split
+from tokenzoo.plan import Plan, take
+from tokenzoo.ranking import descending
+
+
+@dataclass(frozen=True)
+class Bipartite(Matcher):
+    """Merge the best-scoring pairs across a split.
+
+    Args:
+        pairs: a high score means merge.
+        split: who proposes and who receives.
+        protect: which tokens take no part; None: all take part.
+        order: of the outputs: "position", or "tome": first the proposers that stay, then all receivers.
+            ToMe leaves the former in descending order of their score where there is no prefix token,
+            and by position where there is one; its next split by parity depends on it.
+    """
+
+    pairs: PairScorer
+    split: Split = Alternate()
+    protect: Protect | None = None
+    order: Literal["position", "tome"] = "position"
+
+    def __post_init__(self) -> None:
+        if self.order not in ("position", "tome"):
+            raise BadArgumentError(f"order={self.order!r}; it is 'position' or 'tome'")
+        if self.protect is not None and (self.order == "tome" or isinstance(self.split, Parity)):
+            raise BadArgumentError(
+                "protect= needs split=Alternate() and order='position': by index parity fewer pairs "
+                "than wanted can be left among the mergeable tokens, and ToMe's order has no place "
+                "for held ones"
+            )
+
+    def fewest(self, tokens: int, prefix: int = 0) -> int:
+        """All but the most that the split can merge."""
+        del prefix
+        return tokens - self.split.limit(tokens)
+
+    def match(self, evidence: Evidence, keep: int) -> Plan:
+        """Merge the n - keep best pairs; stable, with ties to the lower index."""
+        b, n = evidence.x.shape[:2]
+        merges = n - keep
+        every = torch.arange(n, device=evidence.x.device).expand(b, n)
+        if self.protect is None:
+            held, free = every[:, :0], every
+        else:
+            held, free = self.protect.partition(evidence, merges)
+        sources, targets = self.split.sides(free, evidence.prefix)  # [b, s], [b, t]
+        score, best = self.pairs.score(evidence).at(sources, targets).best()  # [b, s] each
+        order = descending(score)
+        leaving, staying = order[:, :merges], order[:, merges:]
+        if evidence.prefix > 0 or self.order == "position":
+            staying = staying.sort(dim=-1).values
+        keep_index = torch.cat([take(sources, staying), targets, held], 1)  # [b, m]
+        slots = staying.shape[1] + take(best, leaving)
+        plan = Plan.from_slots(keep_index, take(sources, leaving), slots, n)
+        if self.protect is not None:
+            first = keep_index.shape[1] - held.shape[1]
+            place = torch.arange(keep_index.shape[1], device=keep_index.device)
+            plan = replace(plan, held=(place >= first).expand_as(keep_index))
+        return plan if self.order == "tome" else plan.by_position()

@@ -1,0 +1,46 @@
+"""Greedy max-min diversity: always the token that is furthest from all chosen ones (DivPrune)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import PairScorer, Selector
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose
+
+
+@dataclass(frozen=True)
+class MaxMin(Selector):
+    """Keep tokens one by one, each with the largest distance (1 - score) to its nearest chosen one.
+
+    The first is the token with the largest distance to its nearest neighbour. A chosen token is not
+    chosen again; the authors' code can do that where feature vectors are duplicated.
+
+    Args:
+        pairs: a similarity, at most 1.
+    """
+
+    pairs: PairScorer
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens, in the order of choice: for fewer, take the first of them. O(k p)."""
+        b, p = pool.shape
+        if k == 0:
+            return pool[:, :0], pool
+        scores = self.pairs.score(evidence).at(pool, pool).dense()
+        distance = (1 - scores).nan_to_num(nan=0.0)  # [b, p, p]; a NaN token is far from nobody
+        own = torch.eye(p, dtype=torch.bool, device=pool.device)
+        nearest = distance.masked_fill(own, torch.inf).amin(1)  # [b, p]
+        chosen: list[Tensor] = []
+        taken = torch.zeros_like(nearest, dtype=torch.bool)
+        for step in range(k):
+            pick = nearest.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)  # [b, 1]
+            chosen.append(pick)
+            taken = taken.scatter(1, pick, True)
+            row = take(distance, pick).squeeze(1)  # [b, p]
+            nearest = row if step == 0 else torch.minimum(nearest, row)
+        return choose(pool, torch.cat(chosen, 1))

@@ -1,0 +1,82 @@
+"""Two sides of a bipartite match: a proposes, b receives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.interfaces import Part
+
+
+class Split(Part, ABC):
+    """Divides the mergeable tokens into sources (a) and targets (b)."""
+
+    @abstractmethod
+    def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """Divide `free [b, f]`, ascending token indices, into `(a, b)`.
+
+        `prefix` is the number of prefix tokens in front of the patches.
+        """
+
+    @abstractmethod
+    def limit(self, tokens: int) -> int:
+        """The most merges among that many tokens."""
+
+
+@dataclass(frozen=True)
+class Alternate(Split):
+    """Every second mergeable token, whatever its index: half of them can always merge (EvoPrune)."""
+
+    def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """The first, third, ... propose to the second, fourth, ..."""
+        del prefix
+        return free[:, ::2], free[:, 1::2]
+
+    def limit(self, tokens: int) -> int:
+        """Half of the tokens."""
+        return tokens // 2
+
+
+@dataclass(frozen=True)
+class Parity(Split):
+    """ToMe's split: even positions of the whole sequence propose to the odd ones, prefix counted.
+
+    With one CLS token in front, the patches 1, 3, 5, ... propose to 0, 2, 4, ...
+    """
+
+    def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """Divide all tokens; a subset of them is not what this split is for."""
+        odd = prefix % 2
+        return free[:, odd::2], free[:, 1 - odd :: 2]
+
+    def limit(self, tokens: int) -> int:
+        """Half of the tokens."""
+        return tokens // 2
+
+
+@dataclass(frozen=True)
+class Every(Split):
+    """ToMe's k-th split: every k-th token receives, all others propose (and are usually all merged)."""
+
+    k: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or self.k < 2:
+            raise BadArgumentError(f"k={self.k!r}; one token in k receives: an int >= 2")
+
+    def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """The tokens k - 1, 2k - 1, ... receive; a remainder at the end proposes, and is not dropped."""
+        del prefix
+        f = free.shape[1]
+        place = torch.arange(f, device=free.device)
+        order = (place % self.k == self.k - 1).long().argsort(stable=True)
+        sources = f - f // self.k
+        return free[:, order[:sources]], free[:, order[sources:]]
+
+    def limit(self, tokens: int) -> int:
+        """All but every k-th, as long as there is one to receive."""
+        return tokens - tokens // self.k if tokens >= self.k else 0

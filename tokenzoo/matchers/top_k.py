@@ -1,0 +1,39 @@
+"""The tokens with the highest scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer, Selector
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose, descending
+
+
+@dataclass(frozen=True)
+class TopK(Selector):
+    """Keep the k highest of the pool, the highest first.
+
+    Args:
+        scorer: a high score means keep.
+        rest: order of what is left: "position" in the pool, or "score", descending (VisPruner's next
+            step splits that list by parity).
+    """
+
+    scorer: Scorer
+    rest: Literal["position", "score"] = "position"
+
+    def __post_init__(self) -> None:
+        if self.rest not in ("position", "score"):
+            raise BadArgumentError(f"rest={self.rest!r}; it is 'position' or 'score'")
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose the k highest."""
+        order = descending(take(self.scorer.score(evidence), pool))  # [b, p]
+        if self.rest == "score":
+            return take(pool, order[:, :k]), take(pool, order[:, k:])
+        return choose(pool, order[:, :k])

@@ -1,0 +1,20 @@
+"""Pruning: the kept tokens stay as they are, the others are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Merger
+from tokenzoo.plan import Plan
+from tokenzoo.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Keep(Merger):
+    """Take the features of the kept tokens and nothing of the others."""
+
+    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+        """Apply the plan; the features of a kept token are unchanged."""
+        del evidence
+        return plan.carry(tokens, plan.of_kept(tokens.x))

@@ -1,0 +1,23 @@
+"""The plain mean: every current token counts once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Merger
+from tokenzoo.plan import Plan, take
+from tokenzoo.tokens import Tokens, full_precision
+
+
+@dataclass(frozen=True)
+class Mean(Merger):
+    """The mean over the members of each group, whatever their mass (VScan)."""
+
+    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+        """Apply the plan."""
+        del evidence
+        x = full_precision(tokens.x)
+        count = plan.sum(x.new_ones(x.shape[:2]))  # [b, m]
+        weight = 1 / take(count, plan.dst.clamp_min(0)).clamp_min(1)
+        return plan.carry(tokens, plan.sum(x * weight[..., None]).to(tokens.x.dtype))

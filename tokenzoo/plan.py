@@ -1,0 +1,194 @@
+"""Where every token came from and went: the record that a reduction leaves behind.
+
+A `Plan` is provenance, not arithmetic: the merger does the arithmetic. Plans compose, and the
+composition reaches from the patches of the image to the last tokens: it serves unmerging, pictures,
+positions and debugging alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.tokens import Tokens
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Gather along the tokens: `values [b, n]` or `[b, n, c]` at `index [b, m]`."""
+    if values.ndim == 2:
+        return values.gather(1, index)  # [b, m]
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))  # [b, m, c]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A reduction of n tokens to m, for each image of a batch.
+
+    Attributes:
+        keep: `[b, m]` int64, the input token that each output token stands for; -1: a new token.
+        dst: `[b, n]` int64, the output token that each input token is part of; -1: dropped.
+        lengths: `[b]` int64, how many of the m outputs are real, for the recipes whose count comes from
+            the data; None: all of them.
+        held: `[b, m]` bool, the outputs that were protected by the matcher; None: it protects none.
+    """
+
+    keep: Tensor
+    dst: Tensor
+    lengths: Tensor | None = None
+    held: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens before (n)."""
+        return self.dst.shape[1]
+
+    @property
+    def kept(self) -> int:
+        """The number of tokens after (m)."""
+        return self.keep.shape[1]
+
+    @classmethod
+    def identity(cls, batch: int, tokens: int, *, device: torch.device | None = None) -> Plan:
+        """The plan that changes nothing."""
+        index = torch.arange(tokens, device=device).expand(batch, tokens)  # [b, n]
+        return cls(index, index)
+
+    @classmethod
+    def from_slots(cls, keep: Tensor, moved: Tensor, slots: Tensor, tokens: int) -> Plan:
+        """Build a plan from the kept tokens and the slots of the others.
+
+        Args:
+            keep: `[b, m]` distinct input tokens, or -1 for a new token, in output order.
+            moved: `[b, n - m]` the input tokens that are not kept.
+            slots: `[b, n - m]` the output token that each of `moved` joins; -1: dropped.
+            tokens: n.
+        """
+        b, m = keep.shape
+        own = torch.arange(m, device=keep.device).expand(b, m)
+        # A new token (-1) has no input of its own: its column n is cut off again.
+        index = torch.where(keep < 0, tokens, keep)
+        dst = keep.new_full((b, tokens + 1), -1)
+        dst = dst.scatter(1, moved, slots).scatter(1, index, own)
+        return cls(keep, dst[:, :tokens])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up values `[b, n]` or `[b, n, c]` over the inputs of each output: `[b, m]`, `[b, m, c]`."""
+        b, n = self.dst.shape
+        m = self.kept
+        # One more slot per image takes what is dropped. Rows, not elements, are added (index_add), and
+        # sum-then-divide is what also survives an ONNX export.
+        slots = torch.where(self.dst < 0, m, self.dst)
+        slots = slots + torch.arange(b, device=slots.device)[:, None] * (m + 1)
+        flat = values.reshape(b * n, *values.shape[2:])
+        sums = flat.new_zeros(b * (m + 1), *values.shape[2:]).index_add(0, slots.flatten(), flat)
+        return sums.view(b, m + 1, *values.shape[2:])[:, :m]
+
+    def of_kept(self, values: Tensor) -> Tensor:
+        """Gather values `[b, n]` or `[b, n, c]` of the kept tokens; zeros for new tokens."""
+        gathered = take(values, self.keep.clamp_min(0))
+        new = self.keep < 0
+        return gathered.masked_fill(new if values.ndim == 2 else new[..., None], 0)
+
+    def carry(self, tokens: Tokens, x: Tensor) -> Tokens:
+        """The reduced tokens with new features `x [b, m, c]`: each stands for all that is part of it."""
+        held = self.held
+        if held is None and tokens.held is not None:
+            held = take(tokens.held, self.keep.clamp_min(0)) & (self.keep >= 0)
+        return Tokens(x, self.sum(tokens.mass), held=held)
+
+    def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
+        """Spread outputs `[b, m, ...]` back over the inputs they stand for: `[b, n, ...]`.
+
+        Dropped tokens receive `fill`.
+
+        Raises:
+            BadArgumentError: `y` does not have m tokens.
+        """
+        if y.ndim < 2 or y.shape[:2] != self.keep.shape:
+            raise BadArgumentError(
+                f"y has shape {tuple(y.shape)}; this plan ends with {self.kept} tokens for each of "
+                f"{self.keep.shape[0]} images: [{self.keep.shape[0]}, {self.kept}, ...]"
+            )
+        flat = y.flatten(2) if y.ndim > 2 else y
+        spread = take(flat, self.dst.clamp_min(0))
+        dropped = self.dst < 0
+        spread = spread.masked_fill(dropped if flat.ndim == 2 else dropped[..., None], fill)
+        return spread.view(*self.dst.shape, *y.shape[2:])
+
+    def then(self, later: Plan) -> Plan:
+        """Compose: what this plan did, and then `later` on its outputs.
+
+        Raises:
+            BadArgumentError: `later` does not begin with as many tokens as this plan ends with.
+        """
+        if later.tokens != self.kept:
+            raise BadArgumentError(
+                f"a plan that ends with {self.kept} tokens cannot be followed by one that begins "
+                f"with {later.tokens}"
+            )
+        # A token that is new here, or becomes new later, stands for no input token: -1 stays -1.
+        keep = torch.where(later.keep < 0, -1, take(self.keep, later.keep.clamp_min(0)))
+        dst = torch.where(self.dst < 0, -1, take(later.dst, self.dst.clamp_min(0)))
+        return Plan(keep, dst, later.lengths, later.held)
+
+    def reordered(self, key: Tensor) -> Plan:
+        """The same plan with its outputs in ascending order of `key [b, m]` (stable)."""
+        order = key.argsort(dim=-1, stable=True)  # [b, m]
+        slots = torch.arange(self.kept, device=key.device).expand_as(order)
+        rank = torch.empty_like(order).scatter(1, order, slots)
+        dst = torch.where(self.dst < 0, -1, take(rank, self.dst.clamp_min(0)))
+        held = None if self.held is None else take(self.held, order)
+        return Plan(take(self.keep, order), dst, self.lengths, held)
+
+    def by_position(self) -> Plan:
+        """The same plan with its outputs in the order of their representatives; new tokens last."""
+        return self.reordered(torch.where(self.keep < 0, self.tokens, self.keep))
+
+    def beside(self, free: Tensor, held: Tensor) -> Plan:
+        """The same plan, made for the tokens `free [b, f]`, among all: `held [b, h]` stay as they are.
+
+        The outputs come in the order of their representatives.
+        """
+        new = self.keep < 0
+        keep = torch.cat([torch.where(new, -1, take(free, self.keep.clamp_min(0))), held], 1)
+        slots = torch.arange(self.kept, self.kept + held.shape[1], device=held.device)
+        dst = torch.cat([self.dst, slots.expand_as(held)], 1)
+        order = torch.cat([free, held], 1).argsort(dim=-1)
+        return Plan(keep, take(dst, order)).by_position()
+
+    def after_prefix(self, prefix: int) -> Plan:
+        """The same plan, for a sequence with `prefix` untouched tokens in front."""
+        if prefix == 0:
+            return self
+        b = self.keep.shape[0]
+        own = torch.arange(prefix, device=self.keep.device).expand(b, prefix)
+        keep = torch.where(self.keep < 0, -1, self.keep + prefix)
+        dst = torch.where(self.dst < 0, -1, self.dst + prefix)
+        lengths = None if self.lengths is None else self.lengths + prefix
+        held = self.held
+        if held is not None:
+            held = torch.cat([held.new_zeros(b, prefix), held], 1)
+        return Plan(torch.cat([own, keep], 1), torch.cat([own, dst], 1), lengths, held)
+
+    def check(self) -> None:
+        """Raise if keep and dst contradict each other; for tests and debugging (it waits for the device).
+
+        Raises:
+            BadArgumentError: an index out of range, a token kept twice, or one that is kept in one slot
+                and counted in another.
+        """
+        b, m = self.keep.shape
+        n = self.tokens
+        if self.dst.shape[0] != b:
+            raise BadArgumentError(f"keep is for {b} images, dst for {self.dst.shape[0]}")
+        for name, index, limit in (("keep", self.keep, n), ("dst", self.dst, m)):
+            if bool(((index < -1) | (index >= limit)).any()):
+                raise BadArgumentError(f"{name} has indices outside -1 .. {limit - 1}")
+        old = self.keep >= 0
+        slots = torch.arange(m, device=self.keep.device).expand(b, m)
+        home = take(self.dst, self.keep.clamp_min(0))
+        if bool((old & (home != slots)).any()):
+            raise BadArgumentError("a kept token is not in its own slot: dst[keep[i]] must be i")

@@ -1,0 +1,156 @@
+"""Finding parts, recipes and adapters: the plugin manager, through which the built-ins come too.
+
+Nothing is loaded at import. The first look-up registers the built-in parts and every entry point of the
+group `tokenzoo`; the environment variable TOKENZOO_PLUGINS, a comma-separated list of entry point names,
+restricts the latter to those (our own adapters always load).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+import pluggy
+
+from tokenzoo import hookspecs
+from tokenzoo.errors import PluginError, UnknownNameError
+from tokenzoo.hookspecs import PROJECT
+
+Kind = Literal["scorers", "matchers", "mergers", "schedules", "recipes"]
+KINDS: tuple[Kind, ...] = ("scorers", "matchers", "mergers", "schedules", "recipes")
+DISTRIBUTION = "tokenzoo"
+
+_lock = threading.RLock()
+_manager: pluggy.PluginManager | None = None
+
+
+def manager() -> pluggy.PluginManager:
+    """The plugin manager, loaded on the first call.
+
+    Raises:
+        PluginError: a plugin does not import, or what it says is not understood. The next call tries
+            again: nothing half-loaded stays behind.
+    """
+    global _manager
+    with _lock:
+        if _manager is None:
+            fresh = pluggy.PluginManager(PROJECT)
+            fresh.add_hookspecs(hookspecs)
+            for kind in KINDS:
+                _register(fresh, importlib.import_module(f"tokenzoo.{kind}"), f"tokenzoo.{kind}")
+            for entry in _entries():
+                _register(fresh, _load(entry), entry.name, _distribution(entry))
+            _manager = fresh
+        return _manager
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "unknown"
+
+
+def _entries() -> list[EntryPoint]:
+    found = sorted(entry_points(group=PROJECT), key=lambda entry: (entry.name, entry.value))
+    wanted = os.environ.get("TOKENZOO_PLUGINS")
+    if wanted is None:
+        return found
+    names = {name.strip() for name in wanted.split(",") if name.strip()}
+    unknown = sorted(names - {entry.name for entry in found})
+    if unknown:
+        raise PluginError(
+            f"TOKENZOO_PLUGINS names {', '.join(unknown)}; installed are "
+            f"{', '.join(sorted({entry.name for entry in found})) or 'none'}"
+        )
+    return [entry for entry in found if entry.name in names or _distribution(entry) == DISTRIBUTION]
+
+
+def _load(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise PluginError(
+            f"the plugin {entry.name!r} of the distribution {_distribution(entry)!r} ({entry.value}) does "
+            f"not import: {type(error).__name__}: {error}. Mend or uninstall it, or leave it out with "
+            "TOKENZOO_PLUGINS"
+        ) from error
+
+
+def _register(
+    into: pluggy.PluginManager, plugin: Any, name: str, distribution: str = DISTRIBUTION
+) -> None:
+    who = f"the plugin {name!r} of the distribution {distribution!r}"
+    try:
+        into.register(plugin, name)
+        into.check_pending()
+    except (ValueError, pluggy.PluginValidationError) as error:
+        if into.get_plugin(name) is plugin:
+            into.unregister(plugin)
+        hooks = ", ".join(hook for hook in vars(hookspecs) if hook.startswith("tokenzoo_"))
+        raise PluginError(
+            f"{who} cannot be registered: {error}. The hooks are {hooks}; a name is taken once"
+        ) from error
+    if not into.get_hookcallers(plugin):
+        into.unregister(plugin)
+        raise PluginError(f"{who} says nothing: mark its functions with @tokenzoo.hookimpl")
+
+
+@contextmanager
+def registered(plugin: Any, name: str = "test") -> Iterator[None]:
+    """Have a plugin for the length of a `with` block: for tests of one that is not installed."""
+    _register(manager(), plugin, name)
+    try:
+        collect("scorers"), collect("matchers"), collect("mergers")
+        yield
+    finally:
+        manager().unregister(plugin)
+
+
+def collect(kind: Kind) -> dict[str, Callable[..., Any]]:
+    """All factories of a kind, by name.
+
+    Raises:
+        PluginError: two plugins take the same name.
+    """
+    factories: dict[str, Callable[..., Any]] = {}
+    owners: dict[str, str] = {}
+    for implementation in getattr(manager().hook, f"tokenzoo_{kind}").get_hookimpls():
+        found: Mapping[str, Callable[..., Any]] = implementation.function()
+        for name, factory in found.items():
+            if name in factories:
+                raise PluginError(
+                    f"the plugins {owners[name]!r} and {implementation.plugin_name!r} both bring "
+                    f"{kind[:-1]} {name!r}: leave one of them out with TOKENZOO_PLUGINS"
+                )
+            factories[name] = factory
+            owners[name] = implementation.plugin_name
+    return factories
+
+
+def names(kind: Kind, pattern: str = "*") -> list[str]:
+    """The names of a kind that match a shell pattern, sorted."""
+    return sorted(name for name in collect(kind) if fnmatch(name, pattern))
+
+
+def find(kind: Kind, name: str) -> Callable[..., Any]:
+    """The factory of this name.
+
+    Raises:
+        UnknownNameError: there is none; names the nearest.
+    """
+    factories = collect(kind)
+    if name not in factories:
+        raise UnknownNameError(unknown(kind[:-1], name, factories))
+    return factories[name]
+
+
+def unknown(what: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """The sentence for a name that is not known."""
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"no {what} {name!r}; {hint}there are {', '.join(sorted(known))}"

@@ -1,0 +1,224 @@
+"""A recipe: which parts, at which stage, to how many tokens. Frozen data, nothing that runs.
+
+Recipe(
+Step(Stage.BLOCK, Skip(), Bipartite(Similarity("keys")), WeightedMean()),
+keep=0.25,
+)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from tokenzoo.budget import Budget, resolve_keep
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A place on the way of the data: image, embedded, block, features, projected, llm.
+
+    `Stage.BLOCK` stands for all blocks of the tower, and the schedule says which; `Stage.LLM(16)` is one
+    layer.
+    """
+
+    name: str
+    layer: int | None = None
+
+    NAMES: ClassVar[tuple[str, ...]] = (
+        *("image", "embedded", "block", "features", "projected", "llm"),
+    )
+    IMAGE: ClassVar[Stage]
+    EMBEDDED: ClassVar[Stage]
+    BLOCK: ClassVar[Stage]
+    FEATURES: ClassVar[Stage]
+    PROJECTED: ClassVar[Stage]
+    LLM: ClassVar[Stage]
+
+    def __post_init__(self) -> None:
+        if self.name not in self.NAMES:
+            raise BadArgumentError(
+                f"no stage {self.name!r}; the stages are {', '.join(self.NAMES)}"
+            )
+
+    def __call__(self, layer: int) -> Stage:
+        """The same stage at one layer: `Stage.LLM(16)`."""
+        if self.name not in ("block", "llm"):
+            raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
+        return replace(self, layer=layer)
+
+    def __repr__(self) -> str:
+        return f"Stage.{self.name.upper()}" + ("" if self.layer is None else f"({self.layer})")
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where it comes in the data's way."""
+        return self.NAMES.index(self.name), -1 if self.layer is None else self.layer
+
+
+for _name in Stage.NAMES:
+    setattr(Stage, _name.upper(), Stage(_name))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reduction: at this stage, so many, these with those, in this way.
+
+    Args:
+        stage: where.
+        schedule: how many tokens stay after each site of the stage.
+        matcher: who stays, who joins whom.
+        merger: the arithmetic.
+        positions: in a language model, whether kept tokens keep their positions ("keep") or are numbered
+            anew ("compact").
+        prefix: whether prefix tokens travel on ("keep") or end here ("drop").
+
+    Attributes:
+        needs: the evidence that its parts need.
+        learns: whether a part of it carries gradients through its scores.
+    """
+
+    stage: Stage
+    schedule: Schedule
+    matcher: Matcher
+    merger: Merger
+    positions: Literal["keep", "compact"] = "keep"
+    prefix: Literal["keep", "drop"] = "keep"
+    needs: frozenset[str] = field(init=False, repr=False, compare=False)
+    learns: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        kinds = {"stage": Stage, "schedule": Schedule, "matcher": Matcher, "merger": Merger}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise BadArgumentError(
+                    f"Step({name}={getattr(self, name)!r}); it is a {kind.__name__}: "
+                    "Step(stage, schedule, matcher, merger)"
+                )
+        if self.positions not in ("keep", "compact"):
+            raise BadArgumentError(f"positions={self.positions!r}; it is 'keep' or 'compact'")
+        if self.prefix not in ("keep", "drop"):
+            raise BadArgumentError(f"prefix={self.prefix!r}; it is 'keep' or 'drop'")
+
+        # Known once and for all: a forward pass asks at every site.
+        parts = (self.matcher, self.merger)
+        object.__setattr__(self, "needs", needs_of(parts))
+        object.__setattr__(self, "learns", any(part.differentiable for part in walk(parts)))
+
+    def counts(self, tokens: int, sites: int, keep: int, prefix: int = 0) -> tuple[int, ...]:
+        """Patch tokens after each site; see `Schedule.counts`."""
+
+        def fewest(n: int) -> int:
+            return self.matcher.fewest(n, prefix)
+
+        return self.schedule.counts(tokens, sites, keep, fewest)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Recipe:
+    """Steps in the order of their stages, and how many patch tokens they leave.
+
+    Args:
+        steps: see `Step`.
+        keep: patch tokens of one image to keep: an int is a count, a float a fraction of them. None only
+            where every schedule fixes its removals itself (ToMe's r).
+        proportional_attention: whether, from the first merge on, every key counts as many times as its
+            token's mass (log mass is added to the logits; ToMe, equation 1).
+
+    Raises:
+        BadArgumentError: no steps, steps out of order, a bad keep.
+    """
+
+    steps: tuple[Step, ...]
+    keep: int | float | None
+    proportional_attention: bool
+
+    def __init__(
+        self, *steps: Step, keep: int | float | None = 0.25, proportional_attention: bool = False
+    ) -> None:
+        for step in steps:
+            if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise BadArgumentError(f"Recipe({step!r}); it takes one or more Step(...)")
+        orders = [step.stage.order for step in steps]
+        if not steps or orders != sorted(orders) or len(set(orders)) < len(orders):
+            raise BadArgumentError(
+                f"steps at {[step.stage for step in steps]}; a recipe has one or more, each at a later "
+                f"stage than the one before: {', '.join(Stage.NAMES)}"
+            )
+        if keep is not None:
+            resolve_keep(keep, 1)
+        elif any(step.schedule.uses_keep for step in steps):
+            raise BadArgumentError(
+                "keep=None; pass a count or a fraction of the patch tokens to keep"
+            )
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "proportional_attention", proportional_attention)
+
+    def __repr__(self) -> str:
+        options = f"keep={self.keep!r}, proportional_attention={self.proportional_attention!r}"
+        return f"Recipe({', '.join(map(repr, self.steps))}, {options})"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The evidence that all its parts need."""
+        return frozenset[str]().union(*(step.needs for step in self.steps))
+
+    def step_at(self, stage: Stage) -> Step | None:
+        """The step at this stage (of any layer), if there is one."""
+        return next((step for step in self.steps if step.stage.name == stage.name), None)
+
+    def wanted(self, tokens: int) -> int:
+        """The patch tokens that `keep` asks for."""
+        return tokens if self.keep is None else resolve_keep(self.keep, tokens)
+
+    def budget(
+        self, tokens: int, depth: int, *, prefix: int = 0, width: int = 768, hidden: int = 0
+    ) -> Budget:
+        """The patch tokens at every point of a tower: exactly what will happen, from shapes alone.
+
+        Args:
+            tokens: patch tokens of one image.
+            depth: blocks of the tower whose result is read.
+            prefix: CLS and register tokens.
+            width: channels of a token, for the count of operations.
+            hidden: width of the MLP; 0: four times `width`.
+
+        Raises:
+            BudgetError: `keep` cannot be reached; names the fewest.
+        """
+        for name, value, least in (
+            ("tokens", tokens, 1),
+            ("depth", depth, 1),
+            ("prefix", prefix, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise BadArgumentError(f"{name}={value!r}; it is an int >= {least}")
+        keep = self.wanted(tokens)
+        at = entering = features = tokens
+        blocks = (tokens,) * depth
+        llm: int | None = None
+        for step in self.steps:
+            stage = step.stage.name
+            counts = step.counts(at, depth if stage == "block" else 1, keep, prefix)
+            at = counts[-1]
+            if stage == "block":
+                blocks = counts
+            elif stage in ("image", "embedded"):
+                entering, blocks = at, (at,) * depth
+            if stage == "llm":
+                llm = at
+            else:
+                features = at
+        return Budget(
+            tokens=tokens,
+            entering=entering,
+            blocks=blocks,
+            features=features,
+            llm=llm,
+            prefix=prefix,
+            width=width,
+            hidden=hidden or 4 * width,
+        )

@@ -1,0 +1,57 @@
+"""The controls: what a method has to beat before it is worth its name."""
+
+from __future__ import annotations
+
+from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
+from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once, Skip
+from tokenzoo.scorers import Random
+
+
+def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: int = 2) -> Recipe:
+    """Drop random tokens, under EvoPrune's default schedule: the same counts, hence the same cost.
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction.
+        seed: another seed is another choice; it is the same for every image.
+        start: first block that drops.
+        every: distance between dropping blocks.
+    """
+    match = SelectAssign(TopK(Random(seed)), Drop())
+    return Recipe(Step(Stage.BLOCK, Skip(start, every), match, Keep()), keep=keep)
+
+
+def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
+    """Keep a strided grid of tokens, once.
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction.
+        at: the block after whose attention it happens, as an index or a fraction of the depth.
+    """
+    match = SelectAssign(GridCentres(), Drop())
+    return Recipe(Step(Stage.BLOCK, Once(at), match, Keep()), keep=keep)
+
+
+def pool(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
+    """Average the tokens of each cell of a coarser grid, once.
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction.
+        at: the block after whose attention it happens, as an index or a fraction of the depth.
+    """
+    match = SelectAssign(GridCentres(), SameCell())
+    return Recipe(Step(Stage.BLOCK, Once(at), match, WeightedMean()), keep=keep)
+
+
+def downsample(*, keep: int | float = 0.25) -> Recipe:
+    """Show the model a smaller image: bilinear, antialiased, the positions interpolated.
+
+    Args:
+        keep: patch tokens of the smaller image: a count or a fraction. It must be a product rows x
+            columns near the image's own shape.
+
+    On bare tensors, where there is no image, the features are averaged over the same cells.
+    """
+    match = SelectAssign(GridCentres(), SameCell())
+    return Recipe(Step(Stage.IMAGE, Once(), match, WeightedMean()), keep=keep)

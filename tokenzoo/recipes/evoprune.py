@@ -1,0 +1,75 @@
+"""EvoPrune: merge inside the vision encoder, where the cost is (arXiv 2603.03681, March 2026).
+
+In every other block, between attention and MLP, the tokens that receive most attention are held; the
+others split alternately into a and b; each of a proposes to its best partner in b by
+
+    score(i, j) = sim(i, j) * exp(-lam * (d_i + d_j)),    d = 1 - density of the K nearest neighbours,
+
+and the r best proposals are merged. What the paper leaves open is an option here, and docs/evoprune.md
+says, line by line, what was chosen and why.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.interfaces import Merger, Schedule
+from tokenzoo.matchers import Alternate, Bipartite, Protect
+from tokenzoo.mergers import Mean, WeightedMean
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Skip
+from tokenzoo.scorers import Diversity, ReceivedAttention, Similarity
+
+MERGERS: dict[str, Merger] = {"weighted_mean": WeightedMean(), "mean": Mean()}
+
+
+def evoprune(
+    *,
+    keep: int | float = 0.25,
+    ctr: float = 0.25,
+    features: str = "keys",
+    curve: Literal["cosine", "nonnegative", "exp", "sigmoid"] = "nonnegative",
+    beta: float = 1.0,
+    density: str = "keys",
+    k: int = 5,
+    tau: float | str = "image",
+    lam: float = 1.0,
+    queries: Literal["all", "patches"] = "all",
+    by_mass: bool = False,
+    sticky: bool = False,
+    start: int = 1,
+    every: int = 2,
+    schedule: Schedule | None = None,
+    merger: Literal["weighted_mean", "mean"] = "weighted_mean",
+    proportional_attention: bool = False,
+) -> Recipe:
+    """Hold what is attended to, merge what is alike and crowded, in every other block of the encoder.
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction.
+        ctr: critical token ratio, the share of a site's tokens that is held (paper: 0.25).
+        features: whose cosine it is: "keys" (mean over heads), "all_keys", "queries" or "x". (open)
+        curve: what makes the cosine non-negative before it is multiplied by weights. (open; the paper
+            says that it lies in [0, 1], which a cosine does not)
+        beta: steepness of the curves "exp" and "sigmoid". (open)
+        density: whose neighbourhoods are looked at. (open)
+        k: number of nearest neighbours. (open)
+        tau: bandwidth of the Gaussian, or "image": adapted to each image. (open)
+        lam: weight of the diversity penalty. (open)
+        queries: "all", or "patches": whose attention counts as received. (open)
+        by_mass: weigh the queries by mass. (open)
+        sticky: hold the tokens of earlier sites first, as long as there is room. (contradictory)
+        start: first block that merges, counted from 0. (open; 0 or 1)
+        every: distance between merging blocks (paper: 2).
+        schedule: another schedule, instead of Skip(start, every).
+        merger: "weighted_mean" by mass, or "mean". (open)
+        proportional_attention: log mass on the logits of later blocks, as in ToMe. (open)
+    """
+    if merger not in MERGERS:
+        raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")
+    affinity = Similarity(features, curve, beta) * Diversity(density, k=k, tau=tau).discount(lam)
+    critical = Protect(ReceivedAttention(queries, by_mass), ctr, sticky)
+    match = Bipartite(affinity, split=Alternate(), protect=critical)
+    step = Step(Stage.BLOCK, schedule or Skip(start, every), match, MERGERS[merger])
+    return Recipe(step, keep=keep, proportional_attention=proportional_attention)

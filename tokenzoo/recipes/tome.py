@@ -1,0 +1,40 @@
+"""Token Merging (ToMe): a little in every block (arXiv 2210.09461, ICLR 2023)."""
+
+from __future__ import annotations
+
+from tokenzoo.matchers import Bipartite, Parity
+from tokenzoo.mergers import WeightedMean
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Explicit, Mean, PerBlock
+from tokenzoo.scorers import Similarity
+
+
+def tome(
+    *,
+    keep: int | float = 0.25,
+    r: int | tuple[int, ...] | list[int] | None = None,
+    inflection: float = 0.0,
+    proportional_attention: bool = True,
+) -> Recipe:
+    """Merge the tokens with the most similar keys, in every block, weighted by mass.
+
+    Args:
+        keep: patch tokens to keep, spread evenly over the blocks; not consulted where `r` is given.
+        r: ToMe's own measure: tokens removed per block (at most half), or a list of them.
+        inflection: with an int r: -1 removes more in the first blocks, 1 in the last, 0 the same in all.
+        proportional_attention: log mass on the logits of later blocks; the paper turns it off in training
+            and for some self-supervised models.
+
+    The outputs of every merge are in ToMe's own order (proposers that stay, then receivers): the next
+    split by parity depends on it. Registers are left alone, which the original does not do.
+    """
+    match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
+    if r is None:
+        schedule = Mean()
+    else:
+        schedule = PerBlock(r, inflection) if isinstance(r, int) else Explicit(tuple(r))
+    return Recipe(
+        Step(Stage.BLOCK, schedule, match, WeightedMean()),
+        keep=keep if r is None else None,
+        proportional_attention=proportional_attention,
+    )

@@ -1,0 +1,297 @@
+"""The heart: a schedule's count, a matcher's plan, a merger's arithmetic.
+
+`reduce_site` is what happens at one site, on a model or on bare tensors; `reduce` is the latter, with
+everything that a caller can get wrong checked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
+from tokenzoo.evidence import Evidence, Layer, SeenAttention
+from tokenzoo.plan import Plan
+from tokenzoo.recipe import Recipe, Step
+from tokenzoo.tokens import Tokens
+
+
+def reduce_site(step: Step, tokens: Tokens, evidence: Evidence, keep: int) -> tuple[Tokens, Plan]:
+    """Reduce the tokens of one site to `keep` patch tokens; the prefix is never touched.
+
+    Args:
+        step: whose matcher and merger are used.
+        tokens: prefix and n patch tokens, `[b, prefix + n, c]`.
+        evidence: about the n patch tokens.
+        keep: patch tokens that stay.
+
+    Returns:
+        The reduced tokens `[b, prefix + keep, c]` and the plan of the whole sequence.
+    """
+    with torch.set_grad_enabled(step.learns and torch.is_grad_enabled()):
+        plan = step.matcher.match(evidence, keep)
+    merged = step.merger.merge(tokens.patches, plan, evidence)
+    return merged.with_prefix_of(tokens), plan.after_prefix(tokens.prefix)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What `reduce` returns.
+
+    Attributes:
+        x: the tokens that are left `[b, m, c]`, prefix first.
+        mass: how many input tokens each stands for `[b, m]`.
+        plan: where every token came from and went; its indices count the whole input.
+    """
+
+    x: Tensor
+    mass: Tensor
+    plan: Plan
+
+    def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
+        """Spread `y [b, m, ...]` back over the input tokens: `[b, n, ...]`; dropped ones get `fill`."""
+        return self.plan.unmerge(y, fill)
+
+
+def reduce(
+    recipe: Recipe,
+    x: Tensor,
+    *,
+    protected: Tensor | None = None,
+    mass: Tensor | None = None,
+    prefix: int = 0,
+    at: Mapping[Layer, Mapping[str, Any]] | None = None,
+    **shown: Any,
+) -> Reduced:
+    """Apply a recipe of one step to tensors, without any model: see `Zoo.reduce` for the arguments."""
+    if len(recipe.steps) != 1:
+        raise BadArgumentError(
+            f"this recipe has {len(recipe.steps)} steps, and tensors are one site; take one of them: "
+            "tokenzoo.build(Recipe(recipe.steps[0], keep=...)).reduce(x, ...)"
+        )
+    if recipe.keep is None:
+        raise BadArgumentError("keep=None; on tensors the schedule is not consulted: pass keep=")
+    step = recipe.steps[0]
+    tokens = Tokens.of(x, mass=mass, prefix=prefix)
+    if protected is not None:
+        check_protected(protected, tokens)
+        if x.shape[0] > 1:
+            return _each_alone(recipe, tokens, protected, at or {}, shown)
+    evidence = gather_evidence(tokens, at or {}, shown)
+    if protected is None:
+        check_needs(step, evidence)
+        reduced, plan = reduce_site(step, tokens, evidence, _reachable(recipe, tokens, 0))
+        return Reduced(reduced.x, reduced.mass, plan)
+    held = protected[:, prefix:].nonzero()[None, :, 1]  # [1, held]
+    free = (~protected[:, prefix:]).nonzero()[None, :, 1]  # [1, free]
+    keep = _reachable(recipe, tokens, held.shape[1])
+    if free.shape[1] == 0:
+        plan = Plan.identity(1, held.shape[1], device=x.device)
+    else:
+        # What the caller protects never meets a part, so that no part can get it wrong.
+        beside = evidence.take(free)
+        check_needs(step, beside)
+        with torch.no_grad():
+            plan = step.matcher.match(beside, keep).beside(free, held)
+    reduced = step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens)
+    return Reduced(reduced.x, reduced.mass, plan.after_prefix(prefix))
+
+
+def check_needs(step: Step, evidence: Evidence) -> None:
+    """Raise if the parts of a step need what this evidence does not have.
+
+    Raises:
+        MissingEvidenceError: names what is missing and what is there.
+    """
+    missing = sorted(step.needs - evidence.provides)
+    if missing:
+        arguments = ", ".join(
+            f"at={{{name.partition('@')[2]!r}: {{{name.partition('@')[0]!r}: ...}}}}"
+            if "@" in name
+            else ("queries=..., keys=..." if name == "attention" else f"{name}=...")
+            for name in missing
+        )
+        raise MissingEvidenceError(
+            f"{step.matcher!r} needs {', '.join(missing)}, and the tensors given show "
+            f"{', '.join(sorted(evidence.provides))}: pass {arguments}"
+        )
+
+
+def check_protected(protected: Tensor, tokens: Tokens) -> None:
+    """Raise unless there is one bool per token.
+
+    Raises:
+        BadArgumentError: another shape or dtype.
+    """
+    shape = tuple(tokens.x.shape[:2])
+    if tuple(protected.shape) != shape or protected.dtype != torch.bool:
+        raise BadArgumentError(
+            f"protected has shape {tuple(protected.shape)} and dtype {protected.dtype}; it is one bool "
+            f"for each token: shape {shape}, dtype torch.bool"
+        )
+
+
+def _reachable(recipe: Recipe, tokens: Tokens, held: int) -> int:
+    """The patch tokens to keep beside `held` ones; an error if one step does not go so far."""
+    step, total = recipe.steps[0], tokens.x.shape[1] - tokens.prefix
+    keep = recipe.wanted(total)
+    fewest = held + (step.matcher.fewest(total - held, tokens.prefix) if total > held else 0)
+    if keep < fewest:
+        protected = f", {held} of them protected" if held else ""
+        raise BudgetError(
+            f"keep={recipe.keep!r} is {keep} of {total} patch tokens{protected}; one step of "
+            f"{type(step.matcher).__name__} goes down to {fewest}: keep at least that many, or reduce "
+            "the result again"
+        )
+    return keep - held
+
+
+def _each_alone(
+    recipe: Recipe,
+    tokens: Tokens,
+    protected: Tensor,
+    at: Mapping[Layer, Mapping[str, Any]],
+    shown: Mapping[str, Any],
+) -> Reduced:
+    """One image at a time: how many tokens the caller protects can differ between them."""
+
+    def image(values: Mapping[str, Any], i: int) -> dict[str, Any]:
+        return {k: v[i : i + 1] if isinstance(v, Tensor) else v for k, v in values.items()}
+
+    results = [
+        reduce(
+            recipe,
+            tokens.x[i : i + 1],
+            mass=tokens.mass[i : i + 1],
+            prefix=tokens.prefix,
+            protected=protected[i : i + 1],
+            at={layer: image(values, i) for layer, values in at.items()},
+            **image(shown, i),
+        )
+        for i in range(tokens.x.shape[0])
+    ]
+    plan = Plan(torch.cat([r.plan.keep for r in results]), torch.cat([r.plan.dst for r in results]))
+    return Reduced(torch.cat([r.x for r in results]), torch.cat([r.mass for r in results]), plan)
+
+
+# What `reduce` takes beside x, and the shapes allowed; `N` counts the prefix tokens too.
+_SHAPES = {
+    "keys": ("bNd", "bhNd"),
+    "queries": ("bNd", "bhNd"),
+    "received_attention": ("bN",),
+    "cls_attention": ("bN", "bhN"),
+    "text": ("btc",),
+}
+
+
+def gather_evidence(
+    tokens: Tokens, at: Mapping[Layer, Mapping[str, Any]], shown: Mapping[str, Any]
+) -> Evidence:
+    """Make the evidence of patch tokens out of tensors about the whole input.
+
+    Raises:
+        BadArgumentError: an unknown name, or a shape that does not fit.
+    """
+    known = {*_SHAPES, "grid", "frames"}
+    unknown = sorted(set(shown) - known)
+    if unknown:
+        raise BadArgumentError(
+            f"unknown evidence {', '.join(unknown)}; reduce takes x, mass, prefix, protected, at, "
+            f"{', '.join(sorted(known))}"
+        )
+    p, n = tokens.prefix, tokens.x.shape[1]
+    b = tokens.x.shape[0]
+    given: dict[str, Tensor] = {}
+    for name, shapes in _SHAPES.items():
+        value = shown.get(name)
+        if value is None:
+            continue
+        sizes = {"b": b, "N": n}
+        if not any(_fits(value, shape, sizes) for shape in shapes):
+            wanted = " or ".join("[" + ", ".join(shape) + "]" for shape in shapes)
+            raise BadArgumentError(
+                f"{name} has shape {tuple(getattr(value, 'shape', ()))}; it is a tensor {wanted} with "
+                f"b = {b} images and N = {n} tokens, prefix tokens included"
+            )
+        given[name] = value
+    for name in ("keys", "queries"):
+        if name in given and given[name].ndim == 3:
+            given[name] = given[name][:, None]  # one head
+    if "cls_attention" in given and given["cls_attention"].ndim == 2:
+        given["cls_attention"] = given["cls_attention"][:, None]
+    attention = None
+    if "keys" in given and "queries" in given:
+        query, key = given["queries"], given["keys"]
+        if query.shape != key.shape:
+            raise BadArgumentError(
+                f"queries {tuple(query.shape)} and keys {tuple(key.shape)} have different shapes"
+            )
+        attention = SeenAttention(query, key, query.shape[-1] ** -0.5, p)
+    show = {
+        name: (lambda value=value: _without_prefix(value, p))
+        for name, value in given.items()
+        if name != "text"
+    }
+    patches = tokens.patches
+    return Evidence(
+        patches.x,
+        mass=patches.mass,
+        show=show,
+        attention=attention,
+        prefix=p,
+        grid=_check_grid(shown.get("grid"), n - p),
+        frames=_check_frames(shown.get("frames"), n - p),
+        text=given.get("text"),
+        layers={layer: _layer(tokens, layer, dict(values)) for layer, values in at.items()},
+    )
+
+
+def _layer(tokens: Tokens, layer: Layer, values: dict[str, Any]) -> Evidence:
+    """The evidence of another layer: its own x, or, where only attention is given, this one's."""
+    x = values.pop("x", tokens.x)
+    if not isinstance(x, Tensor) or x.shape[:2] != tokens.x.shape[:2]:
+        raise BadArgumentError(
+            f"at[{layer!r}]['x'] has shape {tuple(getattr(x, 'shape', ()))}; it has the same images and "
+            f"tokens as x: {tuple(tokens.x.shape[:2])}"
+        )
+    return gather_evidence(Tokens(x, tokens.mass, tokens.prefix), {}, values)
+
+
+def _fits(value: Any, shape: str, sizes: Mapping[str, int]) -> bool:
+    if not isinstance(value, Tensor) or value.ndim != len(shape):
+        return False
+    return all(
+        sizes.get(letter, size) == size for letter, size in zip(shape, value.shape, strict=True)
+    )
+
+
+def _without_prefix(value: Tensor, prefix: int) -> Tensor:
+    """Cut the prefix off `[b, N]`, `[b, h, N]` or `[b, h, N, d]`."""
+    return value[:, prefix:] if value.ndim == 2 else value[:, :, prefix:]
+
+
+def _check_grid(grid: Any, tokens: int) -> tuple[int, int] | None:
+    if grid is None:
+        return None
+    sizes = tuple(grid) if isinstance(grid, list | tuple) else ()
+    if len(sizes) != 2 or any(not isinstance(s, int) or s < 1 for s in sizes):
+        raise BadArgumentError(f"grid={grid!r}; it is (rows, columns) of the patch tokens")
+    if sizes[0] * sizes[1] != tokens:
+        raise BadArgumentError(
+            f"grid={grid!r} has {sizes[0] * sizes[1]} places for {tokens} patch tokens"
+        )
+    return sizes
+
+
+def _check_frames(frames: Any, tokens: int) -> int | None:
+    if frames is None:
+        return None
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or tokens % frames:
+        raise BadArgumentError(
+            f"frames={frames!r}; it is a number of frames that divides the {tokens} patch tokens"
+        )
+    return frames

@@ -1,0 +1,280 @@
+"""Attaching a recipe to a model, and taking it off again without a trace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenzoo import plugins
+from tokenzoo.budget import Budget
+from tokenzoo.errors import AttachError, MissingEvidenceError, UnsupportedModelError
+from tokenzoo.interfaces import Adapter
+from tokenzoo.plan import Plan
+from tokenzoo.recipe import Recipe, Stage
+from tokenzoo.runtime import passes, proof
+from tokenzoo.runtime.passes import Pass
+from tokenzoo.runtime.splice import Site
+
+_MARK = "_tokenzoo_attached"
+
+
+class _Last(threading.local):
+    """The last pass of this thread."""
+
+    state: Pass | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Last:
+        """A copy has had no pass yet."""
+        return _Last()
+
+    def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
+        """Neither has an unpickled one."""
+        return _Last, ()
+
+
+class Attached:
+    """A recipe on a model. Use it as a context manager, or call `detach()`.
+
+    Attributes:
+        model: the model, which is used as before.
+        recipe: the parts and the numbers.
+        adapter: what knows the model.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, *, trace: bool) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.adapter = adapter
+        self.trace = trace
+        self._step = recipe.step_at(Stage.BLOCK)
+        self._watches = passes.watches(self._step)
+        self._depth = len(adapter.blocks())
+        self._undo: list[Callable[[], Any]] = []
+        self._budgets: dict[int, Budget] = {}
+        self._last = _Last()
+
+    def plan(self, tokens: int | None = None) -> Budget:
+        """The patch tokens after each block, for an image of so many (None: the model's own size)."""
+        if tokens is None:
+            tokens = self.adapter.tokens()
+        if tokens is None:
+            raise AttachError(
+                "this model takes images of any size: say how many patch tokens, plan(196)"
+            )
+        if tokens not in self._budgets:
+            adapter = self.adapter
+            self._budgets[tokens] = self.recipe.budget(
+                tokens,
+                self._depth,
+                prefix=adapter.prefix,
+                width=adapter.width,
+                hidden=adapter.hidden,
+            )
+        return self._budgets[tokens]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patch tokens after each block in the last pass of this thread.
+
+        Raises:
+            AttachError: there was none yet.
+        """
+        return self._pass().fired
+
+    @property
+    def mass(self) -> Tensor:
+        """How many input tokens each token of the last pass stands for, `[b, n]`, prefix included."""
+        state = self._pass()
+        if state.mass is None:
+            raise AttachError("nothing was reduced in the last pass: every token stands for itself")
+        return state.mass
+
+    @property
+    def record(self) -> Plan:
+        """From the first tokens to the last ones of the last pass; needs `attach(..., trace=True)`."""
+        state = self._pass()
+        if not self.trace:
+            raise AttachError("the plans of a pass are kept with attach(..., trace=True)")
+        if state.plan is None:
+            raise AttachError("nothing was reduced in the last pass")
+        return state.plan
+
+    def detach(self) -> None:
+        """Take the recipe off; the model is the bare one again, bit for bit. Twice is once."""
+        while self._undo:
+            self._undo.pop()()
+        if getattr(self.model, _MARK, None) is self:
+            delattr(self.model, _MARK)
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        state = "attached to" if self._undo else "detached from"
+        return f"<{self.recipe!r} {state} {type(self.model).__name__}>"
+
+    def _pass(self) -> Pass:
+        if self._last.state is None:
+            raise AttachError("the model has not run in this thread since the recipe was attached")
+        return self._last.state
+
+    def _start(self, x: Tensor) -> Pass:
+        """The state before the first block: how many tokens there are says how many there will be."""
+        tokens = x.shape[1] - self.adapter.prefix
+        if self._step is None:
+            return Pass(None, (tokens,) * self._depth)
+        return Pass(self._step, self.plan(tokens).blocks, trace=self.trace, watches=self._watches)
+
+    def _finish(self, state: Pass) -> None:
+        """After the last block: what happened must be what was planned."""
+        if state.fired != state.counts:
+            raise AttachError(
+                f"planned were {state.counts} patch tokens after the blocks, there were {state.fired}: a "
+                "block was skipped, run twice or replaced after the recipe was attached; detach, and "
+                "attach again"
+            )
+        self._last.state = state
+
+    def _install(self) -> None:
+        """Prove and install everything, or raise and leave the model as it was."""
+        adapter, model = self.adapter, self.model
+        paths = adapter.blocks()
+        expected = proof.bare_outputs(model, adapter, paths)
+        image = self.recipe.step_at(Stage.IMAGE)
+        try:
+            for index, path in enumerate(paths):
+                site = Site(
+                    index,
+                    path,
+                    adapter,
+                    start=self._start if index == 0 else None,
+                    finish=self._finish if index == len(paths) - 1 else None,
+                    proportional=self.recipe.proportional_attention,
+                )
+                self._undo += [handle.remove for handle in site.install(model)]
+            for name in adapter.followers():
+                handle = model.get_submodule(name).register_forward_hook(_follow)
+                self._undo.append(handle.remove)
+            undo = adapter.install(self.recipe.proportional_attention)
+            if undo is not None:
+                self._undo.append(undo)
+            if image is not None:
+                self._undo.append(adapter.shrink(self.recipe.wanted))
+            proof.prove(model, adapter, paths, expected, self.recipe.needs)
+            setattr(model, _MARK, self)
+        except BaseException:
+            self.detach()
+            raise
+
+
+def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """Let the state travel through a module that hands all tokens on."""
+    del module
+    state = passes.of(args[0])
+    return output if state is None or output is args[0] else passes.tag(output, state)
+
+
+def attach(recipe: Recipe, model: Any, *, trace: bool = False, replace: bool = False) -> Attached:
+    """Attach a recipe to a model; see `Zoo.attach`."""
+    model = _unwrap(model)
+    previous = getattr(model, _MARK, None)
+    if previous is not None and not replace:
+        raise AttachError(
+            f"a recipe is attached already ({previous!r}): call its detach(), or attach(..., replace=True)"
+        )
+    adapter = find_adapter(model)
+    _check(recipe, adapter, model)
+    attached = Attached(model, recipe, adapter, trace=trace)
+    tokens = adapter.tokens()
+    if tokens is not None:
+        attached.plan(
+            tokens
+        )  # a budget that cannot be reached is an error now, not in the first pass
+    if previous is not None:
+        previous.detach()
+    attached._install()  # pyright: ignore[reportPrivateUsage]
+    plugins.manager().hook.tokenzoo_attached(attached=attached)
+    return attached
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter that knows this model.
+
+    Raises:
+        UnsupportedModelError: none does; says which there are.
+    """
+    adapter = plugins.manager().hook.tokenzoo_adapter(model=model)
+    if adapter is None:
+        implementations = plugins.manager().hook.tokenzoo_adapter.get_hookimpls()
+        names = sorted(implementation.plugin_name for implementation in implementations)
+        raise UnsupportedModelError(
+            f"no adapter knows {type(model).__module__}.{type(model).__qualname__}; there are "
+            f"{', '.join(names) or 'none (is tokenzoo installed with pip?)'}. Attach to the vision tower "
+            "itself, write an adapter (tokenzoo.Adapter), or use reduce() on its features"
+        )
+    return adapter
+
+
+def _unwrap(model: Any) -> nn.Module:
+    """The model inside DDP or FSDP; a compiled one is refused.
+
+    Raises:
+        AttachError: it is compiled: torch would silently ignore the hooks.
+        UnsupportedModelError: it is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{model!r} is no torch.nn.Module")
+    if type(model).__name__ in (
+        "DistributedDataParallel",
+        "FullyShardedDataParallel",
+        "DataParallel",
+    ):
+        return _unwrap(model.module)
+    for module in model.modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or type(module).__name__ == "OptimizedModule":
+            raise AttachError(
+                f"{type(module).__name__} is compiled, and torch ignores hooks that come later, without a "
+                "word: attach first, then compile"
+            )
+    return model
+
+
+def _check(recipe: Recipe, adapter: Adapter, model: nn.Module) -> None:
+    """Raise if the recipe and the model do not go together."""
+    name = type(model).__name__
+    for step in recipe.steps:
+        if step.stage.name not in adapter.stages:
+            raise AttachError(
+                f"this recipe works at {step.stage!r}; {name} can be reduced at "
+                f"{', '.join(sorted(adapter.stages))}. On the features themselves: zoo.reduce(x, ...)"
+            )
+        if step.stage.name == "block" and step.stage.layer is not None:
+            raise AttachError(
+                f"{step.stage!r}: a step at the blocks takes all of them, by its schedule"
+            )
+    if len(recipe.steps) > 1:
+        raise AttachError(f"{name} takes one step so far; this recipe has {len(recipe.steps)}")
+    missing = sorted(recipe.needs - adapter.provides)
+    if missing:
+        raise MissingEvidenceError(
+            f"this recipe needs {', '.join(missing)}; the sites of {name} show "
+            f"{', '.join(sorted(adapter.provides))}. Choose a part that needs one of these"
+        )
+    if any(torch.is_inference(parameter) for parameter in model.parameters()):
+        raise AttachError(
+            "the model's parameters were made in inference mode; make it outside of that"
+        )

@@ -1,0 +1,62 @@
+"""The state of one pass through a model. It rides on the tensor that goes from block to block.
+
+A holder on the model or on a block would be wrong under gradient checkpointing (blocks run again after
+the pass), in two threads, and in a pass within a pass. The tensor is where the pass is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenzoo.plan import Plan
+from tokenzoo.recipe import Step
+
+# Evidence that only a tap on the attention can show.
+FROM_ATTENTION = frozenset({"keys", "queries", "received_attention", "cls_attention", "attention"})
+
+_TAG = "_tokenzoo_pass"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Where a pass stands, between two blocks.
+
+    Attributes:
+        step: the step that the sites of this pass take; None: nothing is reduced at the blocks.
+        counts: patch tokens after each block of the tower, as planned.
+        fired: patch tokens after each block so far, as they were.
+        mass: `[b, n]` with prefix, or None while every token stands for itself.
+        held: `[b, n]` protected at an earlier site, or None.
+        plan: from the first tokens to these, where it is traced, otherwise None.
+        trace: whether it is.
+        trial: whether this is the proof at attach time and not a pass.
+        watches: whether the step needs something that only a tap on the attention shows.
+    """
+
+    step: Step | None
+    counts: tuple[int, ...]
+    fired: tuple[int, ...] = ()
+    mass: Tensor | None = None
+    held: Tensor | None = None
+    plan: Plan | None = None
+    trace: bool = False
+    trial: bool = False
+    watches: bool = False
+
+
+def watches(step: Step | None) -> bool:
+    """Whether the parts of a step need what only a tap shows; asked once, not in a pass."""
+    return step is not None and bool(step.needs & FROM_ATTENTION)
+
+
+def tag(x: Tensor, state: Pass) -> Tensor:
+    """Let the tensor carry the state."""
+    setattr(x, _TAG, state)
+    return x
+
+
+def of(x: Tensor) -> Pass | None:
+    """The state that a tensor carries, or None."""
+    return getattr(x, _TAG, None)

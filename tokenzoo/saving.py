@@ -1,0 +1,123 @@
+"""Recipes as JSON: names and numbers, never code.
+
+A part is written as the kind and the name under which it is registered, and its options. Loading looks
+the names up again, so a plugin's part can be loaded where the plugin is installed, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tokenzoo import plugins
+from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.interfaces import Discount, Discounted, Normalized, Part, Sum
+from tokenzoo.recipe import Recipe, Stage, Step
+
+FORMAT = 1
+
+# Made by operators on scorers, never registered: they are written under their own names.
+_COMBINED = {part.__name__: part for part in (Discount, Discounted, Normalized, Sum)}
+
+
+def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str | Path) -> None:
+    """Write a recipe: by its name and options, or, if made by hand, part by part.
+
+    Raises:
+        BadArgumentError: a part is not registered, so that no name could be written.
+    """
+    content: dict[str, Any] = {"tokenzoo": FORMAT}
+    if name is not None:
+        content |= {"recipe": name, "options": {k: _encode(v) for k, v in options.items()}}
+    else:
+        content |= {"steps": [_encode(step) for step in recipe.steps], "keep": recipe.keep}
+        content["proportional_attention"] = recipe.proportional_attention
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read what `save` wrote: `{"recipe", "options"}`, or `{"steps": Recipe}`.
+
+    Raises:
+        BadArgumentError: not a file of ours, or of a later format.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (ValueError, OSError) as error:
+        raise BadArgumentError(f"{path} is not a saved recipe: {error}") from error
+    if not isinstance(content, dict):
+        raise BadArgumentError(f"{path} is not a saved recipe: it has no names in it")
+    found = cast("dict[str, Any]", content)
+    if found.get("tokenzoo") != FORMAT:
+        raise BadArgumentError(
+            f"{path} has format {found.get('tokenzoo')!r}; this version reads {FORMAT}: upgrade tokenzoo, "
+            "or save the recipe again"
+        )
+    try:
+        if "recipe" in found:
+            options = {k: _decode(v) for k, v in found["options"].items()}
+            return {"recipe": found["recipe"], "options": options}
+        steps = [_decode(step) for step in found["steps"]]
+        proportional = found["proportional_attention"]
+        return {"steps": Recipe(*steps, keep=found["keep"], proportional_attention=proportional)}
+    except (KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UnknownNameError):
+            raise
+        raise BadArgumentError(f"{path} is not a saved recipe: {error!r}") from error
+
+
+def name_of(part: Part) -> tuple[str, str] | None:
+    """The kind and name under which the class of a part is registered, or None."""
+    for kind in plugins.KINDS:
+        for name, factory in plugins.collect(kind).items():
+            if factory is type(part):
+                return kind, name
+    return None
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Stage):
+        return {"stage": value.name, "layer": value.layer}
+    if isinstance(value, Step):
+        return {"step": {f.name: _encode(getattr(value, f.name)) for f in fields(value) if f.init}}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in cast("tuple[Any, ...]", value)]
+    if isinstance(value, Part):
+        combined = type(value).__name__ if type(value) in _COMBINED.values() else None
+        found = ("combined", combined) if combined else name_of(value)
+        if found is None or not is_dataclass(value):
+            raise BadArgumentError(
+                f"{value!r} is not registered under a name, and code is never saved: bring it by a plugin "
+                "(docs/parts.md), or keep the recipe in Python"
+            )
+        options = {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
+        return {"part": list(found), "options": options}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise BadArgumentError(
+        f"{value!r} cannot be saved: only names, numbers and registered parts are"
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in cast("list[Any]", value))
+    if not isinstance(value, dict):
+        return value
+    entry = cast("dict[str, Any]", value)
+    if "stage" in entry:
+        return Stage(entry["stage"], entry["layer"])
+    if "step" in entry:
+        return Step(**{k: _decode(v) for k, v in entry["step"].items()})
+    kind, name = entry["part"]
+    factory = _COMBINED[name] if kind == "combined" else plugins.find(kind, name)
+    options = {k: _decode(v) for k, v in entry["options"].items()}
+    starred = [
+        p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.VAR_POSITIONAL
+    ]
+    positional = options.pop(starred[0]) if starred else ()
+    return factory(*positional, **options)

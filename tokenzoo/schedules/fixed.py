@@ -1,0 +1,29 @@
+"""What schedules that fix the removals themselves share: `keep` is not consulted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from tokenzoo.budget import capped, check_count
+from tokenzoo.interfaces import Fewest, Schedule
+
+
+class Fixed(Schedule):
+    """A schedule that says how many tokens each site removes; a site that can take less takes less."""
+
+    uses_keep = False
+
+    @abstractmethod
+    def removals_at(self, sites: int) -> tuple[int, ...]:
+        """The removals wanted at each site, >= 0.
+
+        Raises:
+            BadArgumentError: the schedule does not fit this number of sites.
+        """
+
+    def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
+        """Remove as many as asked for, capped by what the matcher can take."""
+        del keep
+        check_count("tokens", tokens)
+        check_count("sites", sites)
+        return capped(tokens, self.removals_at(sites), fewest)

@@ -1,0 +1,36 @@
+"""Few removals early, many late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.budget import check_number
+
+from .weighted import Weighted
+
+# With 64, site 2 of 2 already removes 2 ** 64 times as many as site 1; floats end at about 10 ** 308.
+STEEPEST = 64
+
+
+@dataclass(frozen=True)
+class Increasing(Weighted):
+    """Site l = 1..L weighs l ** alpha (EvoPrune's Increasing[alpha]).
+
+    Args:
+        alpha: from 0 (the same as `Mean`) to 64; the paper takes 1.
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, 0, STEEPEST)
+
+    def weights(self, sites: int) -> tuple[float, ...]:
+        """The site's number, from 1, to the power of alpha."""
+        return ramp(sites, self.alpha)
+
+
+def ramp(sites: int, alpha: float) -> tuple[float, ...]:
+    """1 ** alpha, 2 ** alpha, ...; ints for a whole alpha, so that no library's pow decides."""
+    power = int(alpha) if alpha == int(alpha) else alpha
+    return tuple(level**power for level in range(1, sites + 1))

@@ -1,0 +1,36 @@
+"""ToMe's r: so many tokens in each block, whatever is left in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.budget import check_count, check_number
+
+from .fixed import Fixed
+
+
+@dataclass(frozen=True)
+class PerBlock(Fixed):
+    """Remove r tokens per block, on average, with r changing linearly over the blocks.
+
+    ToMe (arXiv 2210.09461, section 3 and appendix); every number equals that of its published schedule.
+
+    Args:
+        r: removals per block.
+        inflection: from -1 (2r falling to 0) over 0 (r everywhere) to 1 (0 rising to 2r).
+    """
+
+    r: int
+    inflection: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("r", self.r, least=0)
+        check_number("inflection", self.inflection, -1, 1)
+
+    def removals_at(self, sites: int) -> tuple[int, ...]:
+        """The line from r * (1 - inflection) to 2r minus that, truncated at every block."""
+        # The products below, in this order and in floats, are what decides each truncation.
+        first = int(self.r * (1.0 - self.inflection))
+        last = 2 * self.r - first
+        step = (last - first) / (sites - 1) if sites > 1 else 0.0
+        return tuple(int(first + step * site) for site in range(sites))

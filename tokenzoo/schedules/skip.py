@@ -1,0 +1,35 @@
+"""The same removals at every second site (or every third, ...)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.budget import check_count
+
+from .weighted import Weighted, equal_weights, too_shallow
+
+
+@dataclass(frozen=True)
+class Skip(Weighted):
+    """Sites start, start + every, ... weigh the same, the others nothing (EvoPrune's default).
+
+    "Every other layer" leaves open which: with the first block left alone the arithmetic equals the
+    latencies that the paper measured.
+
+    Args:
+        start: the first site that removes, from 0.
+        every: steps between sites that do; 2 is every other one.
+    """
+
+    start: int = 1
+    every: int = 2
+
+    def __post_init__(self) -> None:
+        check_count("start", self.start, least=0)
+        check_count("every", self.every)
+
+    def weights(self, sites: int) -> tuple[float, ...]:
+        """1 for the sites that remove, 0 for the others."""
+        if self.start >= sites:
+            raise too_shallow(self, sites, f"take start from 0 to {sites - 1}")
+        return equal_weights(sites, range(self.start, sites, self.every))

@@ -1,0 +1,37 @@
+"""Importance as the attention that the CLS token pays: FasterVLM, VisPruner, VisionZip, VScan, EViT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+
+
+@dataclass(frozen=True)
+class CLSAttention(Scorer):
+    """The CLS token's attention to each token, over the heads.
+
+    Args:
+        heads: "mean", "sum" or "max" over the heads (the first two choose the same tokens).
+        layer: another layer's attention, e.g. -2; None: this one's.
+    """
+
+    heads: Literal["mean", "sum", "max"] = "mean"
+    layer: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("mean", "sum", "max"):
+            raise BadArgumentError(f"heads={self.heads!r}; it is 'mean', 'sum' or 'max'")
+        self.require("cls_attention" if self.layer is None else f"cls_attention@{self.layer}")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`."""
+        attention = evidence.at(self.layer).cls_attention  # [b, h, n]
+        if self.heads == "max":
+            return attention.amax(1)
+        return attention.sum(1) if self.heads == "sum" else attention.mean(1)

@@ -1,0 +1,43 @@
+"""Importance as the length of a token's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence, needed
+from tokenzoo.interfaces import Scorer
+from tokenzoo.tokens import full_precision
+
+SPACES = ("x", "keys", "queries", "all_keys")
+
+
+def check_space(on: str) -> str:
+    """Return the name of a feature space.
+
+    Raises:
+        BadArgumentError: there is none of this name.
+    """
+    if on not in SPACES:
+        raise BadArgumentError(f"on={on!r}; the features are one of {', '.join(map(repr, SPACES))}")
+    return on
+
+
+@dataclass(frozen=True)
+class FeatureNorm(Scorer):
+    """The Euclidean norm of each token's features.
+
+    Args:
+        on: "x" (hidden states), "keys", "queries" (means over the heads), or "all_keys".
+    """
+
+    on: str = "x"
+
+    def __post_init__(self) -> None:
+        self.require(needed(check_space(self.on)))
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`, >= 0."""
+        return full_precision(evidence.features(self.on)).norm(dim=-1)

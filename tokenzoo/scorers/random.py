@@ -1,0 +1,38 @@
+"""The control that every method has to beat: scores that know nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+
+
+@dataclass(frozen=True)
+class Random(Scorer):
+    """Pseudo-random scores, a function of (seed, position, number of tokens) alone.
+
+    No generator is involved: the same image gets the same result in every batch, compiled or not.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+            raise BadArgumentError(f"seed={self.seed!r}; it is an int from 0 to 2**31 - 1")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`, uniform in [0, 1), the same for each image of the batch."""
+        b, n = evidence.x.shape[:2]
+        bits = (
+            torch.arange(n, device=evidence.x.device) + (self.seed * 1_000_003 + n * 7_919) % 2**31
+        )
+        # Three rounds of multiply and xor-shift on 32 bits mix neighbouring positions well enough.
+        for factor in (0x7FEB352D, 0x46AC68B5, 0x2C1B3C6D):
+            bits = (bits ^ (bits >> 15)) * factor % 2**32
+        bits = bits ^ (bits >> 16)
+        return (bits.float() / 2**32).expand(b, n)

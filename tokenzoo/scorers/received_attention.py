@@ -1,0 +1,44 @@
+"""Importance as the attention that a token receives: the column means of the softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+
+
+@dataclass(frozen=True)
+class ReceivedAttention(Scorer):
+    """Mean over heads and queries of the attention to each token (EvoPrune, section 3.4).
+
+    The paper's formula sums over the keys, which is 1 for every token; its text says "receives", which is
+    the mean over the queries, and that is what is computed.
+
+    Args:
+        queries: "all", or "patches" to leave CLS and registers out of the mean.
+        by_mass: weigh each query by the number of input tokens it stands for.
+        layer: another layer's attention; None: this one's.
+    """
+
+    queries: Literal["all", "patches"] = "all"
+    by_mass: bool = False
+    layer: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.queries not in ("all", "patches"):
+            raise BadArgumentError(f"queries={self.queries!r}; it is 'all' or 'patches'")
+        plain = self.queries == "all" and not self.by_mass
+        name = "received_attention" if plain else "attention"
+        self.require(name if self.layer is None else f"{name}@{self.layer}")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`, positive; with all queries the sum over all tokens is at most 1."""
+        there = evidence.at(self.layer)
+        if self.queries == "all" and not self.by_mass:
+            return there.received_attention
+        return there.attention.received(self.queries, there.mass if self.by_mass else None)

@@ -1,0 +1,60 @@
+"""Pairs that point in the same direction say the same thing: the cosine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from tokenzoo.affinity import LINEAR, Affinity, Curve, Elementwise, Exp, Linear
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence, needed
+from tokenzoo.interfaces import PairScorer
+from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.tokens import full_precision
+
+
+@dataclass(frozen=True)
+class Similarity(PairScorer):
+    """The cosine of two tokens' features, as ToMe takes it, or an increasing function of it.
+
+    Args:
+        on: the features: "keys" (mean over heads, as in ToMe), "all_keys", "queries" or "x".
+        curve: "cosine"; "nonnegative", (1 + cos) / 2, for scores that are multiplied by weights;
+            "exp", exp(beta * cos); "sigmoid", 1 / (1 + exp(-beta * cos)).
+        beta: steepness of the last two.
+    """
+
+    on: str = "keys"
+    curve: Literal["cosine", "nonnegative", "exp", "sigmoid"] = "cosine"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.require(needed(check_space(self.on)))
+        if self.curve not in ("cosine", "nonnegative", "exp", "sigmoid"):
+            raise BadArgumentError(
+                f"curve={self.curve!r}; it is 'cosine', 'nonnegative', 'exp' or 'sigmoid'"
+            )
+        if not 0 < self.beta < math.inf:
+            raise BadArgumentError(f"beta={self.beta!r}; it is a finite number > 0")
+
+    def nonnegative(self) -> Similarity:
+        """(1 + cos) / 2: monotone and >= 0, so that a weight below 1 always lowers it."""
+        return replace(self, curve="nonnegative")
+
+    def score(self, evidence: Evidence) -> Affinity:
+        """The scores of all pairs."""
+        features = full_precision(evidence.features(self.on))  # [b, n, d]
+        unit = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return Affinity(unit, unit, curve=self._curve())
+
+    def _curve(self) -> Curve:
+        if self.curve == "cosine":
+            return LINEAR
+        if self.curve == "nonnegative":
+            return Linear(0.5, 0.5)
+        if self.curve == "exp":
+            return Exp(self.beta)
+        return Elementwise(lambda inner: torch.sigmoid(self.beta * inner))

@@ -1,0 +1,44 @@
+"""Importance as the nearness to a question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+from tokenzoo.tokens import full_precision
+
+
+@dataclass(frozen=True)
+class TextRelevance(Scorer):
+    """Mean cosine of a token with the text embeddings, scaled to (0, 1] in each image (CDPruner).
+
+    CDPruner negates the cosine: in CLIP it is the patch with the LOW cosine that the text speaks of. Its
+    code scales by the minimum and maximum over the whole batch, so that an image's result depends on its
+    batch mates; here each image is scaled by its own.
+
+    Args:
+        layer: where the features that share a space with the text come from (CLIP's projected patches);
+            None: the tokens themselves.
+        negated: whether a low cosine means relevant.
+    """
+
+    layer: int | str | None = None
+    negated: bool = True
+
+    def __post_init__(self) -> None:
+        self.require("text", "x" if self.layer is None else f"x@{self.layer}")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]` in (0, 1]."""
+        x = full_precision(evidence.at(self.layer).x)  # [b, n, c]
+        text = full_precision(evidence.text)  # [b, t, c]
+        x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        text = text / text.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        cosine = (x @ text.mT).mean(-1)  # [b, n]
+        relevance = -cosine if self.negated else cosine
+        low, high = relevance.amin(-1, keepdim=True), relevance.amax(-1, keepdim=True)
+        # A flat text score would divide by 0: every token is then equally (ir)relevant.
+        return (relevance - low + 1e-6) / (high - low).clamp_min(1e-6)

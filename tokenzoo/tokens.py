@@ -1,0 +1,84 @@
+"""The tokens that travel through a model, and how many input tokens each of them stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Return `values` in at least float32: scores, masses and densities are never computed in half."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Features with their masses. Letters: b batch, n tokens, c channels.
+
+    Attributes:
+        x: features `[b, n, c]`, prefix tokens first.
+        mass: how many input tokens each one stands for `[b, n]`, float32; prefix tokens have mass 1.
+        prefix: how many tokens at the front (CLS, registers) are never touched.
+        held: `[b, n]` bool, the tokens that a matcher protected at an earlier site; None before any did.
+    """
+
+    x: Tensor
+    mass: Tensor
+    prefix: int = 0
+    held: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, *, mass: Tensor | None = None, prefix: int = 0) -> Tokens:
+        """Wrap features `[b, n, c]`; a missing mass means that every token stands for itself.
+
+        Raises:
+            BadArgumentError: the shapes do not fit, or a mass is not positive.
+        """
+        if x.ndim != 3 or x.shape[1] < 1:
+            raise BadArgumentError(
+                f"x has shape {tuple(x.shape)}; tokens are [batch, tokens, channels] with at least "
+                "one token: add a batch dimension with x[None], or flatten a grid with "
+                "x.flatten(1, 2)"
+            )
+        if isinstance(prefix, bool) or not 0 <= prefix < x.shape[1]:
+            raise BadArgumentError(
+                f"prefix={prefix!r} with {x.shape[1]} tokens; it counts the CLS and register tokens "
+                f"at the front: an int from 0 to {x.shape[1] - 1}"
+            )
+        if mass is None:
+            mass = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
+        elif mass.shape != x.shape[:2]:
+            raise BadArgumentError(
+                f"mass has shape {tuple(mass.shape)}; one number per token is needed: "
+                f"{tuple(x.shape[:2])}"
+            )
+        elif bool((mass <= 0).any()):
+            raise BadArgumentError("mass has values <= 0; a token stands for a positive amount")
+        return cls(x, full_precision(mass), prefix)
+
+    @property
+    def patches(self) -> Tokens:
+        """The same tokens without the prefix; views, nothing is copied."""
+        if self.prefix == 0:
+            return self
+        p = self.prefix
+        return Tokens(
+            self.x[:, p:], self.mass[:, p:], 0, None if self.held is None else self.held[:, p:]
+        )
+
+    def with_prefix_of(self, whole: Tokens) -> Tokens:
+        """Put the prefix tokens of `whole` back in front of these patch tokens."""
+        p = whole.prefix
+        if p == 0:
+            return self
+        held = self.held
+        if held is not None:
+            held = torch.cat([held.new_zeros(held.shape[0], p), held], 1)
+        x = torch.cat([whole.x[:, :p], self.x], 1)
+        return replace(
+            self, x=x, mass=torch.cat([whole.mass[:, :p], self.mass], 1), prefix=p, held=held
+        )

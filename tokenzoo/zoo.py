@@ -1,0 +1,206 @@
+"""The front door: `build` a recipe by name, then plan, reduce, attach or save it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenzoo import plugins, saving
+from tokenzoo.budget import Budget
+from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.evidence import Layer
+from tokenzoo.recipe import Recipe
+from tokenzoo.reduce import Reduced, reduce
+from tokenzoo.runtime.attach import Attached, attach
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A recipe that is ready for use; made by `build` or `load`.
+
+    Attributes:
+        recipe: the parts and the numbers.
+        name: under which it was built, or None for a recipe made by hand.
+        options: those that were given.
+    """
+
+    recipe: Recipe
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def plan(
+        self, tokens: int, depth: int, *, prefix: int = 0, width: int = 768, hidden: int = 0
+    ) -> Budget:
+        """Say how many patch tokens there will be after each block, and what that costs.
+
+        Args:
+            tokens: patch tokens of one image.
+            depth: blocks of the tower whose result is read.
+            prefix: CLS and register tokens (they cost, but are never counted or removed).
+            width: channels of a token.
+            hidden: width of the MLP; 0: four times `width`.
+
+        Raises:
+            BudgetError: `keep` cannot be reached on this depth; names the fewest.
+        """
+        return self.recipe.budget(tokens, depth, prefix=prefix, width=width, hidden=hidden)
+
+    def reduce(
+        self,
+        x: Tensor,
+        *,
+        keys: Tensor | None = None,
+        queries: Tensor | None = None,
+        received_attention: Tensor | None = None,
+        cls_attention: Tensor | None = None,
+        text: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        frames: int | None = None,
+        mass: Tensor | None = None,
+        protected: Tensor | None = None,
+        prefix: int = 0,
+        at: Mapping[Layer, Mapping[str, Any]] | None = None,
+    ) -> Reduced:
+        """Reduce bare tensors at one site; the schedule is not consulted.
+
+        What the recipe does not need is ignored. Everything counts the whole input, N tokens, prefix
+        tokens first.
+
+        Args:
+            x: features `[b, N, c]`.
+            keys: `[b, N, d]` or `[b, h, N, d]`.
+            queries: as `keys`; with both, received and CLS attention are computed where they are not
+                given.
+            received_attention: `[b, N]`.
+            cls_attention: `[b, N]` or `[b, h, N]`.
+            text: embeddings of a question `[b, t, c]`.
+            grid: (rows, columns) of the patch tokens.
+            frames: number of frames that the patch tokens belong to.
+            mass: how many input tokens each one stands for `[b, N]`; None: 1.
+            protected: bool `[b, N]`, tokens that stay as they are.
+            prefix: number of tokens at the front that are never touched, nor counted by `keep`.
+            at: the same, about other layers: `{-2: {"cls_attention": ...}}`.
+
+        Raises:
+            BudgetError: one step does not go down to `keep`; says how far it goes.
+            MissingEvidenceError: a part needs what is not given.
+            BadArgumentError: a shape that does not fit.
+        """
+        return reduce(
+            self.recipe,
+            x,
+            protected=protected,
+            mass=mass,
+            prefix=prefix,
+            at=at,
+            keys=keys,
+            queries=queries,
+            received_attention=received_attention,
+            cls_attention=cls_attention,
+            text=text,
+            grid=grid,
+            frames=frames,
+        )
+
+    def attach(self, model: Any, *, trace: bool = False, replace: bool = False) -> Attached:
+        """Make a model carry fewer tokens from now on; `detach()` or a `with` block undoes it.
+
+        Args:
+            model: a vision transformer that an adapter knows.
+            trace: keep the plan of each pass: `attached.plan` (it costs a little time and memory).
+            replace: detach whatever recipe is attached already.
+
+        Raises:
+            UnsupportedModelError: no adapter can follow this model's tokens; says why.
+            MissingEvidenceError: the recipe needs what the model cannot show.
+            AttachError: it is compiled already, or something is attached already, or the model failed
+                the proof on random tokens.
+        """
+        return attach(self.recipe, model, trace=trace, replace=replace)
+
+    def save(self, path: str | Path) -> None:
+        """Write names and numbers as JSON; never code. Read it with `tokenzoo.load`."""
+        saving.save(self.recipe, self.name, self.options, path)
+
+    def __repr__(self) -> str:
+        if self.name is None:
+            return f"tokenzoo.build({self.recipe!r})"
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"tokenzoo.build({self.name!r}{options})"
+
+
+def build(recipe: str | Recipe, **options: Any) -> Zoo:
+    """Make a recipe ready for use.
+
+    Args:
+        recipe: a name (`list_recipes()`), or a `Recipe` made by hand.
+        options: the recipe's own; `describe(name)` lists them. A recipe made by hand has one: `keep`.
+
+    Raises:
+        UnknownNameError: no such recipe, or no such option; names the nearest.
+        BadArgumentError: an option has a value that cannot work.
+    """
+    if isinstance(recipe, Recipe):
+        if set(options) - {"keep"}:
+            raise UnknownNameError(plugins.unknown("option", sorted(options)[0], ["keep"]))
+        if options:
+            proportional = recipe.proportional_attention
+            recipe = Recipe(*recipe.steps, proportional_attention=proportional, **options)
+        return Zoo(recipe)
+    if not isinstance(recipe, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadArgumentError(f"build({recipe!r}); it takes the name of a recipe, or a Recipe")
+    factory = plugins.find("recipes", recipe)
+    known = inspect.signature(factory).parameters
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(plugins.unknown(f"option of {recipe}", name, list(known)))
+    return Zoo(factory(**options), recipe, options)
+
+
+def load(path: str | Path) -> Zoo:
+    """Read a recipe that `save` wrote.
+
+    Raises:
+        BadArgumentError: the file is not one of ours.
+        UnknownNameError: it names a part or recipe that is not installed.
+    """
+    content = saving.read(path)
+    if "recipe" in content:
+        return build(content["recipe"], **content["options"])
+    return Zoo(content["steps"])
+
+
+def list_recipes(pattern: str = "*") -> list[str]:
+    """Names of the recipes that match a shell pattern, e.g. "*prune*"."""
+    return plugins.names("recipes", pattern)
+
+
+def list_scorers(pattern: str = "*") -> list[str]:
+    """Names of the scorers of tokens and of pairs."""
+    return plugins.names("scorers", pattern)
+
+
+def list_matchers(pattern: str = "*") -> list[str]:
+    """Names of the matchers and of what they are made of."""
+    return plugins.names("matchers", pattern)
+
+
+def list_mergers(pattern: str = "*") -> list[str]:
+    """Names of the mergers."""
+    return plugins.names("mergers", pattern)
+
+
+def list_schedules(pattern: str = "*") -> list[str]:
+    """Names of the schedules."""
+    return plugins.names("schedules", pattern)
+
+
+def list_adapters() -> list[str]:
+    """Names of the plugins that know models."""
+    hook = plugins.manager().hook.tokenzoo_adapter
+    return sorted(implementation.plugin_name for implementation in hook.get_hookimpls())

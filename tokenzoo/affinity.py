@@ -38,6 +38,7 @@ class Linear(Curve):
     shift: float = 0.0
 
     def __call__(self, inner: Tensor) -> Tensor:
+        """Apply it."""
         if (self.scale, self.shift) == (1.0, 0.0):
             return inner
         return inner * self.scale + self.shift
@@ -50,6 +51,7 @@ class Exp(Curve):
     beta: float = 1.0
 
     def __call__(self, inner: Tensor) -> Tensor:
+        """Apply it."""
         return (inner * self.beta).exp()
 
 
@@ -60,6 +62,7 @@ class Elementwise(Curve):
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, inner: Tensor) -> Tensor:
+        """Apply it."""
         return self.function(inner)
 
 

@@ -147,7 +147,9 @@ def _as_ints(weights: Sequence[float | Fraction]) -> list[int]:
                 f"weights={tuple(weights)!r} with {weight!r} in them; a weight is a finite number >= 0"
             )
     if not weights:
-        raise BadArgumentError("weights=(); a schedule has one weight per site, and at least one site")
+        raise BadArgumentError(
+            "weights=(); a schedule has one weight per site, and at least one site"
+        )
     ratios = [weight.as_integer_ratio() for weight in weights]
     common = math.lcm(*(denominator for _, denominator in ratios))
     whole = [numerator * (common // denominator) for numerator, denominator in ratios]

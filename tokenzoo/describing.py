@@ -52,7 +52,7 @@ def _recipe(recipe: Recipe) -> list[str]:
             f"  merger    {step.merger!r}",
             f"  needs     {', '.join(sorted(step.needs)) or 'nothing but the features'}",
             f"  one site  {_reach(step)}",
-            f"  conserves {', '.join(sorted(step.merger.conserves)) or 'nothing'}, unless tokens are dropped",
+            f"  conserves {', '.join(sorted(step.merger.conserves)) or 'nothing'} (of what is not dropped)",
             f"  scoring   {_scoring(step)}",
         ]
     if recipe.proportional_attention:

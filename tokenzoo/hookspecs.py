@@ -8,7 +8,7 @@ called on the first look-up of a name or an adapter, never inside a forward pass
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -16,9 +16,13 @@ PROJECT = "tokenzoo"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-# pluggy's markers are typed as "maybe a decorator": said once here, so that a plugin type-checks.
-hookimpl = cast(Callable[[_F], _F], pluggy.HookimplMarker(PROJECT))
 _hookspec = pluggy.HookspecMarker(PROJECT)
+_hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+def hookimpl(function: _F) -> _F:
+    """Mark a function of a plugin as an implementation of the hook of the same name."""
+    return _hookimpl(function)
 
 
 @_hookspec

@@ -374,8 +374,7 @@ def check_fraction(name: str, value: float, *, zero: bool = True) -> float:
     Raises:
         BadArgumentError: it is not.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 <= value <= 1) or (value == 0 and not zero):
+    if type(value) not in (int, float) or not (0 <= value <= 1) or (value == 0 and not zero):
         allowed = "[0, 1]" if zero else "(0, 1]"
         raise BadArgumentError(f"{name}={value!r}; it is a fraction in {allowed}")
     return value

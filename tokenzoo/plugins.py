@@ -11,7 +11,7 @@ import difflib
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import EntryPoint, entry_points
@@ -101,11 +101,12 @@ def _register(
 
 
 @contextmanager
-def registered(plugin: Any, name: str = "test") -> Iterator[None]:
+def registered(plugin: Any, name: str = "test") -> Generator[None]:
     """Have a plugin for the length of a `with` block: for tests of one that is not installed."""
     _register(manager(), plugin, name)
     try:
-        collect("scorers"), collect("matchers"), collect("mergers")
+        for kind in KINDS:
+            collect(kind)  # a name that is taken is an error here
         yield
     finally:
         manager().unregister(plugin)

@@ -15,6 +15,17 @@ def full_precision(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def norm(vectors: Tensor) -> Tensor:
+    """The Euclidean length of vectors `[..., d]`, in at least float32: `[...]`."""
+    return full_precision(vectors).square().sum(-1).sqrt()
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale vectors `[..., d]` to length 1, in at least float32; a zero vector stays zero."""
+    vectors = full_precision(vectors)
+    return vectors / norm(vectors)[..., None].clamp_min(1e-12)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Features with their masses. Letters: b batch, n tokens, c channels.

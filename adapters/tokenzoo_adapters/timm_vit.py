@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -210,7 +210,7 @@ def _pool(model: Any, x: Tensor, pool_type: str | None, *, proportional: bool) -
     state = passes.of(x)
     if state is None:
         raise AttachError(LOST.format(where="the pooling"))
-    original = type(model).pool
+    original = cast("Callable[..., Tensor]", type(model).pool)
     if state.mass is None:
         return original(model, x, pool_type)
     prefix = 0 if model.pool_include_prefix else int(model.num_prefix_tokens)
@@ -247,8 +247,8 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
     if not isinstance(model, module.VisionTransformer):
         reason = REFUSED.get(family.rpartition(".")[2], "it is not a plain vision transformer")
         raise UnsupportedModelError(
-            f"{name}: {reason}. Supported are timm's VisionTransformer models: ViT, DeiT, DeiT-III, DINOv2, "
-            "CLIP and SigLIP towers"
+            f"{name}: {reason}. Supported are timm's VisionTransformer models: ViT, DeiT, DeiT-III, "
+            "DINOv2, CLIP and SigLIP towers"
         )
     return TimmViT(_checked(model, name))
 
@@ -271,7 +271,7 @@ def _checked(model: Any, name: str) -> Any:
         type(pool).__name__ != "AttentionPoolLatent" or getattr(pool, "pos_embed", None) is not None
     ):
         raise UnsupportedModelError(
-            f"{name} pools with {type(pool).__name__} and positions of its own: they are made for all tokens"
+            f"{name} pools with {type(pool).__name__} and positions of its own, made for all tokens"
         )
     if not all(torch.is_tensor(p) for p in (model.pos_embed,) if p is not None):
         raise UnsupportedModelError(f"{name} has positions that are no table")

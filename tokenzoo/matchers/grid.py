@@ -55,7 +55,7 @@ def cell_of(rows: int, columns: int, cells: int, device: torch.device) -> Tensor
 
 
 def _edge(index: Tensor, length: int, parts: Tensor | int) -> Tensor:
-    """Where part `index` of `parts` equal parts of a length begins: the least i with i * parts // length."""
+    """Where part `index` of `parts` equal parts of a length begins."""
     return (index * length + parts - 1) // parts
 
 

@@ -28,7 +28,7 @@ class MaxMin(Selector):
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of choice: for fewer, take the first of them. O(k p)."""
-        b, p = pool.shape
+        p = pool.shape[1]
         if k == 0:
             return pool[:, :0], pool
         scores = self.pairs.score(evidence).at(pool, pool).dense()

@@ -84,15 +84,15 @@ def prove(
             wanted = bare[:, rows]
             if got.shape != wanted.shape:
                 raise AttachError(
-                    f"{path.name} gives {got.shape[1]} tokens where {len(rows)} stay: it uses its input in a "
-                    "way that three hooks cannot follow. Nothing was attached"
+                    f"{path.name} gives {got.shape[1]} tokens where {len(rows)} stay: it uses its input in "
+                    "a way that three hooks cannot follow. Nothing was attached"
                 )
             scale = max(1.0, float(bare.abs().max()))
             gap = float((got - wanted).abs().max()) / scale
             if not gap <= 64 * torch.finfo(bare.dtype).eps:
                 raise AttachError(
-                    f"{path.name} (block {index}) differs from itself by {gap:.1e} of its largest output when "
-                    f"{keep} of {TOKENS} random tokens are kept: its forward is not x + attention, "
+                    f"{path.name} (block {index}) differs from itself by {gap:.1e} of its largest output "
+                    f"when {keep} of {TOKENS} random tokens are kept: its forward is not x + attention, "
                     "x + MLP in the order that the adapter describes. Nothing was attached"
                 )
 

@@ -134,7 +134,7 @@ class Site:
         """Stop watching."""
         del attention, args, output
         if self.box.tap is not None:
-            self.box.tap.__exit__(None, None, None)
+            self.box.tap.close()
 
     def reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Reduce what comes out of the first branch: the heart, at one site."""
@@ -205,8 +205,8 @@ class Site:
             return None
         if len(tap.seen) != 1:
             raise AttachError(
-                f"{len(tap.seen)} fused attention calls were seen in {self.path.name}.{self.path.attention}, "
-                "and exactly one is needed. Is fused attention off? timm: set fused_attn = True on the "
-                "attention modules, or timm.layers.set_fused_attn(True) before the model is made"
+                f"{len(tap.seen)} fused attention calls were seen in "
+                f"{self.path.name}.{self.path.attention}, and exactly one is needed. Is fused "
+                "attention off? timm: set fused_attn = True on the attention modules, or timm.layers.set_fused_attn(True) before the model is made"
             )
         return tap.seen[0]

@@ -30,6 +30,10 @@ class Tap(TorchFunctionMode):
         self.key_bias = key_bias
         self.seen: list[SeenAttention] = []
 
+    def close(self) -> None:
+        """Leave the mode, whatever happened inside."""
+        super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -67,7 +71,5 @@ class Tap(TorchFunctionMode):
 def _add(mask: Tensor, bias: Tensor) -> Tensor:
     """Add a bias to a mask, which may be boolean (True: attend)."""
     if mask.dtype == torch.bool:
-        return bias.expand(torch.broadcast_shapes(bias.shape, mask.shape)).masked_fill(
-            ~mask, -torch.inf
-        )
+        return (bias + torch.zeros_like(mask, dtype=bias.dtype)).masked_fill(~mask, -torch.inf)
     return mask + bias

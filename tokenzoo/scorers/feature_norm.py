@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
-from tokenzoo.tokens import full_precision
+from tokenzoo.tokens import norm
 
 SPACES = ("x", "keys", "queries", "all_keys")
 
@@ -40,4 +40,4 @@ class FeatureNorm(Scorer):
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0."""
-        return full_precision(evidence.features(self.on)).norm(dim=-1)
+        return norm(evidence.features(self.on))

@@ -13,7 +13,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import PairScorer
 from tokenzoo.scorers.feature_norm import check_space
-from tokenzoo.tokens import full_precision
+from tokenzoo.tokens import unit
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Similarity(PairScorer):
 
     def score(self, evidence: Evidence) -> Affinity:
         """The scores of all pairs."""
-        features = full_precision(evidence.features(self.on))  # [b, n, d]
-        unit = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return Affinity(unit, unit, curve=self._curve())
+        features = unit(evidence.features(self.on))  # [b, n, d]
+        return Affinity(features, features, curve=self._curve())
 
     def _curve(self) -> Curve:
         if self.curve == "cosine":

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
-from tokenzoo.tokens import full_precision
+from tokenzoo.tokens import unit
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,8 @@ class TextRelevance(Scorer):
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]` in (0, 1]."""
-        x = full_precision(evidence.at(self.layer).x)  # [b, n, c]
-        text = full_precision(evidence.text)  # [b, t, c]
-        x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        text = text / text.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        cosine = (x @ text.mT).mean(-1)  # [b, n]
+        x = unit(evidence.at(self.layer).x)  # [b, n, c]
+        cosine = (x @ unit(evidence.text).mT).mean(-1)  # [b, n]
         relevance = -cosine if self.negated else cosine
         low, high = relevance.amin(-1, keepdim=True), relevance.amax(-1, keepdim=True)
         # A flat text score would divide by 0: every token is then equally (ir)relevant.

@@ -1,0 +1,131 @@
+"""What a caller gives to `reduce`, checked and made into evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence, Layer, SeenAttention
+from tokenzoo.tokens import Tokens
+
+# What `reduce` takes beside x, and the shapes allowed; `N` counts the prefix tokens too.
+_SHAPES = {
+    "keys": ("bNd", "bhNd"),
+    "queries": ("bNd", "bhNd"),
+    "received_attention": ("bN",),
+    "cls_attention": ("bN", "bhN"),
+    "text": ("btc",),
+}
+
+
+def gather_evidence(
+    tokens: Tokens, at: Mapping[Layer, Mapping[str, Any]], shown: Mapping[str, Any]
+) -> Evidence:
+    """Make the evidence of patch tokens out of tensors about the whole input.
+
+    Raises:
+        BadArgumentError: an unknown name, or a shape that does not fit.
+    """
+    known = {*_SHAPES, "grid", "frames"}
+    unknown = sorted(set(shown) - known)
+    if unknown:
+        raise BadArgumentError(
+            f"unknown evidence {', '.join(unknown)}; reduce takes x, mass, prefix, protected, at, "
+            f"{', '.join(sorted(known))}"
+        )
+    p, n = tokens.prefix, tokens.x.shape[1]
+    b = tokens.x.shape[0]
+    given: dict[str, Tensor] = {}
+    for name, shapes in _SHAPES.items():
+        value = shown.get(name)
+        if value is None:
+            continue
+        sizes = {"b": b, "N": n}
+        if not any(_fits(value, shape, sizes) for shape in shapes):
+            wanted = " or ".join("[" + ", ".join(shape) + "]" for shape in shapes)
+            raise BadArgumentError(
+                f"{name} has shape {tuple(getattr(value, 'shape', ()))}; it is a tensor {wanted} with "
+                f"b = {b} images and N = {n} tokens, prefix tokens included"
+            )
+        given[name] = value
+    for name in ("keys", "queries"):
+        if name in given and given[name].ndim == 3:
+            given[name] = given[name][:, None]  # one head
+    if "cls_attention" in given and given["cls_attention"].ndim == 2:
+        given["cls_attention"] = given["cls_attention"][:, None]
+    attention = None
+    if "keys" in given and "queries" in given:
+        query, key = given["queries"], given["keys"]
+        if query.shape != key.shape:
+            raise BadArgumentError(
+                f"queries {tuple(query.shape)} and keys {tuple(key.shape)} have different shapes"
+            )
+        attention = SeenAttention(query, key, query.shape[-1] ** -0.5, p)
+    show = {
+        name: (lambda value=value: _without_prefix(value, p))
+        for name, value in given.items()
+        if name != "text"
+    }
+    patches = tokens.patches
+    return Evidence(
+        patches.x,
+        mass=patches.mass,
+        show=show,
+        attention=attention,
+        prefix=p,
+        grid=_check_grid(shown.get("grid"), n - p),
+        frames=_check_frames(shown.get("frames"), n - p),
+        text=given.get("text"),
+        layers={layer: _layer(tokens, layer, dict(values)) for layer, values in at.items()},
+    )
+
+
+def _layer(tokens: Tokens, layer: Layer, values: dict[str, Any]) -> Evidence:
+    """The evidence of another layer: its own x, or, where only attention is given, this one's."""
+    x = values.pop("x", tokens.x)
+    if not isinstance(x, Tensor) or x.shape[:2] != tokens.x.shape[:2]:
+        raise BadArgumentError(
+            f"at[{layer!r}]['x'] has shape {tuple(getattr(x, 'shape', ()))}; it has the same images and "
+            f"tokens as x: {tuple(tokens.x.shape[:2])}"
+        )
+    return gather_evidence(Tokens(x, tokens.mass, tokens.prefix), {}, values)
+
+
+def _fits(value: Any, shape: str, sizes: Mapping[str, int]) -> bool:
+    if not isinstance(value, Tensor) or value.ndim != len(shape):
+        return False
+    return all(
+        sizes.get(letter, size) == size for letter, size in zip(shape, value.shape, strict=True)
+    )
+
+
+def _without_prefix(value: Tensor, prefix: int) -> Tensor:
+    """Cut the prefix off `[b, N]`, `[b, h, N]` or `[b, h, N, d]`."""
+    return value[:, prefix:] if value.ndim == 2 else value[:, :, prefix:]
+
+
+def _check_grid(grid: Any, tokens: int) -> tuple[int, int] | None:
+    if grid is None:
+        return None
+    sizes = tuple(cast("tuple[Any, ...]", grid)) if isinstance(grid, list | tuple) else ()
+    if len(sizes) != 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise BadArgumentError(f"grid={grid!r}; it is (rows, columns) of the patch tokens")
+    rows, columns = int(sizes[0]), int(sizes[1])
+    if rows * columns != tokens:
+        raise BadArgumentError(
+            f"grid={grid!r} has {rows * columns} places for {tokens} patch tokens"
+        )
+    return rows, columns
+
+
+def _check_frames(frames: Any, tokens: int) -> int | None:
+    if frames is None:
+        return None
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or tokens % frames:
+        raise BadArgumentError(
+            f"frames={frames!r}; it is a number of frames that divides the {tokens} patch tokens"
+        )
+    return frames

@@ -210,7 +210,7 @@ def _pool(model: Any, x: Tensor, pool_type: str | None, *, proportional: bool) -
     state = passes.of(x)
     if state is None:
         raise AttachError(LOST.format(where="the pooling"))
-    original = cast("Callable[..., Tensor]", type(model).pool)
+    original = cast("Any", type(model)).pool  # the class's own, not the one put on the instance
     if state.mass is None:
         return original(model, x, pool_type)
     prefix = 0 if model.pool_include_prefix else int(model.num_prefix_tokens)

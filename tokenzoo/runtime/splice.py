@@ -207,6 +207,7 @@ class Site:
             raise AttachError(
                 f"{len(tap.seen)} fused attention calls were seen in "
                 f"{self.path.name}.{self.path.attention}, and exactly one is needed. Is fused "
-                "attention off? timm: set fused_attn = True on the attention modules, or timm.layers.set_fused_attn(True) before the model is made"
+                "attention off? timm: set fused_attn = True on the attention modules, or "
+                "timm.layers.set_fused_attn(True) before the model is made"
             )
         return tap.seen[0]

@@ -240,6 +240,5 @@ class Affinity:
 
 
 def _worst_if_nan(scores: Tensor) -> Tensor:
-    """Replace NaN and infinities by the lowest finite number (max would pick a NaN first)."""
-    worst = torch.finfo(scores.dtype).min
-    return scores.nan_to_num(nan=worst, posinf=worst, neginf=worst)
+    """Replace NaN by the lowest finite number (max would pick it first), infinities by finite ones."""
+    return scores.nan_to_num(nan=torch.finfo(scores.dtype).min)

@@ -1,8 +1,8 @@
 """How many tokens stay where: pure arithmetic on counts, known before anything runs.
 
 A schedule is one weight per site. Each site removes floor(c * weight) tokens, or the most that its
-matcher can take there if that is less, with the smallest c for which all sites together reach the wish.
-What that is too much, a few tokens, is given back by the latest sites. So every count is exact.
+matcher can take there if that is less, with the smallest c for which all sites together remove
+enough. What is too much, a few tokens, is given back by the latest sites. So every count is exact.
 
     729 -> 16 over 13 equal sites that can at most halve: 61 x 9, 60, 59, 30, 15
 """
@@ -44,15 +44,15 @@ def check_number(name: str, value: float, low: float, high: float) -> float:
 
 
 def round_half_up(value: float) -> int:
-    """Round to the nearest int, halves up; Python's own `round` takes them to the even neighbour."""
+    """Round to the nearest int, halves up (Python's own `round` takes them to even)."""
     return math.floor(value + 0.5)
 
 
 def resolve_keep(keep: int | float, tokens: int) -> int:
     """Return how many of `tokens` patch tokens `keep` asks for, from 1 to `tokens`.
 
-    An int is a count; an image with no more tokens than that is left whole. A float is a fraction in
-    (0, 1] of the tokens, rounded to the nearest count (halves up), and at least one token.
+    An int is a count; an image with no more tokens than that is left whole. A float is a fraction
+    in (0, 1] of the tokens, rounded to the nearest count (halves up), and at least one token.
 
     Raises:
         BadArgumentError: `keep` is neither, or `tokens` is no int >= 1.
@@ -69,13 +69,13 @@ def resolve_keep(keep: int | float, tokens: int) -> int:
 
 
 def capped(tokens: int, asks: Sequence[int], fewest: Fewest) -> tuple[int, ...]:
-    """Return the tokens after each site when site i removes `asks[i]`, or what it can if that is less.
+    """Return the tokens after each site when site i removes `asks[i]`, or as many as it can.
 
     Args:
         tokens: before the first site.
         asks: removals that are wanted, >= 0.
-        fewest: see `spread`; a value above n is read as n (such a site removes nothing), one below 1 as
-            1 (an image never loses its last token).
+        fewest: see `spread`; a value above n is read as n (such a site removes nothing), one below
+            1 as 1 (an image never loses its last token).
     """
     counts: list[int] = []
     n = tokens
@@ -96,17 +96,18 @@ def spread(
 ) -> tuple[int, ...]:
     """Return the patch tokens after each site, the last being exactly `keep`.
 
-    Each site removes min(floor(c * weight), n - fewest(n)), with the smallest c that removes at least
-    tokens - keep in all. The surplus is given back, one token each, by the latest sites whose floor was
-    not cut by what they can take; the cut ones keep what they removed. For equal weights this is the
-    reading of EvoPrune's "fixed number of merged tokens" (arXiv 2603.03681) that can be carried out.
+    Each site removes min(floor(c * weight), n - fewest(n)), with the smallest c that removes at
+    least tokens - keep in all. The surplus is given back, one token each, by the latest sites whose
+    floor was not cut by what they can take; the cut ones keep what they removed. For equal weights
+    this is the reading of EvoPrune's "fixed number of merged tokens" (arXiv 2603.03681) that can be
+    carried out.
 
     Args:
         tokens: before the first site.
         keep: wanted after the last; not below that, all stay.
         weights: one per site, >= 0; a site of weight 0 removes nothing.
-        fewest: the least that can stay at one site of n tokens, never falling as n grows: (n + 1) // 2
-            where tokens merge in pairs, 1 for a selection.
+        fewest: the least that can stay at one site of n tokens, never falling as n grows:
+            (n + 1) // 2 where tokens merge in pairs, 1 for a selection.
 
     Raises:
         BudgetError: all sites at their limit leave more than `keep`; names the fewest.
@@ -120,15 +121,15 @@ def spread(
     active = [weight for weight in whole if weight]
     if not active:
         raise BadArgumentError(
-            f"weights are all 0, but {tokens - keep} of {tokens} tokens must go; give the sites that "
-            "may remove tokens a weight above 0"
+            f"weights are all 0, but {tokens - keep} of {tokens} tokens must go; give the sites "
+            "that may remove tokens a weight above 0"
         )
     least = _reach(tokens, len(active), fewest)
     if least > keep:
         raise BudgetError(
-            f"keep={keep} of {tokens} tokens is out of reach: with all {len(active)} reducing sites at "
-            f"their limit, the fewest possible is {least}. Ask for keep={least} or more, or take a "
-            "schedule with more sites or a matcher that takes more at one site"
+            f"keep={keep} of {tokens} tokens is out of reach: with all {len(active)} reducing "
+            f"sites at their limit, the fewest possible is {least}. Ask for keep={least} or more, "
+            "or take a schedule with more sites or a matcher that takes more at one site"
         )
     asks = _smallest_asks(tokens, keep, active, fewest)
     removals = _give_back(tokens, keep, asks, fewest)
@@ -144,7 +145,8 @@ def _as_ints(weights: Sequence[float | Fraction]) -> list[int]:
         number = isinstance(weight, int | float | Fraction)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not number or isinstance(weight, bool) or not 0 <= weight < math.inf:
             raise BadArgumentError(
-                f"weights={tuple(weights)!r} with {weight!r} in them; a weight is a finite number >= 0"
+                f"weights={tuple(weights)!r} with {weight!r} in them; a weight is a finite "
+                "number >= 0"
             )
     if not weights:
         raise BadArgumentError(
@@ -163,7 +165,7 @@ def _reach(tokens: int, sites: int, fewest: Fewest) -> int:
 
 
 def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number in [low, high] for which `holds`, which once true stays true up to `high`."""
+    """The smallest number in [low, high] for which `holds`; it stays true from there to `high`."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -215,8 +217,9 @@ def _give_back(tokens: int, keep: int, asks: list[int], fewest: Fewest) -> list[
 def _mended(tokens: int, keep: int, removals: list[int], fewest: Fewest) -> tuple[int, ...]:
     """Exact counts near `removals`, where a site with one token more can take one less.
 
-    Then giving back at one site can undo what a later one may remove (two protected shares that round
-    up at the same n do that); so each site takes what the sites after it could not.
+    Then giving back at one site can undo what a later one may remove (two protected shares that
+    round up at the same n do that); so each site takes what the sites after it could not. All at
+    their limit reach `keep`, so the last count is `keep`, whatever `fewest` does.
     """
     counts: list[int] = []
     n = tokens
@@ -226,11 +229,6 @@ def _mended(tokens: int, keep: int, removals: list[int], fewest: Fewest) -> tupl
         while n > floor and _reach(n, len(removals) - i - 1, fewest) > keep:
             n -= 1
         counts.append(n)
-    if counts[-1] != keep:
-        raise BadArgumentError(
-            f"keep={keep} of {tokens} tokens cannot be spread: the matcher's `fewest` falls where the "
-            "tokens grow; make it a function that never does"
-        )
     return tuple(counts)
 
 
@@ -248,8 +246,8 @@ def _filled(tokens: int, counts: tuple[int, ...], weights: list[int]) -> tuple[i
 def block_flops(tokens_in: int, tokens_out: int, width: int, hidden: int) -> int:
     """Return the floating-point operations of one transformer block, a multiply-add being two.
 
-    The reduction lies between attention and MLP. Counted are the matrix products: queries, keys, values
-    and output (8 T c^2), scores and weighted values (4 T^2 c), and the MLP (4 T' c hidden).
+    The reduction lies between attention and MLP. Counted are the matrix products: queries, keys,
+    values and output (8 T c^2), scores and weighted values (4 T^2 c), and the MLP (4 T' c hidden).
 
     Args:
         tokens_in: T, all tokens that the attention sees, prefix tokens included.
@@ -314,8 +312,9 @@ class Budget:
         """The counts, runs of equal ones as `count x blocks`, and the ratio of the operations."""
         runs = [(count, len(list(run))) for count, run in groupby(self.blocks)]
         blocks = ", ".join(str(n) if times == 1 else f"{n} x {times}" for n, times in runs)
+        prefix = f" + {self.prefix} prefix" if self.prefix else ""
         rows = [
-            ("image", f"{self.tokens} patch tokens, {self.entering} enter the first block"),
+            ("image", f"{self.tokens} patch tokens, {self.entering}{prefix} enter the first block"),
             ("blocks", blocks or "none"),
             ("features", str(self.features)),
             ("operations", f"{self.flops:.3f} of the unreduced tower's"),

@@ -89,7 +89,8 @@ def prove(
                 )
             scale = max(1.0, float(bare.abs().max()))
             gap = float((got - wanted).abs().max()) / scale
-            if not gap <= 64 * torch.finfo(bare.dtype).eps:
+            # A block that is understood differs by a few roundings, one that is not by tenths.
+            if not gap <= min(64 * torch.finfo(bare.dtype).eps, 1 / 16):
                 raise AttachError(
                     f"{path.name} (block {index}) differs from itself by {gap:.1e} of its largest output "
                     f"when {keep} of {TOKENS} random tokens are kept: its forward is not x + attention, "

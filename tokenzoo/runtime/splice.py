@@ -146,6 +146,11 @@ class Site:
         seen = self._seen()
         if state.step is None or x.shape[1] - prefix <= keep:
             return None
+        if state.watches and seen is None:
+            raise AttachError(
+                f"{self.path.name}.{self.path.second} runs before {self.path.attention}: this block is not "
+                "x + attention, x + MLP in the order that the adapter describes"
+            )
         mass = state.mass
         if mass is None:
             mass = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)

@@ -1,4 +1,4 @@
-"""Schedules: how many tokens stay after each site. Pure arithmetic; docs/budgets.md has the rule."""
+"""Schedules: how many tokens stay after each site. docs/budgets.md has the rule."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

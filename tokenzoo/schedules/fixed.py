@@ -9,7 +9,7 @@ from tokenzoo.interfaces import Fewest, Schedule
 
 
 class Fixed(Schedule):
-    """A schedule that says how many tokens each site removes; a site that can take less takes less."""
+    """A schedule that says how many tokens each site removes; one that can take less does."""
 
     uses_keep = False
 

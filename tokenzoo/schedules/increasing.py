@@ -8,7 +8,7 @@ from tokenzoo.budget import check_number
 
 from .weighted import Weighted
 
-# With 64, site 2 of 2 already removes 2 ** 64 times as many as site 1; floats end at about 10 ** 308.
+# Site 2 then weighs 2 ** 64 times as much as site 1, and floats hold a thousand sites.
 STEEPEST = 64
 
 

@@ -17,11 +17,11 @@ class Once(Weighted):
     """One site removes all that is to go.
 
     Args:
-        at: an int is the index of the site, negative from the end; a float a fraction of the depth in
-            [0, 1] (0.5 of 24 blocks is block 12, 1.0 the last); None the only or the last site.
-        keep: a factor on the recipe's `keep`, for recipes of several steps: VScan keeps 1.5 times as
-            many behind the tower and 0.5 times as many in the language model, so that the layers read
-            `keep` on average. Rounded to the nearest count (halves up), from 1 to all tokens.
+        at: an int is the index of the site, negative from the end; a float a fraction of the depth
+            in [0, 1] (0.5 of 24 blocks is block 12, 1.0 the last); None the only or the last site.
+        keep: a factor on the recipe's `keep`, for recipes of several steps: VScan keeps 1.5 times
+            as many behind the tower and 0.5 times as many in the language model, so that its layers
+            read `keep` on average. Rounded to the nearest count (halves up), from 1 to all tokens.
     """
 
     at: int | float | None = None
@@ -31,8 +31,8 @@ class Once(Weighted):
         index = self.at is None or (isinstance(self.at, int) and not isinstance(self.at, bool))
         if not index and not (isinstance(self.at, float) and 0 <= self.at <= 1):
             raise BadArgumentError(
-                f"at={self.at!r}; it is an int, the index of a site, a float in [0, 1], a fraction of "
-                "the depth, or None for the last site"
+                f"at={self.at!r}; it is an int, the index of a site, a float in [0, 1], a fraction "
+                "of the depth, or None for the last site"
             )
         number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not number or not 0 < self.keep < math.inf:

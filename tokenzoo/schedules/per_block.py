@@ -13,7 +13,7 @@ from .fixed import Fixed
 class PerBlock(Fixed):
     """Remove r tokens per block, on average, with r changing linearly over the blocks.
 
-    ToMe (arXiv 2210.09461, section 3 and appendix); every number equals that of its published schedule.
+    ToMe's schedules (arXiv 2210.09461): every number equals that of its published code.
 
     Args:
         r: removals per block.

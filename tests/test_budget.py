@@ -1,0 +1,372 @@
+"""Counts are exact, known in advance, and the ones that the rule in docs/budgets.md says."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenzoo.budget import Budget, block_flops, capped, removals_of, resolve_keep, spread
+from tokenzoo.errors import BadArgumentError, BudgetError
+
+ROOT = Path(__file__).parents[1]
+
+
+def halved(n: int) -> int:
+    return (n + 1) // 2
+
+
+def one(n: int) -> int:
+    return 1
+
+
+# ---------------------------------------------------------------------------------------- keep
+
+
+@pytest.mark.parametrize(
+    ("keep", "tokens", "expected"),
+    [
+        *[(64, 729, 64), (64, 64, 64), (64, 16, 16), (1, 1, 1), (729, 729, 729)],
+        *[(0.25, 729, 182), (0.25, 576, 144), (1.0, 729, 729), (1e-9, 729, 1), (0.5, 1, 1)],
+        # Halves go up, also where Python's round would go down to the even number.
+        *[(0.5, 5, 3), (0.25, 10, 3), (0.5, 1, 1), (0.5, 3, 2), (0.125, 4, 1)],
+    ],
+)
+def test_keep_counts_or_is_a_fraction(keep: int | float, tokens: int, expected: int) -> None:
+    assert resolve_keep(keep, tokens) == expected
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        True,
+        False,
+        0,
+        -1,
+        0.0,
+        -0.5,
+        1.0000001,
+        2.0,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "64",
+        None,
+        (64,),
+        1j,
+    ],
+)
+def test_bad_keep_is_named_with_what_is_allowed(keep: object) -> None:
+    with pytest.raises(BadArgumentError) as error:
+        resolve_keep(keep, 729)
+    assert f"keep={keep!r}" in str(error.value)
+    assert "int >= 1" in str(error.value)
+    assert "(0, 1]" in str(error.value)
+    assert "keep=0.25" in str(error.value)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1.0, True, "729", None])
+def test_bad_tokens_are_named(tokens: object) -> None:
+    with pytest.raises(BadArgumentError, match=r"tokens=.*int >= 1"):
+        resolve_keep(0.5, tokens)
+    with pytest.raises(BadArgumentError, match=r"tokens=.*int >= 1"):
+        spread(tokens, 1, (1,), one)
+
+
+@given(st.integers(1, 5000), st.floats(0, 1, exclude_min=True), st.floats(0, 1, exclude_min=True))
+@settings(max_examples=300)
+def test_fractions_are_monotone_and_within_half_a_token(tokens: int, a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert 1 <= resolve_keep(low, tokens) <= resolve_keep(high, tokens) <= tokens
+    assert abs(max(1, high * tokens) - resolve_keep(high, tokens)) <= 0.5 + 1e-9
+
+
+# -------------------------------------------------------------------------------------- spread
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keep", "weights", "fewest", "removals"),
+    [
+        # EvoPrune's three video settings, and a surplus that the latest sites give back.
+        (729, 64, [1] * 13, halved, [52] * 2 + [51] * 11),
+        (729, 32, [1] * 13, halved, [56] * 9 + [55] * 3 + [28]),
+        (729, 16, [1] * 13, halved, [61] * 9 + [60, 59, 30, 15]),
+        (100, 90, [1] * 4, halved, [3, 3, 2, 2]),
+        # A site that takes exactly what it is asked for was not cut, so it gives back too.
+        (3, 2, [1, 1], halved, [1, 0]),
+        # The weights' scale means nothing; zeros remove nothing.
+        (100, 90, [1e-300] * 4, halved, [3, 3, 2, 2]),
+        (100, 90, [0, 1, 0, 1], halved, [0, 5, 0, 5]),
+        (100, 40, [1, 2, 3], one, [10, 20, 30]),
+        (100, 39, [1, 2, 3], one, [10, 20, 31]),
+        (100, 41, [1, 2, 3], one, [10, 20, 29]),
+        (100, 41, [Fraction(1, 3), Fraction(2, 3), 1], one, [10, 20, 29]),
+        # A site without tokens to give takes nothing, and the others make up for it.
+        (8, 1, [1, 1, 1], halved, [4, 2, 1]),
+        (8, 1, [1, 1, 1], one, [3, 3, 1]),
+        (100, 1, [5], one, [99]),
+        # Nothing to remove: all stay, whatever the weights.
+        (16, 16, [1, 1], halved, [0, 0]),
+        (16, 64, [1, 1], halved, [0, 0]),
+        (16, 64, [0, 0], halved, [0, 0]),
+        (1, 1, [1], halved, [0]),
+    ],
+)
+def test_removals_by_table(
+    tokens: int,
+    keep: int,
+    weights: list[float],
+    fewest: Callable[[int], int],
+    removals: list[int],
+) -> None:
+    counts = spread(tokens, keep, weights, fewest)
+    assert list(removals_of(tokens, counts)) == removals
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((), r"weights=\(\).*at least one site"),
+        ((1.0, -1.0), r"-1\.0.*finite number >= 0"),
+        ((1.0, math.nan), r"nan.*finite number >= 0"),
+        ((1.0, math.inf), r"inf.*finite number >= 0"),
+        ((1.0, "2"), r"'2'.*finite number >= 0"),
+        ((1.0, True), r"True.*finite number >= 0"),
+        ((0.0, 0.0), r"all 0.*90 of 100.*above 0"),
+    ],
+)
+def test_bad_weights_are_named(weights: tuple[float, ...], message: str) -> None:
+    with pytest.raises(BadArgumentError, match=message):
+        spread(100, 10, weights, halved)
+
+
+@pytest.mark.parametrize("keep", [0, -1, 0.5, True, None])
+def test_spread_takes_counts_only(keep: object) -> None:
+    with pytest.raises(BadArgumentError, match=r"keep=.*int >= 1"):
+        spread(100, keep, (1, 1), halved)
+
+
+def test_out_of_reach_names_the_fewest_and_the_ways_out() -> None:
+    with pytest.raises(BudgetError) as error:
+        spread(729, 16, [0, 1, 1, 1, 0], halved)
+    assert "keep=16 of 729" in str(error.value)
+    assert "fewest possible is 92" in str(error.value)
+    assert "3 reducing sites" in str(error.value)
+    assert "keep=92 or more" in str(error.value)
+    assert spread(729, 92, [0, 1, 1, 1, 0], halved)[-1] == 92
+
+
+@st.composite
+def monotone(draw: st.DrawFn, highest: int, jumps: int) -> Callable[[int], int]:
+    """A `fewest` with 1 <= fewest(n) <= n that never falls and grows by `jumps` a token at most."""
+    table = [0]
+    for n in range(1, highest + 1):
+        table.append(max(1, min(n, table[-1] + draw(st.integers(0, jumps)))))
+    return table.__getitem__
+
+
+def literal(
+    tokens: int, keep: int, weights: list[Fraction], fewest: Callable[[int], int]
+) -> tuple[int, ...]:
+    """The rule as docs/budgets.md says it, with every candidate for c tried in turn."""
+    candidates = sorted({k / w for w in weights if w for k in range(tokens + 1)})
+    for c in candidates:
+        asks = [math.floor(c * w) for w in weights]
+        counts = capped(tokens, asks, fewest)
+        if counts[-1] <= keep:
+            break
+    removals = list(removals_of(tokens, counts))
+    surplus = keep - counts[-1]
+    for i in reversed(range(len(weights))):
+        if surplus and removals[i] and removals[i] == asks[i]:
+            removals[i] -= 1
+            surplus -= 1
+    assert surplus == 0  # one round is enough: c is the smallest
+    return tuple(tokens - sum(removals[: i + 1]) for i in range(len(removals)))
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn, jumps: int = 1
+) -> tuple[int, int, list[Fraction], Callable[[int], int]]:
+    tokens = draw(st.integers(1, 40))
+    weight = st.fractions(0, 8, max_denominator=6) | st.just(Fraction(1))
+    weights = draw(st.lists(weight, min_size=1, max_size=7))
+    some = st.sampled_from([halved, one, lambda n: n - n // 4])
+    fewest = draw(some | monotone(tokens, jumps))
+    keep = draw(st.integers(1, tokens + 1))
+    return tokens, keep, weights, fewest
+
+
+def lowest(tokens: int, weights: list[Fraction], fewest: Callable[[int], int]) -> int:
+    for weight in weights:
+        tokens = fewest(tokens) if weight else tokens
+    return tokens
+
+
+@given(problems())
+@settings(max_examples=400)
+def test_bisection_equals_the_literal_rule(problem: tuple) -> None:
+    tokens, keep, weights, fewest = problem
+    if keep >= tokens:
+        assert spread(tokens, keep, weights, fewest) == (tokens,) * len(weights)
+    elif not any(weights) or lowest(tokens, weights, fewest) > keep:
+        with pytest.raises(BadArgumentError):
+            spread(tokens, keep, weights, fewest)
+    else:
+        assert spread(tokens, keep, weights, fewest) == literal(tokens, keep, weights, fewest)
+
+
+@given(problems(jumps=4))
+@settings(max_examples=400)
+def test_counts_are_exact_monotone_and_never_below_fewest(problem: tuple) -> None:
+    # jumps=4: one token more can let a site take three less; still exact.
+    tokens, keep, weights, fewest = problem
+    least = lowest(tokens, weights, fewest)
+    keep = max(keep, least)
+    counts = spread(tokens, keep, weights, fewest)
+    assert counts[-1] == min(keep, tokens)
+    for (before, after), weight in zip(pairwise((tokens, *counts)), weights, strict=True):
+        assert fewest(before) <= after <= before
+        assert weight or after == before
+    if any(weights) and 1 < least < tokens:
+        with pytest.raises(BudgetError, match=rf"fewest possible is {least}\b"):
+            spread(tokens, least - 1, weights, fewest)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 6))
+@settings(max_examples=300)
+def test_even_a_fewest_without_order_gives_exact_counts(
+    data: st.DataObject, tokens: int, keep: int, sites: int
+) -> None:
+    # Then "the smallest c" means little, and the fewest is what all sites at their limit leave.
+    table = [0, *(data.draw(st.integers(1, n)) for n in range(1, tokens + 1))]
+    try:
+        counts = spread(tokens, keep, [1] * sites, table.__getitem__)
+    except BudgetError:
+        assert lowest(tokens, [Fraction(1)] * sites, table.__getitem__) > keep
+    else:
+        assert counts[-1] == min(keep, tokens)
+        assert all(
+            table[before] <= after <= before for before, after in pairwise((tokens, *counts))
+        )
+
+
+@given(problems(), st.fractions(Fraction(1, 1000), 1000))
+@settings(max_examples=200)
+def test_only_the_ratio_of_weights_matters(problem: tuple, factor: Fraction) -> None:
+    tokens, keep, weights, fewest = problem
+    keep = max(keep, lowest(tokens, weights, fewest))
+    scaled = [weight * factor for weight in weights]
+    assert spread(tokens, keep, scaled, fewest) == spread(tokens, keep, weights, fewest)
+
+
+def test_steep_weights_are_no_trouble() -> None:
+    weights = [1e-300, 1.0, 1e300]
+    assert spread(100, 50, weights, one) == (100, 100, 50)
+    assert spread(100, 14, weights, halved) == (56, 28, 14)
+    assert spread(100, 13, weights, halved) == (52, 26, 13)
+
+
+@pytest.mark.parametrize(
+    ("asks", "expected"),
+    [([3, 0, 100, 1], (13, 13, 7, 6)), ([16], (8,)), ([], ())],
+)
+def test_capped_takes_what_there_is(asks: list[int], expected: tuple[int, ...]) -> None:
+    assert capped(16, asks, halved) == expected
+
+
+def test_capped_keeps_a_last_token_and_reads_an_excessive_fewest_as_all() -> None:
+    assert capped(5, [5, 5], lambda n: 0) == (1, 1)
+    assert capped(5, [5, 5], lambda n: 7) == (5, 5)
+
+
+# -------------------------------------------------------------------------------------- budget
+
+
+def skip_counts(tokens: int, depth: int, keep: int, start: int) -> tuple[int, ...]:
+    weights = [float(i >= start and (i - start) % 2 == 0) for i in range(depth)]
+    return spread(tokens, keep, weights, halved)
+
+
+SIGLIP = {"tokens": 729, "entering": 729, "width": 1152, "hidden": 4304}
+CLIP = {"tokens": 576, "entering": 576, "width": 1024, "hidden": 4096}
+
+
+@pytest.mark.parametrize(
+    ("tower", "depth", "start", "keep", "floor"),
+    [
+        *[(SIGLIP, 26, 1, 64, 0.540), (SIGLIP, 26, 1, 32, 0.502), (SIGLIP, 26, 1, 16, 0.464)],
+        *[(CLIP, 23, 1, 128, 0.590), (CLIP, 23, 1, 64, 0.534), (CLIP, 23, 1, 32, 0.490)],
+        *[(SIGLIP, 26, 0, 64, 0.504), (SIGLIP, 26, 0, 32, 0.465), (SIGLIP, 26, 0, 16, 0.427)],
+    ],
+)
+def test_floors_of_evoprune(tower: dict, depth: int, start: int, keep: int, floor: float) -> None:
+    # Without prefix tokens: CLIP's CLS token would make them 0.591, 0.535 and 0.491.
+    blocks = skip_counts(tower["tokens"], depth, keep, start)
+    assert round(Budget(**tower, blocks=blocks, features=keep).flops, 3) == floor
+
+
+def test_the_cls_token_of_clip_adds_less_than_a_thousandth() -> None:
+    for keep in (128, 64, 32):
+        blocks = skip_counts(576, 23, keep, 1)
+        without, with_cls = (Budget(**CLIP, blocks=blocks, features=keep, prefix=p) for p in (0, 1))
+        assert 0 < with_cls.flops - without.flops < 1e-3
+
+
+def test_flops_of_a_block_by_hand() -> None:
+    # 3 tokens of width 2: four 2x2 projections (2 * 3 * 4 each), q k^T and a v (2 * 9 * 2 each);
+    # then 2 tokens through 2 -> 5 -> 2 (2 * 2 * 10 each).
+    assert block_flops(3, 2, width=2, hidden=5) == 4 * 24 + 2 * 36 + 2 * 40
+
+
+def test_nothing_removed_costs_all_and_a_smaller_image_saves_everywhere() -> None:
+    whole = Budget(**SIGLIP, blocks=(729,) * 26, features=729)
+    assert whole.flops == 1.0
+    small = {**SIGLIP, "entering": 100}
+    shrunk = Budget(**small, blocks=(100,) * 26, features=100)
+    full, less = (block_flops(n, n, width=1152, hidden=4304) for n in (729, 100))
+    assert shrunk.flops == less / full
+    assert Budget(**CLIP, blocks=(), features=64).flops == 1.0  # reduced behind the tower only
+
+
+def test_a_budget_prints_on_a_few_short_lines() -> None:
+    blocks = skip_counts(729, 26, 16, 1)
+    plan = Budget(**SIGLIP, blocks=blocks, features=16, llm=8)
+    text = str(plan)
+    assert "729 patch tokens" in text
+    assert "729, 668 x 2, 607 x 2" in text
+    assert "0.464 of the unreduced" in text
+    assert [line.split()[0] for line in text.splitlines()] == [
+        *("image", "blocks", "features", "llm", "operations")
+    ]
+    assert "llm" not in str(Budget(**SIGLIP, blocks=blocks, features=16))
+    assert "prefix" not in text
+    assert "576 + 1 prefix" in str(Budget(**CLIP, blocks=(576,), features=576, prefix=1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("tokens", 0), ("entering", 1.5), ("features", True), ("width", 0), ("hidden", None)],
+        *[("prefix", -1), ("blocks", (4, 0)), ("llm", 0)],
+    ],
+)
+def test_bad_budgets_are_named(field: str, value: object) -> None:
+    good = {"tokens": 4, "entering": 4, "blocks": (4, 2), "features": 2, "width": 8, "hidden": 32}
+    Budget(**good)
+    with pytest.raises(BadArgumentError, match=f"{field}=.*int >="):
+        Budget(**{**good, field: value})
+
+
+def test_the_page_has_the_tables_that_the_script_prints() -> None:
+    printed = runpy.run_path(str(ROOT / "benchmarks" / "print_budgets.py"))["page"]()
+    assert printed.count("\n|---") == 4
+    assert printed in (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")

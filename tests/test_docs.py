@@ -1,0 +1,81 @@
+"""The documents keep up with the code: names, hooks, commands and examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import tokenzoo
+from tokenzoo import hookspecs, plugins
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PARTS = (ROOT / "docs" / "parts.md").read_text()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in plugins.KINDS if kind != "recipes"])
+def test_every_registered_part_is_in_the_tables(kind):
+    names = plugins.names(kind)
+    assert names
+    missing = [name for name in names if f"| `{name}` |" not in PARTS]
+    assert not missing
+
+
+def test_every_recipe_is_in_the_readme_with_its_stage():
+    for name in tokenzoo.list_recipes():
+        row = re.search(rf"^\| `{name}` \| (\w+) \|", README, re.MULTILINE)
+        assert row, name
+        stage = tokenzoo.build(name).recipe.steps[0].stage.name
+        assert row.group(1).rstrip("s") == stage.rstrip("s")
+
+
+def test_every_hook_is_documented():
+    hooks = [name for name in vars(hookspecs) if name.startswith("tokenzoo_")]
+    assert len(hooks) == 7
+    for name in hooks:
+        assert f"`{name}" in PARTS
+        assert getattr(hookspecs, name).__doc__
+
+
+def test_every_option_of_evoprune_that_the_paper_leaves_open_is_documented():
+    text = (ROOT / "docs" / "evoprune.md").read_text()
+    described = tokenzoo.describe("evoprune")
+    for option in re.findall(r"^  (\w+) = ", described, re.MULTILINE):
+        if option not in ("keep", "schedule", "beta"):
+            assert f"`{option}" in text, option
+
+
+def test_the_scorer_in_ten_lines_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (block,) = [text for text in blocks if "class Energy" in text]
+    vit = timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=3).eval()
+    exec(block, {"vit": vit, "__name__": "readme"})
+    assert vit(torch.randn(1, 3, 224, 224)).shape == (1, 3)
+    assert vit._tokenzoo_attached.counts[-1] == 98
+
+
+def test_the_commands_are_there_for_ci():
+    for name, command in (
+        ("demo", "pip install '.[demo]' && tokenzoo demo"),
+        ("test", "pip install '.[dev]' && pytest"),
+    ):
+        assert f"<!-- {name} -->\n```sh\n{command}\n```" in README
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/**/*.md")), ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (path.parent / target).exists(), target
+
+
+def test_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert len(targets) > 5
+    for target in targets:
+        assert (ROOT / target).exists(), target

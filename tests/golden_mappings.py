@@ -1,0 +1,396 @@
+"""Golden files against tokenzoo: what to call for each method, and how the numbers are compared.
+
+A golden file `METHOD.npz` holds what the authors' own code returned: `in/<inputs>/<name>`,
+`out/<case>/<name>` (or `<case>/<name>`), and `meta_json`, which lists the cases with their parameters.
+A mapping takes one case, does the same with tokenzoo and compares every output of the case.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tokenzoo
+from tokenzoo.matchers import Bipartite, Drop, Every, SelectAssign, TopK
+from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.plan import take
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import CLSAttention, Similarity
+from tokenzoo.tokens import unit
+
+# Largest absolute difference between two floats that count as equal.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+# Largest relative difference between the scores of two kept sets, where rounding decides who is kept.
+SCORE_TOLERANCE = 1e-3
+
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the authors' code.
+
+    Attributes:
+        label: file and case, for messages.
+        meta: of the whole file.
+        entry: of this case in the meta.
+        inputs, outputs: by name; the float inputs are cast to float64 where the case says so.
+    """
+
+    label: str
+    meta: Mapping[str, Any]
+    entry: Mapping[str, Any]
+    inputs: Outputs
+    outputs: Outputs
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return self.entry["params"]
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the choice flips under rounding."""
+        flags = ("stable_1e-6", "f64_index_equal")
+        return any(self.entry.get(flag) is False for flag in flags)
+
+    def compare(self, ours: Outputs, score: Callable[[Outputs], Tensor] | None = None) -> None:
+        """Compare every output: integers exactly, floats to `TOLERANCE`.
+
+        An unstable case: the shapes, which hold the kept counts, and the `score` of the kept set.
+        """
+        assert set(ours) == set(self.outputs), (
+            f"{self.label}: the file has {sorted(self.outputs)}, the mapping gives {sorted(ours)}"
+        )
+        for name, theirs in self.outputs.items():
+            assert ours[name].shape == theirs.shape, (
+                f"{self.label}: {name} is {tuple(ours[name].shape)}, not {tuple(theirs.shape)}"
+            )
+            if not self.unstable:
+                self.equal(name, ours[name], theirs)
+        if self.unstable:
+            assert score is not None, f"{self.label}: unstable, and its mapping has no score"
+            got, wanted = score(ours), score(self.outputs)
+            assert bool(((got - wanted).abs() <= SCORE_TOLERANCE * wanted.abs()).all()), (
+                f"{self.label}: the kept set scores {got}, theirs {wanted}"
+            )
+
+    def equal(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+        """Raise unless two tensors are equal; NaN equals nothing."""
+        if not theirs.is_floating_point():
+            assert torch.equal(ours.to(theirs.dtype), theirs), f"{self.label}: {name} differs"
+            return
+        gap = (ours.double() - theirs.double()).abs().amax()
+        tolerance = TOLERANCE[theirs.dtype]
+        assert bool(gap <= tolerance), (
+            f"{self.label}: {name} differs by {float(gap):.2e} > {tolerance}"
+        )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["meta_json"]))
+
+
+def case_names(path: Path) -> list[str]:
+    return [entry.get("case", entry.get("key")) for entry in read_meta(path)["cases"]]
+
+
+def read_case(path: Path, name: str) -> Case:
+    meta = read_meta(path)
+    entry = meta["cases"][case_names(path).index(name)]
+    double = entry.get("dtype") == "float64"
+
+    def read(*folders: str) -> dict[str, Tensor]:
+        found = {
+            key.removeprefix(folder): torch.from_numpy(file[key])
+            for folder in folders
+            for key in file.files
+            if key.startswith(folder)
+        }
+        return dict(sorted(found.items()))
+
+    with np.load(path, allow_pickle=False) as file:
+        inputs = read(f"in/{entry.get('inputs')}/")
+        outputs = read(f"out/{name}/", f"{name}/")
+    if double:
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    label = f"{path.stem} {name} {entry.get('params', '')}"
+    assert outputs, f"{label}: the file has no outputs of this case"
+    return Case(label, meta, entry, inputs, outputs)
+
+
+def check(path: Path, name: str | None) -> None:
+    """Compare one case of a file; `name` None: the file has no mapping or no case, which is an error."""
+    mapping = MAPPINGS.get(path.stem)
+    assert mapping is not None, (
+        f"{path.name} has no mapping: write one into golden_mappings.MAPPINGS, or take the file away"
+    )
+    assert name is not None, f"{path.name} has no cases"
+    with torch.no_grad():
+        mapping(read_case(path, name))
+
+
+# The mappings ----------------------------------------------------------------------------------------
+
+
+def tome(case: Case) -> None:
+    """Bipartite soft matching on bare tensors; `source` is the row of the output that each input is in."""
+    x, metric = case.inputs["x"], case.inputs["metric"]
+    prefix = int(case.params.get("class_token", 0)) + int(case.params.get("distill_token", 0))
+    patches = x.shape[1] - prefix
+    if "kth" in case.params:
+        k = case.params["kth"]
+        match = Bipartite(Similarity("keys"), split=Every(k), order="tome")
+        step = Step(Stage.BLOCK, Once(), match, WeightedMean())
+        zoo = tokenzoo.build(Recipe(step, keep=patches // k))
+    else:
+        zoo = tokenzoo.build("tome", keep=patches - min(case.params["r"], patches // 2))
+    mass = case.inputs["size"][..., 0] if case.params.get("use_size") else None
+    reduced = zoo.reduce(x, keys=metric, mass=mass, prefix=prefix)
+    reduced.plan.check()
+    ours = {
+        "merged": reduced.x,
+        "size": reduced.mass[..., None],
+        "source": reduced.plan.dst,
+    }
+    if "unmerged" in case.outputs:
+        spread = reduced.unmerge(reduced.x)
+        if not case.unstable:
+            case.equal("spread", spread, take(case.outputs["merged"], case.outputs["source"]))
+        if case.params.get("distill_token"):
+            # A slip of the original: it puts the distillation token second among its outputs, and its
+            # unmerge reads them as if it stood behind the tokens that stay. The lines above say what is
+            # right; with its rows turned in the same way ours are equal to what it returned.
+            stay = (x.shape[1] + 1) // 2 - (x.shape[1] - reduced.x.shape[1])
+            rows = [0, stay, *range(1, stay), *range(stay + 1, reduced.x.shape[1])]
+            spread = reduced.unmerge(reduced.x[:, rows])
+        ours["unmerged"] = spread
+    keys = unit(metric)
+
+    def alikeness(outputs: Outputs) -> Tensor:
+        """Squared length of the sum of the keys of each output, over its tokens: 1 if all are equal."""
+        source, n = outputs["source"], outputs["size"].shape[1]
+        sums = keys.new_zeros(len(keys), n, keys.shape[-1])
+        sums = sums.scatter_add(1, source[..., None].expand_as(keys), keys)
+        count = keys.new_zeros(len(keys), n).scatter_add(1, source, torch.ones_like(keys[..., 0]))
+        return (sums.square().sum(-1) / count).sum(-1) / keys.shape[1]
+
+    case.compare(ours, alikeness)
+
+
+def visionzip(case: Case) -> None:
+    """`dominant` counts the CLS token in the file, and never in tokenzoo."""
+    hidden, attention, keys = (case.inputs[name] for name in ("hidden", "attn_cls", "keys"))
+    dominant, contextual = case.params["dominant"] - 1, case.params["contextual"]
+    zoo = tokenzoo.build("visionzip", keep=dominant + contextual, dominant=dominant)
+    reduced = zoo.reduce(hidden, keys=keys, cls_attention=attention, prefix=1)
+    reduced.plan.check()
+    keep = reduced.plan.keep
+    # The order of the choice is that of the selector, which the recipe then sorts.
+    ranked = Recipe(_chosen(TopK(CLSAttention(heads="sum"))), keep=dominant)
+    order = tokenzoo.build(ranked).reduce(hidden, cls_attention=attention, prefix=1).plan.keep
+    ours = {
+        "tokens": reduced.x,
+        "dominant": keep[:, : dominant + 1],
+        "dominant_rank_order": order,
+        "contextual": keep[:, dominant + 1 :],
+    }
+    received = attention.sum(1)
+    case.compare(ours, lambda outputs: take(received, outputs["dominant"][:, 1:]).sum(-1))
+
+
+def divprune(case: Case) -> None:
+    """One sequence: `indices` are the kept ones in ascending order, `order` as they were chosen."""
+    x, count = case.inputs["proj_feats"][None], case.params["keep"]
+    zoo = tokenzoo.build("divprune", keep=count)
+    reduced = zoo.reduce(x)
+    reduced.plan.check()
+    chosen = Recipe(_chosen(zoo.recipe.steps[0].matcher.stay), keep=count)
+    order = tokenzoo.build(chosen).reduce(x).plan.keep
+    case.compare({"indices": reduced.plan.keep[0], "order": order[0]}, lambda o: _spread(x, o))
+    if not case.unstable:
+        case.equal("features", reduced.x, take(x, case.outputs["indices"][None]))
+
+
+def cdpruner(case: Case) -> None:
+    """Relevance from CLIP's projected patches, diversity from the projected features."""
+    x = case.inputs["proj_feats"]
+    clip, text = case.inputs["image_embeds"], case.inputs["text_embeds"]
+    zoo = tokenzoo.build("cdpruner", keep=case.params["keep"], relevance="clip")
+    reduced = zoo.reduce(x, text=text[None].expand(len(x), -1, -1), at={"clip": {"x": clip}})
+    reduced.plan.check()
+    case.compare({"indices": reduced.plan.keep}, lambda outputs: _volume(x, clip, text, outputs))
+    if not case.unstable:
+        case.equal("features", reduced.x, take(x, case.outputs["indices"]))
+
+
+def tome_model(case: Case) -> None:
+    """Whole models: weights, and where the file says how, images from numpy seeds.
+
+    A file whose meta has `images` ("numpy", the generator `images` below, with its seed) is compared in
+    full: the bare model's logits, those of the attached one, the counts after every block, the masses and
+    the source of every token.
+
+    A file that describes its images in words only does NOT determine the logits, the masses or the
+    sources, and they are not compared. What it does determine is: that the weights are those of the recipe
+    (the recorded logits lie in the column space of the rebuilt heads), the schedules, the counts (against
+    the plan, and against a real pass of the attached model on images of our own), and that counts, masses
+    and sources of the file agree with each other.
+    """
+    for depth, r, removals in case.meta["parse_r"]:
+        left = (4096, *tokenzoo.build("tome", **schedule_of(r)).plan(4096, depth).blocks)
+        ours = [before - after for before, after in pairwise(left)]
+        assert ours == removals, f"{case.label}: r={r} on {depth} blocks removes {ours}"
+    entry, theirs = case.entry, case.outputs
+    r = tuple(entry["r"]) if isinstance(entry["r"], list) else entry["r"]
+    seed = case.meta.get("images_seed", 0)
+    result = tome_pass(entry["model"], entry["seed"], r, entry["prop_attn"], seed)
+    planned = result.pop("planned")
+    case.equal("planned counts", planned, theirs["counts"])
+    if case.meta.get("images") == "numpy":
+        ours = {"base_logits": bare_logits(entry["model"], entry["seed"], seed), **result}
+        case.compare(ours)
+        return
+    case.equal("counts", result["counts"], theirs["counts"])
+    for name in ("base_logits", "logits"):
+        _check_head(case, numpy_model(entry["model"], entry["seed"]), name)
+    for name in ("size", "source"):
+        assert result[name].shape == theirs[name].shape, f"{case.label}: {name} has another shape"
+    for sizes, sources in zip(theirs["size"], theirs["source"].long(), strict=True):
+        case.equal("size", sources.bincount(minlength=len(sizes)).to(sizes), sizes)
+
+
+MAPPINGS: dict[str, Callable[[Case], None]] = {
+    "tome": tome,
+    "tome_model": tome_model,
+    "visionzip": visionzip,
+    "divprune": divprune,
+    "cdpruner": cdpruner,
+}
+
+
+# Their parts -----------------------------------------------------------------------------------------
+
+
+def _chosen(selector: tokenzoo.Selector) -> Step:
+    """A step whose plan keeps the tokens in the order of the selector's choice."""
+    return Step(Stage.FEATURES, Once(), SelectAssign(selector, Drop(), order="selected"), Keep())
+
+
+def _spread(x: Tensor, outputs: Outputs) -> Tensor:
+    """The least distance (1 - cosine) between two kept tokens: what DivPrune makes large."""
+    kept = unit(take(x, outputs["indices"][None]))[0]
+    distance = 1 - kept @ kept.mT
+    return distance.fill_diagonal_(torch.inf).amin()
+
+
+def _volume(x: Tensor, clip: Tensor, text: Tensor, outputs: Outputs) -> Tensor:
+    """The log determinant of the kept part of CDPruner's kernel."""
+    relevance = -(unit(clip) @ unit(text).mT).mean(-1)
+    low, high = relevance.amin(-1, keepdim=True), relevance.amax(-1, keepdim=True)
+    relevance = (relevance - low + 1e-6) / (high - low)
+    kept = take(unit(x) * relevance[..., None], outputs["indices"]).double()
+    return (kept @ kept.mT).logdet()
+
+
+def _check_head(case: Case, model: torch.nn.Module, name: str) -> None:
+    """Recorded logits lie in the column space of the rebuilt head: its weights are the recorded ones."""
+    heads = [model.head]
+    if getattr(model, "head_dist", None) is not None:
+        heads.append(model.head_dist)  # the logits are the mean of the two
+    bias = torch.stack([head.bias for head in heads]).mean(0).double()
+    space, _ = torch.linalg.qr(torch.cat([head.weight for head in heads], 1).double())
+    logits = case.outputs[name].double() - bias
+    left = (logits - logits @ space @ space.mT).float()
+    case.equal(f"{name} outside of the head", left, torch.zeros_like(left))
+
+
+def tome_pass(name: str, base: int, r: Any, proportional: bool, seed: int) -> dict[str, Tensor]:
+    """One pass of the attached model; counts with prefix tokens, as in the file."""
+    return dict(_tome_pass(name, base, r, proportional, seed))
+
+
+@lru_cache
+def _tome_pass(name: str, base: int, r: Any, proportional: bool, seed: int) -> dict[str, Tensor]:
+    model = numpy_model(name, base)
+    prefix = int(model.num_prefix_tokens)
+    zoo = tokenzoo.build("tome", **schedule_of(r), proportional_attention=proportional)
+    with zoo.attach(model, trace=True) as attached:
+        logits = model(images(seed))
+    attached.record.check()
+    return {
+        "planned": torch.tensor(attached.plan().blocks) + prefix,
+        "logits": logits,
+        "counts": torch.tensor(attached.counts) + prefix,
+        "size": attached.mass,
+        "source": attached.record.dst,
+    }
+
+
+def schedule_of(r: Any) -> dict[str, Any]:
+    """ToMe's r (an int, a list, or an int and a float) as options of ours."""
+    if not isinstance(r, int) and len(r) == 2 and isinstance(r[1], float):
+        return {"r": r[0], "inflection": r[1]}
+    return {"r": r}
+
+
+def numpy_parameter(name: str, shape: tuple[int, ...], base: int) -> np.ndarray:
+    """A parameter of any model from its name and a seed, the same on every machine."""
+    state = np.random.RandomState((zlib.crc32(name.encode()) + base) & 0xFFFFFFFF)
+    z = state.standard_normal(shape)
+    if name.split(".")[-1] in ("pos_embed", "cls_token", "dist_token", "reg_token"):
+        return 0.3 * z
+    if len(shape) >= 2:
+        gain = 1.5 if name.endswith(".qkv.weight") else 1.0
+        return z * gain / np.sqrt(np.prod(shape[1:]))
+    return 1 + 0.1 * z if name.endswith("weight") else 0.05 * z
+
+
+@lru_cache(maxsize=2)
+def numpy_model(name: str, base: int) -> Any:
+    """A timm model in eval mode with `numpy_parameter` weights."""
+    import timm
+
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            values = numpy_parameter(key, tuple(parameter.shape), base)
+            parameter.copy_(torch.from_numpy(values))
+    return model
+
+
+@lru_cache(maxsize=2)
+def bare_logits(name: str, base: int, seed: int) -> Tensor:
+    """What the model says of the images while nothing is attached."""
+    return numpy_model(name, base)(images(seed))
+
+
+@lru_cache(maxsize=1)
+def images(seed: int, count: int = 2, size: int = 224) -> Tensor:
+    """Images `[count, 3, size, size]`: four waves of colour, 16 rectangles of one colour, noise."""
+    state = np.random.RandomState(seed)
+    y, x = np.mgrid[:size, :size] / size
+    result = np.zeros((count, 3, size, size))
+    for image in result:
+        for _ in range(4):
+            across, down, phase = state.uniform(0, 3, 3)
+            wave = np.cos(2 * np.pi * (across * x + down * y + phase))
+            image += 0.5 * state.standard_normal(3)[:, None, None] * wave
+        for _ in range(16):
+            top, left = state.randint(0, size - 16, 2)
+            height, width = state.randint(16, 64, 2)
+            colour = state.standard_normal(3)[:, None, None]
+            image[:, top : top + height, left : left + width] = colour
+        image += 0.1 * state.standard_normal(image.shape)
+    return torch.from_numpy(result.astype(np.float32))

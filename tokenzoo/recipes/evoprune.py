@@ -28,13 +28,13 @@ def evoprune(
     *,
     keep: int | float = 0.25,
     ctr: float = 0.25,
-    features: str = "keys",
+    features: str = "x",
     curve: Literal["cosine", "nonnegative", "exp", "sigmoid"] = "nonnegative",
     beta: float = 1.0,
-    density: str = "keys",
+    density: str = "x",
     k: int = 5,
     tau: float | str = "image",
-    lam: float = 1.0,
+    lam: float = 0.1,
     queries: Literal["all", "patches"] = "all",
     by_mass: bool = False,
     sticky: bool = False,
@@ -42,14 +42,15 @@ def evoprune(
     every: int = 2,
     schedule: Schedule | None = None,
     merger: Literal["weighted_mean", "mean"] = "weighted_mean",
-    proportional_attention: bool = False,
+    proportional_attention: bool = True,
 ) -> Recipe:
     """Hold what is attended to, merge what is alike and crowded, in every other block of the encoder.
 
     Args:
         keep: patch tokens to keep: a count or a fraction.
         ctr: critical token ratio, the share of a site's tokens that is held (paper: 0.25).
-        features: whose cosine it is: "keys" (mean over heads), "all_keys", "queries" or "x". (open)
+        features: whose cosine it is: "x" (hidden states), "keys" (mean over heads), "all_keys" or
+            "queries". (open)
         curve: what makes the cosine non-negative before it is multiplied by weights. (open; the paper
             says that it lies in [0, 1], which a cosine does not)
         beta: steepness of the curves "exp" and "sigmoid". (open)

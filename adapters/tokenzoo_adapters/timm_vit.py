@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -105,12 +104,14 @@ class TimmViT(Adapter):
         return None if grid is None else (int(grid[0]), int(grid[1]))
 
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Replace `pool` by one that counts masses."""
-        # A bound method on the instance: a deep copy of the model gets one bound to the copy.
-        self.model.pool = MethodType(
-            _pool_by_mass_and_bias if proportional else _pool_by_mass, self.model
-        )
-        return partial(delattr, self.model, "pool")
+        """Replace `pool` by one that counts masses, and refuse maps of fewer tokens than the grid has."""
+        # Partials of functions of this module: copied and pickled with the model, they are the copy's.
+        mine = {
+            "pool": partial(_pool, self.model, proportional=proportional),
+            "forward_intermediates": partial(_intermediates, self.model),
+        }
+        _set(self.model, mine)
+        return partial(_unset, self.model, tuple(mine))
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Resize the images to fewer patches; the positions are interpolated by timm itself."""
@@ -138,6 +139,11 @@ class TimmViT(Adapter):
 def _set(module: Any, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         setattr(module, name, value)
+
+
+def _unset(module: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        delattr(module, name)
 
 
 def _unshrink(model: Any, dynamic: bool, before: Mapping[str, Any], handle: Any) -> None:
@@ -196,17 +202,10 @@ def smaller_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
     return found
 
 
-def _pool_by_mass(model: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
-    """Timm's `pool`, with a mean by mass."""
-    return _pool(model, x, pool_type, proportional=False)
-
-
-def _pool_by_mass_and_bias(model: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
-    """Timm's `pool`, with a mean by mass and log mass in an attention that pools."""
-    return _pool(model, x, pool_type, proportional=True)
-
-
-def _pool(model: Any, x: Tensor, pool_type: str | None, *, proportional: bool) -> Tensor:
+def _pool(
+    model: Any, x: Tensor, pool_type: str | None = None, *, proportional: bool = False
+) -> Tensor:
+    """Timm's `pool`, with a mean by mass, and with log mass in an attention that pools."""
     state = passes.of(x)
     if state is None:
         raise AttachError(LOST.format(where="the pooling"))
@@ -232,6 +231,21 @@ def _pool(model: Any, x: Tensor, pool_type: str | None, *, proportional: bool) -
     patches = x[:, prefix:]  # [b, n, c]
     mean = (patches * mass[..., None]).sum(1) / mass.sum(1, keepdim=True)  # [b, c]
     return mean if kind == "avg" else 0.5 * (mean + patches.amax(1))
+
+
+def _intermediates(model: Any, x: Tensor, *args: Any, **options: Any) -> Any:
+    """Timm's `forward_intermediates`, whose reshape to the grid may fit fewer tokens by accident."""
+    result: Any = cast("Any", type(model)).forward_intermediates(model, x, *args, **options)
+    found: Any = result["image_intermediates"] if hasattr(result, "keys") else result
+    features: Any = found if hasattr(found, "append") else found[1]  # beside the last features
+    for item in features:
+        y: Any = item if torch.is_tensor(item) else item[0]  # (patches, prefix)
+        if y.ndim == 4 and y.shape[1] != model.embed_dim:  # [b, c, rows, columns]
+            raise AttachError(
+                "forward_intermediates cannot make maps of the grid's size: fewer tokens are left; take "
+                "output_fmt='NLC', blocks before the first reduction, or detach first"
+            )
+    return result
 
 
 @hookimpl

@@ -205,8 +205,14 @@ def attach(recipe: Recipe, model: Any, *, trace: bool = False, replace: bool = F
         )  # a budget that cannot be reached is an error now, not in the first pass
     if previous is not None:
         previous.detach()
-    attached._install()  # pyright: ignore[reportPrivateUsage]
-    plugins.manager().hook.tokenzoo_attached(attached=attached)
+    try:
+        attached._install()  # pyright: ignore[reportPrivateUsage]
+        plugins.manager().hook.tokenzoo_attached(attached=attached)
+    except BaseException:
+        attached.detach()
+        if previous is not None:
+            previous._install()
+        raise
     return attached
 
 

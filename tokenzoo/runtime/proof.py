@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.errors import AttachError
+from tokenzoo.errors import AttachError, TokenzooError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Adapter, BlockPath, Matcher
 from tokenzoo.mergers import Keep
@@ -80,7 +80,17 @@ def prove(
     for index, (path, bare) in enumerate(zip(paths, expected, strict=True)):
         for keep, rows in ((TOKENS, [*range(p + TOKENS)]), (TOKENS // 2, half)):
             counts = (TOKENS,) * 1000 if keep == TOKENS else (keep,) * 1000
-            got = _run(model, path, x, Pass(step, counts, trial=True, watches=passes.watches(step)))
+            state = Pass(step, counts, trial=True, watches=passes.watches(step))
+            try:
+                got = _run(model, path, x, state)
+            except TokenzooError:
+                raise
+            except RuntimeError as error:
+                raise AttachError(
+                    f"{path.name} (block {index}) does not run when {keep} of {TOKENS} random tokens are "
+                    f"kept ({error}): its forward is not x + attention, x + MLP in the order that the "
+                    "adapter describes. Nothing was attached"
+                ) from error
             wanted = bare[:, rows]
             if got.shape != wanted.shape:
                 raise AttachError(

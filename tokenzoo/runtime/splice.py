@@ -126,9 +126,10 @@ class Site:
         wanted = site and state.watches
         bias = state.mass.log() if self.proportional and state.mass is not None else None
         if wanted or bias is not None:
-            tap = Tap(self.adapter.prefix, bias)
-            self.box.tap = tap
-            tap.__enter__()
+            # An attention that runs a second time in one block is seen twice, which is an error.
+            if self.box.tap is None:
+                self.box.tap = Tap(self.adapter.prefix, bias)
+            self.box.tap.__enter__()
 
     def close_tap(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Stop watching."""

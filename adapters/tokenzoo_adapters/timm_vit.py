@@ -46,9 +46,11 @@ class TimmViT(Adapter):
 
     Args:
         model: the transformer.
+        fixed: whether it takes images of one size only; otherwise a number of tokens has no one grid.
     """
 
     model: Any
+    fixed: bool = True
 
     stages = frozenset({"block", "image"})
 
@@ -63,7 +65,7 @@ class TimmViT(Adapter):
         found = {"x", "mass", "keys", "queries", "received_attention", "attention"}
         if self.model.cls_token is not None:
             found.add("cls_attention")
-        if self.tokens() is not None:
+        if self.fixed and self.tokens() is not None:
             found.add("grid")
         return frozenset(found)
 
@@ -95,9 +97,9 @@ class TimmViT(Adapter):
         return None if grid is None else grid[0] * grid[1]
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """The grid of the configured image size, if there are that many tokens."""
+        """The grid of the configured image size, if there are that many tokens and no other size."""
         grid = self._size()
-        return grid if grid is not None and grid[0] * grid[1] == tokens else None
+        return grid if self.fixed and grid and grid[0] * grid[1] == tokens else None
 
     def _size(self) -> tuple[int, int] | None:
         grid = getattr(self.model.patch_embed, "grid_size", None)
@@ -264,7 +266,7 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
             f"{name}: {reason}. Supported are timm's VisionTransformer models: ViT, DeiT, DeiT-III, "
             "DINOv2, CLIP and SigLIP towers"
         )
-    return TimmViT(_checked(model, name))
+    return TimmViT(_checked(model, name), fixed=not getattr(model, "dynamic_img_size", False))
 
 
 def _checked(model: Any, name: str) -> Any:

@@ -672,3 +672,52 @@ def test_score_by_norm_is_followed_exactly() -> None:
         norms = behind[image, 1:].norm(dim=-1)
         largest = sorted(range(196), key=lambda i: -float(norms[i]))[:10]
         assert attached.record.keep[image, 1:].tolist() == [i + 1 for i in sorted(largest)]
+
+
+def test_an_interrupt_inside_an_attention_leaves_no_tap_behind_for_long() -> None:
+    """torch calls no hook after Ctrl-C; the next attached pass closes what was left open."""
+    model = VIT.build()
+    x = images(model)
+    attached = tokenzoo.build("tome").attach(model)
+    expected = run(model, x)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.blocks[3].attn.qkv.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, x)
+    handle.remove()
+    assert _get_current_function_mode_stack()  # so that this test could fail
+    # Another attention of another length is left alone in between.
+    q = torch.randn(2, 3, 7, 8)
+    assert F.scaled_dot_product_attention(q, q, q).shape == q.shape
+    assert torch.equal(run(model, x), expected)
+    assert not _get_current_function_mode_stack()
+    attached.detach()
+
+
+def test_a_model_of_any_image_size_has_no_grid() -> None:
+    """The number of tokens does not say which grid they are: 7 x 28 is not 14 x 14."""
+    model = VIT.build(dynamic_img_size=True)
+    with refused(model, MissingEvidenceError, "needs grid"):
+        tokenzoo.build("pool").attach(model)
+    with tokenzoo.build("downsample").attach(model) as attached:
+        run(model, images(model))
+        assert attached.counts[-1] == 49
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    model = VIT.build().to("meta")
+    with pytest.raises(AttachError, match="meta device"):
+        tokenzoo.build("tome").attach(model)
+    assert not traces(model)
+
+
+def test_an_exported_pass_is_not_the_last_pass() -> None:
+    model = VIT.build()
+    attached = tokenzoo.build("tome").attach(model)
+    x = images(model)
+    run(model, x)
+    torch.export.export(model, (x,), strict=False)
+    assert attached.mass.sum().item() == pytest.approx(2 * 197)

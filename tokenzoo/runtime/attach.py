@@ -146,7 +146,8 @@ class Attached:
                 "block was skipped, run twice or replaced after the recipe was attached; detach, and "
                 "attach again"
             )
-        self._last.state = state
+        if not torch.compiler.is_exporting():  # a traced pass has no values to look at
+            self._last.state = state
 
     def _install(self) -> None:
         """Prove and install everything, or raise and leave the model as it was."""
@@ -274,7 +275,13 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module) -> None:
             )
     if len(recipe.steps) > 1:
         raise AttachError(f"{name} takes one step so far; this recipe has {len(recipe.steps)}")
-    missing = sorted(recipe.needs - adapter.provides)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise AttachError(
+            f"{name} is on the meta device and cannot run: load its weights, then attach"
+        )
+    # The parts of a step at the image choose nothing: the adapter makes a smaller image.
+    needs = frozenset[str]().union(*(s.needs for s in recipe.steps if s.stage.name != "image"))
+    missing = sorted(needs - adapter.provides)
     if missing:
         raise MissingEvidenceError(
             f"this recipe needs {', '.join(missing)}; the sites of {name} show "

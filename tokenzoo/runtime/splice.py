@@ -55,6 +55,15 @@ class Box(threading.local):
         return Box, ()
 
 
+class _Open(threading.local):
+    """The tap that is entered in this thread. An interrupt (Ctrl-C) can leave one behind."""
+
+    tap: Tap | None = None
+
+
+_open = _Open()
+
+
 class Site:
     """One block of an attached model.
 
@@ -109,6 +118,9 @@ class Site:
                 "fewer are there: call the model without one, or detach first"
             )
         x = args[0]
+        if not torch.compiler.is_compiling() and _open.tap is not None:
+            _open.tap.close()  # torch calls no hook at all after a KeyboardInterrupt
+            _open.tap = None
         state = passes.of(x)
         if state is None and self.start is not None:
             state = self.start(x)
@@ -130,12 +142,16 @@ class Site:
             if self.box.tap is None:
                 self.box.tap = Tap(self.adapter.prefix, bias)
             self.box.tap.__enter__()
+            if not torch.compiler.is_compiling():
+                _open.tap = self.box.tap
 
     def close_tap(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Stop watching."""
         del attention, args, output
         if self.box.tap is not None:
             self.box.tap.close()
+            if not torch.compiler.is_compiling():
+                _open.tap = None
 
     def reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Reduce what comes out of the first branch: the heart, at one site."""

@@ -58,6 +58,11 @@ class Tap(TorchFunctionMode):
         scale: float | None = None,
         **options: Any,
     ) -> Tensor:
+        if self.key_bias is not None and key.shape[-2] != self.key_bias.shape[-1]:
+            # Not the attention that this tap was opened for.
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
+            )
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         self.seen.append(SeenAttention(query, key, factor, self.prefix, self.key_bias))
         if self.key_bias is not None:

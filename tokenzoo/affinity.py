@@ -154,8 +154,12 @@ class Affinity:
         """For each source its highest score `[b, n]` and the target that has it `[b, n]`.
 
         Ties go to the lower index. A pair with a NaN loses against every other pair: NaN features never
-        raise, are merged last and attract nobody.
+        raise, are merged last and attract nobody. Without any target every score is the lowest.
         """
+        if self.right.shape[1] == 0:
+            nobody = self.left[..., 0]
+            worst = torch.finfo(nobody.dtype).min
+            return torch.full_like(nobody, worst), torch.zeros_like(nobody, dtype=torch.int64)
         folded = self.folded()
         if folded is None:
             scores = _worst_if_nan(self.dense())
@@ -173,8 +177,8 @@ class Affinity:
 
     def nearest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k highest scores of each source, descending, and their targets: `[b, n, k]` each."""
-        value, index = _worst_if_nan(self.dense()).topk(k, dim=-1)
-        return value, index
+        value, index = _worst_if_nan(self.dense()).sort(dim=-1, descending=True, stable=True)
+        return value[..., :k], index[..., :k]  # topk is not stable
 
     def mean(self) -> Tensor:
         """Each source's mean score over the targets, `[b, n]`."""

@@ -16,31 +16,10 @@ from fractions import Fraction
 from functools import cmp_to_key
 from itertools import groupby, pairwise
 
+from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError, BudgetError
 
 Fewest = Callable[[int], int]
-
-
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return `value` if it is an int of at least `least` (and no bool).
-
-    Raises:
-        BadArgumentError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadArgumentError(f"{name}={value!r}; it is an int >= {least}")
-    return value
-
-
-def check_number(name: str, value: float, low: float, high: float) -> float:
-    """Return `value` if it is an int or a float in [low, high] (and no bool).
-
-    Raises:
-        BadArgumentError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise BadArgumentError(f"{name}={value!r}; it is a number from {low:g} to {high:g}")
-    return value
 
 
 def round_half_up(value: float) -> int:

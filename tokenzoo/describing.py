@@ -19,12 +19,16 @@ def describe(name: str) -> str:
     Raises:
         UnknownNameError: nothing has this name; names the nearest.
     """
-    known: dict[str, tuple[plugins.Kind, Callable[..., Any]]] = {}
-    for kind in (*plugins.KINDS[:-1], "recipes"):
-        known |= {key: (kind, factory) for key, factory in plugins.collect(kind).items()}
-    if name not in known:
-        raise UnknownNameError(plugins.unknown("recipe or part", name, list(known)))
-    kind, factory = known[name]
+    kinds: list[plugins.Kind] = [k for k in plugins.KINDS if name in plugins.collect(k)]
+    if not kinds:
+        known = sorted({n for kind in plugins.KINDS for n in plugins.collect(kind)})
+        raise UnknownNameError(plugins.unknown("recipe or part", name, known))
+    # "mean" is a merger and a schedule, "random" a scorer and a recipe: all of them are described.
+    return "\n".join(_one(kind, name) for kind in reversed(kinds))
+
+
+def _one(kind: plugins.Kind, name: str) -> str:
+    factory = plugins.find(kind, name)
     lines = [f"{name} ({kind[:-1]})", "", inspect.cleandoc(factory.__doc__ or "(no docstring)"), ""]
     options = _options(factory)
     if options:

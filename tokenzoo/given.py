@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence, Layer, SeenAttention
-from tokenzoo.tokens import Tokens
+from tokenzoo.tokens import Tokens, shape_of
 
 # What `reduce` takes beside x, and the shapes allowed; `N` counts the prefix tokens too.
 _SHAPES = {
@@ -36,6 +36,10 @@ def gather_evidence(
             f"unknown evidence {', '.join(unknown)}; reduce takes x, mass, prefix, protected, at, "
             f"{', '.join(sorted(known))}"
         )
+    if not isinstance(at, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadArgumentError(
+            f"at={at!r}; it maps a layer to what it shows: {{-2: {{'cls_attention': ...}}}}"
+        )
     p, n = tokens.prefix, tokens.x.shape[1]
     b = tokens.x.shape[0]
     given: dict[str, Tensor] = {}
@@ -47,7 +51,7 @@ def gather_evidence(
         if not any(_fits(value, shape, sizes) for shape in shapes):
             wanted = " or ".join("[" + ", ".join(shape) + "]" for shape in shapes)
             raise BadArgumentError(
-                f"{name} has shape {tuple(getattr(value, 'shape', ()))}; it is a tensor {wanted} with "
+                f"{name} has shape {shape_of(value)}; it is a tensor {wanted} with "
                 f"b = {b} images and N = {n} tokens, prefix tokens included"
             )
         given[name] = value
@@ -79,16 +83,22 @@ def gather_evidence(
         grid=_check_grid(shown.get("grid"), n - p),
         frames=_check_frames(shown.get("frames"), n - p),
         text=given.get("text"),
-        layers={layer: _layer(tokens, layer, dict(values)) for layer, values in at.items()},
+        layers={layer: _layer(tokens, layer, values) for layer, values in at.items()},
     )
 
 
-def _layer(tokens: Tokens, layer: Layer, values: dict[str, Any]) -> Evidence:
+def _layer(tokens: Tokens, layer: Layer, shown: Mapping[str, Any]) -> Evidence:
     """The evidence of another layer: its own x, or, where only attention is given, this one's."""
+    if not isinstance(shown, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadArgumentError(
+            f"at[{layer!r}] is a {type(shown).__name__}; it maps names to tensors: "
+            "{'cls_attention': ...}, or 'x', 'keys', 'queries', 'received_attention'"
+        )
+    values = dict(shown)
     x = values.pop("x", tokens.x)
     if not isinstance(x, Tensor) or x.shape[:2] != tokens.x.shape[:2]:
         raise BadArgumentError(
-            f"at[{layer!r}]['x'] has shape {tuple(getattr(x, 'shape', ()))}; it has the same images and "
+            f"at[{layer!r}]['x'] has shape {shape_of(x)}; it has the same images and "
             f"tokens as x: {tuple(tokens.x.shape[:2])}"
         )
     return gather_evidence(Tokens(x, tokens.mass, tokens.prefix), {}, values)

@@ -29,15 +29,16 @@ Letters in shapes: b batch, h heads, n tokens, m tokens kept, p candidates, c ch
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 
 from tokenzoo.affinity import Affinity
+from tokenzoo.checks import check_choice, check_kind, check_positive
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.plan import Plan
@@ -136,10 +137,9 @@ class Discount(Part):
     on: Literal["source", "target", "both"] = "both"
 
     def __post_init__(self) -> None:
-        if not (self.lam >= 0 and math.isfinite(self.lam)):
-            raise BadArgumentError(f"lam={self.lam!r}; it is a finite number >= 0")
-        if self.on not in ("source", "target", "both"):
-            raise BadArgumentError(f"on={self.on!r}; it is 'source', 'target' or 'both'")
+        check_kind("scorer", self.scorer, Scorer)
+        check_positive("lam", self.lam, zero=True)
+        check_choice("on", self.on, "source", "target", "both")
 
     def weight(self, evidence: Evidence) -> Tensor:
         """The factor of each token, `[b, n]`, positive."""
@@ -167,21 +167,33 @@ class Normalized(Scorer):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.how not in ("minmax", "rank", "zscore"):
-            raise BadArgumentError(f"how={self.how!r}; it is 'minmax', 'rank' or 'zscore'")
+        check_kind("scorer", self.scorer, Scorer)
+        check_choice("how", self.how, "minmax", "rank", "zscore")
 
     def score(self, evidence: Evidence) -> Tensor:
         """`weight` times the score: in [0, 1] ("minmax", "rank") or with mean 0 and variance 1."""
         raw = self.scorer.score(evidence)
+        known = raw.isfinite()
+        # What is not finite takes the place of the lowest, and has no part in the scale.
+        low = raw.where(known, torch.inf).amin(-1, keepdim=True)
+        high = raw.where(known, -torch.inf).amax(-1, keepdim=True)
+        raw = raw.where(known, low)
         tiny = 1e-12
         if self.how == "zscore":
-            centred = raw - raw.mean(-1, keepdim=True)
-            return self.weight * centred / (centred.square().mean(-1, keepdim=True).sqrt() + tiny)
-        if self.how == "rank":
-            order = raw.argsort(dim=-1, stable=True).argsort(dim=-1)
-            return self.weight * order.to(raw.dtype) / max(1, raw.shape[-1] - 1)
-        low, high = raw.amin(-1, keepdim=True), raw.amax(-1, keepdim=True)
-        return self.weight * (raw - low) / (high - low + tiny)
+            count = known.sum(-1, keepdim=True).clamp_min(1)
+            mean = raw.where(known, 0).sum(-1, keepdim=True) / count
+            centred = raw - mean
+            variance = centred.square().where(known, 0).sum(-1, keepdim=True) / count
+            score = centred / (variance.sqrt() + tiny)
+        elif self.how == "rank":
+            # How many are lower: equal ones are equal. searchsorted wants its input in one piece.
+            raw = raw.contiguous()
+            lower = torch.searchsorted(raw.sort(dim=-1).values, raw)
+            score = lower.to(raw.dtype) / max(1, raw.shape[-1] - 1)
+        else:
+            score = (raw - low) / (high - low + tiny)
+        # Just below the lowest of the others, so that it stays the lowest in a sum, too.
+        return self.weight * (score - (~known).to(score.dtype) * 1e-3)
 
     def __mul__(self, other: object) -> Any:
         """Weigh this score by a number."""
@@ -366,15 +378,3 @@ class Adapter(Part, ABC):
         """
         del wanted
         raise BadArgumentError(f"{type(self).__name__} cannot shrink the images of its model")
-
-
-def check_fraction(name: str, value: float, *, zero: bool = True) -> float:
-    """Return `value` if it is a number in [0, 1] (in (0, 1] without zero).
-
-    Raises:
-        BadArgumentError: it is not.
-    """
-    if type(value) not in (int, float) or not (0 <= value <= 1) or (value == 0 and not zero):
-        allowed = "[0, 1]" if zero else "(0, 1]"
-        raise BadArgumentError(f"{name}={value!r}; it is a fraction in {allowed}")
-    return value

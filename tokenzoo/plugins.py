@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pluggy
 
@@ -29,6 +29,7 @@ DISTRIBUTION = "tokenzoo"
 
 _lock = threading.RLock()
 _manager: pluggy.PluginManager | None = None
+_distributions: dict[str, str] = {}
 
 
 def manager() -> pluggy.PluginManager:
@@ -85,6 +86,8 @@ def _register(
     into: pluggy.PluginManager, plugin: Any, name: str, distribution: str = DISTRIBUTION
 ) -> None:
     who = f"the plugin {name!r} of the distribution {distribution!r}"
+    if into.has_plugin(name) or into.is_registered(plugin):
+        raise PluginError(f"{who} is registered already: a plugin, and a name, is taken once")
     try:
         into.register(plugin, name)
         into.check_pending()
@@ -92,12 +95,11 @@ def _register(
         if into.get_plugin(name) is plugin:
             into.unregister(plugin)
         hooks = ", ".join(hook for hook in vars(hookspecs) if hook.startswith("tokenzoo_"))
-        raise PluginError(
-            f"{who} cannot be registered: {error}. The hooks are {hooks}; a name is taken once"
-        ) from error
+        raise PluginError(f"{who} cannot be registered: {error}. The hooks are {hooks}") from error
     if not into.get_hookcallers(plugin):
         into.unregister(plugin)
         raise PluginError(f"{who} says nothing: mark its functions with @tokenzoo.hookimpl")
+    _distributions[name] = distribution
 
 
 @contextmanager
@@ -116,21 +118,45 @@ def collect(kind: Kind) -> dict[str, Callable[..., Any]]:
     """All factories of a kind, by name.
 
     Raises:
-        PluginError: two plugins take the same name.
+        PluginError: two plugins take the same name, or one does not return a mapping of factories.
     """
     factories: dict[str, Callable[..., Any]] = {}
     owners: dict[str, str] = {}
     for implementation in getattr(manager().hook, f"tokenzoo_{kind}").get_hookimpls():
-        found: Mapping[str, Callable[..., Any]] = implementation.function()
-        for name, factory in found.items():
+        who = _who(implementation.plugin_name)
+        for name, factory in _asked(implementation.function, f"tokenzoo_{kind}", who).items():
             if name in factories:
                 raise PluginError(
-                    f"the plugins {owners[name]!r} and {implementation.plugin_name!r} both bring "
-                    f"{kind[:-1]} {name!r}: leave one of them out with TOKENZOO_PLUGINS"
+                    f"{owners[name]} and {who} both bring {kind[:-1]} {name!r}: leave one of them out with "
+                    "TOKENZOO_PLUGINS"
                 )
             factories[name] = factory
-            owners[name] = implementation.plugin_name
+            owners[name] = who
     return factories
+
+
+def _who(plugin: str) -> str:
+    return f"the plugin {plugin!r} of the distribution {_distributions.get(plugin, DISTRIBUTION)!r}"
+
+
+def _asked(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Callable[..., Any]]:
+    """What a plugin answers to a hook, if it is a mapping of names to factories."""
+    try:
+        found = function()
+    except Exception as error:
+        raise PluginError(f"{who} fails in {hook}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Mapping):
+        raise PluginError(
+            f"{who} returns {found!r} from {hook}; it is a mapping of names to factories: {{'name': Class}}"
+        )
+    mapping = cast("Mapping[str, Callable[..., Any]]", found)
+    for name, factory in mapping.items():
+        if not isinstance(name, str) or not callable(factory):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PluginError(
+                f"{who} returns {{{name!r}: {factory!r}}} from {hook}; a name is a str, a factory a class "
+                "or function"
+            )
+    return mapping
 
 
 def names(kind: Kind, pattern: str = "*") -> list[str]:

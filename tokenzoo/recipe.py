@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from tokenzoo.budget import Budget, resolve_keep
+from tokenzoo.checks import check_choice
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
 
@@ -42,11 +43,15 @@ class Stage:
             raise BadArgumentError(
                 f"no stage {self.name!r}; the stages are {', '.join(self.NAMES)}"
             )
+        if self.layer is None:
+            return
+        if self.name not in ("block", "llm"):
+            raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
+        if type(self.layer) is not int:
+            raise BadArgumentError(f"layer={self.layer!r}; it is an int, or None for all of them")
 
     def __call__(self, layer: int) -> Stage:
         """The same stage at one layer: `Stage.LLM(16)`."""
-        if self.name not in ("block", "llm"):
-            raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
         return replace(self, layer=layer)
 
     def __repr__(self) -> str:
@@ -97,10 +102,8 @@ class Step:
                     f"Step({name}={getattr(self, name)!r}); it is a {kind.__name__}: "
                     "Step(stage, schedule, matcher, merger)"
                 )
-        if self.positions not in ("keep", "compact"):
-            raise BadArgumentError(f"positions={self.positions!r}; it is 'keep' or 'compact'")
-        if self.prefix not in ("keep", "drop"):
-            raise BadArgumentError(f"prefix={self.prefix!r}; it is 'keep' or 'drop'")
+        check_choice("positions", self.positions, "keep", "compact")
+        check_choice("prefix", self.prefix, "keep", "drop")
 
         # Known once and for all: a forward pass asks at every site.
         parts = (self.matcher, self.merger)
@@ -146,6 +149,10 @@ class Recipe:
             raise BadArgumentError(
                 f"steps at {[step.stage for step in steps]}; a recipe has one or more, each at a later "
                 f"stage than the one before: {', '.join(Stage.NAMES)}"
+            )
+        if type(proportional_attention) is not bool:
+            raise BadArgumentError(
+                f"proportional_attention={proportional_attention!r}; it is True or False"
             )
         if keep is not None:
             resolve_keep(keep, 1)

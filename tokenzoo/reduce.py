@@ -18,7 +18,7 @@ from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.given import gather_evidence
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
-from tokenzoo.tokens import Tokens
+from tokenzoo.tokens import Tokens, shape_of
 
 
 def reduce_site(step: Step, tokens: Tokens, evidence: Evidence, keep: int) -> tuple[Tokens, Plan]:
@@ -89,21 +89,27 @@ def reduce(
         return Reduced(reduced.x, reduced.mass, plan)
     held = protected[:, prefix:].nonzero()[None, :, 1]  # [1, held]
     free = (~protected[:, prefix:]).nonzero()[None, :, 1]  # [1, free]
+    # What the caller protects never meets a part, so that no part can get it wrong.
+    beside = evidence.take(free) if held.shape[1] else evidence
+    check_needs(step, beside, beside=held.shape[1] > 0)
     keep = _reachable(recipe, tokens, held.shape[1])
     if free.shape[1] == 0:
         plan = Plan.identity(1, held.shape[1], device=x.device)
     else:
-        # What the caller protects never meets a part, so that no part can get it wrong.
-        beside = evidence.take(free)
-        check_needs(step, beside)
-        with torch.no_grad():
+        with torch.set_grad_enabled(step.learns and torch.is_grad_enabled()):
             plan = step.matcher.match(beside, keep).beside(free, held)
     reduced = step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens)
     return Reduced(reduced.x, reduced.mass, plan.after_prefix(prefix))
 
 
-def check_needs(step: Step, evidence: Evidence) -> None:
+# Among some tokens only, these have no meaning.
+WITHOUT = " without protected=: beside protected tokens there is no whole grid, frame or softmax"
+
+
+def check_needs(step: Step, evidence: Evidence, *, beside: bool = False) -> None:
     """Raise if the parts of a step need what this evidence does not have.
+
+    `beside` says that it is the evidence of some of the tokens only, beside protected ones.
 
     Raises:
         MissingEvidenceError: names what is missing and what is there.
@@ -111,15 +117,21 @@ def check_needs(step: Step, evidence: Evidence) -> None:
     missing = sorted(step.needs - evidence.provides)
     if missing:
         arguments = ", ".join(
-            f"at={{{name.partition('@')[2]!r}: {{{name.partition('@')[0]!r}: ...}}}}"
+            f"at={{{_layer_of(name)!r}: {{{name.partition('@')[0]!r}: ...}}}}"
             if "@" in name
             else ("queries=..., keys=..." if name == "attention" else f"{name}=...")
             for name in missing
         )
         raise MissingEvidenceError(
             f"{step.matcher!r} needs {', '.join(missing)}, and the tensors given show "
-            f"{', '.join(sorted(evidence.provides))}: pass {arguments}"
+            f"{', '.join(sorted(evidence.provides))}: pass {arguments}{WITHOUT if beside else ''}"
         )
+
+
+def _layer_of(need: str) -> Layer:
+    """The layer of a need such as "cls_attention@-2"; those that look like numbers are numbers."""
+    layer = need.partition("@")[2]
+    return int(layer) if layer.lstrip("-").isdigit() else layer
 
 
 def check_protected(protected: Tensor, tokens: Tokens) -> None:
@@ -129,9 +141,10 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
         BadArgumentError: another shape or dtype.
     """
     shape = tuple(tokens.x.shape[:2])
-    if tuple(protected.shape) != shape or protected.dtype != torch.bool:
+    dtype = getattr(protected, "dtype", None)
+    if shape_of(protected) != shape or dtype != torch.bool:
         raise BadArgumentError(
-            f"protected has shape {tuple(protected.shape)} and dtype {protected.dtype}; it is one bool "
+            f"protected has shape {shape_of(protected)} and dtype {dtype}; it is one bool "
             f"for each token: shape {shape}, dtype torch.bool"
         )
 

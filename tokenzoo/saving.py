@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenzoo import plugins
-from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.interfaces import Discount, Discounted, Normalized, Part, Sum
 from tokenzoo.recipe import Recipe, Stage, Step
 
@@ -64,9 +64,9 @@ def read(path: str | Path) -> dict[str, Any]:
         steps = [_decode(step) for step in found["steps"]]
         proportional = found["proportional_attention"]
         return {"steps": Recipe(*steps, keep=found["keep"], proportional_attention=proportional)}
-    except (KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UnknownNameError):
-            raise
+    except TokenzooError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadArgumentError(f"{path} is not a saved recipe: {error!r}") from error
 
 

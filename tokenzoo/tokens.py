@@ -15,6 +15,11 @@ def full_precision(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def shape_of(value: object) -> object:
+    """The shape of a tensor, or the type of what is none, for messages."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
 def norm(vectors: Tensor) -> Tensor:
     """The Euclidean length of vectors `[..., d]`, in at least float32: `[...]`."""
     return full_precision(vectors).square().sum(-1).sqrt()
@@ -49,26 +54,28 @@ class Tokens:
         Raises:
             BadArgumentError: the shapes do not fit, or a mass is not positive.
         """
-        if x.ndim != 3 or x.shape[1] < 1:
+        if not torch.is_tensor(x) or x.ndim != 3 or x.shape[1] < 1:
             raise BadArgumentError(
-                f"x has shape {tuple(x.shape)}; tokens are [batch, tokens, channels] with at least "
+                f"x has shape {shape_of(x)}; tokens are a tensor [batch, tokens, channels] with at least "
                 "one token: add a batch dimension with x[None], or flatten a grid with "
                 "x.flatten(1, 2)"
             )
-        if isinstance(prefix, bool) or not 0 <= prefix < x.shape[1]:
+        if type(prefix) is not int or not 0 <= prefix < x.shape[1]:
             raise BadArgumentError(
                 f"prefix={prefix!r} with {x.shape[1]} tokens; it counts the CLS and register tokens "
                 f"at the front: an int from 0 to {x.shape[1] - 1}"
             )
         if mass is None:
             mass = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
-        elif mass.shape != x.shape[:2]:
+        elif not torch.is_tensor(mass) or mass.shape != x.shape[:2]:
             raise BadArgumentError(
-                f"mass has shape {tuple(mass.shape)}; one number per token is needed: "
+                f"mass has shape {shape_of(mass)}; a tensor with one number per token is needed: "
                 f"{tuple(x.shape[:2])}"
             )
-        elif bool((mass <= 0).any()):
-            raise BadArgumentError("mass has values <= 0; a token stands for a positive amount")
+        elif not bool((mass > 0).all()):
+            raise BadArgumentError(
+                "mass has values <= 0 or NaN; a token stands for a positive amount"
+            )
         return cls(x, full_precision(mass), prefix)
 
     @property

@@ -31,7 +31,7 @@ def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
     squares = features.square().sum(-1)  # [b, n]
     # ||a - b||^2 = |a|^2 + |b|^2 - 2ab: one matrix product; the far ones need no precision.
     distance = squares[:, :, None] + squares[:, None] - 2 * (features @ features.mT)  # [b, n, n]
-    distance = distance.clamp_min(0).nan_to_num(nan=torch.inf)
+    distance = distance.clamp_min(0).nan_to_num(nan=torch.inf, posinf=torch.inf)
     own = torch.eye(n, dtype=torch.bool, device=features.device)
     nearest = (
         distance.masked_fill(own, torch.inf).topk(k, dim=-1, largest=False).values

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Matcher, PairScorer
@@ -40,8 +41,11 @@ class Bipartite(Matcher):
     order: Literal["position", "tome"] = "position"
 
     def __post_init__(self) -> None:
-        if self.order not in ("position", "tome"):
-            raise BadArgumentError(f"order={self.order!r}; it is 'position' or 'tome'")
+        check_kind("pairs", self.pairs, PairScorer)
+        check_kind("split", self.split, Split)
+        if self.protect is not None:
+            check_kind("protect", self.protect, Protect)
+        check_choice("order", self.order, "position", "tome")
         if self.protect is not None and (self.order == "tome" or isinstance(self.split, Parity)):
             raise BadArgumentError(
                 "protect= needs split=Alternate() and order='position': by index parity fewer pairs "
@@ -58,6 +62,8 @@ class Bipartite(Matcher):
         """Merge the n - keep best pairs; stable, with ties to the lower index."""
         b, n = evidence.x.shape[:2]
         merges = n - keep
+        if merges == 0:
+            return Plan.identity(b, n, device=evidence.x.device)
         every = torch.arange(n, device=evidence.x.device).expand(b, n)
         if self.protect is None:
             held, free = every[:, :0], every

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_kind, check_positive
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Scorer, Selector
 from tokenzoo.ranking import choose
@@ -34,6 +35,11 @@ class GreedyDPP(Selector):
     quality: Scorer
     floor: float = 1e-10
 
+    def __post_init__(self) -> None:
+        check_kind("pairs", self.pairs, PairScorer)
+        check_kind("quality", self.quality, Scorer)
+        check_positive("floor", self.floor)
+
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of choice. O(k^2 p)."""
         b, p = pool.shape
@@ -41,7 +47,9 @@ class GreedyDPP(Selector):
             return pool[:, :0], pool
         weight = self.quality.score(evidence)
         kernel = self.pairs.score(evidence).weighted(weight).at(pool, pool)
-        gain = kernel.diagonal().nan_to_num(nan=0.0)  # [b, p]
+        gain = kernel.diagonal()  # [b, p]
+        # A NaN token is chosen when all others are, and takes nothing from their gains.
+        gain = gain.masked_fill(~gain.isfinite(), torch.finfo(gain.dtype).min / 2)
         factor = gain.new_zeros(b, k, p)
         taken = torch.zeros_like(gain, dtype=torch.bool)
         chosen: list[Tensor] = []
@@ -51,7 +59,7 @@ class GreedyDPP(Selector):
             taken = taken.scatter(1, pick, True)
             before = factor[:, :step]  # [b, step, p]
             column = before.gather(2, pick[:, None].expand(b, step, 1))  # [b, step, 1]
-            row = kernel.row(pick.squeeze(1)).nan_to_num(nan=0.0)
+            row = kernel.row(pick.squeeze(1)).nan_to_num(0.0, 0.0, 0.0)
             row = row - (column.mT @ before).squeeze(1)
             row = row / gain.gather(1, pick).clamp_min(self.floor).sqrt()
             factor[:, step] = row

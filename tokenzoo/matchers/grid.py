@@ -26,7 +26,7 @@ def bands(rows: int, columns: int, cells: int) -> int:
 
     def cost(count: int) -> float:
         stretch = abs(math.log(rows * cells / (columns * count * count)))
-        return stretch + (0.5 if cells % count else 0.0)
+        return stretch + (0.75 if cells % count else 0.0)  # uneven cells cost more than 2 : 1
 
     fitting = (t for t in range(1, min(rows, cells) + 1) if -(-cells // t) <= columns)
     return min(fitting, key=cost)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Selector
 from tokenzoo.plan import take
@@ -26,21 +27,28 @@ class MaxMin(Selector):
 
     pairs: PairScorer
 
+    def __post_init__(self) -> None:
+        check_kind("pairs", self.pairs, PairScorer)
+
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of choice: for fewer, take the first of them. O(k p)."""
         p = pool.shape[1]
         if k == 0:
             return pool[:, :0], pool
         scores = self.pairs.score(evidence).at(pool, pool).dense()
-        distance = (1 - scores).nan_to_num(nan=0.0)  # [b, p, p]; a NaN token is far from nobody
+        bad = scores.diagonal(dim1=1, dim2=2).isnan()  # [b, p]
+        # A NaN token is chosen when all others are, and nobody is near to it.
+        distance = (1 - scores).nan_to_num(nan=torch.inf)  # [b, p, p]
         own = torch.eye(p, dtype=torch.bool, device=pool.device)
-        nearest = distance.masked_fill(own, torch.inf).amin(1)  # [b, p]
+        nearest = distance.masked_fill(own, torch.inf).amin(1).masked_fill(bad, -torch.inf)
         chosen: list[Tensor] = []
-        taken = torch.zeros_like(nearest, dtype=torch.bool)
+        taken = torch.zeros_like(bad)
         for step in range(k):
-            pick = nearest.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)  # [b, 1]
+            # Chosen ones are behind the bad ones, which are behind all others.
+            score = nearest.clamp(-3, torch.finfo(nearest.dtype).max).masked_fill(taken, -torch.inf)
+            pick = score.argmax(-1, keepdim=True)  # [b, 1]
             chosen.append(pick)
             taken = taken.scatter(1, pick, True)
-            row = take(distance, pick).squeeze(1)  # [b, p]
+            row = take(distance, pick).squeeze(1).masked_fill(bad, -torch.inf)  # [b, p]
             nearest = row if step == 0 else torch.minimum(nearest, row)
         return choose(pool, torch.cat(chosen, 1))

@@ -6,14 +6,14 @@ is 0), no count that depends on data.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_fraction, check_kind, floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Part, Scorer, check_fraction
+from tokenzoo.interfaces import Part, Scorer
 from tokenzoo.plan import take
 from tokenzoo.ranking import descending
 
@@ -37,11 +37,12 @@ class Protect(Part):
     sticky: bool = False
 
     def __post_init__(self) -> None:
+        check_kind("scorer", self.scorer, Scorer)
         check_fraction("share", self.share)
 
     def count(self, tokens: int, merges: int) -> int:
         """How many of `tokens` are held where `merges` must merge."""
-        return max(0, min(math.floor(self.share * tokens), tokens - 2 * merges))
+        return max(0, min(floor_share(self.share, tokens), tokens - 2 * merges))
 
     def partition(self, evidence: Evidence, merges: int) -> tuple[Tensor, Tensor]:
         """Return `(held [b, h], free [b, n - h])`, token indices, ascending."""

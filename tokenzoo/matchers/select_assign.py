@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Assigner, Matcher, Selector
 from tokenzoo.plan import Plan
@@ -30,10 +30,9 @@ class SelectAssign(Matcher):
     order: Literal["position", "groups", "selected"] = "position"
 
     def __post_init__(self) -> None:
-        if self.order not in ("position", "groups", "selected"):
-            raise BadArgumentError(
-                f"order={self.order!r}; it is 'position', 'groups' or 'selected'"
-            )
+        check_kind("stay", self.stay, Selector)
+        check_kind("join", self.join, Assigner)
+        check_choice("order", self.order, "position", "groups", "selected")
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
         """One token, and the new ones that the assigner adds."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_count
 from tokenzoo.interfaces import Part
 
 
@@ -65,8 +65,7 @@ class Every(Split):
     k: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or self.k < 2:
-            raise BadArgumentError(f"k={self.k!r}; one token in k receives: an int >= 2")
+        check_count("k", self.k, least=2)
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         """The tokens k - 1, 2k - 1, ... receive; a remainder at the end proposes, and is not dropped."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Selector
 from tokenzoo.ranking import choose
@@ -26,8 +26,7 @@ class Strided(Selector):
     spacing: Literal["even", "floor"] = "even"
 
     def __post_init__(self) -> None:
-        if self.spacing not in ("even", "floor"):
-            raise BadArgumentError(f"spacing={self.spacing!r}; it is 'even' or 'floor'")
+        check_choice("spacing", self.spacing, "even", "floor")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k places of the pool."""

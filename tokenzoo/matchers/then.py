@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_kind, floor_share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Selector, check_fraction
+from tokenzoo.interfaces import Selector
 
 REST: Final = "rest"
 """The share of the last selector: whatever the others have not taken."""
 
 Share = int | float | str
+
+
+def _share(step: object) -> object:
+    """The share of a `(share, selector)` pair; None for what is no pair."""
+    if not isinstance(step, tuple):
+        return None
+    pair = cast("tuple[object, ...]", step)
+    return pair[0] if len(pair) == 2 else None
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -31,16 +39,18 @@ class Then(Selector):
     steps: tuple[tuple[Share, Selector], ...]
 
     def __init__(self, *steps: tuple[Share, Selector]) -> None:
-        if not steps or steps[-1][0] != REST or any(share == REST for share, _ in steps[:-1]):
+        last = [_share(step) == REST for step in steps]
+        if not steps or not last[-1] or any(last[:-1]):
             raise BadArgumentError(
-                "Then((share, selector), ..., (REST, selector)): the last share, and no other, is REST"
+                f"Then{steps!r}; it is Then((share, selector), ..., (REST, selector)): the last share, and "
+                "no other, is REST"
             )
-        for share, _ in steps[:-1]:
-            if isinstance(share, float):
-                check_fraction("share", share)
-            elif not isinstance(share, int) or isinstance(share, bool) or share < 0:
+        for share, selector in steps:
+            check_kind("selector", selector, Selector)
+            count = type(share) is int and share >= 0
+            if share != REST and not count and not (type(share) is float and 0 <= share <= 1):
                 raise BadArgumentError(
-                    f"share={share!r}; it is a fraction in [0, 1] or a count >= 0"
+                    f"share={share!r}; it is a fraction in [0, 1] or a count >= 0, the last one REST"
                 )
         object.__setattr__(self, "steps", tuple((share, selector) for share, selector in steps))
 
@@ -53,7 +63,7 @@ class Then(Selector):
         for share, _ in self.steps:
             left = k - sum(sizes)
             if isinstance(share, float):
-                sizes.append(min(left, math.floor(k * share)))
+                sizes.append(min(left, floor_share(share, k)))
             else:
                 sizes.append(min(left, share) if isinstance(share, int) else left)
         return tuple(sizes)

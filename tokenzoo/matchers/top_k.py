@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector
 from tokenzoo.plan import take
@@ -28,8 +28,8 @@ class TopK(Selector):
     rest: Literal["position", "score"] = "position"
 
     def __post_init__(self) -> None:
-        if self.rest not in ("position", "score"):
-            raise BadArgumentError(f"rest={self.rest!r}; it is 'position' or 'score'")
+        check_kind("scorer", self.scorer, Scorer)
+        check_choice("rest", self.rest, "position", "score")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose the k highest."""

@@ -26,5 +26,7 @@ class TargetPlusMean(Merger):
         joins = (take(plan.keep, slot) != index) & (plan.dst >= 0)
         weight = joins.to(x.dtype)
         weight = weight / take(plan.sum(weight), slot).clamp_min(1)
-        merged = plan.of_kept(x) + plan.sum(x * weight[..., None])
+        # Not x * 0 for those that do not join: an infinite feature would become NaN.
+        joining = (x * weight[..., None]).where(joins[..., None], 0)
+        merged = plan.of_kept(x) + plan.sum(joining)
         return plan.carry(tokens, merged.to(tokens.x.dtype))

@@ -10,7 +10,10 @@ from tokenzoo.scorers import Random
 
 
 def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: int = 2) -> Recipe:
-    """Drop random tokens, under EvoPrune's default schedule: the same counts, hence the same cost.
+    """Drop random tokens, under EvoPrune's default schedule.
+
+    The counts after the blocks are EvoPrune's as long as no site of that has to halve its tokens (a
+    selection can take more at once, so that it then removes later, and costs a little more).
 
     Args:
         keep: patch tokens to keep: a count or a fraction.

@@ -67,7 +67,7 @@ def evoprune(
         merger: "weighted_mean" by mass, or "mean". (open)
         proportional_attention: log mass on the logits of later blocks, as in ToMe. (open)
     """
-    if merger not in MERGERS:
+    if not isinstance(merger, str) or merger not in MERGERS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")
     affinity = Similarity(features, curve, beta) * Diversity(density, k=k, tau=tau).discount(lam)
     critical = Protect(ReceivedAttention(queries, by_mass), ctr, sticky)

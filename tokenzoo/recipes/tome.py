@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Bipartite, Parity
 from tokenzoo.mergers import WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -31,6 +32,10 @@ def tome(
     match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
     if r is None:
         schedule = Mean()
+    elif not isinstance(r, int | tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadArgumentError(
+            f"r={r!r}; it is an int, tokens removed per block, or a list of them"
+        )
     else:
         schedule = PerBlock(r, inflection) if isinstance(r, int) else Explicit(tuple(r))
     return Recipe(

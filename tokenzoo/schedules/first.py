@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenzoo.budget import check_count
+from tokenzoo.checks import check_count
 
 from .weighted import Weighted, equal_weights, too_shallow
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from tokenzoo.budget import capped, check_count
+from tokenzoo.budget import capped
+from tokenzoo.checks import check_count
 from tokenzoo.interfaces import Fewest, Schedule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenzoo.budget import check_number
+from tokenzoo.checks import check_number
 
 from .weighted import Weighted
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tokenzoo.budget import check_count, round_half_up, spread
+from tokenzoo.budget import round_half_up, spread
+from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import Fewest
 

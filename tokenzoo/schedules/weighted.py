@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 
-from tokenzoo.budget import check_count, spread
+from tokenzoo.budget import spread
+from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import Fewest, Schedule
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
+from tokenzoo.tokens import full_precision
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,12 @@ class CLSAttention(Scorer):
     layer: int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.heads not in ("mean", "sum", "max"):
-            raise BadArgumentError(f"heads={self.heads!r}; it is 'mean', 'sum' or 'max'")
+        check_choice("heads", self.heads, "mean", "sum", "max")
         self.require("cls_attention" if self.layer is None else f"cls_attention@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`."""
-        attention = evidence.at(self.layer).cls_attention  # [b, h, n]
+        attention = full_precision(evidence.at(self.layer).cls_attention)  # [b, h, n]
         if self.heads == "max":
             return attention.amax(1)
         return attention.sum(1) if self.heads == "sum" else attention.mean(1)

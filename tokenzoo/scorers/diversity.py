@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
@@ -31,14 +32,15 @@ class Diversity(Scorer):
 
     def __post_init__(self) -> None:
         self.require(needed(check_space(self.on)))
-        if isinstance(self.k, bool) or self.k < 1:
-            raise BadArgumentError(f"k={self.k!r}; it counts neighbours: an int >= 1")
-        if self.tau != "image" and not (
-            isinstance(self.tau, int | float) and 0 < self.tau < math.inf
-        ):
-            raise BadArgumentError(f"tau={self.tau!r}; it is a number > 0, or 'image'")
+        check_count("k", self.k)
+        bandwidth = type(self.tau) in (int, float) and 0 < float(self.tau) < math.inf
+        if self.tau != "image" and not bandwidth:
+            raise BadArgumentError(f"tau={self.tau!r}; it is a finite number > 0, or 'image'")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]` in [0, 1]."""
+        """Score `[b, n]` in [0, 1]; NaN for tokens with NaN or infinite features."""
         tau = None if isinstance(self.tau, str) else self.tau
-        return 1 - neighbour_density(evidence.features(self.on), self.k, tau)
+        features = evidence.features(self.on)
+        score = 1 - neighbour_density(features, self.k, tau)
+        # A NaN token is alone, which would be the highest score: NaN is the lowest.
+        return score.masked_fill(~features.sum(-1).isfinite(), math.nan)

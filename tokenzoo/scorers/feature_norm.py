@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
 from tokenzoo.tokens import norm
@@ -20,9 +20,7 @@ def check_space(on: str) -> str:
     Raises:
         BadArgumentError: there is none of this name.
     """
-    if on not in SPACES:
-        raise BadArgumentError(f"on={on!r}; the features are one of {', '.join(map(repr, SPACES))}")
-    return on
+    return check_choice("on", on, *SPACES)
 
 
 @dataclass(frozen=True)

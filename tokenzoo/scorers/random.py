@@ -22,7 +22,7 @@ class Random(Scorer):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
             raise BadArgumentError(f"seed={self.seed!r}; it is an int from 0 to 2**31 - 1")
 
     def score(self, evidence: Evidence) -> Tensor:

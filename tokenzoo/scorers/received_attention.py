@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
+from tokenzoo.tokens import full_precision
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class ReceivedAttention(Scorer):
     layer: int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.queries not in ("all", "patches"):
-            raise BadArgumentError(f"queries={self.queries!r}; it is 'all' or 'patches'")
+        check_choice("queries", self.queries, "all", "patches")
         plain = self.queries == "all" and not self.by_mass
         name = "received_attention" if plain else "attention"
         self.require(name if self.layer is None else f"{name}@{self.layer}")
@@ -40,5 +40,5 @@ class ReceivedAttention(Scorer):
         """Score `[b, n]`, positive; with all queries the sum over all tokens is at most 1."""
         there = evidence.at(self.layer)
         if self.queries == "all" and not self.by_mass:
-            return there.received_attention
+            return full_precision(there.received_attention)
         return there.attention.received(self.queries, there.mass if self.by_mass else None)

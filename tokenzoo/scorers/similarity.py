@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from tokenzoo.affinity import LINEAR, Affinity, Curve, Elementwise, Exp, Linear
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.checks import check_choice, check_positive
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import PairScorer
 from tokenzoo.scorers.feature_norm import check_space
@@ -33,12 +32,8 @@ class Similarity(PairScorer):
 
     def __post_init__(self) -> None:
         self.require(needed(check_space(self.on)))
-        if self.curve not in ("cosine", "nonnegative", "exp", "sigmoid"):
-            raise BadArgumentError(
-                f"curve={self.curve!r}; it is 'cosine', 'nonnegative', 'exp' or 'sigmoid'"
-            )
-        if not 0 < self.beta < math.inf:
-            raise BadArgumentError(f"beta={self.beta!r}; it is a finite number > 0")
+        check_choice("curve", self.curve, "cosine", "nonnegative", "exp", "sigmoid")
+        check_positive("beta", self.beta)
 
     def nonnegative(self) -> Similarity:
         """(1 + cos) / 2: monotone and >= 0, so that a weight below 1 always lowers it."""

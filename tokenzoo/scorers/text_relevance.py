@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.tokens import unit
@@ -34,8 +36,16 @@ class TextRelevance(Scorer):
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]` in (0, 1]."""
         x = unit(evidence.at(self.layer).x)  # [b, n, c]
+        if evidence.text.shape[-1] != x.shape[-1]:
+            raise BadArgumentError(
+                f"text has {evidence.text.shape[-1]} channels and the tokens {x.shape[-1]}; they are "
+                "of one space: pass the features that share it as another layer's, at={'clip': "
+                "{'x': ...}}, and that layer's name as an option of the recipe"
+            )
         cosine = (x @ unit(evidence.text).mT).mean(-1)  # [b, n]
         relevance = -cosine if self.negated else cosine
-        low, high = relevance.amin(-1, keepdim=True), relevance.amax(-1, keepdim=True)
+        known = relevance.isfinite()  # a NaN token has no part in the scale, and stays NaN
+        low = relevance.where(known, torch.inf).amin(-1, keepdim=True)
+        high = relevance.where(known, -torch.inf).amax(-1, keepdim=True)
         # A flat text score would divide by 0: every token is then equally (ir)relevant.
         return (relevance - low + 1e-6) / (high - low).clamp_min(1e-6)

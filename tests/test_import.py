@@ -1,0 +1,35 @@
+"""Importing tokenzoo is cheap: no library is loaded that a user of bare tensors does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis")
+
+
+def loaded(statement: str) -> set[str]:
+    """Which of the heavy libraries are loaded after a statement, in an interpreter of its own."""
+    code = f"{statement}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_loads_no_heavy_library() -> None:
+    assert loaded("import tokenzoo") == set()
+
+
+def test_names_are_looked_up_and_tensors_reduced_without_them() -> None:
+    statement = (
+        "import tokenzoo, torch; tokenzoo.list_recipes(); tokenzoo.list_adapters(); "
+        "tokenzoo.build('divprune', keep=2).reduce(torch.randn(1, 5, 3))"
+    )
+    assert loaded(statement) == set()
+
+
+def test_this_check_can_fail() -> None:
+    assert "timm" in loaded("import tokenzoo, timm")
+
+
+def test_the_kit_for_tests_is_what_needs_hypothesis() -> None:
+    assert "hypothesis" in loaded("import tokenzoo.testing")

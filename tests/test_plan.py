@@ -1,0 +1,257 @@
+"""Plans: they agree with loops over tokens, they compose, and `check` finds what contradicts itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenzoo import Plan, Tokens
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.plan import take
+from tokenzoo.testing.strategies import plans
+
+
+@st.composite
+def any_plans(draw: st.DrawFn) -> Plan:
+    return draw(plans(images=draw(st.integers(1, 3)), tokens=draw(st.integers(1, 12))))
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Plan, Plan]:
+    first = draw(any_plans())
+    return first, draw(plans(images=first.keep.shape[0], tokens=first.kept))
+
+
+def numbered(plan: Plan, *shape: int) -> torch.Tensor:
+    """Numbers for the outputs of a plan, all different."""
+    count = plan.keep.numel() * torch.Size(shape).numel()
+    return torch.arange(count, dtype=torch.float64).view(*plan.keep.shape, *shape)
+
+
+def test_take_gathers_along_the_tokens() -> None:
+    values, index = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 1]])
+    for b in range(2):
+        assert torch.equal(take(values, index)[b], values[b, index[b]])
+        assert torch.equal(take(values[..., 0], index)[b], values[b, index[b], 0])
+
+
+def test_identity_changes_nothing() -> None:
+    plan = Plan.identity(2, 4)
+    plan.check()
+    y = torch.randn(2, 4, 3)
+    assert plan.tokens == plan.kept == 4
+    assert torch.equal(plan.unmerge(y), y)
+    assert torch.equal(plan.sum(y), y)
+    assert torch.equal(plan.of_kept(y), y)
+
+
+def test_from_slots_by_hand() -> None:
+    # Token 1 joins output 0, token 4 the new output 2, token 5 is dropped.
+    plan = Plan.from_slots(
+        torch.tensor([[3, 0, -1, 2]]), torch.tensor([[1, 4, 5]]), torch.tensor([[0, 2, -1]]), 6
+    )
+    plan.check()
+    assert plan.keep.tolist() == [[3, 0, -1, 2]]
+    assert plan.dst.tolist() == [[1, 0, 3, 0, 2, -1]]
+    assert (plan.tokens, plan.kept) == (6, 4)
+
+
+@given(any_plans())
+@settings(max_examples=25)
+def test_sums_gathers_and_spreads_equal_loops(plan: Plan) -> None:
+    plan.check()
+    b, n = plan.dst.shape
+    values = torch.randn(b, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = numbered(plan, 2)
+    for i in range(b):
+        for slot in range(plan.kept):
+            members = [t for t in range(n) if plan.dst[i, t] == slot]
+            expected = values[i, members].sum(0)
+            torch.testing.assert_close(plan.sum(values)[i, slot], expected)
+            torch.testing.assert_close(plan.sum(values[..., 0])[i, slot], expected[0])
+            kept = int(plan.keep[i, slot])
+            of_kept = plan.of_kept(values)[i, slot]
+            assert torch.equal(of_kept, values[i, kept] if kept >= 0 else torch.zeros(3).double())
+        for token in range(n):
+            slot = int(plan.dst[i, token])
+            expected = y[i, slot] if slot >= 0 else torch.full((2,), -7.0, dtype=torch.float64)
+            assert torch.equal(plan.unmerge(y, fill=-7.0)[i, token], expected)
+
+
+@given(any_plans())
+@settings(max_examples=25)
+def test_of_kept_of_two_dimensions_is_the_one_of_three(plan: Plan) -> None:
+    values = torch.randn(*plan.dst.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plan.of_kept(values), plan.of_kept(values[..., None])[..., 0])
+
+
+@given(any_plans())
+@settings(max_examples=25)
+def test_unmerge_takes_any_trailing_shape_and_dtype(plan: Plan) -> None:
+    y = numbered(plan, 2, 3)
+    b, n = plan.dst.shape
+    assert plan.unmerge(y).shape == (b, n, 2, 3)
+    assert torch.equal(plan.unmerge(y)[..., 1, 2], plan.unmerge(y[..., 1, 2]))
+    labels = numbered(plan).long()
+    assert plan.unmerge(labels, fill=-1).dtype == torch.int64
+    assert torch.equal(plan.unmerge(labels, fill=-1) < 0, plan.dst < 0)
+
+
+@given(chains())
+@settings(max_examples=25)
+def test_composition_is_one_after_the_other(chain: tuple[Plan, Plan]) -> None:
+    first, second = chain
+    both = first.then(second)
+    assert (both.tokens, both.kept) == (first.tokens, second.kept)
+    y = numbered(second, 2)
+    step_by_step = first.unmerge(second.unmerge(y, fill=-1), fill=-1)
+    assert torch.equal(both.unmerge(y, fill=-1), step_by_step)
+    values = torch.randn(*first.dst.shape, 2, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(both.sum(values), second.sum(first.sum(values)))
+    assert torch.equal(both.of_kept(values), second.of_kept(first.of_kept(values)))
+
+
+@given(chains(), st.integers(0, 2))
+@settings(max_examples=25)
+def test_composition_is_associative_and_has_an_identity(
+    chain: tuple[Plan, Plan], prefix: int
+) -> None:
+    first, second = (plan.after_prefix(prefix) for plan in chain)
+    third = second.reordered(-torch.arange(second.kept).expand_as(second.keep))
+    third = Plan.identity(*second.keep.shape).reordered(third.keep)
+    left, right = first.then(second).then(third), first.then(second.then(third))
+    assert torch.equal(left.keep, right.keep)
+    assert torch.equal(left.dst, right.dst)
+    same = Plan.identity(*first.dst.shape).then(first).then(Plan.identity(*first.keep.shape))
+    assert torch.equal(same.keep, first.keep)
+    assert torch.equal(same.dst, first.dst)
+
+
+@given(any_plans())
+@settings(max_examples=25)
+def test_reordering_moves_outputs_and_no_token(plan: Plan) -> None:
+    held = torch.rand(plan.keep.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    plan = Plan(plan.keep, plan.dst, held=held)
+    sorted_plan = plan.by_position()
+    sorted_plan.check()
+    y = numbered(plan)
+    rank = torch.where(plan.keep < 0, plan.tokens, plan.keep).argsort(dim=-1, stable=True)
+    assert torch.equal(sorted_plan.unmerge(take(y, rank)), plan.unmerge(y))
+    old = torch.where(sorted_plan.keep < 0, plan.tokens, sorted_plan.keep)
+    assert torch.equal(old, old.sort(dim=-1).values)  # new tokens last
+    assert sorted_plan.held is not None
+    assert torch.equal(sorted_plan.held, take(held, rank))
+
+
+def test_reordering_is_stable() -> None:
+    plan = Plan.identity(1, 4).reordered(torch.tensor([[1, 0, 1, 0]]))
+    assert plan.keep.tolist() == [[1, 3, 0, 2]]
+    assert plan.dst.tolist() == [[2, 0, 3, 1]]
+
+
+@given(any_plans(), st.integers(0, 3))
+@settings(max_examples=25)
+def test_a_prefix_stays_in_front(plan: Plan, prefix: int) -> None:
+    held = torch.ones_like(plan.keep, dtype=torch.bool)
+    lengths = torch.full(plan.keep.shape[:1], plan.kept)
+    longer = Plan(plan.keep, plan.dst, lengths, held).after_prefix(prefix)
+    longer.check()
+    b = plan.keep.shape[0]
+    assert (longer.tokens, longer.kept) == (plan.tokens + prefix, plan.kept + prefix)
+    front = torch.arange(prefix).expand(b, prefix)
+    assert torch.equal(longer.keep[:, :prefix], front)
+    assert torch.equal(longer.dst[:, :prefix], front)
+    y = numbered(longer)
+    assert torch.equal(longer.unmerge(y)[:, prefix:], plan.unmerge(y[:, prefix:]))
+    assert longer.lengths is not None
+    assert torch.equal(longer.lengths, lengths + prefix)
+    assert longer.held is not None
+    assert not longer.held[:, :prefix].any()
+    assert longer.held[:, prefix:].all()
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 4), st.data())
+@settings(max_examples=25)
+def test_beside_leaves_the_held_alone(b: int, free: int, held: int, data: st.DataObject) -> None:
+    inner = data.draw(plans(images=b, tokens=free))
+    seed = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    order = torch.rand(b, free + held, generator=seed).argsort(-1)
+    at, away = order[:, :free].sort(-1).values, order[:, free:].sort(-1).values
+    plan = inner.beside(at, away)
+    plan.check()
+    assert (plan.tokens, plan.kept) == (free + held, inner.kept + held)
+    own = take(plan.keep, take(plan.dst, away))
+    assert torch.equal(own, away)
+    ones = plan.sum(torch.ones(b, free + held))
+    assert torch.equal(take(ones, take(plan.dst, away)), torch.ones(b, held))
+    # The free tokens are together in the same groups as before.
+    before, after = inner.dst, take(plan.dst, at)
+    together = (before[:, :, None] == before[:, None]) & (before >= 0)[:, :, None]
+    assert torch.equal((after[:, :, None] == after[:, None]) & (after >= 0)[:, :, None], together)
+    assert torch.equal(after < 0, before < 0)
+
+
+def test_carry_adds_up_masses_and_keeps_what_is_held() -> None:
+    plan = Plan(torch.tensor([[2, 0, -1]]), torch.tensor([[1, 0, 0, -1]]))
+    mass = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    x, after = torch.randn(1, 4, 2), torch.randn(1, 3, 2)
+    plain = plan.carry(Tokens(x, mass), after)
+    assert plain.mass.tolist() == [[5.0, 1.0, 0.0]]
+    assert plain.held is None
+    assert plain.x is after
+    held = torch.tensor([[True, False, False, True]])
+    assert torch.equal(
+        plan.carry(Tokens(x, mass, held=held), after).held, torch.tensor([[False, True, False]])
+    )
+    here = torch.tensor([[True, False, False]])
+    anew = Plan(plan.keep, plan.dst, held=here).carry(Tokens(x, mass, held=held), after)
+    assert torch.equal(anew.held, here)
+
+
+@pytest.mark.parametrize(
+    ("keep", "dst", "named"),
+    [
+        ([[0, 4]], [[0, 1, 1, 1]], ["keep", "-1 .. 3"]),
+        ([[0, -2]], [[0, 1, 1, 1]], ["keep", "-1 .. 3"]),
+        ([[0, 1]], [[0, 1, 2, 1]], ["dst", "-1 .. 1"]),
+        ([[0, 1]], [[0, 1, -2, 1]], ["dst", "-1 .. 1"]),
+        ([[0, 0]], [[0, 1, 1, 1]], ["dst[keep[i]] must be i"]),  # kept twice
+        ([[0, 1]], [[1, 0, 0, 0]], ["dst[keep[i]] must be i"]),  # counted elsewhere
+        ([[0, 1]], [[0, -1, 0, 0]], ["dst[keep[i]] must be i"]),  # kept and dropped
+        ([[0], [0]], [[0, 0]], ["2 images", "1"]),
+    ],
+)
+def test_check_finds_contradictions(
+    keep: list[list[int]], dst: list[list[int]], named: list[str]
+) -> None:
+    with pytest.raises(BadArgumentError) as caught:
+        Plan(torch.tensor(keep), torch.tensor(dst)).check()
+    assert all(part in str(caught.value) for part in named), str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2), (2, 2, 4), (1, 4, 4)])
+def test_unmerge_refuses_other_tokens(shape: tuple[int, ...]) -> None:
+    plan = Plan(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]))
+    with pytest.raises(BadArgumentError) as caught:
+        plan.unmerge(torch.zeros(shape))
+    assert str(shape) in str(caught.value)
+    assert "[1, 3, ...]" in str(caught.value)
+
+
+def test_plans_that_do_not_meet_do_not_compose() -> None:
+    with pytest.raises(BadArgumentError) as caught:
+        Plan.identity(1, 4).then(Plan.identity(1, 3))
+    assert "ends with 4" in str(caught.value)
+    assert "begins with 3" in str(caught.value)
+
+
+def test_gradients_flow_through_a_plan() -> None:
+    plan = Plan(torch.tensor([[0, -1]]), torch.tensor([[0, 1, -1]]))
+    values = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(plan.sum, values)
+    assert torch.autograd.gradcheck(plan.of_kept, values)
+    assert torch.autograd.gradcheck(
+        plan.unmerge, torch.randn(1, 2, 2, dtype=torch.float64, requires_grad=True)
+    )

@@ -42,7 +42,9 @@ def main() -> None:
     def score() -> str:
         with torch.inference_mode():
             logits = torch.cat([model(batch) for batch in collages.images.split(50)])
-        return "  ".join(f"{k} {100 * v:5.1f}" for k, v in digits.accuracy(logits, collages).items())
+        return "  ".join(
+            f"{k} {100 * v:5.1f}" for k, v in digits.accuracy(logits, collages).items()
+        )
 
     print(f"bare  {score()}")
     for keep in arguments.keep:

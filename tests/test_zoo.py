@@ -463,3 +463,10 @@ def test_all_is_what_can_be_imported() -> None:
         if name[0] != "_" and not inspect.ismodule(vars(tokenzoo)[name])
     }
     assert public == set(tokenzoo.__all__)
+
+
+def test_tome_takes_keep_or_r_and_not_both() -> None:
+    with pytest.raises(BadArgumentError, match=r"keep=64 and r=8.*one of the two"):
+        tokenzoo.build("tome", keep=64, r=8)
+    assert tokenzoo.build("tome").recipe.keep == 0.25
+    assert tokenzoo.build("tome", r=8).recipe.keep is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -207,12 +206,6 @@ def test_importing_the_commands_imports_none_of_them() -> None:
 # --- demo
 
 
-needs_demo = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("timm", "sklearn", "matplotlib")),
-    reason="needs tokenzoo[demo]",
-)
-
-
 @pytest.fixture
 def small(monkeypatch, threads):
     """A tiny model in place of the shipped one: 64 patch tokens, 4 blocks, random weights."""
@@ -239,7 +232,6 @@ def threads():
     torch.set_num_threads(before)
 
 
-@needs_demo
 def test_demo_shows_and_writes_what_it_measured(small, tmp_path) -> None:
     out, figures = tmp_path / "a.png", tmp_path / "a.json"
     result = call(
@@ -286,7 +278,6 @@ def test_demo_shows_and_writes_what_it_measured(small, tmp_path) -> None:
     )
 
 
-@needs_demo
 @pytest.mark.usefixtures("small")
 def test_what_cannot_be_run_is_a_row_and_not_the_end(tmp_path) -> None:
     result = call(
@@ -308,7 +299,6 @@ def test_what_cannot_be_run_is_a_row_and_not_the_end(tmp_path) -> None:
     assert all(len(line) <= 80 for line in lines if not line.startswith("Picture"))
 
 
-@needs_demo
 @pytest.mark.usefixtures("small")
 def test_keeping_everything_is_the_bare_model(tmp_path) -> None:
     figures = tmp_path / "a.json"

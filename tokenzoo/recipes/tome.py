@@ -12,7 +12,7 @@ from tokenzoo.scorers import Similarity
 
 def tome(
     *,
-    keep: int | float = 0.25,
+    keep: int | float | None = None,
     r: int | tuple[int, ...] | list[int] | None = None,
     inflection: float = 0.0,
     proportional_attention: bool = True,
@@ -20,7 +20,8 @@ def tome(
     """Merge the tokens with the most similar keys, in every block, weighted by mass.
 
     Args:
-        keep: patch tokens to keep, spread evenly over the blocks; not consulted where `r` is given.
+        keep: patch tokens to keep, spread evenly over the blocks; a quarter where neither this nor `r`
+            is given.
         r: ToMe's own measure: tokens removed per block (at most half), or a list of them.
         inflection: with an int r: -1 removes more in the first blocks, 1 in the last, 0 the same in all.
         proportional_attention: log mass on the logits of later blocks; the paper turns it off in training
@@ -29,6 +30,10 @@ def tome(
     The outputs of every merge are in ToMe's own order (proposers that stay, then receivers): the next
     split by parity depends on it. Registers are left alone, which the original does not do.
     """
+    if keep is not None and r is not None:
+        raise BadArgumentError(
+            f"keep={keep!r} and r={r!r}; r fixes the removals of every block: pass one of the two"
+        )
     match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
     if r is None:
         schedule = Mean()
@@ -40,6 +45,6 @@ def tome(
         schedule = PerBlock(r, inflection) if isinstance(r, int) else Explicit(tuple(r))
     return Recipe(
         Step(Stage.BLOCK, schedule, match, WeightedMean()),
-        keep=keep if r is None else None,
+        keep=None if r is not None else 0.25 if keep is None else keep,
         proportional_attention=proportional_attention,
     )

@@ -23,6 +23,7 @@ from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo.runtime import passes
 from tokenzoo.runtime.splice import LOST
 from tokenzoo.runtime.tap import Tap
+from tokenzoo.tokens import full_precision
 
 # The first module of the second residual branch, by class of block; the last is always the same.
 SECOND = {"Block": "norm2", "ResPostBlock": "mlp"}
@@ -168,10 +169,11 @@ class _Shrink:
         if small == grid:
             return args
         size = (small[0] * patch[0], small[1] * patch[1])
-        image = F.interpolate(
-            image, size=size, mode="bilinear", antialias=True, align_corners=False
+        # In float32: on the CPU there is no antialiasing in half precision.
+        resized = F.interpolate(
+            full_precision(image), size=size, mode="bilinear", antialias=True, align_corners=False
         )
-        return (image, *args[1:])
+        return (resized.to(image.dtype), *args[1:])
 
 
 def smaller_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:

@@ -433,3 +433,14 @@ def test_selection_by_any_score_works() -> None:
     attached = tokenzoo.build(Recipe(step, keep=3)).attach(model)
     run(model, images(model))
     assert attached.counts == (196,) * 4 + (3,) * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["evoprune", "tome", "pool", "downsample"])
+def test_other_precisions(name: str, dtype: torch.dtype) -> None:
+    model = VIT.build().to(dtype)
+    with tokenzoo.build(name).attach(model) as attached, torch.no_grad():
+        output = model(images(model).to(dtype))
+    assert output.dtype == dtype
+    assert bool(output.isfinite().all())
+    assert attached.counts[-1] == 49

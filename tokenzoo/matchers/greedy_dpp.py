@@ -23,12 +23,13 @@ class GreedyDPP(Selector):
     """Keep tokens one by one, each with the largest gain in the determinant of the kernel.
 
     Once the kernel's rank is used up the gains are rounding errors: the authors' code then takes the root
-    of a negative number and keeps fewer tokens. Here a gain is at least `floor`, and the count is exact.
+    of a negative number and keeps fewer tokens. Here a token with a gain below `floor` is still chosen,
+    but takes nothing from the gains of the others, and the count is exact.
 
     Args:
         pairs: similarity, positive semi-definite (the cosine is).
         quality: positive token scores.
-        floor: the least gain that is divided by.
+        floor: the least gain that counts as one.
     """
 
     pairs: PairScorer
@@ -61,7 +62,10 @@ class GreedyDPP(Selector):
             column = before.gather(2, pick[:, None].expand(b, step, 1))  # [b, step, 1]
             row = kernel.row(pick.squeeze(1)).nan_to_num(0.0, 0.0, 0.0)
             row = row - (column.mT @ before).squeeze(1)
-            row = row / gain.gather(1, pick).clamp_min(self.floor).sqrt()
+            # Beyond the rank a gain is rounding error, and its root would blow the others up: such a
+            # token takes nothing from their gains.
+            own = gain.gather(1, pick)
+            row = row * own.clamp_min(self.floor).rsqrt().where(own > self.floor, 0)
             factor[:, step] = row
             gain = gain - row.square()
         return choose(pool, torch.cat(chosen, 1))

@@ -35,6 +35,8 @@ class SeenAttention:
         scale: the factor on the inner products.
         prefix: how many of the n are prefix tokens.
         key_bias: `[b, n]` added to the logits (log mass), or None.
+        bias: what the model itself adds to the logits (relative positions), with four dimensions, each of
+            them that of `[b, h, n, n]` or 1; or None.
     """
 
     query: Tensor
@@ -42,6 +44,7 @@ class SeenAttention:
     scale: float
     prefix: int = 0
     key_bias: Tensor | None = None
+    bias: Tensor | None = None
 
     def received(self, queries: str = "all", mass: Tensor | None = None) -> Tensor:
         """Mean attention that each patch token receives: `[b, n - prefix]`.
@@ -56,25 +59,48 @@ class SeenAttention:
         if mass is not None and queries == "all":
             weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)
         column = received_attention(
-            query, self.key, scale=self.scale, key_bias=self.key_bias, query_weight=weight
+            query,
+            self.key,
+            scale=self.scale,
+            key_bias=self.key_bias,
+            bias=self._bias_of(slice(p, None) if queries == "patches" else slice(None)),
+            query_weight=weight,
         )
         return column[:, p:]
 
     def rows(self, index: Tensor) -> Tensor:
         """Attention of the patch queries `index [b, q]` to the patch tokens: `[b, h, q, n - prefix]`."""
         b, h, _, d = self.query.shape
-        at = (index + self.prefix)[:, None, :, None].expand(b, h, -1, d)
+        at = (index + self.prefix)[:, None, :, None]  # [b, 1, q, 1]
+        bias = self.bias
+        if bias is not None and bias.shape[2] > 1:
+            full = bias.expand(b, -1, -1, -1)
+            bias = full.gather(2, at.expand(-1, full.shape[1], -1, full.shape[3]))
         rows = attention_rows(
-            self.query.gather(2, at), self.key, scale=self.scale, key_bias=self.key_bias
+            self.query.gather(2, at.expand(b, h, -1, d)),
+            self.key,
+            scale=self.scale,
+            key_bias=self.key_bias,
+            bias=bias,
         )
         return rows[..., self.prefix :]
 
     def cls(self) -> Tensor:
         """Attention of the first token (CLS) to the patch tokens: `[b, h, n - prefix]`."""
         row = attention_rows(
-            self.query[:, :, :1], self.key, scale=self.scale, key_bias=self.key_bias
+            self.query[:, :, :1],
+            self.key,
+            scale=self.scale,
+            key_bias=self.key_bias,
+            bias=self._bias_of(slice(0, 1)),
         )
         return row[:, :, 0, self.prefix :]
+
+    def _bias_of(self, queries: slice) -> Tensor | None:
+        """The model's bias for some of the queries."""
+        if self.bias is None or self.bias.shape[2] == 1:
+            return self.bias
+        return self.bias[:, :, queries]
 
 
 class Evidence:

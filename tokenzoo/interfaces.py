@@ -39,7 +39,7 @@ from torch import Tensor
 
 from tokenzoo.affinity import Affinity
 from tokenzoo.checks import check_choice, check_kind, check_positive
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.plan import Plan
 from tokenzoo.tokens import Tokens
@@ -340,7 +340,11 @@ class Adapter(Part, ABC):
     """Channels c of a token."""
 
     hidden: int = 0
-    """Width of the MLP's hidden layer."""
+    """Width of the MLP's hidden layer (for an MLP of another form: that of a plain one of equal cost)."""
+
+    positional: bool = False
+    """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
+    and what the attention adds to its logits for all tokens is gathered for those that are left."""
 
     @abstractmethod
     def blocks(self) -> tuple[BlockPath, ...]:
@@ -349,6 +353,36 @@ class Adapter(Part, ABC):
     def followers(self) -> tuple[str, ...]:
         """Names of the modules behind the blocks that hand all tokens on (the final norm)."""
         return ()
+
+    def follow(
+        self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a block is handed beside its tokens, for the tokens that are left.
+
+        Args:
+            extra: its further arguments.
+            options: its keyword arguments.
+            places: `[b, n]` int64, which of the first tokens (prefix included) each token stands for; None:
+                all are there, or this adapter is not `positional`.
+
+        Raises:
+            AttachError: a mask, or something else that is made for all tokens and is not understood.
+        """
+        del places
+        if any(isinstance(value, Tensor) or value is True for value in (*extra, *options.values())):
+            raise AttachError(
+                "a block was called with an attention mask; a mask is made for all tokens, and fewer are "
+                "there: call the model without one, or detach first"
+            )
+        return extra, options
+
+    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+        """For the proof at attach time: patch tokens to try block `index` on, and its keyword arguments.
+
+        Few are enough, unless the block takes only as many as the image has.
+        """
+        del index
+        return 8, {}
 
     def tokens(self) -> int | None:
         """Patch tokens of the model's own image size, if it has one."""

@@ -99,10 +99,10 @@ class Plan:
             held = take(tokens.held, self.keep.clamp_min(0)) & (self.keep >= 0)
         return Tokens(x, self.sum(tokens.mass), held=held)
 
-    def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
+    def unmerge(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
         """Spread outputs `[b, m, ...]` back over the inputs they stand for: `[b, n, ...]`.
 
-        Dropped tokens receive `fill`.
+        Dropped tokens receive `fill`, a number or values `[b, n, ...]`.
 
         Raises:
             BadArgumentError: `y` does not have m tokens.
@@ -115,7 +115,11 @@ class Plan:
         flat = y.flatten(2) if y.ndim > 2 else y
         spread = take(flat, self.dst.clamp_min(0))
         dropped = self.dst < 0
-        spread = spread.masked_fill(dropped if flat.ndim == 2 else dropped[..., None], fill)
+        dropped = dropped if flat.ndim == 2 else dropped[..., None]
+        if isinstance(fill, Tensor):
+            spread = torch.where(dropped, fill.view_as(spread), spread)
+        else:
+            spread = spread.masked_fill(dropped, fill)
         return spread.view(*self.dst.shape, *y.shape[2:])
 
     def then(self, later: Plan) -> Plan:

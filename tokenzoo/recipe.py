@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from tokenzoo.budget import Budget, resolve_keep
 from tokenzoo.checks import check_choice
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
 
 
@@ -126,20 +126,27 @@ class Recipe:
     Args:
         steps: see `Step`.
         keep: patch tokens of one image to keep: an int is a count, a float a fraction of them. None only
-            where every schedule fixes its removals itself (ToMe's r).
+            where every schedule fixes its removals itself (ToMe's r), or where `flops` is given.
+        flops: instead of keep: the share of the blocks' operations (`Budget.flops`) that may be left; what
+            is kept is then the most that costs no more, and known once a tower is.
         proportional_attention: whether, from the first merge on, every key counts as many times as its
             token's mass (log mass is added to the logits; ToMe, equation 1).
 
     Raises:
-        BadArgumentError: no steps, steps out of order, a bad keep.
+        BadArgumentError: no steps, steps out of order, a bad keep or flops, or both.
     """
 
     steps: tuple[Step, ...]
     keep: int | float | None
+    flops: float | None
     proportional_attention: bool
 
     def __init__(
-        self, *steps: Step, keep: int | float | None = 0.25, proportional_attention: bool = False
+        self,
+        *steps: Step,
+        keep: int | float | None = 0.25,
+        flops: float | None = None,
+        proportional_attention: bool = False,
     ) -> None:
         for step in steps:
             if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -154,7 +161,9 @@ class Recipe:
             raise BadArgumentError(
                 f"proportional_attention={proportional_attention!r}; it is True or False"
             )
-        if keep is not None:
+        if flops is not None:
+            _check_flops(flops, keep, steps)
+        elif keep is not None:
             resolve_keep(keep, 1)
         elif any(step.schedule.uses_keep for step in steps):
             raise BadArgumentError(
@@ -162,10 +171,13 @@ class Recipe:
             )
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "flops", flops)
         object.__setattr__(self, "proportional_attention", proportional_attention)
 
     def __repr__(self) -> str:
         options = f"keep={self.keep!r}, proportional_attention={self.proportional_attention!r}"
+        if self.flops is not None:
+            options = f"keep=None, flops={self.flops!r}, {options.partition(', ')[2]}"
         return f"Recipe({', '.join(map(repr, self.steps))}, {options})"
 
     @property
@@ -178,7 +190,15 @@ class Recipe:
         return next((step for step in self.steps if step.stage.name == stage.name), None)
 
     def wanted(self, tokens: int) -> int:
-        """The patch tokens that `keep` asks for."""
+        """The patch tokens that `keep` asks for.
+
+        Raises:
+            BadArgumentError: the recipe has flops= instead: only a tower's plan can say.
+        """
+        if self.flops is not None:
+            raise BadArgumentError(
+                f"flops={self.flops!r} is about the blocks of a tower; tensors alone have none: pass keep="
+            )
         return tokens if self.keep is None else resolve_keep(self.keep, tokens)
 
     def budget(
@@ -194,7 +214,7 @@ class Recipe:
             hidden: width of the MLP; 0: four times `width`.
 
         Raises:
-            BudgetError: `keep` cannot be reached; names the fewest.
+            BudgetError: `keep` (or `flops`) cannot be reached; names the fewest.
         """
         for name, value, least in (
             ("tokens", tokens, 1),
@@ -203,7 +223,32 @@ class Recipe:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise BadArgumentError(f"{name}={value!r}; it is an int >= {least}")
-        keep = self.wanted(tokens)
+        tower = _Tower(tokens, depth, prefix, width, hidden or 4 * width)
+        if self.flops is None:
+            return self._budget(tower, self.wanted(tokens))
+        return self._affordable(tower, self.flops)
+
+    def _affordable(self, tower: _Tower, flops: float) -> Budget:
+        """The budget of the largest keep whose plan costs no more than `flops`."""
+        cheapest = 1.0
+        # From the top: a plan with more tokens need not cost more (other sites may be at their limit).
+        for keep in range(tower.tokens, 0, -1):
+            try:
+                budget = self._budget(tower, keep)
+            except BudgetError:
+                break
+            if budget.flops <= flops:
+                return budget
+            cheapest = min(cheapest, budget.flops)
+        raise BudgetError(
+            f"flops={flops!r} is out of reach for {tower.tokens} patch tokens and {tower.depth} blocks: with "
+            f"as few tokens as can be, {cheapest:.3f} of the operations are left. Ask for that, or take a "
+            "schedule that begins earlier"
+        )
+
+    def _budget(self, tower: _Tower, keep: int) -> Budget:
+        """The budget for so many tokens."""
+        tokens, depth, prefix = tower.tokens, tower.depth, tower.prefix
         at = entering = features = tokens
         blocks = (tokens,) * depth
         llm: int | None = None
@@ -226,6 +271,33 @@ class Recipe:
             features=features,
             llm=llm,
             prefix=prefix,
-            width=width,
-            hidden=hidden or 4 * width,
+            width=tower.width,
+            hidden=tower.hidden,
+        )
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """The shape of a tower; see `Recipe.budget`."""
+
+    tokens: int
+    depth: int
+    prefix: int
+    width: int
+    hidden: int
+
+
+def _check_flops(flops: object, keep: object, steps: tuple[Step, ...]) -> None:
+    """Raise unless flops= stands alone and means something."""
+    if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 < flops <= 1:
+        raise BadArgumentError(
+            f"flops={flops!r}; it is a share of the blocks' operations: a number in (0, 1]"
+        )
+    if keep is not None:
+        raise BadArgumentError(
+            f"flops={flops!r} and keep={keep!r}; pass one of them: Recipe(..., keep=None, flops=0.5)"
+        )
+    if not all(step.schedule.uses_keep for step in steps):
+        raise BadArgumentError(
+            f"flops={flops!r} with a schedule that fixes its removals itself; there is nothing to choose"
         )

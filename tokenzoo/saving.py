@@ -34,7 +34,8 @@ def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str
     if name is not None:
         content |= {"recipe": name, "options": {k: _encode(v) for k, v in options.items()}}
     else:
-        content |= {"steps": [_encode(step) for step in recipe.steps], "keep": recipe.keep}
+        content |= {"steps": [_encode(step) for step in recipe.steps]}
+        content |= {"keep": recipe.keep, "flops": recipe.flops}
         content["proportional_attention"] = recipe.proportional_attention
     Path(path).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -62,8 +63,9 @@ def read(path: str | Path) -> dict[str, Any]:
             options = {k: _decode(v) for k, v in found["options"].items()}
             return {"recipe": found["recipe"], "options": options}
         steps = [_decode(step) for step in found["steps"]]
-        proportional = found["proportional_attention"]
-        return {"steps": Recipe(*steps, keep=found["keep"], proportional_attention=proportional)}
+        names = ("keep", "proportional_attention")
+        options = {name: found[name] for name in names}
+        return {"steps": Recipe(*steps, flops=found.get("flops"), **options)}
     except TokenzooError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evidence import Layer
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
-from tokenzoo.runtime.attach import Attached, attach
+from tokenzoo.runtime.attach import Attached, When, attach
+from tokenzoo.runtime.splice import Event
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,31 @@ class Zoo:
             frames=frames,
         )
 
-    def attach(self, model: Any, *, trace: bool = False, replace: bool = False) -> Attached:
+    def attach(
+        self,
+        model: Any,
+        *,
+        trace: bool = False,
+        restore: bool = False,
+        when: When = "always",
+        debug: bool = False,
+        on_reduce: Callable[[Event], object] | None = None,
+        replace: bool = False,
+    ) -> Attached:
         """Make a model carry fewer tokens from now on; `detach()` or a `with` block undoes it.
 
         Args:
             model: a vision transformer that an adapter knows.
-            trace: keep the plan of each pass: `attached.plan` (it costs a little time and memory).
+            trace: keep the plan of each pass: `attached.record` (it costs a little time and memory).
+            restore: behind each block all tokens are there again, for dense heads and
+                `forward_intermediates`: merged ones with the features of what they are part of, dropped
+                ones with those with which they entered the block that dropped them. The blocks still
+                work on few tokens.
+            when: "always", "eval" or "train": in the other mode of the model nothing is reduced.
+            debug: look for NaN, infinities and contradictory plans at every site, and raise. It waits for
+                the device, and cannot be compiled.
+            on_reduce: called in every pass after each reduction, with an `Event`: the block's index, the
+                plan, the tokens before and after.
             replace: detach whatever recipe is attached already.
 
         Raises:
@@ -120,8 +140,18 @@ class Zoo:
             MissingEvidenceError: the recipe needs what the model cannot show.
             AttachError: it is compiled already, or something is attached already, or the model failed
                 the proof on random tokens.
+            BadArgumentError: an argument that is none of the above.
         """
-        return attach(self.recipe, model, trace=trace, replace=replace)
+        return attach(
+            self.recipe,
+            model,
+            trace=trace,
+            restore=restore,
+            when=when,
+            debug=debug,
+            on_reduce=on_reduce,
+            replace=replace,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write names and numbers as JSON; never code. Read it with `tokenzoo.load`."""
@@ -139,27 +169,38 @@ def build(recipe: str | Recipe, **options: Any) -> Zoo:
 
     Args:
         recipe: a name (`list_recipes()`), or a `Recipe` made by hand.
-        options: the recipe's own; `describe(name)` lists them. A recipe made by hand has one: `keep`.
+        options: the recipe's own; `describe(name)` lists them. Every recipe takes `flops=0.5` instead of
+            `keep`: the most tokens whose plan costs no more than that share of the blocks' operations. A
+            recipe made by hand has these two only.
 
     Raises:
         UnknownNameError: no such recipe, or no such option; names the nearest.
         BadArgumentError: an option has a value that cannot work.
     """
     if isinstance(recipe, Recipe):
-        if set(options) - {"keep"}:
-            raise UnknownNameError(plugins.unknown("option", sorted(options)[0], ["keep"]))
-        if options:
-            proportional = recipe.proportional_attention
-            recipe = Recipe(*recipe.steps, proportional_attention=proportional, **options)
-        return Zoo(recipe)
+        unknown = sorted(set(options) - {"keep", "flops"})
+        if unknown:
+            raise UnknownNameError(plugins.unknown("option", unknown[0], ["keep", "flops"]))
+        return Zoo(_with(recipe, **options) if options else recipe)
     if not isinstance(recipe, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(f"build({recipe!r}); it takes the name of a recipe, or a Recipe")
     factory = plugins.find("recipes", recipe)
     known = inspect.signature(factory).parameters
     for name in options:
-        if name not in known:
-            raise UnknownNameError(plugins.unknown(f"option of {recipe}", name, list(known)))
-    return Zoo(factory(**options), recipe, options)
+        if name not in known and name != "flops":
+            raise UnknownNameError(plugins.unknown(f"option of {recipe}", name, [*known, "flops"]))
+    if "flops" not in options or "flops" in known:
+        return Zoo(factory(**options), recipe, options)
+    own = {name: value for name, value in options.items() if name != "flops"}
+    return Zoo(_with(factory(**own), flops=options["flops"], keep=own.get("keep")), recipe, options)
+
+
+def _with(
+    recipe: Recipe, *, keep: int | float | None = None, flops: float | None = None
+) -> Recipe:
+    """The same recipe with another budget."""
+    proportional = recipe.proportional_attention
+    return Recipe(*recipe.steps, keep=keep, flops=flops, proportional_attention=proportional)
 
 
 def load(path: str | Path) -> Zoo:

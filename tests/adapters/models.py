@@ -74,23 +74,70 @@ TEN = (VIT, GAP, DEIT, DISTILLED, DEIT3, DINO, DINO_REG, CLIP, SIGLIP, REG_GAP)
 # Norms behind attention and MLP, instead of before them.
 RES_POST = Case("vit_base_patch16_rpn_224", "ViT, post-norm", 0, (14, 14), "avg")
 
+# Positions inside the attention: rotary, or a bias per pair of places.
+EVA = {"embed_dim": 48, "num_heads": 2, "weight_init": None}
+EVA02 = Case("eva02_tiny_patch14_224", "EVA-02", 1, (16, 16), "avg", EVA)
+DINOV3 = Case("vit_small_patch16_dinov3", "DINOv3", 5, (16, 16), "token", EVA)
+ROPE = Case("vit_small_patch16_rope_224", "ViT, rotary", 1, (14, 14), "token", EVA)
+ROPE_MIXED = Case(
+    "vit_small_patch16_rope_mixed_224", "ViT, rotary by head", 1, (14, 14), "token", EVA
+)
+PE = Case(
+    "vit_pe_core_tiny_patch16_384",
+    "Perception Encoder",
+    1,
+    (16, 16),
+    "map",
+    {**EVA, "img_size": 256},
+)
+EVA_POST = Case(
+    "eva02_tiny_patch14_224",
+    "EVA-02, post-norm",
+    1,
+    (16, 16),
+    "avg",
+    {**EVA, "use_post_norm": True},
+)
+EVA1 = Case("eva_giant_patch14_224", "EVA", 1, (16, 16), "token", EVA)  # absolute positions only
+BEIT = Case("beit_base_patch16_224", "BEiT", 1, (14, 14), "avg", {"weight_init": None})
+BEIT_SHARED = Case(
+    "beit_base_patch16_224",
+    "BEiT, shared bias",
+    1,
+    (14, 14),
+    "avg",
+    {"weight_init": None, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": True},
+)
+RELPOS = Case("vit_relpos_small_patch16_224", "relative positions", 0, (14, 14), "avg")
+SRELPOS = Case("vit_srelpos_small_patch16_224", "shared relative positions", 0, (14, 14), "avg")
+RELPOS_POST = Case(
+    "vit_relpos_base_patch16_rpn_224", "relative positions, post-norm", 0, (14, 14), "avg"
+)
+
+POSITIONAL = (
+    *(EVA02, DINOV3, ROPE, ROPE_MIXED, PE, EVA_POST),
+    *(BEIT, BEIT_SHARED, RELPOS, SRELPOS, RELPOS_POST),
+)
+
 # Families of timm that are refused by name.
 REFUSED = {
-    "eva02_tiny_patch14_224": "rotary",
-    "beit_base_patch16_224": "table of relative positions",
-    "vit_relpos_small_patch16_224": "relative positions",
     "samvit_base_patch16": "windows of a fixed grid",
-    "swin_tiny_patch4_window7_224": "windows need the whole grid",
+    "swin_tiny_patch4_window7_224": "windows of a fixed grid",
     "naflexvit_base_patch16_gap": "several sizes",
     "cait_xxs24_224": "never calls the fused attention",
     "xcit_nano_12_p8_224": "over channels",
-    "resnet18": "not a plain vision transformer",
+    "pvt_v2_b0": "between its stages",
+    "convit_tiny": "a whole map of positions",
+    "crossvit_tiny_240": "two sequences",
+    "mixer_s16_224": "as long as the whole image",
+    "resnet18": "no vision transformer",
 }
 
 
 def small(name: str, **options: Any) -> Any:
     """A small model of timm with random weights, in eval mode."""
-    return deepcopy(_made(name, tuple(sorted({**SMALL, **options}.items()))))
+    wanted = {key: value for key, value in {**SMALL, **options}.items() if value is not None}
+    return deepcopy(_made(name, tuple(sorted(wanted.items()))))
 
 
 @cache
@@ -113,7 +160,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             last = name.rpartition(".")[2]
-            if last == "gamma":
+            if last.startswith("gamma"):
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
             elif last == "bias":
                 parameter.copy_(0.1 * normal(parameter))
@@ -121,6 +168,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(1 + 0.2 * normal(parameter))
             elif last == "weight":
                 parameter.copy_(normal(parameter) / parameter[0].numel() ** 0.5)
+            elif last == "relative_position_bias_table":  # it is added to logits
+                parameter.copy_(normal(parameter))
             else:  # CLS, registers, positions, latents
                 parameter.copy_(0.5 * normal(parameter))
     return model
@@ -130,7 +179,10 @@ def images(
     model: Any, batch: int = 2, seed: int = 0, size: tuple[int, int] | None = None
 ) -> Tensor:
     """Random images of the model's own size: `[b, 3, height, width]`."""
-    size = size or model.patch_embed.img_size
+    if size is None:
+        known = getattr(model, "patch_embed", model)
+        size = getattr(known, "img_size", None) or known.image_size
+    size = (size, size) if isinstance(size, int) else size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -152,5 +204,5 @@ def traces(model: nn.Module) -> list[str]:
         for name in names
         if getattr(module, name)
     ]
-    mine = ("pool", "forward_intermediates", "_tokenzoo_attached")
+    mine = ("pool", "forward_intermediates", "forward_head", "_global_pool", "_tokenzoo_attached")
     return found + [name for name in vars(model) if name in mine]

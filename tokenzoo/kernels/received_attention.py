@@ -19,6 +19,7 @@ def received_attention(
     *,
     scale: float,
     key_bias: Tensor | None = None,
+    bias: Tensor | None = None,
     query_weight: Tensor | None = None,
 ) -> Tensor:
     """Average softmax(q k^T) over heads and queries: how much attention each key receives.
@@ -28,6 +29,7 @@ def received_attention(
         key: `[b, h, n, d]`.
         scale: the factor on the inner products, usually d ** -0.5.
         key_bias: `[b, n]` added to the logits of every query, as in proportional attention (log mass).
+        bias: added to the logits, broadcasts to `[b, h, m, n]`: relative positions of the model's own.
         query_weight: `[b, m]` non-negative weights of the queries in the mean; None: all equal.
 
     Returns:
@@ -45,16 +47,28 @@ def received_attention(
         logits = (query[:, head] * scale) @ key[:, head].mT  # [b, m, n]
         if key_bias is not None:
             logits = logits + key_bias[:, None].to(logits.dtype)
+        if bias is not None:
+            logits = logits + bias[:, head if bias.shape[1] > 1 else 0].to(logits.dtype)
         total = total + (weight[:, None] @ logits.softmax(-1)).squeeze(1)  # [b, n]
     return total / h
 
 
 def attention_rows(
-    query: Tensor, key: Tensor, *, scale: float, key_bias: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float,
+    key_bias: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """The attention of a few queries: `query [b, h, q, d]`, `key [b, h, n, d]` -> `[b, h, q, n]`."""
+    """The attention of a few queries: `query [b, h, q, d]`, `key [b, h, n, d]` -> `[b, h, q, n]`.
+
+    `key_bias` and `bias` are those of `received_attention`, with q for m.
+    """
     query, key = full_precision(query), full_precision(key)
     logits = (query * scale) @ key.mT
     if key_bias is not None:
         logits = logits + key_bias[:, None, None].to(logits.dtype)
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
     return torch.softmax(logits, -1)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tokenzoo import plugins
 from tokenzoo.budget import Budget
-from tokenzoo.errors import AttachError, MissingEvidenceError, UnsupportedModelError
-from tokenzoo.interfaces import Adapter
+from tokenzoo.checks import check_choice
+from tokenzoo.errors import (
+    AttachError,
+    BadArgumentError,
+    MissingEvidenceError,
+    UnsupportedModelError,
+)
+from tokenzoo.interfaces import Adapter, Assigner, walk
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
 from tokenzoo.runtime import passes, proof
 from tokenzoo.runtime.passes import Pass
-from tokenzoo.runtime.splice import Site
+from tokenzoo.runtime.splice import Event, Options, Site
+
+When = Literal["always", "eval", "train"]
 
 _MARK = "_tokenzoo_attached"
 
@@ -44,19 +54,44 @@ class Attached:
         model: the model, which is used as before.
         recipe: the parts and the numbers.
         adapter: what knows the model.
+        options: `trace`, `restore`, `debug`, `on_reduce`.
+        when: in which mode of the model it works: "always", "eval" or "train".
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, *, trace: bool) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, adapter: Adapter, *, options: Options, when: When
+    ) -> None:
         self.model = model
         self.recipe = recipe
         self.adapter = adapter
-        self.trace = trace
+        self.options = options
+        self.when: When = when
         self._step = recipe.step_at(Stage.BLOCK)
         self._watches = passes.watches(self._step)
         self._depth = len(adapter.blocks())
         self._undo: list[Callable[[], Any]] = []
         self._budgets: dict[int, Budget] = {}
         self._last = _Last()
+        # As many entries as there are paused() blocks. No thread-local: a compiled model would not look.
+        self._pauses: list[None] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether a pass would reduce: nothing is paused, and the model is in the right mode."""
+        mode = self.when == "always" or self.model.training == (self.when == "train")
+        return mode and not self._pauses
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Within the `with` block nothing is reduced, in any thread; nothing is detached either.
+
+        A model under `torch.compile` is compiled once more for that; an exported one is what it was.
+        """
+        self._pauses.append(None)
+        try:
+            yield
+        finally:
+            self._pauses.pop()
 
     def plan(self, tokens: int | None = None) -> Budget:
         """The patch tokens after each block, for an image of so many (None: the model's own size)."""
@@ -98,14 +133,47 @@ class Attached:
     def record(self) -> Plan:
         """From the first tokens to the last ones of the last pass; needs `attach(..., trace=True)`."""
         state = self._pass()
-        if not self.trace:
+        if not self.options.trace:
             raise AttachError("the plans of a pass are kept with attach(..., trace=True)")
         if state.plan is None:
             raise AttachError("nothing was reduced in the last pass")
         return state.plan
 
+    def summary(self, tokens: int | None = None) -> str:
+        """What is attached to what, and what it does: lines of text.
+
+        Args:
+            tokens: patch tokens of an image; None: the model's own size.
+        """
+        step, plan = self._step, None
+        if tokens is not None or self.adapter.tokens() is not None:
+            plan = self.plan(tokens)
+        state = "" if self._undo else " (detached)"
+        chosen = {"when": self.when, "trace": self.options.trace, "restore": self.options.restore}
+        chosen |= {"debug": self.options.debug, "on_reduce": self.options.on_reduce}
+        standard = {**dict.fromkeys(chosen, False), "when": "always", "on_reduce": None}
+        rows = [
+            ("model", f"{type(self.model).__name__}, by {type(self.adapter).__name__}{state}"),
+            *(("step", repr(step)) for step in self.recipe.steps),
+            (
+                "keep",
+                str(self.recipe.keep if self.recipe.flops is None else plan and plan.features),
+            ),
+            ("flops", None if self.recipe.flops is None else str(self.recipe.flops)),
+            ("attention", "proportional" if self.recipe.proportional_attention else None),
+            ("needs", ", ".join(sorted(step.needs)) if step and step.needs else None),
+            *((name, repr(value)) for name, value in chosen.items() if value != standard[name]),
+        ]
+        lines = [f"{name:<10}  {value}" for name, value in rows if value is not None]
+        lines.append("image       any size: summary(tokens=196)" if plan is None else str(plan))
+        if self._last.state is not None:
+            lines.append(f"last pass   {', '.join(map(str, self._last.state.fired))}")
+        return "\n".join(lines)
+
     def detach(self) -> None:
         """Take the recipe off; the model is the bare one again, bit for bit. Twice is once."""
+        if self._undo:
+            _forget_compiled()
         while self._undo:
             self._undo.pop()()
         if getattr(self.model, _MARK, None) is self:
@@ -134,9 +202,13 @@ class Attached:
     def _start(self, x: Tensor) -> Pass:
         """The state before the first block: how many tokens there are says how many there will be."""
         tokens = x.shape[1] - self.adapter.prefix
-        if self._step is None:
+        if self._step is None or not self.active:
             return Pass(None, (tokens,) * self._depth)
-        return Pass(self._step, self.plan(tokens).blocks, trace=self.trace, watches=self._watches)
+        return Pass(self._step, self.plan(tokens).blocks, watches=self._watches)
+
+    def _wanted(self, tokens: int) -> int:
+        """Patch tokens of an image that is to be shrunk from so many."""
+        return self.plan(tokens).entering if self.active else tokens
 
     def _finish(self, state: Pass) -> None:
         """After the last block: what happened must be what was planned."""
@@ -153,7 +225,8 @@ class Attached:
         """Prove and install everything, or raise and leave the model as it was."""
         adapter, model = self.adapter, self.model
         paths = adapter.blocks()
-        expected = proof.bare_outputs(model, adapter, paths)
+        _forget_compiled()
+        tried = proof.trials(model, adapter, paths)
         image = self.recipe.step_at(Stage.IMAGE)
         try:
             for index, path in enumerate(paths):
@@ -163,7 +236,7 @@ class Attached:
                     adapter,
                     start=self._start if index == 0 else None,
                     finish=self._finish if index == len(paths) - 1 else None,
-                    proportional=self.recipe.proportional_attention,
+                    options=self.options,
                 )
                 self._undo += [handle.remove for handle in site.install(model)]
             for name in adapter.followers():
@@ -173,8 +246,8 @@ class Attached:
             if undo is not None:
                 self._undo.append(undo)
             if image is not None:
-                self._undo.append(adapter.shrink(self.recipe.wanted))
-            proof.prove(model, adapter, paths, expected, self.recipe.needs)
+                self._undo.append(adapter.shrink(self._wanted))
+            proof.prove(model, adapter, tried, self.recipe.needs)
             setattr(model, _MARK, self)
         except BaseException:
             self.detach()
@@ -188,8 +261,26 @@ def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor 
     return output if state is None or output is args[0] else passes.tag(output, state)
 
 
-def attach(recipe: Recipe, model: Any, *, trace: bool = False, replace: bool = False) -> Attached:
+def attach(
+    recipe: Recipe,
+    model: Any,
+    *,
+    trace: bool = False,
+    restore: bool = False,
+    when: When = "always",
+    debug: bool = False,
+    on_reduce: Callable[[Event], object] | None = None,
+    replace: bool = False,
+) -> Attached:
     """Attach a recipe to a model; see `Zoo.attach`."""
+    check_choice("when", when, "always", "eval", "train")
+    flags = {"trace": trace, "restore": restore, "debug": debug, "replace": replace}
+    for name, value in flags.items():
+        if type(value) is not bool:
+            raise BadArgumentError(f"{name}={value!r}; it is True or False")
+    if on_reduce is not None and not callable(on_reduce):
+        raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
+    options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce)
     model = _unwrap(model)
     previous = getattr(model, _MARK, None)
     if previous is not None and not replace:
@@ -197,8 +288,8 @@ def attach(recipe: Recipe, model: Any, *, trace: bool = False, replace: bool = F
             f"a recipe is attached already ({previous!r}): call its detach(), or attach(..., replace=True)"
         )
     adapter = find_adapter(model)
-    _check(recipe, adapter, model)
-    attached = Attached(model, recipe, adapter, trace=trace)
+    _check(recipe, adapter, model, restore=restore)
+    attached = Attached(model, recipe, adapter, options=options, when=when)
     tokens = adapter.tokens()
     if tokens is not None:
         attached.plan(
@@ -250,17 +341,36 @@ def _unwrap(model: Any) -> nn.Module:
         "DataParallel",
     ):
         return _unwrap(model.module)
-    for module in model.modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or type(module).__name__ == "OptimizedModule":
-            raise AttachError(
-                f"{type(module).__name__} is compiled, and torch ignores hooks that come later, without a "
-                "word: attach first, then compile"
-            )
+    compiled = _compiled(model)
+    if compiled is not None:
+        raise AttachError(
+            f"{type(compiled).__name__} is compiled, and torch ignores hooks that come later, without a "
+            "word: attach first, then compile"
+        )
     return model
 
 
-def _check(recipe: Recipe, adapter: Adapter, model: nn.Module) -> None:
+def _forget_compiled() -> None:
+    """Have torch compile again what it has compiled: it does not look whether hooks came or went since.
+
+    Without this, a model that was compiled bare would run bare for ever, also as a copy that is compiled
+    with a recipe on it.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def _compiled(model: nn.Module) -> nn.Module | None:
+    """The first module of a model that is compiled, if one is."""
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            return module
+        if type(module).__name__ == "OptimizedModule":
+            return module
+    return None
+
+
+def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool) -> None:
     """Raise if the recipe and the model do not go together."""
     name = type(model).__name__
     for step in recipe.steps:
@@ -279,6 +389,15 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module) -> None:
         raise AttachError(
             f"{name} is on the meta device and cannot run: load its weights, then attach"
         )
+    parts = [part for step in recipe.steps for part in walk(step.matcher)]
+    if any(isinstance(part, Assigner) and part.extra for part in parts):
+        who = {f"the attention of {name}": adapter.positional, "restore=True": restore}
+        for asking, asks in who.items():
+            if asks:
+                raise AttachError(
+                    f"this recipe makes new tokens, which have no place in the image, and {asking} needs "
+                    "places: take an assigner that joins tokens to kept ones"
+                )
     # The parts of a step at the image choose nothing: the adapter makes a smaller image.
     needs = frozenset[str]().union(*(s.needs for s in recipe.steps if s.stage.name != "image"))
     missing = sorted(needs - adapter.provides)

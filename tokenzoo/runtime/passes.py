@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenzoo.plan import Plan
+from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
 
 # Evidence that only a tap on the attention can show.
@@ -29,8 +29,11 @@ class Pass:
         fired: patch tokens after each block so far, as they were.
         mass: `[b, n]` with prefix, or None while every token stands for itself.
         held: `[b, n]` protected at an earlier site, or None.
-        plan: from the first tokens to these, where it is traced, otherwise None.
-        trace: whether it is.
+        places: `[b, n]` int64, which of the first tokens each one stands for; only where the model's
+            attention must know, and None as long as all are there.
+        plan: from the first tokens to these, where it is wanted, otherwise None.
+        short: the tokens themselves, where the tensor that carries this state has been restored to full
+            length; otherwise None.
         trial: whether this is the proof at attach time and not a pass.
         watches: whether the step needs something that only a tap on the attention shows.
     """
@@ -40,8 +43,9 @@ class Pass:
     fired: tuple[int, ...] = ()
     mass: Tensor | None = None
     held: Tensor | None = None
+    places: Tensor | None = None
     plan: Plan | None = None
-    trace: bool = False
+    short: Tensor | None = None
     trial: bool = False
     watches: bool = False
 
@@ -55,6 +59,13 @@ def tag(x: Tensor, state: Pass) -> Tensor:
     """Let the tensor carry the state."""
     setattr(x, _TAG, state)
     return x
+
+
+def few(x: Tensor, state: Pass) -> Tensor:
+    """The tokens that are left `[b, m, c]`, out of those of a pass that may have been restored."""
+    if state.short is None or state.plan is None:
+        return x
+    return take(x, state.plan.keep)
 
 
 def of(x: Tensor) -> Pass | None:

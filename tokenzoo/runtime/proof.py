@@ -1,12 +1,13 @@
 """The proof that a splice is right, made at attach time on random tokens.
 
-A block whose forward is not what its names suggest (a norm in another place, a second use of the input)
-would be silently wrong; here it is a refusal.
+A block whose forward is not what its names suggest (a norm in another place, a second use of the input,
+positions that act where nobody follows them) would be silently wrong; here it is a refusal.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,6 @@ from tokenzoo.recipe import Stage, Step
 from tokenzoo.runtime import passes
 from tokenzoo.runtime.passes import Pass
 from tokenzoo.schedules import Once
-
-TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -47,68 +46,120 @@ class EverySecond(Matcher):
         return Plan.from_slots(place[:, 1::2], gone, torch.full_like(gone, -1), n)
 
 
-def sample(model: nn.Module, adapter: Adapter) -> Tensor:
-    """Random tokens `[1, prefix + 8, c]` in the dtype and on the device of the model."""
-    like = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, adapter.prefix + TOKENS, adapter.width, generator=generator)
-    return x.to(device=like.device, dtype=like.dtype)
+@dataclass(frozen=True)
+class Trial:
+    """A block by itself, on random tokens.
+
+    Attributes:
+        index: of the block.
+        path: of the block.
+        patches: how many patch tokens it is tried on.
+        options: its keyword arguments.
+        x: random tokens `[1, prefix + patches, c]`.
+        bare: what the block makes of them before anything is spliced.
+    """
+
+    index: int
+    path: BlockPath
+    patches: int
+    options: dict[str, Any]
+    x: Tensor
+    bare: Tensor
 
 
-def bare_outputs(model: nn.Module, adapter: Adapter, paths: tuple[BlockPath, ...]) -> list[Tensor]:
-    """What each block makes of the sample, by itself; to be called before anything is spliced."""
-    x = sample(model, adapter)
-    return [_run(model, path, x) for path in paths]
+def trials(model: nn.Module, adapter: Adapter, paths: tuple[BlockPath, ...]) -> list[Trial]:
+    """Run each bare block by itself; to be called before anything is spliced."""
+    found: list[Trial] = []
+    for index, path in enumerate(paths):
+        patches, options = adapter.trial(index)
+        x = _sample(model, adapter, patches)
+        found.append(Trial(index, path, patches, options, x, _run(model, path, x, options)))
+    return found
 
 
-def prove(
-    model: nn.Module,
-    adapter: Adapter,
-    paths: tuple[BlockPath, ...],
-    expected: list[Tensor],
-    needs: frozenset[str],
-) -> None:
-    """Compare the spliced blocks with their bare selves: keeping all, and keeping half.
+def prove(model: nn.Module, adapter: Adapter, tried: list[Trial], needs: frozenset[str]) -> None:
+    """Compare the spliced blocks with their bare selves: keeping all, keeping half, in another order.
 
     Raises:
         AttachError: a difference; names the block and its size.
     """
-    x = sample(model, adapter)
-    p = adapter.prefix
     step = Step(Stage.BLOCK, Once(), EverySecond(needs - {"grid"}), Keep())
-    half = [*range(p), *range(p + 1, p + TOKENS, 2)]
-    for index, (path, bare) in enumerate(zip(paths, expected, strict=True)):
-        for keep, rows in ((TOKENS, [*range(p + TOKENS)]), (TOKENS // 2, half)):
-            counts = (TOKENS,) * 1000 if keep == TOKENS else (keep,) * 1000
-            state = Pass(step, counts, trial=True, watches=passes.watches(step))
-            try:
-                got = _run(model, path, x, state)
-            except TokenzooError:
-                raise
-            except RuntimeError as error:
-                raise AttachError(
-                    f"{path.name} (block {index}) does not run when {keep} of {TOKENS} random tokens are "
-                    f"kept ({error}): its forward is not x + attention, x + MLP in the order that the "
-                    "adapter describes. Nothing was attached"
-                ) from error
-            wanted = bare[:, rows]
-            if got.shape != wanted.shape:
-                raise AttachError(
-                    f"{path.name} gives {got.shape[1]} tokens where {len(rows)} stay: it uses its input in "
-                    "a way that three hooks cannot follow. Nothing was attached"
-                )
-            scale = max(1.0, float(bare.abs().max()))
-            gap = float((got - wanted).abs().max()) / scale
-            # A block that is understood differs by a few roundings, one that is not by tenths.
-            if not gap <= min(64 * torch.finfo(bare.dtype).eps, 1 / 16):
-                raise AttachError(
-                    f"{path.name} (block {index}) differs from itself by {gap:.1e} of its largest output "
-                    f"when {keep} of {TOKENS} random tokens are kept: its forward is not x + attention, "
-                    "x + MLP in the order that the adapter describes. Nothing was attached"
-                )
+    watches = passes.watches(step)
+    p = adapter.prefix
+    for trial in tried:
+        n = trial.patches
+        every = list(range(p + n))
+        for keep, rows, what in (
+            (n, every, "all random tokens are kept"),
+            (
+                n // 2,
+                [*range(p), *range(p + 1, p + n, 2)],
+                f"{n // 2} of {n} random tokens are kept",
+            ),
+        ):
+            state = Pass(step, (keep,) * 1000, trial=True, watches=watches)
+            _compare(model, trial, trial.x, state, rows, what)
+        # Backwards: whatever depends on positions must follow them.
+        rows = [*range(p), *range(p + n - 1, p - 1, -1)]
+        places = torch.tensor([rows], device=trial.x.device) if adapter.positional else None
+        state = Pass(None, (n,) * 1000, trial=True, places=places)
+        _compare(model, trial, trial.x[:, rows], state, rows, "the random tokens come backwards")
 
 
-def _run(model: nn.Module, path: BlockPath, x: Tensor, state: Pass | None = None) -> Tensor:
+def _sample(model: nn.Module, adapter: Adapter, patches: int) -> Tensor:
+    """Random tokens `[1, prefix + patches, c]` in the dtype and on the device of the model."""
+    like = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, adapter.prefix + patches, adapter.width, generator=generator)
+    return x.to(device=like.device, dtype=like.dtype)
+
+
+def _compare(
+    model: nn.Module, trial: Trial, x: Tensor, state: Pass, rows: list[int], what: str
+) -> None:
+    """Demand that the spliced block gives these rows of what the bare one gave."""
+    name = trial.path.name
+    order = (
+        "its forward is not x + attention, x + MLP in the order that the adapter describes, or it depends "
+        "on positions in a way that the adapter does not follow. Nothing was attached"
+    )
+    try:
+        got = _run(model, trial.path, x, trial.options, state)
+    except TokenzooError:
+        raise
+    except RuntimeError as error:
+        raise AttachError(
+            f"{name} (block {trial.index}) does not run when {what} ({error}): {order}"
+        ) from error
+    if passes.of(got) is None:
+        raise AttachError(
+            f"a hook on {name} (block {trial.index}), or a wrapper around it, returns a new tensor, on which "
+            "the state of a pass would be lost: let it change the output in place, or only look. Nothing was "
+            "attached"
+        )
+    wanted = trial.bare[:, rows]
+    if got.shape != wanted.shape:
+        raise AttachError(
+            f"{name} gives {got.shape[1]} tokens where {len(rows)} stay: it uses its input in "
+            "a way that three hooks cannot follow. Nothing was attached"
+        )
+    scale = max(1.0, float(trial.bare.abs().max()))
+    gap = float((got - wanted).abs().max()) / scale
+    # A block that is understood differs by a few roundings, one that is not by tenths.
+    if not gap <= min(64 * torch.finfo(trial.bare.dtype).eps, 1 / 16):
+        raise AttachError(
+            f"{name} (block {trial.index}) differs from itself by {gap:.1e} of its largest output "
+            f"when {what}: {order}"
+        )
+
+
+def _run(
+    model: nn.Module,
+    path: BlockPath,
+    x: Tensor,
+    options: dict[str, Any],
+    state: Pass | None = None,
+) -> Tensor:
     """Run one block in eval mode and without gradients; what was in training is so again afterwards."""
     block = model.get_submodule(path.name)
     training = [module for module in block.modules() if module.training]
@@ -116,7 +167,7 @@ def _run(model: nn.Module, path: BlockPath, x: Tensor, state: Pass | None = None
     try:
         with torch.no_grad():
             x = x.clone()
-            return block(x if state is None else passes.tag(x, state))
+            return block(x if state is None else passes.tag(x, state), **options)
     finally:
         for module in training:
             module.training = True

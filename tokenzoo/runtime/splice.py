@@ -7,14 +7,16 @@ A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduc
                                   so that the block's own addition fits
     the block                     a hook: return reduced + y; what the block itself added is ignored
 
-Two more, around the attention, enter the tap where evidence or a bias is needed.
+Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
+`restore`, the block's hook returns all tokens again, for whoever reads them in between, and lets the state
+carry the few that the next block continues with.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, SeenAttention
 from tokenzoo.interfaces import Adapter, BlockPath
+from tokenzoo.plan import Plan, take
 from tokenzoo.reduce import reduce_site
 from tokenzoo.runtime import passes
 from tokenzoo.runtime.passes import Pass
@@ -37,6 +40,42 @@ LOST = (
 )
 
 
+@dataclass(frozen=True)
+class Event:
+    """One reduction of one pass, as `attach(..., on_reduce=f)` is told it.
+
+    Attributes:
+        block: index of the block.
+        plan: from the tokens before to those after, prefix included.
+        before: tokens `[b, n, c]` with their masses.
+        after: tokens `[b, m, c]` with their masses.
+    """
+
+    block: int
+    plan: Plan
+    before: Tokens
+    after: Tokens
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the sites of an attachment behave, beside their recipe.
+
+    Attributes:
+        proportional: log mass is added to the logits.
+        trace: the plans of a pass are composed.
+        restore: features come back at full length.
+        debug: every site looks at its values, and raises.
+        on_reduce: is told each reduction.
+    """
+
+    proportional: bool = False
+    trace: bool = False
+    restore: bool = False
+    debug: bool = False
+    on_reduce: Callable[[Event], object] | None = None
+
+
 class Box(threading.local):
     """What the hooks of one block tell each other while it runs; each run of the block overwrites it."""
 
@@ -44,7 +83,12 @@ class Box(threading.local):
     tap: Tap | None = None
     reduced: Tensor | None = None
     branch: Tensor | None = None
+    whole: Tensor | None = None
     length: int = 0
+
+    def clear(self) -> None:
+        """Forget the last run."""
+        self.state = self.tap = self.reduced = self.branch = self.whole = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Box:
         """A copy of a model is not in the middle of a pass."""
@@ -73,7 +117,7 @@ class Site:
         adapter: of its model.
         start: makes the state at the first spliced block from its input; None at later ones.
         finish: is told the state after the last block; None at earlier ones.
-        proportional: whether log mass is added to the logits.
+        options: of the attachment.
     """
 
     def __init__(
@@ -84,14 +128,14 @@ class Site:
         *,
         start: Callable[[Tensor], Pass] | None,
         finish: Callable[[Pass], None] | None,
-        proportional: bool,
+        options: Options,
     ) -> None:
         self.index = index
         self.path = path
         self.adapter = adapter
         self.start = start
         self.finish = finish
-        self.proportional = proportional
+        self.options = options
         self.box = Box()
 
     def install(self, model: nn.Module) -> list[Any]:
@@ -105,18 +149,15 @@ class Site:
             attention.register_forward_hook(self.close_tap, always_call=True),
             block.get_submodule(self.path.second).register_forward_pre_hook(self.reduce),
             block.get_submodule(self.path.last).register_forward_hook(self.spread),
-            block.register_forward_hook(self.leave),
+            # First of all: whoever else hooks on to the block is to see its real output.
+            block.register_forward_hook(self.leave, prepend=True),
         ]
 
-    def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read the state off the block's input."""
+    def enter(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Read the state off the block's input, and hand the block what fits the tokens that are left."""
         del block
-        extra = [*args[1:], *kwargs.values()]
-        if any(isinstance(value, Tensor) or value is True for value in extra):
-            raise AttachError(
-                f"{self.path.name} was called with an attention mask; a mask is made for all tokens, and "
-                "fewer are there: call the model without one, or detach first"
-            )
         x = args[0]
         if not torch.compiler.is_compiling() and _open.tap is not None:
             _open.tap.close()  # torch calls no hook at all after a KeyboardInterrupt
@@ -126,8 +167,14 @@ class Site:
             state = self.start(x)
         if state is None:
             raise AttachError(LOST.format(where=self.path.name))
+        self.box.clear()
+        if self.options.restore and not state.trial:
+            self.box.whole = x
+            if state.short is not None:
+                x, state = state.short, replace(state, short=None)
         self.box.state = state
-        self.box.tap = self.box.reduced = self.box.branch = None
+        extra, kwargs = self.adapter.follow(args[1:], kwargs, state.places)
+        return (x, *extra), kwargs
 
     def open_tap(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
         """Watch the attention, where something of it is needed."""
@@ -135,12 +182,14 @@ class Site:
         state = self._state()
         tokens = args[0].shape[1] - self.adapter.prefix
         site = state.step is not None and tokens > state.counts[self.index]
-        wanted = site and state.watches
-        bias = state.mass.log() if self.proportional and state.mass is not None else None
+        wanted = (site and state.watches) or state.places is not None
+        bias = None
+        if self.options.proportional and state.mass is not None:
+            bias = state.mass.log()
         if wanted or bias is not None:
             # An attention that runs a second time in one block is seen twice, which is an error.
             if self.box.tap is None:
-                self.box.tap = Tap(self.adapter.prefix, bias)
+                self.box.tap = Tap(self.adapter.prefix, bias, state.places)
             self.box.tap.__enter__()
             if not torch.compiler.is_compiling():
                 _open.tap = self.box.tap
@@ -180,16 +229,21 @@ class Site:
             grid=self.adapter.grid(x.shape[1] - prefix) if state.mass is None else None,
             held=tokens.patches.held,
         )
+        if self.options.debug and not state.trial:
+            check_finite(tokens, f"reach the reduction in {self.path.name}")
         reduced, plan = reduce_site(state.step, tokens, evidence, keep)
-        if state.trace:
-            plan = plan if state.plan is None else state.plan.then(plan)
         # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
-        self.box.state = replace(
-            state,
-            mass=reduced.mass.detach(),
-            held=reduced.held,
-            plan=plan if state.trace else None,
-        )
+        mass = reduced.mass.detach()
+        state = replace(state, mass=mass, held=reduced.held, places=self._places(state, plan))
+        if not state.trial:
+            if self.options.debug:
+                plan.check()
+                check_finite(reduced, f"leave the reduction in {self.path.name}")
+            if self.options.on_reduce is not None:
+                self.options.on_reduce(Event(self.index, plan, tokens, reduced))
+            if self.options.trace or self.options.restore:
+                state = replace(state, plan=plan if state.plan is None else state.plan.then(plan))
+        self.box.state = state
         self.box.reduced, self.box.length = reduced.x, x.shape[1]
         return (reduced.x, *args[1:])
 
@@ -205,16 +259,26 @@ class Site:
         """Make the block's real output, and let it carry the state on."""
         del block
         state = self._state()
-        reduced, branch = self.box.reduced, self.box.branch
+        reduced, branch, whole = self.box.reduced, self.box.branch, self.box.whole
         if reduced is not None and branch is not None:
             output = reduced + branch
         elif output is args[0]:
             output = output.view_as(output)  # never tag the caller's own tensor
         state = replace(state, fired=(*state.fired, output.shape[1] - self.adapter.prefix))
-        self.box.state = self.box.tap = self.box.reduced = self.box.branch = None
+        if state.plan is not None and whole is not None:
+            # A token that was dropped keeps the features with which it entered the block that dropped it.
+            state, output = replace(state, short=output), state.plan.unmerge(output, whole)
+        self.box.clear()
         if self.finish is not None and not state.trial:
             self.finish(state)
         return passes.tag(output, state)
+
+    def _places(self, state: Pass, plan: Plan) -> Tensor | None:
+        """Which of the first tokens each output of a plan stands for."""
+        if not self.adapter.positional:
+            return None
+        index = plan.keep.clamp_min(0)
+        return index if state.places is None else take(state.places, index)
 
     def _state(self) -> Pass:
         if self.box.state is None:
@@ -233,3 +297,20 @@ class Site:
                 "timm.layers.set_fused_attn(True) before the model is made"
             )
         return tap.seen[0]
+
+
+def check_finite(tokens: Tokens, where: str) -> None:
+    """Raise if a feature is NaN or infinite; it waits for the device.
+
+    Raises:
+        AttachError: says which image and token, and how many.
+    """
+    if torch.compiler.is_compiling():
+        raise AttachError("debug=True looks at values and cannot be compiled: attach without it")
+    bad = ~tokens.x.isfinite().all(-1)  # [b, n]
+    if bool(bad.any()):
+        image, token = (int(place) for place in bad.nonzero()[0])
+        raise AttachError(
+            f"{int(bad.sum())} tokens with NaN or infinite features {where}; the first is token {token} "
+            f"of image {image}. Look at the weights, the input and, in half precision, at overflows"
+        )

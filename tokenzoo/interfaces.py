@@ -389,7 +389,7 @@ class Adapter(Part, ABC):
         return None
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """(rows, columns) of that many patch tokens, if they are a grid."""
+        """(rows, columns) of that many patch tokens of the current pass, if they are a grid."""
         del tokens
         return None
 

@@ -6,14 +6,32 @@ has met its position once can be moved and merged freely. The other adapters of 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo_adapters import timm_pool, timm_shrink
 from tokenzoo_adapters.sizes import mlp_width
+
+
+class Grid(threading.local):
+    """The grid of the patches that this thread embedded last."""
+
+    size: tuple[int, int] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Grid:
+        """A copy has embedded nothing yet."""
+        return Grid()
+
+    def __reduce__(self) -> tuple[type[Grid], tuple[()]]:
+        """Neither has an unpickled one."""
+        return Grid, ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +40,12 @@ class TimmViT(Adapter):
 
     Args:
         model: the transformer.
-        fixed: whether it takes images of one size only; otherwise a number of tokens has no one grid.
+        fixed: whether it takes images of one size only; otherwise every pass has a grid of its own.
     """
 
     model: Any
     fixed: bool = True
+    embedded: Grid = field(default_factory=Grid, repr=False)
 
     stages = frozenset({"block", "image"})
 
@@ -47,7 +66,7 @@ class TimmViT(Adapter):
         found = {"x", "mass", "keys", "queries", "received_attention", "attention"}
         if self.model.cls_token is not None:
             found.add("cls_attention")
-        if self.fixed and self.tokens() is not None:
+        if self.tokens() is not None:
             found.add("grid")
         return frozenset(found)
 
@@ -78,17 +97,24 @@ class TimmViT(Adapter):
         return None if grid is None else grid[0] * grid[1]
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """The grid of the configured image size, if there are that many tokens and no other size."""
-        grid = self._size()
-        return grid if self.fixed and grid and grid[0] * grid[1] == tokens else None
+        """The grid of the image size, if there are that many tokens."""
+        grid = self._size() if self.fixed else self.embedded.size
+        return grid if grid and grid[0] * grid[1] == tokens else None
 
     def _size(self) -> tuple[int, int] | None:
         grid = getattr(self.model.patch_embed, "grid_size", None)
         return None if grid is None else (int(grid[0]), int(grid[1]))
 
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Make the pooling count masses, and refuse maps of fewer tokens than the grid has."""
-        return timm_pool.install(self.model, proportional)
+        """Make the pooling count masses, refuse maps of fewer tokens than the grid, and see the grid."""
+        undo = timm_pool.install(self.model, proportional)
+        handle = self.model.patch_embed.register_forward_hook(self._look)
+        return partial(_both, undo, handle.remove)
+
+    def _look(self, embed: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        del embed, args
+        if output.ndim == 4:  # [b, rows, columns, c], where images have any size
+            self.embedded.size = (output.shape[1], output.shape[2])
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Resize the images to fewer patches; the positions are interpolated by timm itself."""
@@ -119,8 +145,8 @@ class TimmViT(Adapter):
         if not attention <= self.ATTENTION:
             known = " or ".join(sorted(self.ATTENTION))
             raise UnsupportedModelError(
-                f"{name} has attention {', '.join(sorted(attention))}; {known} is followed, which calls the "
-                f"fused attention once. {INSTEAD}"
+                f"{name} has attention {', '.join(sorted(attention))}; {known} is followed, which calls "
+                f"the fused attention once. {INSTEAD}"
             )
         pool = getattr(self.model, "attn_pool", None)
         if pool is not None and (
@@ -131,6 +157,11 @@ class TimmViT(Adapter):
                 f"{name} pools with {type(pool).__name__} and positions of its own, made for all tokens. "
                 f"{INSTEAD}"
             )
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
 
 
 INSTEAD = "What works on it: zoo.reduce(features), behind the tower"

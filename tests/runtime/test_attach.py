@@ -697,11 +697,20 @@ def test_an_interrupt_inside_an_attention_leaves_no_tap_behind_for_long() -> Non
     attached.detach()
 
 
-def test_a_model_of_any_image_size_has_no_grid() -> None:
+def test_a_model_of_any_image_size_has_the_grid_of_the_pass() -> None:
     """The number of tokens does not say which grid they are: 7 x 28 is not 14 x 14."""
     model = VIT.build(dynamic_img_size=True)
-    with refused(model, MissingEvidenceError, "needs grid"):
-        tokenzoo.build("pool").attach(model)
+    square, flat = images(model), images(model, size=(112, 448))
+    attached = tokenzoo.build("pool", keep=0.25).attach(model, trace=True)
+    for _ in range(2):
+        for x, rows, columns in ((square, 14, 14), (flat, 7, 28)):
+            run(model, x)
+            assert attached.counts[-1] == 49
+            joined = attached.record.dst[0, 1:].view(rows, columns)
+            assert torch.equal(joined[0], joined[1])  # a cell is two rows high ...
+            assert int(joined[0, 0]) == int(joined[0, 1])  # ... and two or three columns wide
+            assert not torch.equal(joined[1], joined[2])
+    attached.detach()
     with tokenzoo.build("downsample").attach(model) as attached:
         run(model, images(model))
         assert attached.counts[-1] == 49

@@ -12,7 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tokenzoo
-from tests.adapters.models import CLIP, DEIT3, DINO_REG, REG_GAP, SIGLIP, VIT, Case, images
+from tests.adapters.models import (
+    CLIP,
+    DEIT3,
+    DINO_REG,
+    DINOV3,
+    PE,
+    REG_GAP,
+    ROPE_MIXED,
+    SIGLIP,
+    VIT,
+    Case,
+    images,
+)
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.matchers import Drop, Protect, SelectAssign, TopK
 from tokenzoo.mergers import Keep
@@ -21,7 +33,7 @@ from tokenzoo.schedules import Skip
 from tokenzoo.scorers import CLSAttention, ReceivedAttention
 
 BATCH, HEADS, WIDTH = 2, 2, 48
-PLAIN = [VIT, DEIT3, DINO_REG, CLIP, SIGLIP, REG_GAP]
+PLAIN = [VIT, DEIT3, DINO_REG, CLIP, SIGLIP, REG_GAP, DINOV3, ROPE_MIXED, PE]
 
 
 class Watcher(TorchDispatchMode):

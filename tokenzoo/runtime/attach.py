@@ -204,7 +204,8 @@ class Attached:
         tokens = x.shape[1] - self.adapter.prefix
         if self._step is None or not self.active:
             return Pass(None, (tokens,) * self._depth)
-        return Pass(self._step, self.plan(tokens).blocks, watches=self._watches)
+        counts, grid = self.plan(tokens).blocks, self.adapter.grid(tokens)
+        return Pass(self._step, counts, grid=grid, watches=self._watches)
 
     def _wanted(self, tokens: int) -> int:
         """Patch tokens of an image that is to be shrunk from so many."""

@@ -26,6 +26,7 @@ class Pass:
     Attributes:
         step: the step that the sites of this pass take; None: nothing is reduced at the blocks.
         counts: patch tokens after each block of the tower, as planned.
+        grid: (rows, columns) of the patch tokens before the first block, if they are a whole grid.
         fired: patch tokens after each block so far, as they were.
         mass: `[b, n]` with prefix, or None while every token stands for itself.
         held: `[b, n]` protected at an earlier site, or None.
@@ -40,6 +41,7 @@ class Pass:
 
     step: Step | None
     counts: tuple[int, ...]
+    grid: tuple[int, int] | None = None
     fired: tuple[int, ...] = ()
     mass: Tensor | None = None
     held: Tensor | None = None

@@ -133,9 +133,9 @@ def _compare(
         ) from error
     if passes.of(got) is None:
         raise AttachError(
-            f"a hook on {name} (block {trial.index}), or a wrapper around it, returns a new tensor, on which "
-            "the state of a pass would be lost: let it change the output in place, or only look. Nothing was "
-            "attached"
+            f"a hook on {name} (block {trial.index}), or a wrapper around it, returns a new tensor, on "
+            "which the state of a pass would be lost: let it change the output in place, or only look. "
+            "Nothing was attached"
         )
     wanted = trial.bare[:, rows]
     if got.shape != wanted.shape:

@@ -226,7 +226,7 @@ class Site:
             mass=tokens.patches.mass,
             attention=seen,
             prefix=prefix,
-            grid=self.adapter.grid(x.shape[1] - prefix) if state.mass is None else None,
+            grid=state.grid if state.mass is None else None,
             held=tokens.patches.held,
         )
         if self.options.debug and not state.trial:

@@ -1,14 +1,19 @@
 """What all tests share: the same examples in every run, no deadlines on a busy machine, one thread.
 
+`HYPOTHESIS_PROFILE=thorough pytest tests/laws` tries every law on 1,000 examples.
+
 The tensors are tiny: a second thread only waits for the first, and on busy cores that made the laws five
 times slower.
 """
 
 from __future__ import annotations
 
+import os
+
 import torch
 from hypothesis import settings
 
 settings.register_profile("tokenzoo", derandomize=True, deadline=None)
-settings.load_profile("tokenzoo")
+settings.register_profile("thorough", settings.get_profile("tokenzoo"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tokenzoo"))
 torch.set_num_threads(1)

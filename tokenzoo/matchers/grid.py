@@ -23,13 +23,13 @@ def bands(rows: int, columns: int, cells: int) -> int:
 
     The cells come out as square as possible; a number that divides `cells` is preferred.
     """
-
-    def cost(count: int) -> float:
+    best, least = 1, math.inf
+    for count in range(1, min(rows, cells) + 1):  # a loop: torch 2.11 cannot compile min(..., key=)
         stretch = abs(math.log(rows * cells / (columns * count * count)))
-        return stretch + (0.75 if cells % count else 0.0)  # uneven cells cost more than 2 : 1
-
-    fitting = (t for t in range(1, min(rows, cells) + 1) if -(-cells // t) <= columns)
-    return min(fitting, key=cost)
+        cost = stretch + (0.75 if cells % count else 0.0)  # uneven cells cost more than 2 : 1
+        if -(-cells // count) <= columns and cost < least:
+            best, least = count, cost
+    return best
 
 
 def centres(rows: int, columns: int, cells: int, device: torch.device) -> Tensor:

@@ -1,255 +1,49 @@
-"""Hypothesis strategies for what reaches a part: tokens, the evidence about them, budgets, plans.
+"""Hypothesis strategies for what reaches a part: tokens, the evidence about them, budgets, plans, sites.
+
+    @given(evidence())
+    def test_mine(evidence): ...
 
 Hypothesis draws sizes, kinds and a seed; the numbers come from a generator with that seed. So examples
-shrink to few tokens rather than to round numbers, and `Example.drawn(...)` with the arguments that a
-failure shows is the same example again.
+shrink to few tokens rather than to round numbers. Everything drawn is valid. `composing` has the strategies
+of parts, schedules and recipes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 
-from tokenzoo.evidence import Evidence, Layer
-from tokenzoo.given import gather_evidence
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Fewest
+from tokenzoo.matchers import Every
 from tokenzoo.plan import Plan
-from tokenzoo.recipe import Recipe
-from tokenzoo.reduce import Reduced, reduce
+from tokenzoo.testing.example import KINDS as KINDS
+from tokenzoo.testing.example import Example as Example
+from tokenzoo.testing.example import layers_in as layers_in
 from tokenzoo.tokens import Tokens
 
-Kind = Literal["distinct", "repeated", "equal"]
-KINDS: tuple[Kind, ...] = ("distinct", "repeated", "equal")
 
-_PER_TOKEN = ("x", "mass", "keys", "queries", "received_attention", "cls_attention", "protected")
-_REAL = ("x", "keys", "queries", "received_attention", "cls_attention", "text")
-_AXIS = {"keys": 2, "queries": 2, "cls_attention": 2}  # of the tokens; 1 for the others
-
-
-@dataclass(frozen=True, repr=False)
-class Example:
-    """The tokens of one site, everything that a site can show about them, and a wish.
-
-    As in `Zoo.reduce`, tensors are about the whole input of N tokens, prefix tokens first.
-
-    Attributes:
-        x: `[b, N, c]`.
-        mass: `[b, N]`, ones for the prefix.
-        keys: `[b, h, N, d]`.
-        queries: `[b, h, N, d]`.
-        received_attention: `[b, N]`.
-        cls_attention: `[b, h, N]`.
-        text: `[b, t, c]`.
-        protected: `[b, N]` bool, what a caller might protect; only used where a law says so.
-        grid: of the patch tokens.
-        prefix: number of prefix tokens.
-        keep: patch tokens to keep, a count or a fraction.
-        story: how it was made.
-    """
-
-    x: Tensor
-    mass: Tensor
-    keys: Tensor
-    queries: Tensor
-    received_attention: Tensor
-    cls_attention: Tensor
-    text: Tensor
-    protected: Tensor
-    grid: tuple[int, int]
-    prefix: int
-    keep: int | float
-    story: str
-
-    @classmethod
-    def drawn(
-        cls,
-        *,
-        images: int = 2,
-        grid: tuple[int, int] = (3, 4),
-        prefix: int = 1,
-        heads: int = 2,
-        width: int = 3,
-        channels: int = 5,
-        dtype: torch.dtype = torch.float64,
-        kind: Kind = "distinct",
-        keep: int | float = 0.5,
-        seed: int = 0,
-    ) -> Example:
-        """Make an example; `kind` says whether the tokens of an image are distinct, few, or all equal."""
-        arguments = dict(locals())
-        del arguments["cls"]
-        generator = torch.Generator().manual_seed(seed)
-        b, n = images, prefix + grid[0] * grid[1]
-        models = {"distinct": n, "repeated": min(3, n), "equal": 1}[kind]
-        model = torch.randint(models, (b, n), generator=generator)
-        if kind == "distinct":
-            model = torch.arange(n).expand(b, n)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-        def per_token(*heads_and_width: int, axis: int = 1) -> Tensor:
-            values = normal(b, n, *heads_and_width)
-            index = model.view(b, n, *[1] * len(heads_and_width)).expand_as(values)
-            return values.gather(1, index).movedim(1, axis).contiguous()
-
-        mass = torch.randint(1, 5, (b, n), generator=generator).float()
-        mass[:, :prefix] = 1
-        protected = torch.rand(b, n, generator=generator) < 0.3
-        return cls(
-            x=per_token(channels),
-            mass=mass,
-            keys=per_token(heads, width, axis=2),
-            queries=per_token(heads, width, axis=2),
-            received_attention=per_token().softmax(-1),
-            cls_attention=per_token(heads, axis=2).softmax(-1),
-            text=normal(b, 2, channels),
-            protected=protected,
-            grid=grid,
-            prefix=prefix,
-            keep=keep,
-            story=f"Example.drawn({', '.join(f'{k}={v!r}' for k, v in arguments.items())})",
-        )
-
-    def __repr__(self) -> str:
-        return self.story
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What Hypothesis shows: the story, not the numbers."""
-        del cycle
-        printer.text(self.story)
-
-    @property
-    def images(self) -> int:
-        """Images in the batch (b)."""
-        return self.x.shape[0]
-
-    @property
-    def patches(self) -> int:
-        """Patch tokens (n = N - prefix)."""
-        return self.x.shape[1] - self.prefix
-
-    @property
-    def tokens(self) -> Tokens:
-        """The tokens, prefix first."""
-        return Tokens.of(self.x, mass=self.mass, prefix=self.prefix)
-
-    def shown(self) -> dict[str, Any]:
-        """All evidence, as `reduce` takes it."""
-        names = ("keys", "queries", "received_attention", "cls_attention", "text", "grid")
-        return {name: getattr(self, name) for name in names}
-
-    def evidence(self, needs: frozenset[str] = frozenset()) -> Evidence:
-        """The evidence about the patch tokens, with the layers that `needs` names."""
-        return gather_evidence(self.tokens, self._layers(needs), self.shown())
-
-    def reduce(self, recipe: Recipe, *, protected: Tensor | None = None) -> Reduced:
-        """Apply a recipe of one step."""
-        return reduce(
-            recipe,
-            self.x,
-            mass=self.mass,
-            prefix=self.prefix,
-            protected=protected,
-            at=self._layers(recipe.needs),
-            **self.shown(),
-        )
-
-    def _layers(self, needs: frozenset[str]) -> dict[Layer, dict[str, Any]]:
-        """Every layer that is asked for shows what this one does."""
-        shown = {"x": self.x, **self.shown()}
-        return dict.fromkeys(layers_in(needs), shown)
-
-    def wish(self, keep: int | float) -> Example:
-        """The same with another `keep`."""
-        return replace(self, keep=keep, story=f"{self.story}.wish({keep!r})")
-
-    def image(self, index: int) -> Example:
-        """One image, alone."""
-        names = (*_PER_TOKEN, "text")
-        alone = {name: getattr(self, name)[index : index + 1] for name in names}
-        return replace(self, **alone, story=f"{self.story}.image({index})")
-
-    def double(self) -> Example:
-        """The same in float64."""
-        return self._changed(lambda values: values.double(), "double()")
-
-    def scaled(self, factor: float) -> Example:
-        """All features times a factor; 0 makes them all zero."""
-        return self._changed(lambda values: values * factor, f"scaled({factor!r})")
-
-    def nudged(self, by: float = 1e-9) -> Example:
-        """Every number changed by a relative `by` or so: where that changes a decision, it was a tie."""
-        generator = torch.Generator().manual_seed(0)
-
-        def nudge(values: Tensor) -> Tensor:
-            noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-            return values * (1 + by * noise.to(values.dtype))
-
-        return self._changed(nudge, f"nudged({by!r})")
-
-    def _changed(self, change: Callable[[Tensor], Tensor], story: str) -> Example:
-        changed = {name: change(getattr(self, name)) for name in _REAL}
-        return replace(self, **changed, story=f"{self.story}.{story}")
-
-    def after(self, plan: Plan) -> Example:
-        """What the next site could see: everything of the tokens that `plan` keeps."""
-        index = plan.keep.clamp_min(0)
-        left = plan.kept - self.prefix
-        taken = {name: _taken(getattr(self, name), index, name) for name in _PER_TOKEN}
-        return replace(self, **taken, grid=(1, left), story=f"{self.story}.after(...)")
-
-    def alone(self) -> Example:
-        """The first patch token of each image, without any other and without prefix."""
-        first = torch.full((self.images, 1), self.prefix)
-        taken = {name: _taken(getattr(self, name), first, name) for name in _PER_TOKEN}
-        return replace(self, **taken, grid=(1, 1), prefix=0, keep=1, story=f"{self.story}.alone()")
-
-    def poisoned(self, patches: list[int], value: float = float("nan")) -> Example:
-        """Some patch tokens with a NaN or an infinity in all that is known of them.
-
-        Attention is NaN there whatever the value: a softmax never yields an infinity.
-        """
-        index = torch.tensor(patches, dtype=torch.long) + self.prefix
-        changed: dict[str, Tensor] = {}
-        for name in ("x", "keys", "queries"):
-            changed[name] = getattr(self, name).index_fill(_AXIS.get(name, 1), index, value)
-        for name in ("received_attention", "cls_attention"):
-            changed[name] = getattr(self, name).index_fill(_AXIS.get(name, 1), index, float("nan"))
-        return replace(self, **changed, story=f"{self.story}.poisoned({patches}, {value})")
-
-
-def layers_in(needs: frozenset[str]) -> set[Layer]:
-    """The layers that needs such as "cls_attention@-2" or "x@clip" name."""
-    layers = {need.partition("@")[2] for need in needs} - {""}
-    return {int(name) if name.lstrip("+-").isdigit() else name for name in layers}
-
-
-def _taken(values: Tensor, index: Tensor, name: str) -> Tensor:
-    axis = _AXIS.get(name, 1)
-    shape = [1] * values.ndim
-    shape[0], shape[axis] = index.shape
-    size = list(values.shape)
-    size[axis] = index.shape[1]
-    return values.gather(axis, index.view(shape).expand(size))
-
-
+@cache
 def budgets(tokens: int) -> st.SearchStrategy[int | float]:
     """What a caller may ask for of so many tokens: counts (also more than there are) and fractions."""
-    counts = st.integers(1, tokens + 1)
-    fractions = st.floats(0.01, 1.0, allow_nan=False).map(lambda share: round(share, 2))
-    return counts | fractions
+    return st.integers(1, tokens + 1) | st.integers(1, 100).map(lambda percent: percent / 100)
+
+
+@cache
+def _rows(tokens: int) -> st.SearchStrategy[int]:
+    """The rows that a grid of so many tokens may have."""
+    return st.sampled_from([rows for rows in range(1, tokens + 1) if tokens % rows == 0])
 
 
 @st.composite
 def examples(draw: st.DrawFn, *, max_tokens: int = 40) -> Example:
-    """Draw an example of 1 to `max_tokens` patch tokens."""
+    """Draw an example of 1 to `max_tokens` patch tokens: everything at once that a site can show."""
     tokens = draw(st.integers(1, max_tokens), label="tokens")
-    rows = draw(st.sampled_from([r for r in range(1, tokens + 1) if tokens % r == 0]))
+    rows = draw(_rows(tokens))
     return Example.drawn(
         images=draw(st.integers(1, 3)),
         grid=(rows, tokens // rows),
@@ -262,6 +56,23 @@ def examples(draw: st.DrawFn, *, max_tokens: int = 40) -> Example:
         keep=draw(budgets(tokens)),
         seed=draw(st.integers(0, 2**16)),
     )
+
+
+def tokens(*, max_tokens: int = 40) -> st.SearchStrategy[Tokens]:
+    """Draw `Tokens`: features `[b, n, c]` with masses, 0 to 2 prefix tokens first."""
+    return examples(max_tokens=max_tokens).map(lambda example: example.tokens)
+
+
+def evidence(
+    *, needs: frozenset[str] = frozenset(), max_tokens: int = 40
+) -> st.SearchStrategy[Evidence]:
+    """Draw `Evidence` about patch tokens that shows everything.
+
+    Args:
+        needs: other layers are there as far as these name them: {"cls_attention@-2"}.
+        max_tokens: patch tokens of the largest.
+    """
+    return examples(max_tokens=max_tokens).map(lambda example: example.evidence(needs))
 
 
 @st.composite
@@ -290,3 +101,77 @@ def plans(
     lowest = -1 if dropping else 0
     slots = torch.randint(lowest, kept + more, (images, tokens - kept), generator=generator)
     return Plan.from_slots(keep, order[:, kept:], slots, tokens)
+
+
+Takes = Literal["half", "all but one", "all but two", "every fourth stays", "nothing"]
+
+FEWEST: dict[Takes, Fewest] = {
+    "half": lambda n: (n + 1) // 2,
+    "all but one": lambda n: 1,
+    "all but two": lambda n: min(2, n),
+    "every fourth stays": lambda n: n - Every(4).limit(n),
+    "nothing": lambda n: n,
+}
+"""What the matcher of a site can take, as `fewest`."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What a schedule is asked: so many tokens, so many sites, and a wish.
+
+    Attributes:
+        tokens: before the first site.
+        sites: how many.
+        keep: wanted after the last.
+        takes: what the matcher can take at one site; a key of `FEWEST`.
+    """
+
+    tokens: int
+    sites: int
+    keep: int
+    takes: Takes = "half"
+
+    @property
+    def fewest(self) -> Fewest:
+        """The least that can stay at one site of so many tokens."""
+        return FEWEST[self.takes]
+
+
+@st.composite
+def sites(draw: st.DrawFn, *, max_tokens: int = 300, max_sites: int = 32) -> Sites:
+    """Draw a question to a schedule: pairs, selections, and matchers that can take next to nothing."""
+    tokens = draw(st.integers(1, max_tokens))
+    return Sites(
+        tokens,
+        draw(st.integers(1, max_sites)),
+        draw(st.integers(1, tokens + 1)),
+        draw(st.sampled_from(list(FEWEST))),
+    )
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a recipe is planned for: the shape of a tower.
+
+    Attributes:
+        tokens: patch tokens of an image.
+        depth: blocks.
+        prefix: CLS and register tokens.
+        seed: of the features.
+    """
+
+    tokens: int
+    depth: int
+    prefix: int = 0
+    seed: int = 0
+
+
+@st.composite
+def towers(draw: st.DrawFn, *, max_tokens: int = 64, max_depth: int = 12) -> Tower:
+    """Draw the shape of a tower."""
+    return Tower(
+        draw(st.integers(1, max_tokens)),
+        draw(st.integers(1, max_depth)),
+        draw(st.integers(0, 2)),
+        draw(st.integers(0, 2**16)),
+    )

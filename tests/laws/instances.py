@@ -1,0 +1,157 @@
+"""What is held to the laws: every registered part and recipe, as it is by default and in other forms.
+
+A registered part that can be made without arguments is here by being registered. One that cannot is made by
+hand below; `test_every_registered_part_is_tried` fails where that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+import tokenzoo
+from tokenzoo import Recipe, Stage, Step, plugins
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.interfaces import Part
+from tokenzoo.matchers import (
+    REST,
+    Bipartite,
+    Drop,
+    Every,
+    GreedyDPP,
+    GridCentres,
+    MaxMin,
+    Nearest,
+    Parity,
+    Protect,
+    SelectAssign,
+    Strided,
+    Then,
+    TopK,
+)
+from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.schedules import (
+    Decreasing,
+    Explicit,
+    First,
+    Increasing,
+    Last,
+    Once,
+    PerBlock,
+    Skip,
+)
+from tokenzoo.scorers import (
+    CLSAttention,
+    Diversity,
+    FeatureNorm,
+    ReceivedAttention,
+    Similarity,
+    TextRelevance,
+)
+from tokenzoo.testing import LAWS
+from tokenzoo.testing.subjects import kind_of, required_of
+
+# Few examples in every run; under HYPOTHESIS_PROFILE=thorough as many as that profile says.
+EXAMPLES = max(8, settings.default.max_examples if settings.default.max_examples > 100 else 0)
+
+cosine, length = Similarity("x"), FeatureNorm()
+
+# By registered name: parts that take arguments, and other forms of those that do not.
+BY_HAND: Mapping[str, tuple[Any, ...]] = {
+    "received_attention": (
+        ReceivedAttention("patches", by_mass=True),
+        ReceivedAttention(layer=-2),
+    ),
+    "cls_attention": (CLSAttention("max", layer="clip"),),
+    "feature_norm": (
+        FeatureNorm("all_keys"),
+        length.normalized("rank") + 0.5 * length.normalized("zscore"),
+    ),
+    "diversity": (Diversity("x", k=1, tau=2.0),),
+    "text_relevance": (TextRelevance("clip", negated=False),),
+    "similarity": (
+        Similarity("keys", "exp", 2.0),
+        Similarity("all_keys", "sigmoid"),
+        cosine.nonnegative() * Diversity("x").discount(0.5),
+    ),
+    "bipartite": (Bipartite(cosine, split=Parity(), order="tome"),),
+    "every": (Every(4),),
+    "protect": (Protect(length, 0.4), Protect(length, 1.0, sticky=True)),
+    "select_assign": (SelectAssign(TopK(length, rest="score"), Nearest(cosine), order="selected"),),
+    "top_k": (TopK(length, rest="score"),),
+    "strided": (Strided("floor"),),
+    "then": (
+        Then((0.5, TopK(length)), (2, MaxMin(cosine)), (REST, TopK(length, rest="score"))),
+        Then((0.25, GridCentres()), (REST, Strided())),
+    ),
+    "max_min": (MaxMin(cosine),),
+    "greedy_dpp": (GreedyDPP(cosine, length.normalized()),),
+    "nearest": (Nearest(cosine), Nearest(cosine, group=-1)),
+    "first": (First(1), First(4)),
+    "last": (Last(1), Last(4)),
+    "increasing": (Increasing(64), Increasing(0.5)),
+    "decreasing": (Decreasing(2.5),),
+    "skip": (Skip(0, 2), Skip(2, 3)),
+    "once": (Once(0.5), Once(-1), Once(0), Once(keep=1.5), Once(keep=0.5)),
+    "per_block": (PerBlock(8), PerBlock(5, -0.5)),
+    "explicit": (Explicit(()), Explicit((16, 0, 8, 40))),
+}
+
+_select, _bipartite = SelectAssign(TopK(length), Drop()), Bipartite(cosine)
+
+RECIPES: Mapping[str, Recipe] = {
+    **{name: tokenzoo.build(name).recipe for name in tokenzoo.list_recipes()},
+    "evoprune, otherwise": tokenzoo.build(
+        "evoprune", by_mass=True, curve="sigmoid", tau=2.0, sticky=True, merger="mean"
+    ).recipe,
+}
+
+# Recipes whose parts are among those above: only their plans are other ones.
+PLANNED: Mapping[str, Recipe] = {
+    "evoprune, flops": tokenzoo.build("evoprune", flops=0.7).recipe,
+    "tome, r": tokenzoo.build("tome", r=3).recipe,
+    "visionzip, counted": tokenzoo.build("visionzip", dominant=3).recipe,
+    "two steps": Recipe(
+        Step(Stage.BLOCK, Skip(), _bipartite, WeightedMean()),
+        Step(Stage.LLM(4), Once(keep=0.5), _select, Keep()),
+        keep=0.5,
+    ),
+}
+
+
+def registered(*kinds: plugins.Kind) -> dict[str, tuple[Any, ...]]:
+    """The instances of every registered part of some kinds, by name; empty where there is none."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for kind in kinds:
+        for name, factory in plugins.collect(kind).items():
+            found[name] = (*_default(factory), *BY_HAND.get(name, ()))
+    # A schedule may have the name of a merger.
+    return found
+
+
+def _default(factory: Any) -> tuple[Part, ...]:
+    """The instance that needs no arguments, if there is one."""
+    if required_of(factory):
+        return ()
+    try:
+        return (factory(),)
+    except BadArgumentError:  # it takes one or more, whatever they are called
+        return ()
+
+
+def cases(instances: Mapping[str, tuple[Any, ...]]) -> Iterator[Any]:
+    """Every instance with every law that binds it; the first of a name on all examples, others on some."""
+    for name, subjects in instances.items():
+        for number, subject in enumerate(subjects):
+            examples = EXAMPLES if number == 0 else max(8, EXAMPLES // 10)
+            for law in binding(subject):
+                yield pytest.param(subject, law, examples, id=f"{name}{number}-{law}")
+
+
+def binding(subject: object) -> list[str]:
+    """The laws that bind a subject."""
+    kind = kind_of(subject)
+    return [name for name, law in LAWS.items() if kind in law.binds]

@@ -1,0 +1,76 @@
+"""What docs/testing.md says of laws and broken parts: made from the code.
+
+python -m tests.laws.tables writes it anew; a test fails while it is not what this makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from tokenzoo.testing import LAWS, LawBroken, check
+from tokenzoo.testing.law import Law
+from tokenzoo.testing.subjects import MATCHERS, SCORERS, SITE
+from tokenzoo.testing.toys import BROKEN
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+
+GROUPS = {
+    frozenset(SITE): "all that acts at a site",
+    frozenset((*SCORERS, *MATCHERS, "merger", "schedule")): "all parts",
+    frozenset((*MATCHERS, "recipe")): "matchers, their parts, recipes",
+    frozenset((*MATCHERS, "merger", "recipe")): "matchers, their parts, mergers, recipes",
+}
+
+
+def bound(law: Law) -> str:
+    """Whom a law binds, in words."""
+    names = sorted(f"{kind}s" for kind in law.binds)
+    return GROUPS.get(law.binds, ", ".join(names))
+
+
+def laws() -> str:
+    """One line a law, in the order in which they are tried."""
+    rows = [f"| `{name}` | {bound(law)} | {law.promise} |" for name, law in LAWS.items()]
+    return "\n".join(["| law | binds | promise |", "|---|---|---|", *rows])
+
+
+def broken() -> str:
+    """One line for each broken part, with the law that must catch it."""
+    rows = [f"| `{toy.liar.__name__}` | {first(toy.liar)} | `{toy.law}` |" for toy in BROKEN]
+    return "\n".join(["| broken part | what it does | caught by |", "|---|---|---|", *rows])
+
+
+def first(kind: type) -> str:
+    """The first sentence of a docstring."""
+    return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
+
+
+def failure() -> str:
+    """What a failure looks like."""
+    (toy,) = [toy for toy in BROKEN if toy.liar.__name__ == "Undeclared"]
+    try:
+        check(toy.broken)
+    except LawBroken as error:
+        return f"```text\n{error}\n```"
+    raise AssertionError("it was not caught")
+
+
+TABLES = {"laws": laws, "broken": broken, "failure": failure}
+
+
+def page(text: str) -> str:
+    """The page with all tables made anew."""
+    for name, make in TABLES.items():
+        block = f"<!-- {name} -->\n{make()}\n<!-- end -->"
+        text, count = re.subn(
+            rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=block: b, text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise AssertionError(f"{count} places for {name}")
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))

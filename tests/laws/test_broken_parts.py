@@ -1,0 +1,121 @@
+"""The laws catch what breaks them: the mutation check of the kit itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import tokenzoo
+from tokenzoo import Recipe, plugins
+from tokenzoo.interfaces import Part, walk
+from tokenzoo.testing import LAWS, LawBroken, Models, check, check_adapter
+from tokenzoo.testing.checks import hold
+from tokenzoo.testing.toys import BROKEN, Toy, adapters
+from tokenzoo.testing.toys.scorers import Halves, Unwritable
+
+EACH = pytest.mark.parametrize(
+    "toy", BROKEN, ids=[f"{toy.law}-{toy.liar.__name__}" for toy in BROKEN]
+)
+
+# What no part can break: the runtime itself refuses a second recipe.
+KEPT_BY_US = {"attached_once"}
+
+
+class Plugin:
+    """Two of the toys have names, so that files can hold them."""
+
+    @tokenzoo.hookimpl
+    def tokenzoo_scorers(self) -> dict[str, Any]:
+        return {"halves": Halves, "unwritable": Unwritable}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toys() -> Iterator[None]:
+    with plugins.registered(adapters, "toys"), plugins.registered(Plugin(), "names"):
+        yield
+
+
+def subject_of(subject: Any) -> Any:
+    part = isinstance(subject, Part | Recipe)
+    return subject if part else Models(subject, adapters.images())
+
+
+def whole_kit(subject: Any, *, examples: int) -> None:
+    if isinstance(subject, Part | Recipe):
+        check(subject, examples=examples, max_tokens=8)
+    else:
+        check_adapter(subject, image=adapters.images(), examples=2)
+
+
+@EACH
+def test_the_kit_catches_it_and_so_does_its_law(toy: Toy) -> None:
+    with pytest.raises(LawBroken) as caught:
+        whole_kit(toy.broken, examples=8)
+    if caught.value.law != toy.law:  # one that is tried before caught it, too
+        with pytest.raises(LawBroken) as caught:
+            hold(LAWS[toy.law], subject_of(toy.broken), max_tokens=8)
+    error = caught.value
+    assert isinstance(error, AssertionError)
+    assert error.law == toy.law
+    message = str(error)
+    assert f"breaks the law {toy.law!r}: {LAWS[toy.law].promise}" in message
+    for line in ("  expected: ", "  found: ", "  smallest example:\n", "  read: docs/testing.md"):
+        assert f"\n{line}" in message
+    # The example can be pasted: run by itself, it breaks the same law again.
+    mine = {"make": toy.broken, "image": adapters.images()}
+    with pytest.raises(LawBroken) as again:
+        exec(error.example, mine)
+    assert again.value.law == toy.law
+    # What its repr builds is another one: that is its lie.
+    assert again.value.found == error.found or toy.liar is Halves
+
+
+HONEST = list({repr(toy.honest): toy.honest for toy in BROKEN}.values())
+
+
+@pytest.mark.parametrize("honest", HONEST, ids=lambda part: type(part).__name__)
+def test_the_nearest_honest_part_passes(honest: Any) -> None:
+    whole_kit(honest, examples=8)
+    assert honest not in [toy.broken for toy in BROKEN]
+
+
+def test_every_law_has_something_that_breaks_it() -> None:
+    broken = Counter(toy.law for toy in BROKEN)
+    assert set(broken) | KEPT_BY_US == set(LAWS)
+    assert not KEPT_BY_US & set(broken)
+    assert len({toy.liar for toy in BROKEN}) >= 25
+
+
+def test_every_liar_says_how_it_lies() -> None:
+    for toy in BROKEN:
+        assert toy.liar.__doc__
+        assert not toy.liar.__doc__.startswith(f"{toy.liar.__name__}(")  # not the dataclass's own
+        if isinstance(toy.broken, Recipe):
+            inside = [walk((s.schedule, s.matcher, s.merger)) for s in toy.broken.steps]
+            assert any(isinstance(part, toy.liar) for parts in inside for part in parts)
+
+
+@pytest.mark.parametrize("law", ["exact_budget", "gradients", "needs_honest"])
+def test_a_broken_part_breaks_its_own_law_and_few_others(law: str) -> None:
+    """The laws are told apart: a part that keeps a state still keeps the counts."""
+    (dice,) = [toy.broken for toy in BROKEN if toy.liar.__name__ == "Dice"]
+    recipe = tokenzoo.testing.subjects.recipe_of(dice)  # pyright: ignore[reportArgumentType]
+    check(recipe, law, examples=8, max_tokens=12)
+    with pytest.raises(LawBroken):
+        check(recipe, "deterministic", examples=8, max_tokens=12)
+
+
+def test_the_example_shown_is_the_smallest() -> None:
+    (toy,) = [toy for toy in BROKEN if toy.liar.__name__ == "OneTooMany"]
+    with pytest.raises(LawBroken) as caught:
+        check(toy.broken, "exact_budget")
+    error = caught.value
+    assert "images=1, grid=(1, 2), prefix=0, heads=1" in error.example
+    assert error.expected == "x of 1 images with 1 tokens each"
+    assert error.found == "(1, 2)"
+    first, second = error.example.splitlines()[1:3]
+    assert first == "from tokenzoo.testing.toys import OneTooMany"
+    assert second == "from tokenzoo.testing import Example, LAWS"

@@ -1,0 +1,62 @@
+"""Every registered scorer, matcher, merger and schedule keeps every law that binds its kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import tokenzoo
+from tests.laws.instances import BY_HAND, cases, registered
+from tokenzoo import plugins
+from tokenzoo.interfaces import Part
+from tokenzoo.scorers import Random
+from tokenzoo.testing import check
+
+SITE = registered("scorers", "matchers", "mergers")
+SCHEDULES = registered("schedules")
+
+
+def holds(subject: Any, law: str, examples: int) -> bool:
+    check(subject, law, examples=examples, max_tokens=16)  # raises, with the example
+    return True
+
+
+@pytest.mark.parametrize(("part", "law", "examples"), list(cases(SITE)))
+def test_parts_keep_the_laws(part: Part, law: str, examples: int) -> None:
+    assert holds(part, law, examples)
+
+
+@pytest.mark.parametrize(("schedule", "law", "examples"), list(cases(SCHEDULES)))
+def test_schedules_keep_the_laws(schedule: tokenzoo.Schedule, law: str, examples: int) -> None:
+    assert holds(schedule, law, examples)
+
+
+def test_every_registered_part_is_tried() -> None:
+    """A new part is, by being registered; one that takes arguments needs a line in `BY_HAND`."""
+    parts: list[plugins.Kind] = ["scorers", "matchers", "mergers", "schedules"]
+    assert {*parts, "recipes"} == set(plugins.KINDS)
+    for kind in parts:
+        instances = registered(kind)
+        assert sorted(instances) == plugins.names(kind)
+        missing = [name for name, made in instances.items() if not made]
+        assert not missing, f"make one of each by hand, in tests/laws/instances.py: {missing}"
+    assert set(BY_HAND) <= {name for kind in parts for name in plugins.names(kind)}
+
+
+def test_a_new_part_is_tried_by_being_registered() -> None:
+    class Plugin:
+        @tokenzoo.hookimpl
+        def tokenzoo_scorers(self) -> dict[str, Any]:
+            return {"fresh": Random, "asks": _asks}
+
+    with plugins.registered(Plugin()):
+        found = registered("scorers")
+        assert len(found["fresh"]) == 1
+        assert found["asks"] == ()
+        laws = [case.values[1] for case in cases({"fresh": found["fresh"]})]
+        assert {"deterministic", "needs_honest", "static_shapes", "scores_formed"} <= set(laws)
+
+
+def _asks(weight: float) -> Any:
+    raise AssertionError(weight)

@@ -1,0 +1,69 @@
+"""Every registered recipe keeps every law, and so does any well-formed one out of registered parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.laws.instances import EXAMPLES, PLANNED, RECIPES, binding, cases
+from tokenzoo import Recipe
+from tokenzoo.errors import MissingEvidenceError
+from tokenzoo.testing import LAWS, Example, check, check_recipe, examples, recipes, towers
+from tokenzoo.testing.subjects import needs_all
+
+CASES = {"examples": examples(max_tokens=16), "towers": towers(max_tokens=32, max_depth=6)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "law", "examples"),
+    list(cases({name: (recipe,) for name, recipe in RECIPES.items()})),
+)
+def test_recipes_keep_the_laws(recipe: Recipe, law: str, examples: int) -> None:
+    check(recipe, law, examples=examples, max_tokens=16)
+    assert law in binding(recipe)
+
+
+@pytest.mark.parametrize("law", [name for name, law in LAWS.items() if law.cases == "towers"])
+@pytest.mark.parametrize("name", PLANNED)
+def test_other_plans_keep_the_laws(name: str, law: str) -> None:
+    check(PLANNED[name], law, examples=EXAMPLES)
+    assert law in binding(PLANNED[name])
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_recipe_of_several_steps_or_without_keep_is_checked_whole(name: str) -> None:
+    check_recipe(PLANNED[name], examples=3)
+    assert not LAWS["repr_is_code"](PLANNED[name])
+
+
+@pytest.mark.parametrize("law", binding(RECIPES["tome"]))
+def test_any_recipe_keeps_the_laws(law: str) -> None:
+    tried = 0
+
+    @settings(max_examples=EXAMPLES)
+    @given(st.data())
+    def on(data: Any) -> None:
+        nonlocal tried
+        tried += 1
+        recipe = data.draw(recipes())
+        drawn = CASES.get(LAWS[law].cases)
+        LAWS[law](recipe, *([] if drawn is None else [data.draw(drawn)]))
+
+    on()
+    assert tried >= EXAMPLES
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if needs_all(recipe)])
+def test_protecting_some_of_a_grid_is_refused(name: str) -> None:
+    """A grid, or a softmax, without some of its tokens is none: an error, and not a wrong result."""
+    example = Example.drawn(grid=(3, 4))
+    recipe = Recipe(*RECIPES[name].steps, keep=11)
+    with pytest.raises(MissingEvidenceError) as caught:
+        example.reduce(recipe, protected=example.protected)
+    missing = RECIPES[name].needs & {"grid", "attention"}
+    assert missing
+    assert all(need in str(caught.value) for need in missing)
+    assert "protected" in str(caught.value)  # what is to be left out, since the grid was given

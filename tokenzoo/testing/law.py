@@ -1,0 +1,84 @@
+"""A law: a promise with a name, whom it binds, and a function that tries it on one case."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tokenzoo.testing.broken import BrokenError, LawBroken, imports
+
+Cases = Literal["examples", "sites", "towers", "runs", "nothing"]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One promise. Call it with a subject and a case: nothing happens, or `LawBroken` is raised.
+
+    Attributes:
+        name: in `LAWS`.
+        binds: the kinds of subjects that made this promise; see `tokenzoo.testing.subjects`.
+        cases: what it is tried on: `Example`, `Sites`, `Tower`, `Run`, or nothing but the subject itself.
+        read: where the promise is written down, as a dotted name.
+        function: tries it.
+    """
+
+    name: str
+    binds: frozenset[str]
+    cases: Cases
+    read: str
+    function: Callable[..., None]
+
+    @property
+    def promise(self) -> str:
+        """What is promised, in one sentence or two: the first paragraph of the function's docstring."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def __call__(self, subject: Any, *case: Any) -> None:
+        """Try it on one case.
+
+        Raises:
+            LawBroken: the promise is not kept there.
+        """
+        try:
+            self.function(subject, *case)
+        except LawBroken:
+            raise
+        except BrokenError as broken:
+            raise self._broken(subject, case, broken.expected, broken.found) from broken.__cause__
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+            raise self._broken(subject, case, "no error", found) from error
+
+    def _broken(self, subject: Any, case: tuple[Any, ...], expected: str, found: str) -> LawBroken:
+        arguments = ", ".join(map(repr, (subject, *case)))
+        names = sorted({"LAWS", *(type(one).__name__ for one in case)})
+        if hasattr(subject, "make"):  # a model, which is not a part
+            names = sorted({*names, type(subject).__name__})
+        lines = [
+            *imports(subject),
+            f"from tokenzoo.testing import {', '.join(names)}",
+            f"law = LAWS[{self.name!r}]",
+            f"law({arguments})",
+        ]
+        if "torch." in arguments:
+            lines.insert(0, "import torch")
+        return LawBroken(
+            self.name,
+            self.promise,
+            subject=repr(subject),
+            expected=expected,
+            found=found,
+            example="\n".join(lines),
+            read=self.read,
+        )
+
+
+def law(*binds: str, cases: Cases = "examples", read: str) -> Callable[[Callable[..., None]], Law]:
+    """Make a law of a function whose docstring is the promise."""
+
+    def decorate(function: Callable[..., None]) -> Law:
+        return Law(function.__name__, frozenset(binds), cases, read, function)
+
+    return decorate

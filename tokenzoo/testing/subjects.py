@@ -1,0 +1,203 @@
+"""Who is checked: the kinds of parts, and the plainest recipe around each of them.
+
+A part alone reduces nothing, so each is looked at inside a recipe of one step (`recipe_of`): a token
+scorer as a top-k selection, a merger behind a plan that merges all that does not stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from tokenzoo.budget import resolve_keep
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.interfaces import (
+    Adapter,
+    Assigner,
+    Matcher,
+    Merger,
+    PairScorer,
+    Part,
+    Schedule,
+    Scorer,
+    Selector,
+)
+from tokenzoo.matchers import (
+    Bipartite,
+    Drop,
+    Nearest,
+    Protect,
+    SelectAssign,
+    Split,
+    Strided,
+    TopK,
+)
+from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import Similarity
+from tokenzoo.testing.example import Example
+from tokenzoo.zoo import Zoo
+
+Subject = Part | Recipe
+
+KINDS: Mapping[str, type] = {
+    "scorer": Scorer,
+    "pair scorer": PairScorer,
+    "matcher": Matcher,
+    "selector": Selector,
+    "assigner": Assigner,
+    "split": Split,
+    "protection": Protect,
+    "merger": Merger,
+    "schedule": Schedule,
+    "recipe": Recipe,
+}
+"""What can be checked, by class; a model with its adapter is the kind "adapter"."""
+
+CHECKS: Mapping[str, str] = {
+    **dict.fromkeys(("scorer", "pair scorer"), "check_scorer"),
+    **dict.fromkeys(("matcher", "selector", "assigner", "split", "protection"), "check_matcher"),
+    "merger": "check_merger",
+    "schedule": "check_schedule",
+    "recipe": "check_recipe",
+}
+"""The function that checks each kind."""
+
+SCORERS = ("scorer", "pair scorer")
+MATCHERS = ("matcher", "selector", "assigner", "split", "protection")
+SITE = (*SCORERS, *MATCHERS, "merger", "recipe")
+"""The kinds of what acts at one site, on tensors."""
+
+
+def kind_of(subject: object) -> str:
+    """The kind of a part or a recipe.
+
+    Raises:
+        BadArgumentError: it is none; says what is, and what to do with this.
+    """
+    for kind, known in KINDS.items():
+        if isinstance(subject, known):
+            return kind
+    raise BadArgumentError(f"{_named(subject)} cannot be checked: {_instead(subject)}")
+
+
+def _named(subject: object) -> str:
+    return f"{subject!r}, a {type(subject).__name__},"
+
+
+def _instead(subject: object) -> str:
+    """What to do with an object of another kind."""
+    if inspect.isclass(subject):
+        return f"it is a class: pass an instance, {subject.__name__}(...)"
+    if isinstance(subject, Adapter):
+        return (
+            "an adapter is tried on its model: check_adapter(make, image=...), where make() returns a "
+            "fresh tiny model that the adapter's plugin knows"
+        )
+    if hasattr(subject, "state_dict"):
+        return "a model is tried with its adapter: check_adapter(model, image=...)"
+    if isinstance(subject, str):
+        return "only recipes are known by name: check_recipe('evoprune')"
+    return (
+        "checked are recipes, scorers of tokens and pairs, matchers, selectors, assigners, splits, "
+        "protections, mergers, schedules, and models with their adapters (check_adapter)"
+    )
+
+
+def expect(function: str, subject: object) -> str:
+    """The kind of a subject that one of the check functions was called with.
+
+    Raises:
+        BadArgumentError: another of them is for it; says which.
+    """
+    kind = kind_of(subject)
+    if CHECKS[kind] != function:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise BadArgumentError(
+            f"{function}({subject!r}): it is {article} {kind}, and {CHECKS[kind]} is for those"
+        )
+    return kind
+
+
+def made(subject: object) -> object:
+    """The instance: what a class or a factory without required arguments makes, or the thing itself.
+
+    Raises:
+        BadArgumentError: it takes arguments.
+    """
+    if isinstance(subject, Zoo):
+        return subject.recipe
+    factory = inspect.isclass(subject) or inspect.isroutine(subject)
+    if not factory:
+        return subject
+    required = required_of(cast("Callable[..., Any]", subject))
+    if required:
+        name = getattr(subject, "__name__", repr(subject))
+        raise BadArgumentError(
+            f"{name} takes {', '.join(required)}: pass an instance, {name}({', '.join(required)})"
+        )
+    return made(cast("Callable[[], object]", subject)())
+
+
+def required_of(factory: Callable[..., Any]) -> list[str]:
+    """The arguments that a factory cannot be called without."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+    ]
+
+
+def recipe_of(subject: Subject) -> Recipe:
+    """The plainest recipe of one step that uses a part; a recipe is its own.
+
+    Raises:
+        BadArgumentError: a kind of part that no such recipe is known for.
+    """
+    if isinstance(subject, Recipe):
+        return subject
+    keep, mean = Keep(), WeightedMean()
+    cosine = Similarity("x")
+    match subject:
+        case Matcher():
+            parts = subject, mean
+        case Merger():
+            parts = SelectAssign(Strided(), Nearest(cosine)), subject
+        case Scorer():
+            parts = SelectAssign(TopK(subject), Drop()), keep
+        case PairScorer():
+            parts = Bipartite(subject), mean
+        case Selector():
+            parts = SelectAssign(subject, Drop()), keep
+        case Assigner():
+            parts = SelectAssign(Strided(), subject), mean
+        case Split():
+            parts = Bipartite(cosine, split=subject), mean
+        case Protect():
+            parts = Bipartite(cosine, protect=subject), mean
+        case _:
+            raise BadArgumentError(
+                f"{subject!r} is a {type(subject).__name__}; these laws are for recipes, scorers of tokens "
+                "and pairs, selectors, assigners, splits, protections, matchers and mergers"
+            )
+    return Recipe(Step(Stage.FEATURES, Once(), *parts))
+
+
+def asked(subject: Subject, example: Example) -> Recipe:
+    """The recipe of a part with the example's `keep`, or the least that one step reaches."""
+    recipe = recipe_of(subject)
+    n = example.patches
+    keep = example.keep
+    fewest = recipe.steps[0].matcher.fewest(n, example.prefix)
+    if resolve_keep(keep, n) < fewest:
+        keep = fewest
+    return Recipe(*recipe.steps, keep=keep, proportional_attention=recipe.proportional_attention)
+
+
+def needs_all(recipe: Recipe) -> bool:
+    """Whether a recipe needs what only all tokens together have."""
+    names = {need.partition("@")[0] for need in recipe.needs}
+    return not names.isdisjoint({"grid", "frames", "attention"})

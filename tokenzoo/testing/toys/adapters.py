@@ -1,0 +1,243 @@
+"""A tiny vision transformer with an honest adapter, and adapters that break one promise each.
+
+with plugins.registered(toys.adapters):
+    check_adapter(tiny(Adapted), image=images())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenzoo.hookspecs import hookimpl
+from tokenzoo.interfaces import Adapter, BlockPath
+from tokenzoo.runtime import passes
+from tokenzoo.testing.toys.tiny_vit import HEADS, SIDE, WIDTH, TinyViT
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(Adapter):
+    """Says the truth about a TinyViT."""
+
+    model: TinyViT
+
+    stages = frozenset({"block"})
+    provides = frozenset(
+        {"x", "mass", "keys", "queries", "received_attention", "cls_attention", "attention", "grid"}
+    )
+    prefix = 1
+    width = WIDTH
+    hidden = 2 * WIDTH
+
+    def blocks(self) -> tuple[BlockPath, ...]:
+        """All of them."""
+        count = len(self.model.blocks)
+        return tuple(BlockPath(f"blocks.{i}", "attention", "norm2", "mlp") for i in range(count))
+
+    def followers(self) -> tuple[str, ...]:
+        """The final norm."""
+        return ("norm",)
+
+    def tokens(self) -> int | None:
+        """Sixteen."""
+        return SIDE * SIDE
+
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """Four by four."""
+        return (SIDE, SIDE) if tokens == SIDE * SIDE else None
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Count masses in the mean."""
+        del proportional
+        return self.model.pool.register_forward_hook(_pool_by_mass).remove
+
+
+def _pool_by_mass(pool: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """The pooled tokens, each patch counted as often as its mass."""
+    del pool
+    mean = _mean(args[0])
+    return None if mean is None else torch.cat([output[:, :WIDTH], mean], -1)
+
+
+def _mean(x: Tensor) -> Tensor | None:
+    """The mean of the patch tokens by mass; None where a plain one is right."""
+    state = passes.of(x)
+    if state is None or state.mass is None or state.short is not None:
+        return None
+    weight = state.mass[:, 1:, None].to(x.dtype)
+    return (x[:, 1:] * weight).sum(1) / weight.sum(1)
+
+
+class PlainMean(Adapted):
+    """Leaves the mean as it is: a token that stands for many counts once."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Nothing."""
+        return None
+
+
+class BatchPool(Adapted):
+    """Scales the pooled tokens by the masses of the whole batch."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Look at the other images."""
+
+        def pool(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            mean = _mean(args[0])
+            if mean is None:
+                return None
+            mixed = mean + 0.1 * (mean.mean(0, keepdim=True) - mean)
+            return torch.cat([output[:, :WIDTH], mixed], -1)
+
+        return self.model.pool.register_forward_hook(pool).remove
+
+
+class MissesABlock(Adapted):
+    """Forgets the last block."""
+
+    def blocks(self) -> tuple[BlockPath, ...]:
+        """All but one."""
+        return super().blocks()[:-1]
+
+
+class CountsCLS(Adapted):
+    """Takes the CLS token for a patch: it can be merged away."""
+
+    prefix = 0
+    provides = Adapted.provides - {"cls_attention", "grid"}
+
+
+class WrongSecond(Adapted):
+    """Names a module before the attention as the beginning of the second branch."""
+
+    def blocks(self) -> tuple[BlockPath, ...]:
+        """Reduce too early."""
+        paths = super().blocks()
+        return tuple(BlockPath(path.name, path.attention, "norm1", path.last) for path in paths)
+
+
+class NoFollowers(Adapted):
+    """Forgets the final norm, behind which nobody knows the masses."""
+
+    def followers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
+class WrongGrid(Adapted):
+    """Says that sixteen tokens are three rows of five."""
+
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """Lose a token."""
+        return (3, 5)
+
+
+class WrongWidth(Adapted):
+    """Says that a token has as many channels as a head: costs are counted wrongly."""
+
+    width = WIDTH // HEADS
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Count masses in the mean."""
+        return super().install(proportional)
+
+
+class Shifts(Adapted):
+    """Adds a little to the output as long as it is there."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Change what nobody asked to change."""
+        undo = super().install(proportional)
+        handle = self.model.head.register_forward_hook(lambda m, a, y: cast("Tensor", y) + 1e-2)
+
+        def both() -> None:
+            handle.remove()
+            if undo is not None:
+                undo()
+
+        return both
+
+
+class LeavesHooks(Adapted):
+    """Does not undo what it installs."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Stay for ever."""
+        super().install(proportional)
+        return None
+
+
+class TouchesWeights(Adapted):
+    """Scales a weight while it is attached, and puts it back."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Write into the model."""
+        undo = super().install(proportional)
+        bias = self.model.head.bias.data
+        before = bias.clone()
+        bias.add_(1e-7)
+
+        def both() -> None:
+            bias.copy_(before)
+            if undo is not None:
+                undo()
+
+        return both
+
+
+class CutsGradients(Adapted):
+    """Detaches the embedded patches."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Stop the gradients where tokens begin."""
+        undo = super().install(proportional)
+        handle = self.model.embed.register_forward_hook(lambda m, a, y: cast("Tensor", y).detach())
+
+        def both() -> None:
+            handle.remove()
+            if undo is not None:
+                undo()
+
+        return both
+
+
+class RunsTheOriginal(Adapted):
+    """Lets every copy of the model run the original's head."""
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Keep the module in a closure, which no copy looks into."""
+        undo, head = super().install(proportional), self.model.head
+
+        def run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return F.linear(args[0], head.weight, head.bias)
+
+        handle = head.register_forward_hook(run)
+
+        def both() -> None:
+            handle.remove()
+            if undo is not None:
+                undo()
+
+        return both
+
+
+def tiny(adapter: type[Adapted], model: type[TinyViT] = TinyViT) -> Callable[[], nn.Module]:
+    """A function that makes a tiny model which this adapter follows."""
+    return partial(model, adapter)
+
+
+def images(batch: int = 2) -> Tensor:
+    """Images of its size, `[b, 3, 4, 4]`."""
+    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+@hookimpl
+def tokenzoo_adapter(model: Any) -> Adapter | None:
+    """Know the tiny models, by the adapter that each wants."""
+    return model.adapter(model) if isinstance(model, TinyViT) else None

@@ -29,7 +29,7 @@ class Energy(tokenzoo.Scorer):
     power: float = 2.0
 
     def score(self, evidence: tokenzoo.Evidence) -> torch.Tensor:
-        return evidence.x.abs().pow(self.power).mean(-1)  # [b, n]
+        return evidence.x.float().abs().pow(self.power).mean(-1)  # [b, n]
 
 
 def energy(*, keep: int | float = 0.25, power: float = 2.0) -> Recipe:

@@ -89,7 +89,12 @@ class Affinity:
     right: Tensor
     source: Tensor | None = None
     target: Tensor | None = None
-    curve: Curve = LINEAR
+    curve: Curve = None  # pyright: ignore[reportAssignmentType] - LINEAR, from __post_init__
+
+    def __post_init__(self) -> None:
+        # Not as the default itself: torch 2.11 cannot compile a default that is an object of ours.
+        if self.curve is None:  # pyright: ignore[reportUnnecessaryComparison]
+            object.__setattr__(self, "curve", LINEAR)
 
     def dense(self) -> Tensor:
         """The definition: every score, `[b, n, n]`."""

@@ -135,8 +135,13 @@ def collect(kind: Kind) -> dict[str, Callable[..., Any]]:
     return factories
 
 
+def distribution_of(plugin: str) -> str:
+    """The distribution that a registered plugin came with."""
+    return _distributions.get(plugin, DISTRIBUTION)
+
+
 def _who(plugin: str) -> str:
-    return f"the plugin {plugin!r} of the distribution {_distributions.get(plugin, DISTRIBUTION)!r}"
+    return f"the plugin {plugin!r} of the distribution {distribution_of(plugin)!r}"
 
 
 def _asked(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Callable[..., Any]]:

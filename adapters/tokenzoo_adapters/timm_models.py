@@ -27,15 +27,15 @@ FOLLOWED: dict[str, tuple[str, type[TimmViT]]] = {
 REFUSED: dict[str, str] = {
     "its attention works in windows of a fixed grid, which merging would tear": (
         "vision_transformer_sam hieradet_sam2 hiera swin_transformer swin_transformer_v2 "
-        "swin_transformer_v2_cr gcvit maxxvit nest twins tiny_vit efficientvit_msra davit"
+        "swin_transformer_v2_cr gcvit nest tiny_vit efficientvit_msra davit"
     ),
     "it is a pyramid: between its stages the tokens must be a whole grid": (
         "pit pvt_v2 mvitv2 levit coat volo visformer mobilevit edgenext nextvit focalnet metaformer "
-        "efficientformer efficientformer_v2 efficientvit_mit fastvit iformer swiftformer shvit lowformer"
+        "efficientformer efficientformer_v2 efficientvit_mit fastvit iformer swiftformer shvit lowformer "
+        "maxxvit twins"
     ),
-    "it packs images of several sizes, with masks and positions of its own": (
-        "naflexvit qwen3_vit gemma4_vit deepseek_vit"
-    ),
+    "it packs images of several sizes, with masks and positions of its own": "naflexvit gemma4_vit",
+    "behind its blocks the tokens must be the whole grid again": "qwen3_vit deepseek_vit",
     "its talking-heads attention never calls the fused attention": "cait",
     "it attends over channels, not over tokens": "xcit",
     "its gated attention computes a whole map of positions itself": "convit",

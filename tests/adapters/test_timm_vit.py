@@ -386,8 +386,9 @@ def test_other_families_are_refused_by_name(name: str, reason: str) -> None:
 def test_reasons_name_families_that_timm_has() -> None:
     families = [name for names in adapter_module.REFUSED.values() for name in names.split()]
     assert len(families) == len(set(families)) > 40
-    for family in families:
-        assert hasattr(timm.models, family)
+    missing = {family for family in families if not hasattr(timm.models, family)}
+    later = {"iformer", "lowformer", "qwen3_vit", "gemma4_vit", "deepseek_vit"}  # than timm 1.0.26
+    assert missing in (set(), later)
 
 
 def test_blocks_without_a_place_between_attention_and_mlp_are_refused() -> None:
@@ -413,7 +414,11 @@ def test_a_pool_with_positions_is_refused() -> None:
 
 
 def test_a_pool_of_another_kind_is_refused() -> None:
-    model = VIT.build(global_pool="prr")
+    class AttentionPoolPrr(nn.Module):  # timm has one of this name, from 1.0.26 on
+        pass
+
+    model = SIGLIP.build()
+    model.attn_pool = AttentionPoolPrr()
     with pytest.raises(UnsupportedModelError, match="pools with AttentionPoolPrr"):
         tokenzoo.build("evoprune").attach(model)
     assert traces(model) == []

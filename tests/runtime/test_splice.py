@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -321,6 +322,8 @@ def test_an_attention_mask_is_refused() -> None:
     expected = run(model, x)
     mask = torch.zeros(197, 197)
     for options in ({"attn_mask": mask}, {"is_causal": True}):
+        if not options.keys() <= signature(model.forward).parameters.keys():
+            continue  # timm before 1.0.26 has no is_causal
         with pytest.raises(AttachError, match="a block was called with an attention mask"):
             model(x, **options)
     assert torch.equal(run(model, x), expected)

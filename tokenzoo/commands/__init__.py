@@ -3,9 +3,13 @@
     tokenzoo demo                  what each method costs and keeps, on a shipped model and real digits
     tokenzoo list [KIND]           names of recipes, scorers, matchers, mergers, schedules, adapters
     tokenzoo describe NAME         a recipe or part in words
+    tokenzoo check PACKAGE:PART    somebody's part, held to every law of its kind
+    tokenzoo doctor [MODEL]        what is installed and seen; whether a recipe works on a model
+    tokenzoo viz IMAGE...          which patches share a token, drawn over photographs
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
-command line itself refuses), said in one message on stderr; 1 a crash, which is a bug of ours.
+command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`), or a
+crash, which is a bug of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +24,14 @@ from typer.main import get_command
 from tokenzoo.errors import TokenzooError
 
 # The file of each command; each has an `app` with that one command.
-COMMANDS = {"demo": "demo", "list": "list_", "describe": "describe"}
+COMMANDS = {
+    "demo": "demo",
+    "list": "list_",
+    "describe": "describe",
+    "check": "check",
+    "doctor": "doctor",
+    "viz": "viz",
+}
 FAILED = 2
 
 

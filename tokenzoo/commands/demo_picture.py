@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokenzoo.commands.demo_rows import Row
 from tokenzoo.commands.options import Keep
 from tokenzoo.digits import Collages
-from tokenzoo.plan import Plan
-from tokenzoo.runtime.attach import Attached
-from tokenzoo.viz import Panel, gallery, merged_groups, shrunk_image
+from tokenzoo.following import follow
+from tokenzoo.viz import Panel, gallery
 from tokenzoo.zoo import build
 
 SHOWN = 3  # collages: the first ones, whatever they look like
@@ -49,39 +47,13 @@ def write(path: Path, vit: nn.Module, data: Collages, rows: Sequence[Row], keep:
 
 def _run(vit: Any, images: Tensor, recipe: str, keep: Keep) -> tuple[list[Tensor], list[int]]:
     """Pictures of what a recipe does to the images, and the digits that the model then reads."""
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        del module, output
-        seen.append(args[0])  # as the recipe's own hook has resized it, if it does
-
-    with build(recipe, keep=keep.value).attach(vit, trace=True) as attached:
-        handle = vit.patch_embed.register_forward_hook(look)
-        try:
-            with torch.inference_mode():
-                logits: Tensor = vit(images)  # [b, 60]
-        finally:
-            handle.remove()
-        pictures = _pictures(attached, images, seen[0], vit.patch_embed.patch_size)
-    return pictures, [int(digit) for digit in logits[:, :10].argmax(1)]
-
-
-def _pictures(
-    attached: Attached, images: Tensor, seen: Tensor, patch: tuple[int, int]
-) -> list[Tensor]:
-    budget = attached.plan()
-    if budget.entering < budget.tokens:
-        grid = (seen.shape[2] // patch[0], seen.shape[3] // patch[1])
-        return [shrunk_image(_light(image), grid) for image in seen]
-    prefix = budget.prefix
-    # Where nothing was to be removed there is no record.
-    reduced = budget.features < budget.tokens
-    plan = attached.record if reduced else Plan.identity(len(images), prefix + budget.tokens)
-    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-    return [
-        merged_groups(_light(image), plan, grid, prefix, index=index, see_through=SEE_THROUGH)
-        for index, image in enumerate(images)
+    way = follow(build(recipe, keep=keep.value), vit, images)
+    seen = images if way.small is None else way.small
+    pictures = [
+        way.picture(_light(image), index, see_through=SEE_THROUGH)
+        for index, image in enumerate(seen)
     ]
+    return pictures, [int(digit) for digit in way.output[:, :10].argmax(1)]
 
 
 def _light(image: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""docs/models.md is what its script would write: the same models, and some of them tried again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+
+from benchmarks import make_models_table as script
+from benchmarks import models_to_try as models
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo import towers
+from tokenzoo.examining import examine
+
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+WORKS = re.compile(
+    r"^\| `(\S+)` \| (\w+) \| (\S+) \| (\d+ → [\d, ]+) \| ([\d.]+) \|$", re.MULTILINE
+)
+REFUSED = re.compile(r"^\| `(\S+)` \| (\w+) \| (\D.+) \|$", re.MULTILINE)
+
+
+def part(title: str) -> str:
+    """The text of one section of the page."""
+    return re.split(r"^## ", PAGE.partition(f"## {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def rows(title: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """The models of a section that work, and those that are refused."""
+    works, refused = (
+        {name: tuple(rest) for name, *rest in form.findall(part(title))}
+        for form in (WORKS, REFUSED)
+    )
+    return works, {name: rest for name, rest in refused.items() if name not in works}
+
+
+@pytest.mark.parametrize(
+    ("title", "label"),
+    [
+        ("timm", "timm"),
+        ("With all their blocks", "whole"),
+        ("torchvision and open_clip", "elsewhere"),
+    ],
+)
+def test_the_tables_have_the_models_of_the_script(title, label) -> None:
+    works, refused = rows(title)
+    names = models.named(label)
+    assert len(names) == len(set(names))
+    assert sorted([*works, *refused]) == sorted(names)
+    lines = [line for line in part(title).splitlines() if line.startswith("| `")]
+    assert len(lines) == len(names)  # no line of a third kind
+    for name, (_, identity, _, flops) in works.items():
+        assert 0 <= float(identity) <= 1e-5, name
+        assert 0 < float(flops) < 1, name
+
+
+def test_there_are_enough_and_they_are_counted() -> None:
+    tables = [
+        rows(title) for title in ("timm", "torchvision and open_clip", "With all their blocks")
+    ]
+    works = {name for table, _ in tables for name in table}
+    refused = {name for _, table in tables for name in table} | set(models.named("others"))
+    assert len(models.named("timm")) >= 90
+    assert f"\n{len(works)} models work, {len(refused)} are refused." in PAGE
+
+
+def test_the_other_models_are_listed() -> None:
+    assert re.findall(r"`(\S+)`", part("Other models of timm")) == models.named("others")
+
+
+def test_every_module_of_timm_is_there() -> None:
+    """Of the version that the page was made with: a newer one may have more."""
+    listed = [*models.MODELS, *(pair.partition(":")[0] for pair in models.OTHERS.split())]
+    assert len(listed) == len(set(listed))
+    if f"timm {timm.__version__}," in PAGE:
+        assert sorted(listed) == timm.list_modules()
+        pairs = [
+            (module, name) for module, names in models.MODELS.items() for name in names.split()
+        ]
+        pairs += [tuple(pair.split(":")) for pair in models.OTHERS.split()]
+        for module, name in pairs:
+            assert name in timm.list_models(module=module), (module, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_vit", "test_vit3", "vit_wee_patch16_reg1_gap_256", "deit_tiny_patch16_224"),
+        *("vit_tiny_r_s16_p8_224", "eva02_tiny_patch14_224", "vit_tiny_patch16_dinov3_qkvb"),
+        *("vit_small_patch16_rope_mixed_224", "vit_relpos_small_patch16_224", "test_vit_relpos"),
+    ],
+)
+def test_a_model_that_works_does(name) -> None:
+    options = {"recipe": script.RECIPE, "keep": script.KEEP, "batch": script.BATCH}
+    verdict = examine(name, depth=script.DEPTH, **options)
+    assert script.works_table([verdict]).splitlines()[-1].split(" | ")[:2] == [
+        f"| `{name}`",
+        rows("timm")[0][name][0],
+    ]
+    family, _, tokens, flops = rows("timm")[0][name]
+    assert (verdict.verdict, verdict.family) == ("works", family)
+    assert tokens in script.works_table([verdict])
+    assert f"{verdict.flops:.2f}" == flops
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_base_patch16_xp_224", "naflexvit_base_patch16_gap", "cait_xxs24_224"),
+        *(
+            "swin_tiny_patch4_window7_224",
+            "xcit_nano_12_p16_224",
+            "pit_ti_224",
+            "crossvit_tiny_240",
+        ),
+    ],
+)
+def test_a_model_that_is_refused_is(name) -> None:
+    verdict = examine(name)
+    family, reason = rows("timm")[1][name]
+    assert (verdict.verdict, verdict.family) == ("refused", family)
+    first, _, ending = verdict.reason.partition(". ")
+    assert first == reason
+    assert f"- {ending}" in part("timm")
+
+
+def test_the_names_are_names() -> None:
+    for name in models.named("elsewhere"):
+        assert name.partition(":")[0] in towers.LIBRARIES
+    if f"timm {timm.__version__}," in PAGE:
+        names = [*models.named("timm"), *models.named("whole"), *models.named("others")]
+        assert set(names) <= set(timm.list_models())

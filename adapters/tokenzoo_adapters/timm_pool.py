@@ -115,7 +115,13 @@ def _same_device(model: Any, x: Tensor) -> None:
 def _intermediates(model: Any, x: Tensor, *args: Any, **options: Any) -> Any:
     """Timm's `forward_intermediates`, whose reshape to the grid may fit fewer tokens by accident."""
     _same_device(model, x)
-    result: Any = cast("Any", type(model)).forward_intermediates(model, x, *args, **options)
+    original = cast("Any", type(model)).forward_intermediates
+    try:
+        result: Any = original(model, x, *args, **options)
+    except RuntimeError as error:
+        if "is invalid for input of size" in str(error):  # a reshape to the grid
+            raise AttachError(MAPS) from error
+        raise
     found: Any = result["image_intermediates"] if hasattr(result, "keys") else result
     features: Any = found if hasattr(found, "append") else found[1]  # beside the last features
     for item in features:

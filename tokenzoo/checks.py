@@ -47,6 +47,17 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     return value
 
 
+def check_finite(name: str, value: float) -> float:
+    """Return `value` if it is a finite number.
+
+    Raises:
+        BadArgumentError: it is not.
+    """
+    if not _is_number(value) or not math.isfinite(value):
+        raise BadArgumentError(f"{name}={value!r}; it is a finite number")
+    return value
+
+
 def check_fraction(name: str, value: float) -> float:
     """Return `value` if it is a number in [0, 1].
 
@@ -67,6 +78,17 @@ def check_choice(name: str, value: str, *choices: str) -> str:
     if not isinstance(value, str) or value not in choices:  # pyright: ignore[reportUnnecessaryIsInstance]
         *some, last = map(repr, choices)
         raise BadArgumentError(f"{name}={value!r}; it is {', '.join(some)} or {last}")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False.
+
+    Raises:
+        BadArgumentError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise BadArgumentError(f"{name}={value!r}; it is True or False")
     return value
 
 

@@ -54,6 +54,11 @@ def gather_evidence(
                 f"{name} has shape {shape_of(value)}; it is a tensor {wanted} with "
                 f"b = {b} images and N = {n} tokens, prefix tokens included"
             )
+        if not value.is_floating_point() or value.device != tokens.x.device:
+            raise BadArgumentError(
+                f"{name} has dtype {value.dtype} on {value.device}; it is floating-point, on the device of "
+                f"x, {tokens.x.device}"
+            )
         given[name] = value
     for name in ("keys", "queries"):
         if name in given and given[name].ndim == 3:

@@ -38,11 +38,11 @@ import torch
 from torch import Tensor
 
 from tokenzoo.affinity import Affinity
-from tokenzoo.checks import check_choice, check_kind, check_positive
+from tokenzoo.checks import check_choice, check_finite, check_kind, check_positive
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.plan import Plan
-from tokenzoo.tokens import Tokens
+from tokenzoo.tokens import Tokens, shape_of
 
 Fewest = Callable[[int], int]
 
@@ -100,14 +100,41 @@ class Scorer(Part, ABC):
                 f"pair score means merge; write {type(other).__name__} * "
                 f"{type(self).__name__}(...).discount(lam)"
             )
-        raise BadArgumentError(
-            f"{type(self).__name__} * {other!r}: take .normalized('minmax') of a score first, then "
+        raise self._bare("*", other)
+
+    def __add__(self, other: object) -> Any:
+        """As `__mul__`."""
+        raise self._bare("+", other)
+
+    def __sub__(self, other: object) -> Any:
+        """As `__mul__`."""
+        raise self._bare("-", other)
+
+    __rmul__ = __mul__
+    __radd__ = __add__
+    __rsub__ = __sub__
+
+    def _bare(self, sign: str, other: object) -> BadArgumentError:
+        return BadArgumentError(
+            f"{type(self).__name__} {sign} {other!r}: take .normalized('minmax') of a score first, then "
             "weigh it by a number and add others"
         )
 
-    __rmul__ = __mul__
-    __add__ = __mul__
-    __radd__ = __mul__
+
+def token_scores(scorer: Scorer, evidence: Evidence) -> Tensor:
+    """The scores of a scorer, `[b, n]`.
+
+    Raises:
+        BadArgumentError: it gives something else.
+    """
+    scores = scorer.score(evidence)
+    wanted = tuple(evidence.x.shape[:2])
+    if shape_of(scores) != wanted:
+        raise BadArgumentError(
+            f"{scorer!r} gives scores of shape {shape_of(scores)}; a scorer gives one number per token, "
+            f"here a tensor {list(wanted)}"
+        )
+    return scores
 
 
 class PairScorer(Part, ABC):
@@ -127,6 +154,8 @@ class PairScorer(Part, ABC):
             f"means merge; multiply by {hint}, which is exp(-lam * score)"
         )
 
+    __rmul__ = __mul__
+
 
 @dataclass(frozen=True)
 class Discount(Part):
@@ -143,7 +172,7 @@ class Discount(Part):
 
     def weight(self, evidence: Evidence) -> Tensor:
         """The factor of each token, `[b, n]`, positive."""
-        return (-self.lam * self.scorer.score(evidence)).exp()
+        return (-self.lam * token_scores(self.scorer, evidence)).exp()
 
 
 @dataclass(frozen=True)
@@ -169,10 +198,11 @@ class Normalized(Scorer):
     def __post_init__(self) -> None:
         check_kind("scorer", self.scorer, Scorer)
         check_choice("how", self.how, "minmax", "rank", "zscore")
+        check_finite("weight", self.weight)
 
     def score(self, evidence: Evidence) -> Tensor:
         """`weight` times the score: in [0, 1] ("minmax", "rank") or with mean 0 and variance 1."""
-        raw = self.scorer.score(evidence)
+        raw = token_scores(self.scorer, evidence)
         known = raw.isfinite()
         # What is not finite takes the place of the lowest, and has no part in the scale.
         low = raw.where(known, torch.inf).amin(-1, keepdim=True)

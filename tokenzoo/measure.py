@@ -19,7 +19,7 @@ from time import perf_counter
 
 import torch
 
-from tokenzoo.checks import check_count
+from tokenzoo.checks import check_count, check_kind
 from tokenzoo.errors import BadArgumentError
 
 
@@ -81,11 +81,16 @@ def interleaved(
         One timing per name, in the order of `functions`.
 
     Raises:
-        BadArgumentError: no round, a negative warm-up, or a baseline that is not among the names.
+        BadArgumentError: no round, a negative warm-up, a baseline that is not among the names, or
+            what is no function.
     """
     check_count("rounds", rounds)
     check_count("warmup", warmup, least=0)
-    if baseline not in functions:
+    check_kind("functions", functions, Mapping)
+    for name, function in (*functions.items(), ("between", between or _wait)):
+        if not callable(function):
+            raise BadArgumentError(f"{name}={function!r}; it is a function without arguments")
+    if baseline not in list(functions):
         raise BadArgumentError(
             f"baseline={baseline!r}; it is one of the functions: {', '.join(functions) or 'none given'}"
         )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_kind
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.tokens import Tokens
+from tokenzoo.tokens import Tokens, shape_of
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -75,9 +76,18 @@ class Plan:
         return cls(keep, dst[:, :tokens])
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up values `[b, n]` or `[b, n, c]` over the inputs of each output: `[b, m]`, `[b, m, c]`."""
+        """Add up values `[b, n]` or `[b, n, c]` over the inputs of each output: `[b, m]`, `[b, m, c]`.
+
+        Raises:
+            BadArgumentError: the values are not about n tokens.
+        """
         b, n = self.dst.shape
         m = self.kept
+        if values.shape[:2] != self.dst.shape:
+            raise BadArgumentError(
+                f"values have shape {tuple(values.shape)}; this plan begins with {n} tokens for each of "
+                f"{b} images: [{b}, {n}, ...]"
+            )
         # One more slot per image takes what is dropped. Rows, not elements, are added (index_add), and
         # sum-then-divide is what also survives an ONNX export.
         slots = torch.where(self.dst < 0, m, self.dst)
@@ -105,12 +115,18 @@ class Plan:
         Dropped tokens receive `fill`, a number or values `[b, n, ...]`.
 
         Raises:
-            BadArgumentError: `y` does not have m tokens.
+            BadArgumentError: `y` does not have m tokens, or `fill` neither n nor one number.
         """
-        if y.ndim < 2 or y.shape[:2] != self.keep.shape:
+        if not isinstance(y, Tensor) or y.ndim < 2 or y.shape[:2] != self.keep.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(
-                f"y has shape {tuple(y.shape)}; this plan ends with {self.kept} tokens for each of "
+                f"y has shape {shape_of(y)}; this plan ends with {self.kept} tokens for each of "
                 f"{self.keep.shape[0]} images: [{self.keep.shape[0]}, {self.kept}, ...]"
+            )
+        whole = (*self.dst.shape, *y.shape[2:])
+        number = isinstance(fill, int | float)
+        if not number and (not isinstance(fill, Tensor) or fill.shape != whole):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BadArgumentError(
+                f"fill has shape {shape_of(fill)}; it is one number, or a tensor {list(whole)}"
             )
         flat = y.flatten(2) if y.ndim > 2 else y
         spread = take(flat, self.dst.clamp_min(0))
@@ -120,7 +136,7 @@ class Plan:
             spread = torch.where(dropped, fill.view_as(spread), spread)
         else:
             spread = spread.masked_fill(dropped, fill)
-        return spread.view(*self.dst.shape, *y.shape[2:])
+        return spread.view(whole)
 
     def then(self, later: Plan) -> Plan:
         """Compose: what this plan did, and then `later` on its outputs.
@@ -128,7 +144,7 @@ class Plan:
         Raises:
             BadArgumentError: `later` does not begin with as many tokens as this plan ends with.
         """
-        if later.tokens != self.kept:
+        if check_kind("later", later, Plan).tokens != self.kept:
             raise BadArgumentError(
                 f"a plan that ends with {self.kept} tokens cannot be followed by one that begins "
                 f"with {later.tokens}"
@@ -181,9 +197,16 @@ class Plan:
         """Raise if keep and dst contradict each other; for tests and debugging (it waits for the device).
 
         Raises:
-            BadArgumentError: an index out of range, a token kept twice, or one that is kept in one slot
-                and counted in another.
+            BadArgumentError: what is no index at all, or out of range, a token kept twice, or one that is
+                kept in one slot and counted in another.
         """
+        for name, index in (("keep", self.keep), ("dst", self.dst)):
+            integral = isinstance(index, Tensor) and index.dtype == torch.int64  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not integral or index.ndim != 2:
+                raise BadArgumentError(
+                    f"{name} has shape {shape_of(index)} and dtype {getattr(index, 'dtype', None)}; it is "
+                    "an int64 tensor [images, tokens]"
+                )
         b, m = self.keep.shape
         n = self.tokens
         if self.dst.shape[0] != b:

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 import pluggy
 
 from tokenzoo import hookspecs
+from tokenzoo.checks import check_kind
 from tokenzoo.errors import PluginError, UnknownNameError
 from tokenzoo.hookspecs import PROJECT
 
@@ -165,7 +166,12 @@ def _asked(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Cal
 
 
 def names(kind: Kind, pattern: str = "*") -> list[str]:
-    """The names of a kind that match a shell pattern, sorted."""
+    """The names of a kind that match a shell pattern, sorted.
+
+    Raises:
+        BadArgumentError: the pattern is no text.
+    """
+    check_kind("pattern", pattern, str)
     return sorted(name for name in collect(kind) if fnmatch(name, pattern))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from tokenzoo.budget import Budget, resolve_keep
-from tokenzoo.checks import check_choice
+from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
 
@@ -116,7 +116,15 @@ class Step:
         def fewest(n: int) -> int:
             return self.matcher.fewest(n, prefix)
 
-        return self.schedule.counts(tokens, sites, keep, fewest)
+        counts = self.schedule.counts(tokens, sites, keep, fewest)
+        whole = isinstance(counts, tuple) and all(type(count) is int for count in counts)  # pyright: ignore[reportUnnecessaryIsInstance]
+        falling = whole and sorted((tokens, *counts, 1), reverse=True) == [tokens, *counts, 1]
+        if not falling or len(counts) != sites:
+            raise BadArgumentError(
+                f"{self.schedule!r} gives counts={counts!r} for {tokens} tokens and {sites} sites; it is a "
+                f"tuple of {sites} ints, from {tokens} down to 1 at least, none above the one before"
+            )
+        return counts
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -157,10 +165,7 @@ class Recipe:
                 f"steps at {[step.stage for step in steps]}; a recipe has one or more, each at a later "
                 f"stage than the one before: {', '.join(Stage.NAMES)}"
             )
-        if type(proportional_attention) is not bool:
-            raise BadArgumentError(
-                f"proportional_attention={proportional_attention!r}; it is True or False"
-            )
+        check_flag("proportional_attention", proportional_attention)
         if flops is not None:
             _check_flops(flops, keep, steps)
         elif keep is not None:
@@ -241,9 +246,9 @@ class Recipe:
                 return budget
             cheapest = min(cheapest, budget.flops)
         raise BudgetError(
-            f"flops={flops!r} is out of reach for {tower.tokens} patch tokens and {tower.depth} blocks: with "
-            f"as few tokens as can be, {cheapest:.3f} of the operations are left. Ask for that, or take a "
-            "schedule that begins earlier"
+            f"flops={flops!r} is out of reach for {tower.tokens} patch tokens and {tower.depth} blocks: "
+            f"with as few tokens as can be, {cheapest:.3f} of the operations are left. Ask for that, or "
+            "take a schedule that begins earlier"
         )
 
     def _budget(self, tower: _Tower, keep: int) -> Budget:

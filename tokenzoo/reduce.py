@@ -21,7 +21,9 @@ from tokenzoo.recipe import Recipe, Step
 from tokenzoo.tokens import Tokens, shape_of
 
 
-def reduce_site(step: Step, tokens: Tokens, evidence: Evidence, keep: int) -> tuple[Tokens, Plan]:
+def reduce_site(
+    step: Step, tokens: Tokens, evidence: Evidence, keep: int, *, check: bool = False
+) -> tuple[Tokens, Plan]:
     """Reduce the tokens of one site to `keep` patch tokens; the prefix is never touched.
 
     Args:
@@ -29,14 +31,33 @@ def reduce_site(step: Step, tokens: Tokens, evidence: Evidence, keep: int) -> tu
         tokens: prefix and n patch tokens, `[b, prefix + n, c]`.
         evidence: about the n patch tokens.
         keep: patch tokens that stay.
+        check: whether to look at the plan before it is used (`Plan.check`).
 
     Returns:
         The reduced tokens `[b, prefix + keep, c]` and the plan of the whole sequence.
+
+    Raises:
+        BadArgumentError: the matcher's plan is not one from n tokens to `keep`, or, where it is checked,
+            contradicts itself.
     """
-    with torch.set_grad_enabled(step.learns and torch.is_grad_enabled()):
-        plan = step.matcher.match(evidence, keep)
+    plan = _matched(step, evidence, keep)
+    if check:
+        plan.check()
     merged = step.merger.merge(tokens.patches, plan, evidence)
     return merged.with_prefix_of(tokens), plan.after_prefix(tokens.prefix)
+
+
+def _matched(step: Step, evidence: Evidence, keep: int) -> Plan:
+    """The matcher's plan, which goes from all the tokens to `keep` of them."""
+    with torch.set_grad_enabled(step.learns and torch.is_grad_enabled()):
+        plan = step.matcher.match(evidence, keep)
+    n = evidence.x.shape[1]
+    if not isinstance(plan, Plan) or (plan.tokens, plan.kept) != (n, keep):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = f"one from {plan.tokens} to {plan.kept}" if isinstance(plan, Plan) else repr(plan)  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadArgumentError(
+            f"{step.matcher!r} was asked for a Plan from {n} tokens to {keep}, and returns {found}"
+        )
+    return plan
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,7 @@ def reduce(
             "tokenzoo.build(Recipe(recipe.steps[0], keep=...)).reduce(x, ...)"
         )
     if recipe.keep is None:
+        recipe.wanted(1)  # which has its own words about flops=
         raise BadArgumentError("keep=None; on tensors the schedule is not consulted: pass keep=")
     step = recipe.steps[0]
     tokens = Tokens.of(x, mass=mass, prefix=prefix)
@@ -96,8 +118,7 @@ def reduce(
     if free.shape[1] == 0:
         plan = Plan.identity(1, held.shape[1], device=x.device)
     else:
-        with torch.set_grad_enabled(step.learns and torch.is_grad_enabled()):
-            plan = step.matcher.match(beside, keep).beside(free, held)
+        plan = _matched(step, beside, keep).beside(free, held)
     reduced = step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens)
     return Reduced(reduced.x, reduced.mass, plan.after_prefix(prefix))
 

@@ -20,6 +20,10 @@ from tokenzoo.recipe import Recipe, Stage, Step
 
 FORMAT = 1
 
+# What a file has in it.
+_BY_NAME = ("tokenzoo", "recipe", "options")
+_BY_PARTS = ("tokenzoo", "steps", "keep", "flops", "proportional_attention")
+
 # Made by operators on scorers, never registered: they are written under their own names.
 _COMBINED = {part.__name__: part for part in (Discount, Discounted, Normalized, Sum)}
 
@@ -28,7 +32,7 @@ def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str
     """Write a recipe: by its name and options, or, if made by hand, part by part.
 
     Raises:
-        BadArgumentError: a part is not registered, so that no name could be written.
+        BadArgumentError: a part is not registered, so that no name could be written; or the path is none.
     """
     content: dict[str, Any] = {"tokenzoo": FORMAT}
     if name is not None:
@@ -37,7 +41,10 @@ def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str
         content |= {"steps": [_encode(step) for step in recipe.steps]}
         content |= {"keep": recipe.keep, "flops": recipe.flops}
         content["proportional_attention"] = recipe.proportional_attention
-    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    try:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    except (OSError, TypeError) as error:
+        raise BadArgumentError(f"{path!r} cannot be written: {error}. Name a file") from error
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -48,28 +55,37 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text())
-    except (ValueError, OSError) as error:
-        raise BadArgumentError(f"{path} is not a saved recipe: {error}") from error
+    except (ValueError, OSError, TypeError, RecursionError) as error:
+        raise _not_ours(path, str(error)) from error
     if not isinstance(content, dict):
-        raise BadArgumentError(f"{path} is not a saved recipe: it has no names in it")
+        raise _not_ours(path, "it has no names in it")
     found = cast("dict[str, Any]", content)
     if found.get("tokenzoo") != FORMAT:
         raise BadArgumentError(
             f"{path} has format {found.get('tokenzoo')!r}; this version reads {FORMAT}: upgrade tokenzoo, "
             "or save the recipe again"
         )
+    names = _BY_NAME if "recipe" in found else _BY_PARTS
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise _not_ours(path, f"{unknown[0]!r} is none of {', '.join(names)}")
     try:
         if "recipe" in found:
             options = {k: _decode(v) for k, v in found["options"].items()}
+            if "recipe" in options:
+                raise _not_ours(path, "'recipe' is no option")
             return {"recipe": found["recipe"], "options": options}
         steps = [_decode(step) for step in found["steps"]]
-        names = ("keep", "proportional_attention")
-        options = {name: found[name] for name in names}
+        options = {name: found[name] for name in ("keep", "proportional_attention")}
         return {"steps": Recipe(*steps, flops=found.get("flops"), **options)}
     except TokenzooError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadArgumentError(f"{path} is not a saved recipe: {error!r}") from error
+        raise _not_ours(path, repr(error)) from error
+
+
+def _not_ours(path: str | Path, why: str) -> BadArgumentError:
+    return BadArgumentError(f"{path} is not a saved recipe: {why}. Write one with zoo.save(path)")
 
 
 def name_of(part: Part) -> tuple[str, str] | None:
@@ -116,6 +132,9 @@ def _decode(value: Any) -> Any:
     if "step" in entry:
         return Step(**{k: _decode(v) for k, v in entry["step"].items()})
     kind, name = entry["part"]
+    known = _COMBINED if kind == "combined" else plugins.KINDS
+    if (name if kind == "combined" else kind) not in known:
+        raise ValueError(f"no part {kind!r}, {name!r}; there are {', '.join(known)}")
     factory = _COMBINED[name] if kind == "combined" else plugins.find(kind, name)
     options = {k: _decode(v) for k, v in entry["options"].items()}
     starred = [

@@ -52,13 +52,18 @@ class Tokens:
         """Wrap features `[b, n, c]`; a missing mass means that every token stands for itself.
 
         Raises:
-            BadArgumentError: the shapes do not fit, or a mass is not positive.
+            BadArgumentError: the shapes do not fit, features that are no floats, or a mass that is not
+                positive.
         """
         if not torch.is_tensor(x) or x.ndim != 3 or x.shape[1] < 1:
             raise BadArgumentError(
                 f"x has shape {shape_of(x)}; tokens are a tensor [batch, tokens, channels] with at least "
                 "one token: add a batch dimension with x[None], or flatten a grid with "
                 "x.flatten(1, 2)"
+            )
+        if not x.is_floating_point():
+            raise BadArgumentError(
+                f"x has dtype {x.dtype}; features are floating-point numbers: pass x.float()"
             )
         if type(prefix) is not int or not 0 <= prefix < x.shape[1]:
             raise BadArgumentError(
@@ -72,11 +77,12 @@ class Tokens:
                 f"mass has shape {shape_of(mass)}; a tensor with one number per token is needed: "
                 f"{tuple(x.shape[:2])}"
             )
-        elif not bool((mass > 0).all()):
+        elif mass.is_complex() or not bool(((mass > 0) & mass.isfinite()).all()):
             raise BadArgumentError(
-                "mass has values <= 0 or NaN; a token stands for a positive amount"
+                "mass has values that are <= 0, infinite or NaN; a token stands for a positive amount"
             )
-        return cls(x, full_precision(mass), prefix)
+        mass = full_precision(mass) if mass.is_floating_point() else mass.float()
+        return cls(x, mass, prefix)
 
     @property
     def patches(self) -> Tokens:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from tokenzoo.checks import check_count, check_kind
 from tokenzoo.errors import BadArgumentError, MissingDependencyError, UnknownNameError
 
 
@@ -73,7 +74,7 @@ def create(
         MissingDependencyError: the library is not installed.
         BadArgumentError: the model cannot be made with these options.
     """
-    source, _, rest = name.rpartition(":")
+    source, _, rest = check_kind("name", name, str).rpartition(":")
     if (source or "timm") not in LIBRARIES:
         raise UnknownNameError(
             f"no library {source!r} for the model {name!r}; there are {', '.join(LIBRARIES)}, and a name "
@@ -89,17 +90,23 @@ def create(
         raise UnknownNameError(
             f"{source or 'timm'} has no model {rest!r}; {hint} (of {len(known)})"
         )
-    given = options if depth is None else {**options, "depth": depth}
+    given = options if depth is None else {**options, "depth": check_count("depth", depth)}
     with torch.device(device):
         try:
-            model = library.make(rest, given)
-        except TypeError as error:
-            if depth is None or "depth" not in str(error):
-                raise
-            model = library.make(rest, options)
-        except AssertionError as error:  # how timm says no
+            model = _made(library, rest, given)
+        except (AssertionError, TypeError) as error:  # how the libraries say no
             raise BadArgumentError(f"{name} cannot be made with {given!r}: {error}") from error
     return Tower(model.eval(), library.size(model))
+
+
+def _made(library: _Library, name: str, options: dict[str, Any]) -> Any:
+    """The model, without the depth where its function takes none."""
+    try:
+        return library.make(name, options)
+    except TypeError as error:
+        if "depth" not in options or "depth" not in str(error):
+            raise
+        return library.make(name, {k: v for k, v in options.items() if k != "depth"})
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenzoo.checks import check_number
+from tokenzoo.checks import check_count, check_kind, check_number
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.plan import Plan
+from tokenzoo.tokens import shape_of
 
 SIDE = 448  # pixels of the shorter side that a picture has at least: room for thin lines
 LINE = (1.0, 0.78, 0.24)  # amber: seen on ink, on paper and on most photographs
@@ -75,9 +76,10 @@ def merged_groups(
     """
     _check_image(image)
     check_number("see_through", see_through, 0, 1)
-    rows, columns = grid
-    b = plan.dst.shape[0]
-    if not 0 <= index < b:
+    rows, columns = _check_grid(grid)
+    check_count("prefix", prefix, least=0)
+    b = check_kind("plan", plan, Plan).dst.shape[0]
+    if check_count("index", index, least=0) >= b:
         raise BadArgumentError(f"index={index!r}; the plan has images 0 to {b - 1}")
     if rows < 1 or columns < 1 or plan.tokens != prefix + rows * columns:
         raise BadArgumentError(
@@ -137,6 +139,12 @@ def gallery(
             f"rows of {[len(row) for row in rows]} panels under {len(columns)} columns; a gallery has "
             "one panel per column in every row"
         )
+    for column in columns:
+        if not isinstance(column, tuple) or len(column) != 2:  # pyright: ignore[reportUnnecessaryIsInstance, reportUnnecessaryComparison]
+            raise BadArgumentError(f"column={column!r}; it is a pair of texts: (name, detail)")
+    for row in rows:
+        for panel in row:
+            _check_image(check_kind("panel", panel, Panel).picture)
     width, height = 2.0 * len(columns) + 0.2, 2.2 * len(rows) + 1.45  # inches
     figure = figure_class()(figsize=(width, height), dpi=160)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
@@ -196,16 +204,28 @@ def _head(axes: Any, name: str, detail: str) -> None:
 
 
 def _check_image(image: Tensor) -> None:
-    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+    if (
+        not isinstance(image, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+        or image.ndim != 3
+        or image.shape[0] != 3
+        or not image.is_floating_point()
+    ):
         raise BadArgumentError(
-            f"image has shape {tuple(image.shape)} and dtype {image.dtype}; one image is a float tensor "
-            "[3, height, width] in 0..1"
+            f"image has shape {shape_of(image)} and dtype {getattr(image, 'dtype', None)}; one image is a "
+            "float tensor [3, height, width] in 0..1"
         )
+
+
+def _check_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    sizes = tuple(grid) if isinstance(grid, tuple | list) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
+    if len(sizes) != 2 or any(type(size) is not int for size in sizes):
+        raise BadArgumentError(f"grid={grid!r}; it is (rows, columns) of the patches, two ints")
+    return sizes
 
 
 def _enlarged(image: Tensor, grid: tuple[int, int]) -> Tensor:
     """The image `[3, H, W]` on the CPU, its pixels repeated until thin lines look thin."""
-    rows, columns = grid
+    rows, columns = _check_grid(grid)
     h, w = image.shape[1:]
     if rows < 1 or columns < 1 or h < rows or w < columns:
         raise BadArgumentError(

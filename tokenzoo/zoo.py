@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenzoo import plugins, saving
 from tokenzoo.budget import Budget
-from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.errors import BadArgumentError, PluginError, UnknownNameError
 from tokenzoo.evidence import Layer
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
@@ -130,7 +130,7 @@ class Zoo:
                 work on few tokens.
             when: "always", "eval" or "train": in the other mode of the model nothing is reduced.
             debug: look for NaN, infinities and contradictory plans at every site, and raise. It waits for
-                the device, and cannot be compiled.
+                the device, and cannot be compiled with fullgraph=True.
             on_reduce: called in every pass after each reduction, with an `Event`: the block's index, the
                 plan, the tokens before and after.
             replace: detach whatever recipe is attached already.
@@ -176,6 +176,7 @@ def build(recipe: str | Recipe, **options: Any) -> Zoo:
     Raises:
         UnknownNameError: no such recipe, or no such option; names the nearest.
         BadArgumentError: an option has a value that cannot work.
+        PluginError: a plugin's function makes something else than a recipe.
     """
     if isinstance(recipe, Recipe):
         unknown = sorted(set(options) - {"keep", "flops"})
@@ -189,15 +190,16 @@ def build(recipe: str | Recipe, **options: Any) -> Zoo:
     for name in options:
         if name not in known and name != "flops":
             raise UnknownNameError(plugins.unknown(f"option of {recipe}", name, [*known, "flops"]))
-    if "flops" not in options or "flops" in known:
-        return Zoo(factory(**options), recipe, options)
-    own = {name: value for name, value in options.items() if name != "flops"}
-    return Zoo(_with(factory(**own), flops=options["flops"], keep=own.get("keep")), recipe, options)
+    own = {name: value for name, value in options.items() if name in known}
+    made: object = factory(**own)
+    if not isinstance(made, Recipe):
+        raise PluginError(f"the recipe {recipe!r} makes {made!r}; its function returns a Recipe")
+    if "flops" in options and "flops" not in known:
+        made = _with(made, flops=options["flops"], keep=own.get("keep"))
+    return Zoo(made, recipe, options)
 
 
-def _with(
-    recipe: Recipe, *, keep: int | float | None = None, flops: float | None = None
-) -> Recipe:
+def _with(recipe: Recipe, *, keep: int | float | None = None, flops: float | None = None) -> Recipe:
     """The same recipe with another budget."""
     proportional = recipe.proportional_attention
     return Recipe(*recipe.steps, keep=keep, flops=flops, proportional_attention=proportional)

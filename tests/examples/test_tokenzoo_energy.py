@@ -123,7 +123,7 @@ def test_the_commands_list_and_check_it(place):
 
 def test_a_broken_part_is_told_what_is_wrong(place):
     (place.folder / "louder.py").write_text(BROKEN)
-    result = place.run("tokenzoo check louder:Louder --examples 5")
+    result = place.run("tokenzoo check louder:Louder")
     assert result.returncode == 1, result.stdout
     assert "breaks the law 'batch_independent': An image alone has the result" in result.stdout
     for part in ("expected: ", "found: ", "smallest example:", "read: "):

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.laws.instances import EXAMPLES, PLANNED, RECIPES, binding, cases
-from tokenzoo import Recipe
+from tokenzoo import Recipe, Stage, Step, mergers, schedules
 from tokenzoo.errors import MissingEvidenceError
+from tokenzoo.matchers import Bipartite
+from tokenzoo.scorers import Similarity
 from tokenzoo.testing import LAWS, Example, check, check_recipe, examples, recipes, towers
 from tokenzoo.testing.subjects import needs_all
 
@@ -54,6 +56,14 @@ def test_any_recipe_keeps_the_laws(law: str) -> None:
 
     on()
     assert tried >= EXAMPLES
+
+
+def test_two_classes_of_one_name_are_let_off_but_saved() -> None:
+    recipe = Recipe(
+        Step(Stage.BLOCK, schedules.Mean(), Bipartite(Similarity("x")), mergers.Mean()), keep=0.5
+    )
+    check(recipe, "repr_is_code", "saved_and_loaded")
+    assert repr(recipe).count("Mean()") == 2
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if needs_all(recipe)])

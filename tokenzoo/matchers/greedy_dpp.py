@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenzoo.checks import check_kind, check_positive
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import PairScorer, Scorer, Selector
+from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
 from tokenzoo.ranking import choose
 
 
@@ -46,7 +46,7 @@ class GreedyDPP(Selector):
         b, p = pool.shape
         if k == 0:
             return pool[:, :0], pool
-        weight = self.quality.score(evidence)
+        weight = token_scores(self.quality, evidence)
         kernel = self.pairs.score(evidence).weighted(weight).at(pool, pool)
         gain = kernel.diagonal()  # [b, p]
         # A NaN token is chosen when all others are, and takes nothing from their gains.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_fraction, check_kind, floor_share
+from tokenzoo.checks import check_flag, check_fraction, check_kind, floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Part, Scorer
+from tokenzoo.interfaces import Part, Scorer, token_scores
 from tokenzoo.plan import take
 from tokenzoo.ranking import descending
 
@@ -39,6 +39,7 @@ class Protect(Part):
     def __post_init__(self) -> None:
         check_kind("scorer", self.scorer, Scorer)
         check_fraction("share", self.share)
+        check_flag("sticky", self.sticky)
 
     def count(self, tokens: int, merges: int) -> int:
         """How many of `tokens` are held where `merges` must merge."""
@@ -51,7 +52,7 @@ class Protect(Part):
         if count == 0:
             every = torch.arange(n, device=evidence.x.device).expand(b, n)
             return every[:, :0], every
-        order = descending(self.scorer.score(evidence))
+        order = descending(token_scores(self.scorer, evidence))
         if self.sticky and evidence.held is not None:
             order = take(order, (~take(evidence.held, order)).long().argsort(dim=-1, stable=True))
         return order[:, :count].sort(dim=-1).values, order[:, count:].sort(dim=-1).values

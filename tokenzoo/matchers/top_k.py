@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer, Selector
+from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.plan import take
 from tokenzoo.ranking import choose, descending
 
@@ -33,7 +33,7 @@ class TopK(Selector):
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose the k highest."""
-        order = descending(take(self.scorer.score(evidence), pool))  # [b, p]
+        order = descending(take(token_scores(self.scorer, evidence), pool))  # [b, p]
         if self.rest == "score":
             return take(pool, order[:, :k]), take(pool, order[:, k:])
         return choose(pool, order[:, :k])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tokenzoo.checks import check_choice, check_fraction
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import Merger, Schedule
 from tokenzoo.matchers import Alternate, Bipartite, Protect
@@ -20,6 +21,7 @@ from tokenzoo.mergers import Mean, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Skip
 from tokenzoo.scorers import Diversity, ReceivedAttention, Similarity
+from tokenzoo.scorers.feature_norm import SPACES
 
 MERGERS: dict[str, Merger] = {"weighted_mean": WeightedMean(), "mean": Mean()}
 
@@ -70,6 +72,10 @@ def evoprune(
     """
     if not isinstance(merger, str) or merger not in MERGERS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")
+    # Under the names of the options, which are not those of the parts.
+    check_fraction("ctr", ctr)
+    for name, space in (("features", features), ("density", density)):
+        check_choice(name, space, *SPACES)
     affinity = Similarity(features, curve, beta) * Diversity(density, k=k, tau=tau).discount(lam)
     critical = Protect(ReceivedAttention(queries, by_mass), ctr, sticky)
     match = Bipartite(affinity, split=Alternate(), protect=critical)

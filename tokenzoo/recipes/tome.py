@@ -34,6 +34,11 @@ def tome(
         raise BadArgumentError(
             f"keep={keep!r} and r={r!r}; r fixes the removals of every block: pass one of the two"
         )
+    if inflection != 0 and not isinstance(r, int):
+        raise BadArgumentError(
+            f"inflection={inflection!r} with r={r!r}; it bends an int r over the blocks: pass r=16, "
+            "or leave it 0"
+        )
     match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
     if r is None:
         schedule = Mean()

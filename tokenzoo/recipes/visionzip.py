@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenzoo.checks import check_fraction
 from tokenzoo.matchers import REST, Nearest, SelectAssign, Strided, Then, TopK
 from tokenzoo.mergers import TargetPlusMean
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -20,6 +21,8 @@ def visionzip(*, keep: int | float = 0.25, dominant: int | float = 27 / 32) -> R
     Dominant tokens come first, then the contextual ones. A contextual token is itself PLUS the mean of
     what joins it, as in the authors' code; the paper describes an average.
     """
+    if not isinstance(dominant, int) or isinstance(dominant, bool) or dominant < 0:
+        check_fraction("dominant", dominant)
     stay = Then((dominant, TopK(CLSAttention(heads="sum"))), (REST, Strided(spacing="floor")))
     match = SelectAssign(stay, Nearest(Similarity("keys"), group=-1), order="groups")
     return Recipe(Step(Stage.FEATURES, Once(), match, TargetPlusMean()), keep=keep)

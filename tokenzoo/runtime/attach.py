@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,18 +13,19 @@ from torch import Tensor, nn
 
 from tokenzoo import plugins
 from tokenzoo.budget import Budget
-from tokenzoo.checks import check_choice
+from tokenzoo.checks import check_choice, check_count, check_flag
 from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
     MissingEvidenceError,
+    PluginError,
     UnsupportedModelError,
 )
 from tokenzoo.interfaces import Adapter, Assigner, walk
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
 from tokenzoo.runtime import passes, proof
-from tokenzoo.runtime.passes import Pass
+from tokenzoo.runtime.passes import Pass, PerThread, own
 from tokenzoo.runtime.splice import Event, Options, Site
 
 When = Literal["always", "eval", "train"]
@@ -33,18 +33,10 @@ When = Literal["always", "eval", "train"]
 _MARK = "_tokenzoo_attached"
 
 
-class _Last(threading.local):
+class _Last(PerThread):
     """The last pass of this thread."""
 
-    state: Pass | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Last:
-        """A copy has had no pass yet."""
-        return _Last()
-
-    def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
-        """Neither has an unpickled one."""
-        return _Last, ()
+    state: Pass | None = own("state")
 
 
 class Attached:
@@ -101,6 +93,9 @@ class Attached:
             raise AttachError(
                 "this model takes images of any size: say how many patch tokens, plan(196)"
             )
+        return self._plan(check_count("tokens", tokens))
+
+    def _plan(self, tokens: int) -> Budget:
         if tokens not in self._budgets:
             adapter = self.adapter
             self._budgets[tokens] = self.recipe.budget(
@@ -204,12 +199,12 @@ class Attached:
         tokens = x.shape[1] - self.adapter.prefix
         if self._step is None or not self.active:
             return Pass(None, (tokens,) * self._depth)
-        counts, grid = self.plan(tokens).blocks, self.adapter.grid(tokens)
+        counts, grid = self._plan(tokens).blocks, self.adapter.grid(tokens)
         return Pass(self._step, counts, grid=grid, watches=self._watches)
 
     def _wanted(self, tokens: int) -> int:
         """Patch tokens of an image that is to be shrunk from so many."""
-        return self.plan(tokens).entering if self.active else tokens
+        return self._plan(tokens).entering if self.active else tokens
 
     def _finish(self, state: Pass) -> None:
         """After the last block: what happened must be what was planned."""
@@ -219,7 +214,8 @@ class Attached:
                 "block was skipped, run twice or replaced after the recipe was attached; detach, and "
                 "attach again"
             )
-        if not torch.compiler.is_exporting():  # a traced pass has no values to look at
+        # A traced pass has no values to look at. (is_exporting() is True in what torch 2.11 compiles, too.)
+        if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
             self._last.state = state
 
     def _install(self) -> None:
@@ -277,8 +273,7 @@ def attach(
     check_choice("when", when, "always", "eval", "train")
     flags = {"trace": trace, "restore": restore, "debug": debug, "replace": replace}
     for name, value in flags.items():
-        if type(value) is not bool:
-            raise BadArgumentError(f"{name}={value!r}; it is True or False")
+        check_flag(name, value)
     if on_reduce is not None and not callable(on_reduce):
         raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
     options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce)
@@ -314,6 +309,7 @@ def find_adapter(model: nn.Module) -> Adapter:
 
     Raises:
         UnsupportedModelError: none does; says which there are.
+        PluginError: a plugin takes something for an adapter that is none.
     """
     adapter = plugins.manager().hook.tokenzoo_adapter(model=model)
     if adapter is None:
@@ -323,6 +319,11 @@ def find_adapter(model: nn.Module) -> Adapter:
             f"no adapter knows {type(model).__module__}.{type(model).__qualname__}; there are "
             f"{', '.join(names) or 'none (is tokenzoo installed with pip?)'}. Attach to the vision tower "
             "itself, write an adapter (tokenzoo.Adapter), or use reduce() on its features"
+        )
+    if not isinstance(adapter, Adapter):
+        raise PluginError(
+            f"a plugin returns {adapter!r} from tokenzoo_adapter for {type(model).__qualname__}; it is an "
+            "Adapter, or None for a model that it does not know"
         )
     return adapter
 
@@ -335,7 +336,9 @@ def _unwrap(model: Any) -> nn.Module:
         UnsupportedModelError: it is no torch module.
     """
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"{model!r} is no torch.nn.Module")
+        raise UnsupportedModelError(
+            f"{model!r} is no torch.nn.Module: pass the model itself, as timm.create_model returns it"
+        )
     if type(model).__name__ in (
         "DistributedDataParallel",
         "FullyShardedDataParallel",
@@ -352,12 +355,15 @@ def _unwrap(model: Any) -> nn.Module:
 
 
 def _forget_compiled() -> None:
-    """Have torch compile again what it has compiled: it does not look whether hooks came or went since.
+    """Have torch compile again what it has compiled, and from now on look whether there are other hooks.
 
-    Without this, a model that was compiled bare would run bare for ever, also as a copy that is compiled
-    with a recipe on it.
+    Without the first, a model that was compiled bare would run bare for ever, also as a copy that is
+    compiled with a recipe on it. Without the second, of two models of one class, one bare and one attached,
+    the attached one would run what was compiled for the bare one.
     """
-    if "torch._dynamo" in sys.modules:
+    config: Any = sys.modules.get("torch._dynamo.config")
+    if config is not None:
+        config.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
 
 

@@ -6,7 +6,9 @@ the pass), in two threads, and in a pass within a pass. The tensor is where the 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -50,6 +52,34 @@ class Pass:
     short: Tensor | None = None
     trial: bool = False
     watches: bool = False
+
+
+class PerThread:
+    """Attributes of which each thread has its own, made by `own`; a copy, and what is unpickled, has none.
+
+    It has a thread-local and is none: what compiled code writes to a subclass of one, torch loses.
+    """
+
+    def __init__(self) -> None:
+        self.here = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PerThread:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type[PerThread], tuple[()]]:
+        return type(self), ()
+
+
+def own(name: str) -> Any:
+    """An attribute of a `PerThread` by this name; None in a thread that has not set it."""
+
+    def read(holder: PerThread) -> Any:
+        return getattr(holder.here, name, None)
+
+    def write(holder: PerThread, value: Any) -> None:
+        setattr(holder.here, name, value)
+
+    return property(read, write)
 
 
 def watches(step: Step | None) -> bool:

@@ -28,7 +28,7 @@ from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo.plan import Plan, take
 from tokenzoo.reduce import reduce_site
 from tokenzoo.runtime import passes
-from tokenzoo.runtime.passes import Pass
+from tokenzoo.runtime.passes import Pass, PerThread, own
 from tokenzoo.runtime.tap import Tap
 from tokenzoo.tokens import Tokens
 
@@ -76,27 +76,19 @@ class Options:
     on_reduce: Callable[[Event], object] | None = None
 
 
-class Box(threading.local):
+class Box(PerThread):
     """What the hooks of one block tell each other while it runs; each run of the block overwrites it."""
 
-    state: Pass | None = None
-    tap: Tap | None = None
-    reduced: Tensor | None = None
-    branch: Tensor | None = None
-    whole: Tensor | None = None
-    length: int = 0
+    state: Pass | None = own("state")
+    tap: Tap | None = own("tap")
+    reduced: Tensor | None = own("reduced")
+    branch: Tensor | None = own("branch")
+    whole: Tensor | None = own("whole")
+    length: int = own("length")
 
     def clear(self) -> None:
         """Forget the last run."""
         self.state = self.tap = self.reduced = self.branch = self.whole = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Box:
-        """A copy of a model is not in the middle of a pass."""
-        return Box()
-
-    def __reduce__(self) -> tuple[type[Box], tuple[()]]:
-        """Neither is an unpickled one."""
-        return Box, ()
 
 
 class _Open(threading.local):
@@ -229,15 +221,15 @@ class Site:
             grid=state.grid if state.mass is None else None,
             held=tokens.patches.held,
         )
-        if self.options.debug and not state.trial:
+        debug = self.options.debug and not state.trial
+        if debug:
             check_finite(tokens, f"reach the reduction in {self.path.name}")
-        reduced, plan = reduce_site(state.step, tokens, evidence, keep)
+        reduced, plan = reduce_site(state.step, tokens, evidence, keep, check=debug)
         # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
         mass = reduced.mass.detach()
         state = replace(state, mass=mass, held=reduced.held, places=self._places(state, plan))
         if not state.trial:
-            if self.options.debug:
-                plan.check()
+            if debug:
                 check_finite(reduced, f"leave the reduction in {self.path.name}")
             if self.options.on_reduce is not None:
                 self.options.on_reduce(Event(self.index, plan, tokens, reduced))
@@ -306,7 +298,9 @@ def check_finite(tokens: Tokens, where: str) -> None:
         AttachError: says which image and token, and how many.
     """
     if torch.compiler.is_compiling():
-        raise AttachError("debug=True looks at values and cannot be compiled: attach without it")
+        raise AttachError(
+            "debug=True looks at values, which cannot be compiled with fullgraph=True: attach without it"
+        )
     bad = ~tokens.x.isfinite().all(-1)  # [b, n]
     if bool(bad.any()):
         image, token = (int(place) for place in bad.nonzero()[0])

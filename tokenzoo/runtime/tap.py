@@ -69,10 +69,14 @@ class Tap(TorchFunctionMode):
         scale: float | None = None,
         **options: Any,
     ) -> Tensor:
+        attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+        if torch.compiler.is_compiling():
+            # Behind a graph break this very mode is entered while the graph runs: it must not see it again.
+            attend = torch.ops.aten.scaled_dot_product_attention
         known = self.places if self.key_bias is None else self.key_bias  # [b, n]
         if known is not None and key.shape[-2] != known.shape[-1]:
             # Not the attention that this tap was opened for.
-            return F.scaled_dot_product_attention(
+            return attend(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
             )
         if attn_mask is not None and self.places is not None:
@@ -83,9 +87,7 @@ class Tap(TorchFunctionMode):
         if self.key_bias is not None:
             bias = self.key_bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
             attn_mask = bias if own is None else own + bias
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
-        )
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def _attend_heads(
         self,

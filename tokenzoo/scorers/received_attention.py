@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
+from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.tokens import full_precision
@@ -32,6 +32,7 @@ class ReceivedAttention(Scorer):
 
     def __post_init__(self) -> None:
         check_choice("queries", self.queries, "all", "patches")
+        check_flag("by_mass", self.by_mass)
         plain = self.queries == "all" and not self.by_mass
         name = "received_attention" if plain else "attention"
         self.require(name if self.layer is None else f"{name}@{self.layer}")

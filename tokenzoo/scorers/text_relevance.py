@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_flag
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
@@ -31,6 +32,7 @@ class TextRelevance(Scorer):
     negated: bool = True
 
     def __post_init__(self) -> None:
+        check_flag("negated", self.negated)
         self.require("text", "x" if self.layer is None else f"x@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:

@@ -7,9 +7,11 @@ nothing is half-attached afterwards.
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ import pytest
 import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
+from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import DINO_REG, GAP, RELPOS, SIGLIP, VIT, images, traces
 from tokenzoo import Plan, Recipe, Stage, Step, errors
+from tokenzoo.commands import app
 from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
@@ -57,7 +61,11 @@ from tokenzoo.scorers import (
     Similarity,
     TextRelevance,
 )
-from tokenzoo.viz import merged_groups, shrunk_image
+from tokenzoo.towers import create
+from tokenzoo.viz import Panel, gallery, merged_groups, shrunk_image
+
+# With an older click the runner mixes stdout and stderr unless it is told not to.
+SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 
 build = tokenzoo.build
 cosine, length = Similarity("x"), FeatureNorm()
@@ -160,6 +168,27 @@ def never_ran(name: str, model: Any) -> None:
         getattr(attached, name)
 
 
+def passing(recipe: Recipe, model: Any) -> None:
+    with build(recipe).attach(model):
+        model(images(model, batch=1))
+
+
+def planning(tokens: Any, model: Any) -> None:
+    with build("tome").attach(model) as attached:
+        attached.plan(196)
+        attached.plan(tokens)
+
+
+def causal(model: Any) -> None:
+    with build("tome").attach(model):
+        model(images(model), is_causal=True)
+
+
+def block_alone(model: Any) -> None:
+    with build("tome").attach(model):
+        model.blocks[1](torch.randn(1, 197, 48))
+
+
 def no_trace(model: Any) -> None:
     with build("tome").attach(model) as attached:
         model(images(model))
@@ -190,6 +219,59 @@ def without_sklearn() -> None:
     finally:
         del sys.modules["sklearn.datasets"]
         sys.modules.update(hidden)
+
+
+def typed(*arguments: str) -> None:
+    """Call the command line, and raise the error that it has told."""
+    told = CliRunner(**SEPARATE).invoke(app, list(arguments))
+    assert told.exit_code == 2
+    assert "Traceback" not in told.output
+    error: BaseException | None = told.exc_info[1] if told.exc_info else None
+    while error is not None and not isinstance(error, TokenzooError):
+        error = error.__cause__ or error.__context__
+    assert error is not None
+    assert told.stderr.strip() == f"tokenzoo: {error}"
+    raise error
+
+
+def recipe_of_another_kind() -> None:
+    with registered(plugin(tokenzoo_recipes=lambda: {"odd": lambda: 3}), "bad"):
+        build("odd")
+
+
+def adapter_of_another_kind() -> None:
+    with registered(plugin(tokenzoo_adapter=lambda model: 3), "bad"):
+        build("tome").attach(nn.Identity())
+
+
+class _Scores(tokenzoo.Scorer):
+    """One number too few."""
+
+    def score(self, evidence: Any) -> torch.Tensor:
+        return evidence.x.sum(-1)[:, 1:]
+
+
+class _Counts(tokenzoo.Schedule):
+    """What it is told to give."""
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+    def counts(self, tokens: int, sites: int, keep: int, fewest: Any) -> Any:
+        return self.given
+
+
+class _Keeps(tokenzoo.Matcher):
+    """What it is told to give, whatever is asked."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+
+    def fewest(self, tokens: int, prefix: int = 0) -> int:
+        return 1
+
+    def match(self, evidence: Any, keep: int) -> Any:
+        return self.plan
 
 
 # Calls that have to do with no model. Those with an argument are given an empty folder.
@@ -454,7 +536,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     ),
     # plugins
     "misspelt hook": (
-        lambda: with_plugin(plugin(tokenzoo_scorer=lambda: {})),
+        lambda: with_plugin(plugin(tokenzoo_scorer=lambda: {"a": Random})),
         PluginError,
         ("'bad'", "tokenzoo_scorer"),
     ),
@@ -505,6 +587,352 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
         MissingDependencyError,
         ("scikit-learn", "tokenzoo[demo]"),
     ),
+    "a time of what is no function": (
+        lambda: interleaved({"a": 3}, rounds=1, baseline="a"),
+        BadArgumentError,
+        ("a=3", "function"),
+    ),
+    "times without names": (
+        lambda: interleaved([list], rounds=1, baseline="a"),
+        BadArgumentError,
+        ("functions=", "Mapping"),
+    ),
+    "between rounds": (
+        lambda: interleaved({"a": list}, rounds=1, baseline="a", between=3),
+        BadArgumentError,
+        ("between=3",),
+    ),
+    "picture of a list": (
+        lambda: merged_groups([[0.0]], Plan.identity(1, 5), (2, 2), 1),
+        BadArgumentError,
+        ("list", "float tensor [3, height, width]"),
+    ),
+    "picture in bytes": (
+        lambda: merged_groups(IMAGE.byte(), Plan.identity(1, 5), (2, 2), 1),
+        BadArgumentError,
+        ("torch.uint8", "0..1"),
+    ),
+    "picture without a plan": (
+        lambda: merged_groups(IMAGE, None, (2, 2), 1),
+        BadArgumentError,
+        ("plan=None", "Plan"),
+    ),
+    "picture of a number": (
+        lambda: merged_groups(IMAGE, Plan.identity(1, 5), 4, 1),
+        BadArgumentError,
+        ("grid=4", "(rows, columns)"),
+    ),
+    "picture of no such image": (
+        lambda: merged_groups(IMAGE, Plan.identity(1, 5), (2, 2), 1, index=1),
+        BadArgumentError,
+        ("index=1", "0 to 0"),
+    ),
+    "picture of half an image": (
+        lambda: merged_groups(IMAGE, Plan.identity(1, 5), (2, 2), 1, index=0.5),
+        BadArgumentError,
+        ("index=0.5", "int >= 0"),
+    ),
+    "see_through": (
+        lambda: merged_groups(IMAGE, Plan.identity(1, 5), (2, 2), 1, see_through=2),
+        BadArgumentError,
+        ("see_through=2", "0 to 1"),
+    ),
+    "gallery": (
+        lambda folder: gallery([[Panel(IMAGE)]], [("a", ""), ("b", "")], folder / "a.png"),
+        BadArgumentError,
+        ("rows of [1] panels", "2 columns"),
+    ),
+    "gallery without panels": (
+        lambda folder: gallery([[IMAGE]], [("a", "")], folder / "a.png"),
+        BadArgumentError,
+        ("panel=", "Panel"),
+    ),
+    "gallery without details": (
+        lambda folder: gallery([[Panel(IMAGE)]], ["a"], folder / "a.png"),
+        BadArgumentError,
+        ("column='a'", "(name, detail)"),
+    ),
+    # flags and options, under the name that the caller has used
+    "sticky": (lambda: build("evoprune", sticky="yes"), BadArgumentError, ("sticky='yes'", "True")),
+    "by_mass": (lambda: build("evoprune", by_mass=1), BadArgumentError, ("by_mass=1", "True")),
+    "negated": (lambda: build("cdpruner", negated=0), BadArgumentError, ("negated=0", "True")),
+    "own name of ctr": (lambda: build("evoprune", ctr=-1), BadArgumentError, ("ctr=-1", "[0, 1]")),
+    "own name of density": (
+        lambda: build("evoprune", density="y"),
+        BadArgumentError,
+        ("density='y'", "'x', 'keys'"),
+    ),
+    "dominant": (
+        lambda: build("visionzip", dominant=1.5),
+        BadArgumentError,
+        ("dominant=1.5", "[0, 1]"),
+    ),
+    "inflection without r": (
+        lambda: build("tome", inflection=0.5),
+        BadArgumentError,
+        ("inflection=0.5 with r=None", "pass r=16"),
+    ),
+    "pattern": (lambda: tokenzoo.list_recipes(3), BadArgumentError, ("pattern=3", "str")),
+    "scores subtracted": (
+        lambda: length - length,
+        BadArgumentError,
+        ("FeatureNorm - FeatureNorm", "normalized"),
+    ),
+    "pair scores by a number": (lambda: 2 * cosine, BadArgumentError, ("discount(lam)",)),
+    "weight of a score": (
+        lambda: length.normalized() * float("nan"),
+        BadArgumentError,
+        ("weight=nan", "finite"),
+    ),
+    "model's name": (
+        lambda: create("vit_bas_patch16_224"),
+        UnknownNameError,
+        ("'vit_bas_patch16_224'", "vit_base_patch16_224"),
+    ),
+    "model's library": (lambda: create("jax:vit"), UnknownNameError, ("'jax'", "torchvision")),
+    "model's option": (
+        lambda: create("vit_tiny_patch16_224", colour=3),
+        BadArgumentError,
+        ("vit_tiny_patch16_224", "{'colour': 3}"),
+    ),
+    "model's depth": (
+        lambda: create("vit_tiny_patch16_224", depth=0),
+        BadArgumentError,
+        ("depth=0", "int >= 1"),
+    ),
+    "no model's name": (lambda: create(3), BadArgumentError, ("name=3", "str")),
+    # other people's parts
+    "scores of another shape": (
+        lambda: build(Recipe(step(topk(_Scores())), keep=3)).reduce(X),
+        BadArgumentError,
+        ("_Scores", "(2, 9)", "one number per token", "[2, 10]"),
+    ),
+    "counts for fewer sites": (
+        lambda: build(Recipe(step(schedule=_Counts(8, 5)), keep=5)).plan(10, 3),
+        BadArgumentError,
+        ("(8, 5)", "10 tokens and 3 sites", "tuple of 3 ints"),
+    ),
+    "counts for more sites": (
+        lambda: build(Recipe(step(schedule=_Counts(8, 5, 5)), keep=5)).plan(10, 2),
+        BadArgumentError,
+        ("(8, 5, 5)", "tuple of 2 ints"),
+    ),
+    "counts that rise": (
+        lambda: build(Recipe(step(schedule=_Counts(5, 8)), keep=5)).plan(10, 2),
+        BadArgumentError,
+        ("(5, 8)", "none above the one before"),
+    ),
+    "counts above all": (
+        lambda: build(Recipe(step(schedule=_Counts(11, 5)), keep=5)).plan(10, 2),
+        BadArgumentError,
+        ("(11, 5)", "from 10 down"),
+    ),
+    "counts of none": (
+        lambda: build(Recipe(step(schedule=_Counts(5, 0)), keep=5)).plan(10, 2),
+        BadArgumentError,
+        ("(5, 0)", "1 at least"),
+    ),
+    "counts in floats": (
+        lambda: build(Recipe(step(schedule=_Counts(5.0, 5.0)), keep=5)).plan(10, 2),
+        BadArgumentError,
+        ("(5.0, 5.0)", "ints"),
+    ),
+    "a plan with too many": (
+        lambda: build(Recipe(step(_Keeps(Plan.identity(2, 10))), keep=5)).reduce(X),
+        BadArgumentError,
+        ("from 10 tokens to 5", "from 10 to 10"),
+    ),
+    "a plan of other tokens": (
+        lambda: build(Recipe(step(_Keeps(Plan.identity(2, 5))), keep=5)).reduce(X),
+        BadArgumentError,
+        ("from 10 tokens to 5", "from 5 to 5"),
+    ),
+    "no plan": (
+        lambda: build(Recipe(step(_Keeps(None)), keep=5)).reduce(X),
+        BadArgumentError,
+        ("from 10 tokens to 5", "returns None"),
+    ),
+    "a recipe of another kind": (recipe_of_another_kind, PluginError, ("'odd'", "makes 3")),
+    "an adapter of another kind": (
+        adapter_of_another_kind,
+        PluginError,
+        ("returns 3", "tokenzoo_adapter", "Adapter, or None"),
+    ),
+    # numbers that are none, and what is somewhere else
+    "x in ints": (
+        lambda: build("divprune").reduce(X.long()),
+        BadArgumentError,
+        ("torch.int64", "x.float()"),
+    ),
+    "x complex": (
+        lambda: build("divprune").reduce(X.cfloat()),
+        BadArgumentError,
+        ("torch.complex64",),
+    ),
+    "keys in ints": (
+        lambda: build("tome", keep=5).reduce(X, keys=X.long()),
+        BadArgumentError,
+        ("keys has dtype torch.int64", "floating-point"),
+    ),
+    "keys elsewhere": (
+        lambda: build("tome", keep=5).reduce(X, keys=X.to("meta")),
+        BadArgumentError,
+        ("keys", "on meta", "of x, cpu"),
+    ),
+    "mass infinite": (
+        lambda: build("divprune", keep=4).reduce(X, mass=torch.full((2, 10), torch.inf)),
+        BadArgumentError,
+        ("mass", "infinite", "positive"),
+    ),
+    "text of another width": (
+        lambda: build("cdpruner", keep=4).reduce(X, text=torch.ones(2, 3, 5)),
+        BadArgumentError,
+        ("5 channels", "the tokens 4", "at="),
+    ),
+    "text in words": (
+        lambda: build("cdpruner", keep=4).reduce(X, text="a dog"),
+        BadArgumentError,
+        ("text has shape str", "[b, t, c]"),
+    ),
+    "another layer in a list": (
+        lambda: build("divprune", keep=4).reduce(X, at=[X]),
+        BadArgumentError,
+        ("at=", "{-2: {'cls_attention': ...}}"),
+    ),
+    "unknown evidence of another layer": (
+        lambda: build("divprune", keep=4).reduce(X, at={-2: {"colour": X}}),
+        BadArgumentError,
+        ("colour", "cls_attention"),
+    ),
+    "another layer missing": (
+        lambda: build("cdpruner", keep=4, relevance="clip").reduce(X, text=torch.ones(2, 1, 4)),
+        MissingEvidenceError,
+        ("x@clip", "at={'clip': {'x': ...}}"),
+    ),
+    "grid beside protected ones": (
+        lambda: build("pool", keep=4).reduce(
+            X, grid=(2, 5), protected=torch.eye(10, dtype=torch.bool)[:2]
+        ),
+        MissingEvidenceError,
+        ("grid", "without protected="),
+    ),
+    "r on tensors": (
+        lambda: build("tome", r=2).reduce(X, keys=X),
+        BadArgumentError,
+        ("keep=None", "pass keep="),
+    ),
+    "unmerge of a list": (
+        lambda: build("divprune", keep=4).reduce(X).unmerge([1.0]),
+        BadArgumentError,
+        ("list", "[2, 4, ...]"),
+    ),
+    "unmerge with a fill of another length": (
+        lambda: build("divprune", keep=4).reduce(X).unmerge(X[:, :4], fill=X[:, :3]),
+        BadArgumentError,
+        ("fill", "(2, 3, 4)", "[2, 10, 4]"),
+    ),
+    "unmerge with words": (
+        lambda: build("divprune", keep=4).reduce(X).unmerge(X[:, :4], fill="grey"),
+        BadArgumentError,
+        ("fill", "str", "one number"),
+    ),
+    "sums of another length": (
+        lambda: Plan.identity(1, 5).sum(torch.ones(1, 4)),
+        BadArgumentError,
+        ("(1, 4)", "begins with 5 tokens"),
+    ),
+    "then nothing": (
+        lambda: Plan.identity(1, 5).then(None),
+        BadArgumentError,
+        ("later=None", "Plan"),
+    ),
+    "plan in floats": (
+        lambda: Plan(torch.zeros(1, 1), torch.zeros(1, 1)).check(),
+        BadArgumentError,
+        ("keep", "torch.float32", "int64"),
+    ),
+    "plan without a batch": (
+        lambda: Plan(torch.tensor([0]), torch.tensor([0])).check(),
+        BadArgumentError,
+        ("keep has shape (1,)", "[images, tokens]"),
+    ),
+    "plan that keeps twice": (
+        lambda: Plan(torch.tensor([[0, 0]]), torch.tensor([[0, 1]])).check(),
+        BadArgumentError,
+        ("its own slot",),
+    ),
+    "plan of other images": (
+        lambda: Plan(torch.tensor([[0]]), torch.tensor([[0], [0]])).check(),
+        BadArgumentError,
+        ("keep is for 1 images, dst for 2",),
+    ),
+    # damaged files
+    "nested without end": (loaded("[" * 100_000), BadArgumentError, ("not a saved recipe",)),
+    "a key at the wrong place": (
+        loaded('{"tokenzoo": 1, "recipe": "tome", "options": {}, "keep": 4}'),
+        BadArgumentError,
+        ("'keep' is none of tokenzoo, recipe, options",),
+    ),
+    "code beside the steps": (
+        saved(code="import os"),
+        BadArgumentError,
+        ("'code'", "zoo.save(path)"),
+    ),
+    "a recipe for an option": (
+        loaded('{"tokenzoo": 1, "recipe": "tome", "options": {"recipe": "os.system"}}'),
+        BadArgumentError,
+        ("'recipe' is no option",),
+    ),
+    "a number for a recipe": (
+        loaded('{"tokenzoo": 1, "recipe": 3, "options": {}}'),
+        BadArgumentError,
+        ("build(3)",),
+    ),
+    "kind that asks plugins": (
+        saved(steps=named(part("adapter", "timm"))),
+        BadArgumentError,
+        ("'adapter'", "scorers, matchers"),
+    ),
+    "scorer for a matcher": (
+        saved(steps=named(part("scorers", "random"))),
+        BadArgumentError,
+        ("matcher=Random", "Matcher"),
+    ),
+    "keep and flops in a file": (saved(flops=0.5), BadArgumentError, ("flops=0.5", "keep=0.5")),
+    "a number for a path": (lambda: tokenzoo.load(3), BadArgumentError, ("3 is not a saved",)),
+    "no folder to save in": (
+        lambda folder: build("tome").save(folder / "none" / "a.json"),
+        BadArgumentError,
+        ("none", "cannot be written"),
+    ),
+    "a folder to save to": (
+        lambda folder: build("tome").save(folder),
+        BadArgumentError,
+        ("cannot be written", "Name a file"),
+    ),
+    # the command line
+    "typed kind": (lambda: typed("list", "planets"), UnknownNameError, ("'planets'", "scorers")),
+    "typed recipe": (
+        lambda: typed("describe", "evoprun"),
+        UnknownNameError,
+        ("'evoprun'", "did you mean 'evoprune'"),
+    ),
+    "typed keep": (
+        lambda: typed("doctor", "vit_tiny_patch16_224", "--keep", "0"),
+        BadArgumentError,
+        ("keep '0'", "64", "25%"),
+    ),
+    "typed model": (
+        lambda: typed("doctor", "vit_bas_patch16_224"),
+        UnknownNameError,
+        ("'vit_bas_patch16_224'", "vit_base_patch16_224"),
+    ),
+    "typed image": (
+        lambda: typed("viz", "nothing.png", "--out", "nothing.out"),
+        BadArgumentError,
+        ("nothing",),
+    ),
+    "typed part": (lambda: typed("check", "nobody:part"), BadArgumentError, ("'nobody'",)),
 }
 
 # Calls with a model. After each the model is bare, bit for bit.
@@ -593,16 +1021,82 @@ MODELS: dict[str, tuple[Any, Callable[[Any], object], type[TokenzooError], tuple
         AttachError,
         ("has not run in this thread",),
     ),
+    "replace": (
+        VIT,
+        lambda m: build("tome").attach(m, replace=None),
+        BadArgumentError,
+        ("replace=",),
+    ),
+    "schedule for other depths": (
+        VIT,
+        build("evoprune", schedule=First(7)).attach,
+        BadArgumentError,
+        ("First(n=7)", "depth of 6", "n from 1 to 6"),
+    ),
+    "removals for other depths": (
+        VIT,
+        build("tome", r=[1] * 7).attach,
+        BadArgumentError,
+        ("depth of 6", "at most 6 removals"),
+    ),
+    "block that is not there": (
+        VIT,
+        build("uniform", at=6).attach,
+        BadArgumentError,
+        ("at=6", "-6 to 5"),
+    ),
+    "counts of somebody's schedule": (
+        VIT,
+        build(Recipe(step(schedule=_Counts(196, 100)), keep=100)).attach,
+        BadArgumentError,
+        ("(196, 100)", "6 sites"),
+    ),
+    "plan of somebody's matcher": (
+        VIT,
+        partial(passing, Recipe(step(_Keeps(Plan.identity(1, 196))), keep=100)),
+        BadArgumentError,
+        ("from 196 to 196",),
+    ),
+    "scores of somebody's scorer": (
+        VIT,
+        partial(passing, Recipe(step(topk(_Scores())), keep=100)),
+        BadArgumentError,
+        ("_Scores", "(1, 195)", "[1, 196]"),
+    ),
+    "plan of no tokens": (VIT, partial(planning, 0), BadArgumentError, ("tokens=0", "int >= 1")),
+    "plan of half a token": (VIT, partial(planning, 0.5), BadArgumentError, ("tokens=0.5",)),
+    "plan of a list": (VIT, partial(planning, [196]), BadArgumentError, ("tokens=[196]",)),
+    "plan of a number that was asked for": (
+        VIT,
+        partial(planning, 196.0),
+        BadArgumentError,
+        ("tokens=196.0",),
+    ),
+    "causal attention": (VIT, causal, AttachError, ("attention mask",)),
+    "a block by itself": (VIT, block_alone, AttachError, ("blocks.1", "do not carry the state")),
     "no pass yet, mass": (VIT, partial(never_ran, "mass"), AttachError, ("has not run",)),
     "no trace": (VIT, no_trace, AttachError, ("trace=True",)),
     "maps": (DINO_REG, maps, AttachError, ("restore=True",)),
     "NaN in debugging": (VIT, bad_image, AttachError, ("NaN", "image 1")),
 }
 
+
+def _compiled_in_place() -> Any:
+    model = VIT.build(depth=2)
+    model.blocks[1].compile(backend="eager")
+    return model
+
+
 # What is no model that anybody knows.
 NONE: dict[str, tuple[Callable[[], Any], type[TokenzooError], tuple[str, ...]]] = {
     "None": (lambda: None, UnsupportedModelError, ("None", "torch.nn.Module")),
-    "a name": (lambda: "vit_base_patch16_224", UnsupportedModelError, ("torch.nn.Module",)),
+    "a name": (lambda: "vit_base_patch16_224", UnsupportedModelError, ("pass the model itself",)),
+    "a class": (lambda: type(VIT.build(depth=1)), UnsupportedModelError, ("torch.nn.Module",)),
+    "its blocks": (
+        lambda: VIT.build(depth=2).blocks,
+        UnsupportedModelError,
+        ("Sequential", "vision tower"),
+    ),
     "a function": (lambda: torch.relu, UnsupportedModelError, ("torch.nn.Module",)),
     "no transformer": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
@@ -614,6 +1108,7 @@ NONE: dict[str, tuple[Callable[[], Any], type[TokenzooError], tuple[str, ...]]] 
         AttachError,
         ("compiled", "attach first"),
     ),
+    "compiled in place": (_compiled_in_place, AttachError, ("compiled", "attach first")),
     "no weights": (lambda: VIT.build(depth=4).to("meta"), AttachError, ("meta device",)),
 }
 
@@ -663,14 +1158,33 @@ def test_a_bad_call_with_a_model(name: str) -> None:
 @pytest.mark.parametrize("name", NONE)
 def test_no_model(name: str) -> None:
     make, kind, words = NONE[name]
+    model = make()
     with pytest.raises(TokenzooError) as error:
-        build("tome").attach(make())
+        build("tome").attach(model)
     _held(error, kind, words)
+    if isinstance(model, nn.Module):
+        assert traces(model) == []
+
+
+def test_what_cannot_be_pickled_is_refused_and_stays_attached() -> None:
+    """Attached models can be pickled; a lambda cannot, and pickle says so."""
+    model = VIT.build(depth=6)
+    x = images(model, batch=1)
+    with torch.no_grad():
+        bare = model(x)
+        with build("tome").attach(model, on_reduce=lambda event: None):
+            expected, left = model(x), traces(model)
+            with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+                pickle.dumps(model)
+            assert traces(model) == left
+            assert torch.equal(model(x), expected)
+        assert traces(model) == []
+        assert torch.equal(model(x), bare)
 
 
 def test_the_table_is_long_and_every_error_is_in_it() -> None:
     kinds = [row[1] for row in CALLS.values()]
     kinds += [row[2] for row in MODELS.values()] + [row[1] for row in NONE.values()]
-    assert len(kinds) >= 130
+    assert len(kinds) >= 220
     public = {kind for kind in vars(errors).values() if isinstance(kind, type)}
     assert public - {TokenzooError} <= set(kinds)

@@ -16,7 +16,8 @@ from tokenzoo.errors import BadArgumentError, PluginError, UnknownNameError
 from tokenzoo.evidence import Layer
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
-from tokenzoo.runtime.attach import Attached, When, attach
+from tokenzoo.runtime.attach import attach
+from tokenzoo.runtime.attached import Attached, When
 from tokenzoo.runtime.splice import Event
 
 

@@ -169,9 +169,9 @@ def test_an_adapter_that_changes_the_output_is_broken(
 
 
 def test_other_counts_than_planned_are_broken(model, monkeypatch) -> None:
-    honest = tokenzoo.runtime.attach.Attached.counts
+    honest = tokenzoo.runtime.attached.Attached.counts
     monkeypatch.setattr(
-        tokenzoo.runtime.attach.Attached,
+        tokenzoo.runtime.attached.Attached,
         "counts",
         property(lambda self: (*honest.fget(self)[:-1], 1)),
     )

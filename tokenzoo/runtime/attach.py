@@ -1,19 +1,15 @@
-"""Attaching a recipe to a model, and taking it off again without a trace."""
+"""Attaching a recipe to a model, or saying why not."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokenzoo import plugins
-from tokenzoo.budget import Budget
-from tokenzoo.checks import check_choice, check_count, check_flag
+from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
@@ -22,240 +18,9 @@ from tokenzoo.errors import (
     UnsupportedModelError,
 )
 from tokenzoo.interfaces import Adapter, Assigner, walk
-from tokenzoo.plan import Plan
-from tokenzoo.recipe import Recipe, Stage
-from tokenzoo.runtime import passes, proof
-from tokenzoo.runtime.passes import Pass, PerThread, own
-from tokenzoo.runtime.splice import Event, Options, Site
-
-When = Literal["always", "eval", "train"]
-
-_MARK = "_tokenzoo_attached"
-
-
-class _Last(PerThread):
-    """The last pass of this thread."""
-
-    state: Pass | None = own("state")
-
-
-class Attached:
-    """A recipe on a model. Use it as a context manager, or call `detach()`.
-
-    Attributes:
-        model: the model, which is used as before.
-        recipe: the parts and the numbers.
-        adapter: what knows the model.
-        options: `trace`, `restore`, `debug`, `on_reduce`.
-        when: in which mode of the model it works: "always", "eval" or "train".
-    """
-
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, adapter: Adapter, *, options: Options, when: When
-    ) -> None:
-        self.model = model
-        self.recipe = recipe
-        self.adapter = adapter
-        self.options = options
-        self.when: When = when
-        self._step = recipe.step_at(Stage.BLOCK)
-        self._watches = passes.watches(self._step)
-        self._depth = len(adapter.blocks())
-        self._undo: list[Callable[[], Any]] = []
-        self._budgets: dict[int, Budget] = {}
-        self._last = _Last()
-        # As many entries as there are paused() blocks. No thread-local: a compiled model would not look.
-        self._pauses: list[None] = []
-
-    @property
-    def active(self) -> bool:
-        """Whether a pass would reduce: nothing is paused, and the model is in the right mode."""
-        mode = self.when == "always" or self.model.training == (self.when == "train")
-        return mode and not self._pauses
-
-    @contextmanager
-    def paused(self) -> Generator[None]:
-        """Within the `with` block nothing is reduced, in any thread; nothing is detached either.
-
-        A model under `torch.compile` is compiled once more for that; an exported one is what it was.
-        """
-        self._pauses.append(None)
-        try:
-            yield
-        finally:
-            self._pauses.pop()
-
-    def plan(self, tokens: int | None = None) -> Budget:
-        """The patch tokens after each block, for an image of so many (None: the model's own size)."""
-        if tokens is None:
-            tokens = self.adapter.tokens()
-        if tokens is None:
-            raise AttachError(
-                "this model takes images of any size: say how many patch tokens, plan(196)"
-            )
-        return self._plan(check_count("tokens", tokens))
-
-    def _plan(self, tokens: int) -> Budget:
-        if tokens not in self._budgets:
-            adapter = self.adapter
-            self._budgets[tokens] = self.recipe.budget(
-                tokens,
-                self._depth,
-                prefix=adapter.prefix,
-                width=adapter.width,
-                hidden=adapter.hidden,
-            )
-        return self._budgets[tokens]
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Patch tokens after each block in the last pass of this thread.
-
-        Raises:
-            AttachError: there was none yet.
-        """
-        return self._pass().fired
-
-    @property
-    def mass(self) -> Tensor:
-        """How many input tokens each token of the last pass stands for, `[b, n]`, prefix included."""
-        state = self._pass()
-        if state.mass is None:
-            raise AttachError("nothing was reduced in the last pass: every token stands for itself")
-        return state.mass
-
-    @property
-    def record(self) -> Plan:
-        """From the first tokens to the last ones of the last pass; needs `attach(..., trace=True)`."""
-        state = self._pass()
-        if not self.options.trace:
-            raise AttachError("the plans of a pass are kept with attach(..., trace=True)")
-        if state.plan is None:
-            raise AttachError("nothing was reduced in the last pass")
-        return state.plan
-
-    def summary(self, tokens: int | None = None) -> str:
-        """What is attached to what, and what it does: lines of text.
-
-        Args:
-            tokens: patch tokens of an image; None: the model's own size.
-        """
-        step, plan = self._step, None
-        if tokens is not None or self.adapter.tokens() is not None:
-            plan = self.plan(tokens)
-        state = "" if self._undo else " (detached)"
-        chosen = {"when": self.when, "trace": self.options.trace, "restore": self.options.restore}
-        chosen |= {"debug": self.options.debug, "on_reduce": self.options.on_reduce}
-        standard = {**dict.fromkeys(chosen, False), "when": "always", "on_reduce": None}
-        rows = [
-            ("model", f"{type(self.model).__name__}, by {type(self.adapter).__name__}{state}"),
-            *(("step", repr(step)) for step in self.recipe.steps),
-            (
-                "keep",
-                str(self.recipe.keep if self.recipe.flops is None else plan and plan.features),
-            ),
-            ("flops", None if self.recipe.flops is None else str(self.recipe.flops)),
-            ("attention", "proportional" if self.recipe.proportional_attention else None),
-            ("needs", ", ".join(sorted(step.needs)) if step and step.needs else None),
-            *((name, repr(value)) for name, value in chosen.items() if value != standard[name]),
-        ]
-        lines = [f"{name:<10}  {value}" for name, value in rows if value is not None]
-        lines.append("image       any size: summary(tokens=196)" if plan is None else str(plan))
-        if self._last.state is not None:
-            lines.append(f"last pass   {', '.join(map(str, self._last.state.fired))}")
-        return "\n".join(lines)
-
-    def detach(self) -> None:
-        """Take the recipe off; the model is the bare one again, bit for bit. Twice is once."""
-        if self._undo:
-            _forget_compiled()
-        while self._undo:
-            self._undo.pop()()
-        if getattr(self.model, _MARK, None) is self:
-            delattr(self.model, _MARK)
-
-    def __enter__(self) -> Attached:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.detach()
-
-    def __repr__(self) -> str:
-        state = "attached to" if self._undo else "detached from"
-        return f"<{self.recipe!r} {state} {type(self.model).__name__}>"
-
-    def _pass(self) -> Pass:
-        if self._last.state is None:
-            raise AttachError("the model has not run in this thread since the recipe was attached")
-        return self._last.state
-
-    def _start(self, x: Tensor) -> Pass:
-        """The state before the first block: how many tokens there are says how many there will be."""
-        tokens = x.shape[1] - self.adapter.prefix
-        if self._step is None or not self.active:
-            return Pass(None, (tokens,) * self._depth)
-        counts, grid = self._plan(tokens).blocks, self.adapter.grid(tokens)
-        return Pass(self._step, counts, grid=grid, watches=self._watches)
-
-    def _wanted(self, tokens: int) -> int:
-        """Patch tokens of an image that is to be shrunk from so many."""
-        return self._plan(tokens).entering if self.active else tokens
-
-    def _finish(self, state: Pass) -> None:
-        """After the last block: what happened must be what was planned."""
-        if state.fired != state.counts:
-            raise AttachError(
-                f"planned were {state.counts} patch tokens after the blocks, there were {state.fired}: a "
-                "block was skipped, run twice or replaced after the recipe was attached; detach, and "
-                "attach again"
-            )
-        # A traced pass has no values to look at. (is_exporting() is True in what torch 2.11 compiles, too.)
-        if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
-            self._last.state = state
-
-    def _install(self) -> None:
-        """Prove and install everything, or raise and leave the model as it was."""
-        adapter, model = self.adapter, self.model
-        paths = adapter.blocks()
-        _forget_compiled()
-        tried = proof.trials(model, adapter, paths)
-        image = self.recipe.step_at(Stage.IMAGE)
-        try:
-            for index, path in enumerate(paths):
-                site = Site(
-                    index,
-                    path,
-                    adapter,
-                    start=self._start if index == 0 else None,
-                    finish=self._finish if index == len(paths) - 1 else None,
-                    options=self.options,
-                )
-                self._undo += [handle.remove for handle in site.install(model)]
-            for name in adapter.followers():
-                handle = model.get_submodule(name).register_forward_hook(_follow)
-                self._undo.append(handle.remove)
-            undo = adapter.install(self.recipe.proportional_attention)
-            if undo is not None:
-                self._undo.append(undo)
-            if image is not None:
-                self._undo.append(adapter.shrink(self._wanted))
-            proof.prove(model, adapter, tried, self.recipe.needs)
-            setattr(model, _MARK, self)
-        except BaseException:
-            self.detach()
-            raise
-
-
-def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-    """Let the state travel through a module that hands all tokens on."""
-    del module
-    state = passes.of(args[0])
-    return output if state is None or output is args[0] else passes.tag(output, state)
+from tokenzoo.recipe import Recipe
+from tokenzoo.runtime.attached import MARK, Attached, When
+from tokenzoo.runtime.splice import Event, Options
 
 
 def attach(
@@ -278,7 +43,7 @@ def attach(
         raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
     options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce)
     model = _unwrap(model)
-    previous = getattr(model, _MARK, None)
+    previous = getattr(model, MARK, None)
     if previous is not None and not replace:
         raise AttachError(
             f"a recipe is attached already ({previous!r}): call its detach(), or attach(..., replace=True)"
@@ -294,12 +59,12 @@ def attach(
     if previous is not None:
         previous.detach()
     try:
-        attached._install()  # pyright: ignore[reportPrivateUsage]
+        attached.install()
         plugins.manager().hook.tokenzoo_attached(attached=attached)
     except BaseException:
         attached.detach()
         if previous is not None:
-            previous._install()
+            previous.install()
         raise
     return attached
 
@@ -352,19 +117,6 @@ def _unwrap(model: Any) -> nn.Module:
             "word: attach first, then compile"
         )
     return model
-
-
-def _forget_compiled() -> None:
-    """Have torch compile again what it has compiled, and from now on look whether there are other hooks.
-
-    Without the first, a model that was compiled bare would run bare for ever, also as a copy that is
-    compiled with a recipe on it. Without the second, of two models of one class, one bare and one attached,
-    the attached one would run what was compiled for the bare one.
-    """
-    config: Any = sys.modules.get("torch._dynamo.config")
-    if config is not None:
-        config.skip_nnmodule_hook_guards = False
-        torch.compiler.reset()
 
 
 def _compiled(model: nn.Module) -> nn.Module | None:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.recipe import Recipe
-from tokenzoo.runtime.attach import Attached
+from tokenzoo.runtime.attached import Attached
 from tokenzoo.testing.broken import BrokenError
 from tokenzoo.tokens import shape_of
 from tokenzoo.zoo import Zoo, build

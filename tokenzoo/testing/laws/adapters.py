@@ -17,7 +17,7 @@ from tokenzoo.matchers import Bipartite
 from tokenzoo.mergers import Keep, WeightedMean
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage, Step
-from tokenzoo.runtime.attach import Attached
+from tokenzoo.runtime.attached import Attached
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 from tokenzoo.testing.broken import BrokenError, demand
@@ -39,7 +39,7 @@ def identity_kept(subject: Models, run: Run) -> None:
     demand(found <= CLOSE, f"a difference of at most {CLOSE} at keep=1.0", f"{found:.2g}")
 
 
-@law("adapter", cases="runs", read="tokenzoo.runtime.attach.Attached.detach")
+@law("adapter", cases="runs", read="tokenzoo.runtime.attached.Attached.detach")
 def detached_bare(subject: Models, run: Run) -> None:
     """After detach it is the bare model: the same outputs bit for bit, and nothing left on any module."""
     model, images = subject.fresh(), subject.images(run)
@@ -71,7 +71,7 @@ def weights_untouched(subject: Models, run: Run) -> None:
         demand(modes == training, "each module in its own mode", "another one")
 
 
-@law("adapter", cases="runs", read="tokenzoo.runtime.attach.Attached.counts")
+@law("adapter", cases="runs", read="tokenzoo.runtime.attached.Attached.counts")
 def counts_planned(subject: Models, run: Run) -> None:
     """After each block there are as many tokens as `plan()` says, at any budget."""
     model, images = subject.fresh(), subject.images(run)

@@ -174,7 +174,9 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
     result = call("collage:0", "--model", "test_vit", "--pretrained", "--out", tmp_path / "b.png")
     assert asked == [{}, {"pretrained": True}]
     assert result.exit_code == 2
-    assert "cannot be made with trained weights: no network. Pass a file: --weights" in result.stderr
+    assert (
+        "cannot be made with trained weights: no network. Pass a file: --weights" in result.stderr
+    )
 
 
 @pytest.mark.usefixtures("vit")

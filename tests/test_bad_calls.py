@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import DINO_REG, GAP, RELPOS, SIGLIP, VIT, images, traces
-from tokenzoo import Plan, Recipe, Stage, Step, errors
+from tokenzoo import Plan, Recipe, Stage, Step, digits, errors
 from tokenzoo.commands import app
 from tokenzoo.errors import (
     AttachError,
@@ -208,17 +208,16 @@ def bad_image(model: Any) -> None:
 
 
 def without_sklearn() -> None:
-    hidden = {
-        name: sys.modules.pop(name) for name in list(sys.modules) if "tokenzoo.digits" in name
-    }
-    sys.modules["sklearn.datasets"] = None  # type: ignore[assignment]
+    name = "sklearn.datasets"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
     try:
-        from tokenzoo import digits
-
-        digits.splits()
+        digits.splits.__wrapped__()  # another test may have filled its cache
     finally:
-        del sys.modules["sklearn.datasets"]
-        sys.modules.update(hidden)
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
 
 
 def typed(*arguments: str) -> None:

@@ -965,7 +965,8 @@ def test_what_was_compiled_bare_is_compiled_anew(library: str) -> None:
     model = MODELS[library]()
     x = images(model)
     bare = run(model, x)
-    with compiler() as compiled:
+    first = torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # as before the first attach
+    with compiler() as compiled, first:
         early = compiled(model)
         assert gap(run(early, x), bare) <= 1e-5
         attached = tokenzoo.build("tome", keep=5).attach(model)

@@ -179,11 +179,6 @@ def planning(tokens: Any, model: Any) -> None:
         attached.plan(tokens)
 
 
-def causal(model: Any) -> None:
-    with build("tome").attach(model):
-        model(images(model), is_causal=True)
-
-
 def block_alone(model: Any) -> None:
     with build("tome").attach(model):
         model.blocks[1](torch.randn(1, 197, 48))
@@ -1071,7 +1066,6 @@ MODELS: dict[str, tuple[Any, Callable[[Any], object], type[TokenzooError], tuple
         BadArgumentError,
         ("tokens=196.0",),
     ),
-    "causal attention": (VIT, causal, AttachError, ("attention mask",)),
     "a block by itself": (VIT, block_alone, AttachError, ("blocks.1", "do not carry the state")),
     "no pass yet, mass": (VIT, partial(never_ran, "mass"), AttachError, ("has not run",)),
     "no trace": (VIT, no_trace, AttachError, ("trace=True",)),

@@ -191,15 +191,15 @@ class Example:
         """All features times a factor; 0 makes them all zero."""
         return self._changed(lambda values: values * factor, f"scaled({factor!r})")
 
-    def nudged(self, by: float = 1e-9) -> Example:
+    def nudged(self, by: float = 1e-9, seed: int = 0) -> Example:
         """Every number changed by a relative `by` or so: where that changes a decision, it was a tie."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def nudge(values: Tensor) -> Tensor:
             noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
             return values * (1 + by * noise.to(values.dtype))
 
-        return self._changed(nudge, f"nudged({by!r})")
+        return self._changed(nudge, f"nudged({by!r}, {seed})")
 
     def _changed(self, change: Callable[[Tensor], Tensor], story: str) -> Example:
         changed = {name: change(getattr(self, name)) for name in _REAL}

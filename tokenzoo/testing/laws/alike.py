@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 
 from tokenzoo.plan import Plan
+from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
 from tokenzoo.testing.law import law
@@ -58,10 +59,9 @@ def batch_independent(subject: Subject, example: Example) -> None:
     for i in range(example.images):
         image = example.image(i)
         apart = image.reduce(recipe)
-        nudged = image.nudged().reduce(recipe)
-        if not same_decisions(apart.plan, nudged.plan):
-            continue
         there = Plan(whole.plan.keep[i : i + 1], whole.plan.dst[i : i + 1])
+        if not same_decisions(apart.plan, there) and _is_tie(recipe, image, apart.plan):
+            continue
         demand(
             same_decisions(apart.plan, there),
             f"the decisions for image {i} in the batch to be those for it alone, "
@@ -75,3 +75,11 @@ def batch_independent(subject: Subject, example: Example) -> None:
                 f"{name} of image {i} in the batch to be {text(one)} as alone",
                 found,
             )
+
+
+def _is_tie(recipe: Recipe, image: Example, plan: Plan) -> bool:
+    """Whether a change of one part in 10^9, of several that are tried, turns a decision over."""
+    if not same_decisions(image.reduce(recipe).plan, plan):
+        return False  # the part decides otherwise each time: no tie, but a state of its own
+    nudged = (image.nudged(seed=seed).reduce(recipe).plan for seed in range(8))
+    return any(not same_decisions(other, plan) for other in nudged)

@@ -47,8 +47,10 @@ def _pool(
     model: Any, x: Tensor, pool_type: str | None = None, *, proportional: bool = False
 ) -> Tensor:
     """The `pool` of VisionTransformer and Eva."""
-    state = _state(model, x)
+    state = _state(x)
     original = cast("Any", type(model)).pool  # the class's own, not the one put on the instance
+    if model.attn_pool is not None:
+        _same_device(model, x)
     if state.mass is None:
         return original(model, x, pool_type)
     x = passes.few(x, state)
@@ -73,7 +75,8 @@ def _pool(
 
 def _head(model: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
     """The `forward_head` of models without `pool`: it is shown the one token that its mean should be."""
-    state = _state(model, x)
+    state = _state(x)
+    _same_device(model, x)
     original = cast("Any", type(model)).forward_head
     if state.mass is not None:
         x = passes.few(x, state)
@@ -94,11 +97,10 @@ def _mean(x: Tensor, mass: Tensor, start: int, kind: str) -> Tensor | None:
     return mean if kind == "avg" else 0.5 * (mean + patches.amax(1))
 
 
-def _state(model: Any, x: Tensor) -> Pass:
+def _state(x: Tensor) -> Pass:
     state = passes.of(x)
     if state is None:
         raise AttachError(LOST.format(where="the pooling"))
-    _same_device(model, x)
     return state
 
 

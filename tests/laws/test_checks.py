@@ -234,11 +234,24 @@ class Everywhere(tokenzoo.Scorer):
         return torch.rand(evidence.x.shape[:2], generator=generator)
 
 
-def test_a_state_outside_of_the_part_is_told_as_a_broken_law() -> None:
-    """Hypothesis finds it unreliable, which nobody could read."""
+@dataclass(frozen=True)
+class WrongOnce(Everywhere):
+    """Gives scores of a wrong shape, and never again."""
+
+    def score(self, evidence: Evidence) -> Tensor:
+        scores = super().score(evidence)
+        return scores[..., None] if len(CALLS) == 5 else scores
+
+
+@pytest.mark.parametrize(
+    ("part", "law"), [(Everywhere(), "deterministic"), (WrongOnce(), "scores_formed")]
+)
+def test_a_state_outside_of_the_part_is_told_as_a_broken_law(part: Everywhere, law: str) -> None:
+    """Also where Hypothesis only finds it unreliable, which nobody could read."""
+    CALLS.clear()
     with pytest.raises(LawBroken) as caught:
-        check(Everywhere(), "deterministic", max_tokens=8)
-    assert caught.value.law == "deterministic"
+        check(part, law, max_tokens=8)
+    assert caught.value.law == law
 
 
 class Uncopied(Learned):

@@ -206,7 +206,7 @@ def hold(law: Law, subject: object, *, examples: int = EXAMPLES, max_tokens: int
 
     try:
         on()
-    except FlakyFailure as flaky:
+    except FlakyFailure as flaky:  # it broke the law, and then did not: a state that no copy has
         raise next((e for e in flaky.exceptions if isinstance(e, LawBroken)), flaky) from flaky
 
 

@@ -970,7 +970,7 @@ MODELS: dict[str, tuple[Any, Callable[[Any], object], type[TokenzooError], tuple
         VIT,
         build(Recipe(step(stage=Stage.IMAGE), step())).attach,
         AttachError,
-        ("one step",),
+        ("stands alone",),
     ),
     "a block's number": (
         VIT,

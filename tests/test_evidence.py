@@ -135,6 +135,7 @@ MISSING: dict[str, Callable[[Evidence], object]] = {
     "queries": lambda evidence: evidence.queries,
     "received_attention": lambda evidence: evidence.received_attention,
     "cls_attention": lambda evidence: evidence.cls_attention,
+    "last_attention": lambda evidence: evidence.last_attention,
     "attention": lambda evidence: evidence.attention,
     "text": lambda evidence: evidence.text,
     "grid": lambda evidence: evidence.grid,
@@ -174,7 +175,7 @@ def test_layers() -> None:
 @given(examples(max_tokens=12), st.data())
 @settings(max_examples=25)
 def test_take_takes_the_same_tokens_of_everything(example: Example, data: st.DataObject) -> None:
-    evidence = example.evidence(frozenset({"x@clip"}))
+    evidence = example.evidence(frozenset({"x@clip", "keys@text"}))
     b, n = evidence.x.shape[:2]
     count = data.draw(st.integers(1, n))
     index = torch.randint(n, (b, count), generator=torch.Generator().manual_seed(0))
@@ -187,7 +188,9 @@ def test_take_takes_the_same_tokens_of_everything(example: Example, data: st.Dat
         assert torch.equal(part.cls_attention[i], evidence.cls_attention[i][:, index[i]])
         assert torch.equal(part.received_attention[i], evidence.received_attention[i, index[i]])
         assert torch.equal(part.at("clip").x[i], evidence.x[i, index[i]])
+        assert torch.equal(part.last_attention[i], evidence.last_attention[i][:, index[i]])
     assert part.text is evidence.text
+    assert part.at("text") is evidence.at("text")  # other tokens, of which none was taken
     assert part.prefix == evidence.prefix
 
 

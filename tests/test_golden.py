@@ -112,7 +112,9 @@ def test_an_output_that_nobody_compares_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["stable_1e-6", "f64_index_equal"])
-@pytest.mark.parametrize("method", ["tome", "visionzip", "divprune", "cdpruner"])
+@pytest.mark.parametrize(
+    "method", ["tome", "visionzip", "divprune", "cdpruner", "fastervlm", "fastv", "dart"]
+)
 def test_an_unstable_case_is_compared_by_count_and_score(
     method: str, flag: str, tmp_path: Path
 ) -> None:
@@ -120,7 +122,8 @@ def test_an_unstable_case_is_compared_by_count_and_score(
     source = OURS / f"{method}.npz"
     case = case_names(source)[1]
     outputs = {name: value.numpy() for name, value in read_case(source, case).outputs.items()}
-    kept = {"tome": "source", "visionzip": "dominant"}.get(method, "indices")
+    kept = {"tome": "source", "visionzip": "dominant", "fastv": "keep", "dart": "keep"}
+    kept = kept.get(method, "indices")
     other = next(name for name in outputs if name != kept or len(outputs) == 1)
 
     def verdict(change: dict[str, Any], **entry: Any) -> None:
@@ -179,7 +182,7 @@ def test_a_run_over_another_folder(tmp_path: Path) -> None:
 
 def test_the_folder_is_small_and_says_where_it_comes_from() -> None:
     files = sorted(OURS.glob("*.npz"))
-    assert sum(path.stat().st_size for path in files) < 3e6
+    assert sum(path.stat().st_size for path in files) < 3.5e6
     readme = (OURS / "README.md").read_text()
     for path in files:
         repository, commit = read_meta(path)["source"].split()[0].split("@")

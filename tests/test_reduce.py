@@ -15,7 +15,13 @@ from tokenzoo.matchers import Bipartite, Drop, SelectAssign, Strided, TopK
 from tokenzoo.mergers import Keep, WeightedMean
 from tokenzoo.reduce import Reduced, reduce
 from tokenzoo.schedules import Once
-from tokenzoo.scorers import CLSAttention, FeatureNorm, ReceivedAttention, Similarity
+from tokenzoo.scorers import (
+    CLSAttention,
+    FeatureNorm,
+    LastTokenAttention,
+    ReceivedAttention,
+    Similarity,
+)
 
 B, N, C = 2, 9, 4  # one prefix token and eight patches
 
@@ -131,10 +137,15 @@ def test_what_is_not_needed_is_ignored() -> None:
         queries=draws(B, 3, N, 5),
         received_attention=draws(B, N),
         cls_attention=draws(B, 3, N),
+        last_attention=draws(B, 3, N),
         text=draws(B, 7, C),
         grid=(2, 4),
         frames=2,
-        at={-2: {"keys": draws(B, N, 5)}, "clip": {"x": draws(B, N, 11)}},
+        at={
+            -2: {"keys": draws(B, N, 5)},
+            "clip": {"x": draws(B, N, 11)},
+            "text": {"x": draws(B, 3, C)},
+        },
     )
     assert torch.equal(plain.x, more.x)
     assert torch.equal(plain.plan.dst, more.plan.dst)
@@ -152,6 +163,44 @@ def test_another_layer_decides_and_this_one_is_reduced() -> None:
         X, text=text, at={"clip": {"x": wide}}
     )
     assert reduced.x.shape == (B, 3, C)
+
+
+def test_attention_of_the_last_token_is_taken_as_given() -> None:
+    given = torch.arange(N).float().expand(B, N)
+    heads = torch.stack([given, given.flip(-1)], 1)
+    for recipe, attention, kept in (
+        (select(LastTokenAttention(), 3), given, [0, 6, 7, 8]),
+        (select(LastTokenAttention("max"), 2), heads, [0, 1, 8]),
+    ):
+        assert zoo(recipe, last_attention=attention, prefix=1).plan.keep.tolist() == [kept] * 2
+
+
+@pytest.mark.parametrize("t", [0, 1, 30])
+def test_text_tokens_are_others_than_those_of_x(t: int) -> None:
+    """As many as there are; the prefix is not cut off them, and none is lost beside protected tokens."""
+    seen: list[Evidence] = []
+
+    @dataclass(frozen=True)
+    class Looks(Scorer):
+        needs = frozenset({"x@text", "keys@text"})
+
+        def score(self, evidence: Evidence) -> torch.Tensor:
+            seen.append(evidence.at("text"))
+            return evidence.x[..., 0]
+
+    x, keys = draws(B, t, C, seed=1), draws(B, 2, t, 3, seed=2)
+    at: dict[Any, Any] = {"text": {"x": x, "keys": keys}}
+    zoo(select(Looks()), prefix=1, at=at)
+    (text,) = seen
+    assert torch.equal(text.x, x)
+    assert torch.equal(text.keys, keys)
+    assert text.mass.tolist() == [[1.0] * t] * B
+    seen.clear()
+    protected = torch.zeros(B, N, dtype=torch.bool)
+    protected[:, [2, 5]] = True
+    zoo(select(Looks()), prefix=1, at=at, protected=protected)
+    assert torch.equal(torch.cat([text.x for text in seen]), x)  # one image at a time
+    assert torch.equal(torch.cat([text.keys for text in seen]), keys)
 
 
 # --------------------------------------------------------------------------------- protected
@@ -235,6 +284,8 @@ def test_protecting_nothing_changes_nothing() -> None:
         ({"received_attention": draws(B, 2, N)}, ["received_attention", "(2, 2, 9)", "[b, N]"]),
         ({"received_attention": draws(B, N - 1)}, ["received_attention", "(2, 8)", "[b, N]"]),
         ({"cls_attention": draws(B, 2, 8)}, ["cls_attention", "(2, 2, 8)", "[b, h, N]"]),
+        ({"last_attention": draws(B, 2, 8)}, ["last_attention", "(2, 2, 8)", "[b, h, N]"]),
+        ({"last_attention": torch.ones(B, N).long()}, ["last_attention", "torch.int64"]),
         ({"text": draws(B, C)}, ["text", "(2, 4)", "[b, t, c]"]),
         ({"text": draws(3, 1, C)}, ["text", "(3, 1, 4)", "b = 2"]),
         ({"grid": (2, 4)}, ["grid=(2, 4)", "8 places", "9 patch tokens"]),
@@ -260,6 +311,14 @@ def test_protecting_nothing_changes_nothing() -> None:
         ({"at": {-2: {"keys": draws(B, 3, 3)}}}, ["keys", "(2, 3, 3)"]),
         ({"at": {-2: {"x": draws(B, 3, 3)}}}, ["at[-2]['x']", "(2, 3, 3)", "(2, 9)"]),
         ({"at": {-2: X}}, ["at[-2]", "cls_attention"]),
+        ({"at": {"text": {"keys": X}}}, ["at['text']['x']", "NoneType", "[b, t, c]"]),
+        ({"at": {"text": {"x": draws(B, 3, 5)}}}, ["at['text']['x']", "(2, 3, 5)", "c = 4"]),
+        ({"at": {"text": {"x": draws(1, 3, C)}}}, ["at['text']['x']", "(1, 3, 4)", "b = 2"]),
+        ({"at": {"text": {"x": X.long()}}}, ["at['text']['x']", "torch.int64", "floating-point"]),
+        (
+            {"at": {"text": {"x": draws(B, 3, C), "keys": draws(B, 2, N, 3)}}},
+            ["keys", "(2, 2, 9, 3)", "N = 3"],
+        ),
         ({"at": 3}, ["at=3", "layer"]),
     ],
 )
@@ -302,6 +361,7 @@ def test_unknown_evidence_is_named_with_what_is_known() -> None:
         "queries",
         "received_attention",
         "cls_attention",
+        "last_attention",
         "text",
         "grid",
         "frames",

@@ -12,6 +12,7 @@ import torch
 
 import tokenzoo
 from tokenzoo import Recipe, Stage, Step, plugins
+from tokenzoo.budget import Budget
 from tokenzoo.errors import BadArgumentError, BudgetError, TokenzooError, UnknownNameError
 from tokenzoo.matchers import (
     REST,
@@ -40,13 +41,18 @@ RECIPES = tokenzoo.list_recipes()
 def test_every_recipe_has_defaults_a_keep_and_a_plan(name: str) -> None:
     zoo = tokenzoo.build(name)
     assert zoo.name == name
-    assert zoo.recipe.keep == 0.25
+    assert zoo.recipe.keep == (0.5 if name == "fastv" else 0.25)
     plan = zoo.plan(tokens=256, depth=12, prefix=1)
-    assert plan.features == 64
+    assert _left(plan) == zoo.recipe.wanted(256)
     assert len(plan.blocks) == 12
     smaller = tokenzoo.build(name, keep=100)
     assert smaller.recipe.keep == 100
-    assert smaller.plan(tokens=256, depth=12).features == 100
+    assert _left(smaller.plan(tokens=256, depth=12)) == 100
+
+
+def _left(plan: Budget) -> int:
+    """The tokens behind the last step."""
+    return plan.visual if plan.llm is None else plan.llm
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -155,7 +161,9 @@ def test_lists_are_sorted_and_take_patterns(kind: str) -> None:
 
 def test_list_patterns() -> None:
     assert tokenzoo.list_recipes("*prune*") == ["cdpruner", "divprune", "evoprune"]
-    assert tokenzoo.list_scorers("*_attention") == ["cls_attention", "received_attention"]
+    assert tokenzoo.list_scorers("*_attention") == [
+        *("cls_attention", "last_token_attention", "received_attention")
+    ]
     assert tokenzoo.list_matchers("max_*") == ["max_min"]
     assert tokenzoo.list_mergers("*mean") == ["mean", "target_plus_mean", "weighted_mean"]
     assert tokenzoo.list_schedules("[fl]*st") == ["first", "last"]

@@ -248,6 +248,7 @@ class Budget:
         entering: those that enter the first block; fewer only where a recipe shrinks the image.
         blocks: after each block.
         features: those that leave the tower.
+        projected: those that leave the projector behind it, where they are reduced there; otherwise None.
         llm: those that leave the reduction inside the language model, None if there is none.
         prefix: CLS and register tokens, which travel along and are in none of the counts.
         width: channels of a token.
@@ -258,6 +259,7 @@ class Budget:
     entering: int
     blocks: tuple[int, ...]
     features: int
+    projected: int | None = None
     llm: int | None = None
     prefix: int = 0
     width: int
@@ -267,10 +269,19 @@ class Budget:
         for name in ("tokens", "entering", "features", "width", "hidden"):
             check_count(name, getattr(self, name))
         check_count("prefix", self.prefix, least=0)
-        for name, counts in (("blocks", self.blocks), ("llm", (self.llm,))):
+        for name, counts in (
+            ("blocks", self.blocks),
+            ("projected", (self.projected,)),
+            ("llm", (self.llm,)),
+        ):
             for count in counts:
                 if count is not None:
                     check_count(name, count)
+
+    @property
+    def visual(self) -> int:
+        """Patch tokens that a language model behind the tower reads."""
+        return self.features if self.projected is None else self.projected
 
     @property
     def flops(self) -> float:
@@ -298,6 +309,6 @@ class Budget:
             ("features", str(self.features)),
             ("operations", f"{self.flops:.3f} of the unreduced tower's"),
         ]
-        if self.llm is not None:
-            rows.insert(3, ("llm", str(self.llm)))
+        behind = {"projected": self.projected, "llm": self.llm}
+        rows[3:3] = [(name, str(count)) for name, count in behind.items() if count is not None]
         return "\n".join(f"{name:<10}  {value}" for name, value in rows)

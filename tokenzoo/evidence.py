@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -22,8 +24,12 @@ Layer = int | str
 # What a part may name in `needs`; `name@layer` asks for another layer's.
 NAMES = (
     *("x", "mass", "keys", "queries", "received_attention", "cls_attention"),
-    *("attention", "text", "grid", "frames"),
+    *("last_attention", "attention", "text", "grid", "frames"),
 )
+
+TEXT: Final = "text"
+"""The layer, so to speak, of the t text tokens after the last visual one, in a language model's prompt:
+`evidence.at("text").x [b, t, c]`, `.keys [b, h, t, d]`; t may be 0."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,15 @@ class Evidence:
         x: features `[b, n, c]`.
         mass: `[b, n]`, how many input tokens each stands for.
         show: functions that make `keys [b, h, n, d]`, `queries [b, h, n, d]`, `received_attention [b, n]`,
-            `cls_attention [b, h, n]`; those that a site cannot show are left out.
+            `cls_attention [b, h, n]`, `last_attention [b, h, n]`; those that a site cannot show are left
+            out.
         attention: queries and keys with their softmax, where they were seen.
         prefix: how many prefix tokens there were before these (ToMe's split by parity counts them).
         grid: (rows, columns) while the n tokens are a whole grid in raster order, otherwise None.
         frames: number of frames that the n tokens belong to, equally many each, or None.
         text: `[b, t, c]` embeddings of the question, or None.
         held: `[b, n]` bool, protected at an earlier site, or None.
-        layers: the evidence of other layers, by index or name.
+        layers: the evidence of other layers, by index or name; under `TEXT`, that of other tokens.
     """
 
     def __init__(
@@ -200,6 +207,11 @@ class Evidence:
         return self._value("cls_attention")
 
     @property
+    def last_attention(self) -> Tensor:
+        """Attention of the prompt's last token to each token, `[b, h, n]`, in a language model."""
+        return self._value("last_attention")
+
+    @property
     def attention(self) -> SeenAttention:
         """Queries and keys with their softmax: for the means that `received_attention` is not."""
         if self._attention is None:
@@ -264,7 +276,25 @@ class Evidence:
             prefix=self.prefix,
             text=self._text,
             held=None if self.held is None else take(self.held, index),
-            layers={name: layer.take(index) for name, layer in self._layers.items()},
+            layers={
+                name: layer if name == TEXT else layer.take(index)  # its tokens are others
+                for name, layer in self._layers.items()
+            },
+        )
+
+    def renewed(self, x: Tensor, mass: Tensor) -> Evidence:
+        """The same evidence about tokens that have other features and masses by now."""
+        return Evidence(
+            x,
+            mass=mass,
+            show={name: partial(self._value, name) for name in self._show},
+            attention=self._attention,
+            prefix=self.prefix,
+            grid=self._grid,
+            frames=self._frames,
+            text=self._text,
+            held=self.held,
+            layers=self._layers,
         )
 
     def through(self, plan: Plan) -> Evidence:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Stage
-from tokenzoo.runtime.splice import Event
+from tokenzoo.runtime.reduction import Event
 from tokenzoo.viz import merged_groups, shrunk_image
 from tokenzoo.zoo import Zoo
 

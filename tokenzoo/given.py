@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evidence import Evidence, Layer, SeenAttention
+from tokenzoo.evidence import TEXT, Evidence, Layer, SeenAttention
 from tokenzoo.tokens import Tokens, shape_of
 
 # What `reduce` takes beside x, and the shapes allowed; `N` counts the prefix tokens too.
@@ -17,6 +18,7 @@ _SHAPES = {
     "queries": ("bNd", "bhNd"),
     "received_attention": ("bN",),
     "cls_attention": ("bN", "bhN"),
+    "last_attention": ("bN", "bhN"),
     "text": ("btc",),
 }
 
@@ -54,17 +56,13 @@ def gather_evidence(
                 f"{name} has shape {shape_of(value)}; it is a tensor {wanted} with "
                 f"b = {b} images and N = {n} tokens, prefix tokens included"
             )
-        if not value.is_floating_point() or value.device != tokens.x.device:
-            raise BadArgumentError(
-                f"{name} has dtype {value.dtype} on {value.device}; it is floating-point, on the device of "
-                f"x, {tokens.x.device}"
-            )
-        given[name] = value
+        given[name] = _check_real(name, value, tokens.x)
     for name in ("keys", "queries"):
         if name in given and given[name].ndim == 3:
             given[name] = given[name][:, None]  # one head
-    if "cls_attention" in given and given["cls_attention"].ndim == 2:
-        given["cls_attention"] = given["cls_attention"][:, None]
+    for name in ("cls_attention", "last_attention"):
+        if name in given and given[name].ndim == 2:
+            given[name] = given[name][:, None]
     attention = None
     if "keys" in given and "queries" in given:
         query, key = given["queries"], given["keys"]
@@ -100,6 +98,8 @@ def _layer(tokens: Tokens, layer: Layer, shown: Mapping[str, Any]) -> Evidence:
             "{'cls_attention': ...}, or 'x', 'keys', 'queries', 'received_attention'"
         )
     values = dict(shown)
+    if layer == TEXT:
+        return gather_evidence(_text(tokens, values.pop("x", None)), {}, values)
     x = values.pop("x", tokens.x)
     if not isinstance(x, Tensor) or x.shape[:2] != tokens.x.shape[:2]:
         raise BadArgumentError(
@@ -107,6 +107,29 @@ def _layer(tokens: Tokens, layer: Layer, shown: Mapping[str, Any]) -> Evidence:
             f"tokens as x: {tuple(tokens.x.shape[:2])}"
         )
     return gather_evidence(Tokens(x, tokens.mass, tokens.prefix), {}, values)
+
+
+def _text(tokens: Tokens, x: Any) -> Tokens:
+    """The text tokens behind the visual ones: as many as there are, and none of them is a prefix token."""
+    b, _, c = tokens.x.shape
+    if not _fits(x, "btc", {"b": b, "c": c}):
+        raise BadArgumentError(
+            f"at['{TEXT}']['x'] has shape {shape_of(x)}; it holds the hidden states of the t text tokens "
+            f"after the last visual one, t >= 0: a tensor [b, t, c] with b = {b} images and c = {c} "
+            "channels, as x has"
+        )
+    x = _check_real(f"at['{TEXT}']['x']", x, tokens.x)
+    return Tokens(x, torch.ones(x.shape[:2], dtype=torch.float32, device=x.device))
+
+
+def _check_real(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """Return what goes together with x: floating-point, on its device."""
+    if not value.is_floating_point() or value.device != x.device:
+        raise BadArgumentError(
+            f"{name} has dtype {value.dtype} on {value.device}; it is floating-point, on the device of "
+            f"x, {x.device}"
+        )
+    return value
 
 
 def _fits(value: Any, shape: str, sizes: Mapping[str, int]) -> bool:

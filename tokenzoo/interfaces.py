@@ -32,12 +32,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from tokenzoo.affinity import Affinity
+from tokenzoo.budget import Budget
 from tokenzoo.checks import check_choice, check_finite, check_kind, check_positive
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Evidence
@@ -346,12 +347,33 @@ class BlockPath:
         attention: the attention module; exactly one fused attention call is made inside.
         second: the first module of the second residual branch (its norm): it meets the shorter tokens.
         last: the last module of that branch, whose output is added to the residual.
+        first: the first module of the first residual branch, where gradient checkpointing runs the block's
+            forward again without calling the block (transformers >= 5.21); otherwise it may be left out.
     """
 
     name: str
     attention: str
     second: str
     last: str
+    first: str = ""
+
+
+class Attachment(Protocol):
+    """What an adapter can ask about the recipe that was attached (`tokenzoo.runtime.attached.Attached`)."""
+
+    @property
+    def recipe(self) -> Any:
+        """The `Recipe`."""
+        ...
+
+    @property
+    def active(self) -> bool:
+        """Whether a pass would reduce."""
+        ...
+
+    def plan(self, tokens: int | None = None) -> Budget:
+        """The tokens at every point, for an image of so many."""
+        ...
 
 
 class Adapter(Part, ABC):
@@ -371,6 +393,16 @@ class Adapter(Part, ABC):
 
     hidden: int = 0
     """Width of the MLP's hidden layer (for an MLP of another form: that of a plain one of equal cost)."""
+
+    watched: bool = False
+    """Whether its attention modules ask for their tap themselves (`runtime.tap.WATCH`), because a call of
+    theirs may be none that a function mode could see; otherwise the mode is entered around them."""
+
+    projector: str = ""
+    """Name of the module that maps the tower's tokens to the language model's, where there is one."""
+
+    reaching: int = 0
+    """Number of prefix tokens that reach the projector."""
 
     positional: bool = False
     """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
@@ -414,6 +446,11 @@ class Adapter(Part, ABC):
         del index
         return 8, {}
 
+    def shows(self, stage: str) -> frozenset[str]:
+        """The evidence at the sites of a stage."""
+        del stage
+        return self.provides
+
     def tokens(self) -> int | None:
         """Patch tokens of the model's own image size, if it has one."""
         return None
@@ -429,6 +466,18 @@ class Adapter(Part, ABC):
         A mean is always taken by mass; an attention that pools gets its bias where `proportional`.
         """
         del proportional
+        return None
+
+    def connect(self, attached: Attachment) -> Callable[[], None] | None:
+        """Make whatever comes behind the tower (prompts, a language model) follow what was attached.
+
+        Returns:
+            The function that undoes it.
+
+        Raises:
+            AttachError: the recipe and what comes behind the tower do not go together.
+        """
+        del attached
         return None
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:

@@ -256,6 +256,7 @@ class Recipe:
         tokens, depth, prefix = tower.tokens, tower.depth, tower.prefix
         at = entering = features = tokens
         blocks = (tokens,) * depth
+        projected: int | None = None
         llm: int | None = None
         for step in self.steps:
             stage = step.stage.name
@@ -267,6 +268,8 @@ class Recipe:
                 entering, blocks = at, (at,) * depth
             if stage == "llm":
                 llm = at
+            elif stage == "projected":
+                projected = at
             else:
                 features = at
         return Budget(
@@ -274,6 +277,7 @@ class Recipe:
             entering=entering,
             blocks=blocks,
             features=features,
+            projected=projected,
             llm=llm,
             prefix=prefix,
             width=tower.width,

@@ -18,7 +18,7 @@ from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
 from tokenzoo.runtime.attach import attach
 from tokenzoo.runtime.attached import Attached, When
-from tokenzoo.runtime.splice import Event
+from tokenzoo.runtime.reduction import Event
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Zoo:
         queries: Tensor | None = None,
         received_attention: Tensor | None = None,
         cls_attention: Tensor | None = None,
+        last_attention: Tensor | None = None,
         text: Tensor | None = None,
         grid: tuple[int, int] | None = None,
         frames: int | None = None,
@@ -80,13 +81,16 @@ class Zoo:
                 given.
             received_attention: `[b, N]`.
             cls_attention: `[b, N]` or `[b, h, N]`.
+            last_attention: what the last token of a language model's prompt pays, `[b, N]` or `[b, h, N]`.
             text: embeddings of a question `[b, t, c]`.
             grid: (rows, columns) of the patch tokens.
             frames: number of frames that the patch tokens belong to.
             mass: how many input tokens each one stands for `[b, N]`; None: 1.
             protected: bool `[b, N]`, tokens that stay as they are.
             prefix: number of tokens at the front that are never touched, nor counted by `keep`.
-            at: the same, about other layers: `{-2: {"cls_attention": ...}}`.
+            at: the same, about other layers: `{-2: {"cls_attention": ...}}`. The layer "text" is about
+                other tokens, the t of the prompt that come after the last visual one, and has shapes of
+                its own: `{"text": {"x": [b, t, c], "keys": [b, h, t, d]}}`, t >= 0.
 
         Raises:
             BudgetError: one step does not go down to `keep`; says how far it goes.
@@ -104,6 +108,7 @@ class Zoo:
             queries=queries,
             received_attention=received_attention,
             cls_attention=cls_attention,
+            last_attention=last_attention,
             text=text,
             grid=grid,
             frames=frames,

@@ -29,7 +29,7 @@ class OpenClipViT(Adapter):
 
     model: Any
 
-    stages = frozenset({"block"})
+    stages = frozenset({"block", "features"})
     prefix = 1
     provides = frozenset(
         {"x", "mass", "keys", "queries", "received_attention", "attention", "cls_attention", "grid"}

@@ -32,7 +32,7 @@ class TimmEva(TimmViT):
     def stages(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Its images can be shrunk if its positions are not rotary, or are made for any size."""
         fits = self.model.rope is None or self.model.dynamic_img_size
-        return frozenset({"block", "image"} if fits else {"block"})
+        return frozenset({"block", "features", "image"} if fits else {"block", "features"})
 
     def follow(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None

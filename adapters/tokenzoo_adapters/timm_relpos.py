@@ -20,7 +20,7 @@ from tokenzoo_adapters.timm_vit import TimmViT
 class TimmRelPos(TimmViT):
     """A `Beit` or `VisionTransformerRelPos` of timm."""
 
-    stages = frozenset({"block"})
+    stages = frozenset({"block", "features"})
     positional = True
 
     SECOND: ClassVar[dict[str, str]] = {

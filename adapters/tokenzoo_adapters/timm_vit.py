@@ -47,7 +47,7 @@ class TimmViT(Adapter):
     fixed: bool = True
     embedded: Grid = field(default_factory=Grid, repr=False)
 
-    stages = frozenset({"block", "image"})
+    stages = frozenset({"block", "features", "image"})
 
     SECOND: ClassVar[dict[str, str]] = {"Block": "norm2", "ResPostBlock": "mlp"}
     """The first module of the second residual branch, by class of block; the last is always the same."""

@@ -56,7 +56,7 @@ def test_every_law_of_its_kind_is_named_with_its_promise_and_a_tick():
     result = call(GOOD)
     assert result.exit_code == 0, result.output
     assert marked(result.stdout) == [["✓", name] for name in binding("scorer")]
-    assert result.stdout.startswith("FeatureNorm(on='x'), scorer: ")
+    assert result.stdout.startswith("FeatureNorm(on='x', power=2), scorer: ")
     together = " ".join(result.stdout.split())
     assert testing.LAWS["exact_budget"].promise in together
     assert result.stderr == ""
@@ -83,8 +83,8 @@ def test_an_instance_a_class_a_factory_a_recipe_and_what_is_inside(mine):
     mine.recipe = tokenzoo.build("uniform").recipe
     mine.zoo = tokenzoo.build("uniform")
     for path, shown in {
-        "inner.part": "FeatureNorm(on='keys'), scorer",
-        "make": "FeatureNorm(on='queries'), scorer",
+        "inner.part": "FeatureNorm(on='keys', power=2), scorer",
+        "make": "FeatureNorm(on='queries', power=2), scorer",
         "recipe": "Recipe(",
         "zoo": "Recipe(",
     }.items():

@@ -281,7 +281,7 @@ def test_demo_shows_and_writes_what_it_measured(small, tmp_path) -> None:
 @pytest.mark.usefixtures("small")
 def test_what_cannot_be_run_is_a_row_and_not_the_end(tmp_path) -> None:
     result = call(
-        *("demo", "--keep", "0.25,3", "--recipes", "evoprune,random,visionzip"),
+        *("demo", "--keep", "0.25,3", "--recipes", "evoprune,random,divprune"),
         *("--images", 3, "--rounds", 1, "--out", tmp_path / "a.png"),
     )
     assert result.exit_code == 0, result.output
@@ -289,10 +289,10 @@ def test_what_cannot_be_run_is_a_row_and_not_the_end(tmp_path) -> None:
     unreached = next(line for line in lines if line.startswith("evoprune") and " 3 " in line)
     assert unreached.split() == ["evoprune", "3", "[2]", "out", "of", "reach"]
     assert any(line.startswith("[2] keep=3 of 64 tokens is out of reach") for line in lines)
-    misfits = [line for line in lines if line.startswith("visionzip")]
+    misfits = [line for line in lines if line.startswith("divprune")]
     assert len(misfits) == 2
     assert all("[1]" in line and "does not fit" in line for line in misfits)
-    assert any(line.startswith("[1] this recipe works at Stage.FEATURES") for line in lines)
+    assert any(line.startswith("[1] this recipe works at Stage.PROJECTED") for line in lines)
     controls = [line for line in lines if line.startswith("random (control)")]
     assert [line.split()[2] for line in controls] == ["0.25", "3"]
     assert "…" not in result.stdout  # nothing was cut off

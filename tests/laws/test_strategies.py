@@ -54,7 +54,8 @@ def test_examples_are_what_their_story_says(example: Example) -> None:
     assert n == example.prefix + example.patches
     assert example.grid[0] * example.grid[1] == example.patches
     assert example.keys.shape[:3] == example.queries.shape[:3] == (b, h, n)
-    assert example.cls_attention.shape == (b, h, n)
+    assert example.cls_attention.shape == example.last_attention.shape == (b, h, n)
+    assert example.text_keys.shape[:3] == (b, h, example.text.shape[1])
     assert (
         example.received_attention.shape == example.mass.shape == example.protected.shape == (b, n)
     )
@@ -83,6 +84,7 @@ def test_examples_change_only_what_they_say() -> None:
     image = example.image(2)
     assert torch.equal(image.keys, example.keys[2:])
     assert torch.equal(image.text, example.text[2:])
+    assert torch.equal(image.text_keys, example.text_keys[2:])
     bad = example.poisoned([0, 4])
     rows = bad.x.isnan().all(-1)
     assert rows.nonzero()[:, 1].tolist() == [1, 5] * 3
@@ -92,6 +94,7 @@ def test_examples_change_only_what_they_say() -> None:
     infinite = example.poisoned([3], float("-inf"))
     assert bool((infinite.x[:, 4] == float("-inf")).all())
     assert bool(infinite.cls_attention[:, :, 4].isnan().all())
+    assert bool(infinite.last_attention[:, :, 4].isnan().all())
     torch.testing.assert_close(example.nudged().x, example.x)
     assert not torch.equal(example.double().nudged().x, example.double().x)
     assert example.double().x.dtype == torch.float64
@@ -100,6 +103,10 @@ def test_examples_change_only_what_they_say() -> None:
     assert torch.equal(turned.x.flip(1), example.x)
     assert torch.equal(turned.keys.flip(2), example.keys)
     assert torch.equal(turned.text, example.text)
+    assert torch.equal(turned.text_keys, example.text_keys)
+    text = example.evidence(frozenset({"keys@text"})).at("text")
+    assert torch.equal(text.x, example.text)  # other tokens than the patches, without a prefix
+    assert torch.equal(text.keys, example.text_keys)
     assert example.to(torch.bfloat16).x.dtype == torch.bfloat16
     assert example.to(torch.bfloat16).mass.dtype == torch.float32
 
@@ -131,6 +138,7 @@ def test_tokens_and_evidence_are_whole(tokens: Tokens, evidence: Evidence, tower
         "queries",
         "received_attention",
         "cls_attention",
+        "last_attention",
         "attention",
     }
     assert everything | {"text", "grid", "frames", "keys@-2"} <= evidence.provides

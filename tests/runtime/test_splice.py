@@ -29,7 +29,8 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import AttachError
 from tokenzoo.runtime import passes
 from tokenzoo.runtime.attach import find_adapter
-from tokenzoo.runtime.splice import Options, Site
+from tokenzoo.runtime.reduction import Options
+from tokenzoo.runtime.splice import Site
 
 
 def run(model: nn.Module, x: Tensor) -> Tensor:
@@ -349,7 +350,9 @@ def test_the_callers_own_tensor_is_never_tagged() -> None:
     """A block that hands its input on (all of it dropped in training) makes no tagged input."""
     model = VIT.build(depth=1)
     adapter = find_adapter(model)
-    site = Site(0, adapter.blocks()[0], adapter, start=None, finish=None, options=Options())
+    site = Site(
+        0, adapter.blocks()[0], adapter, start=None, finish=None, idle=bool, options=Options()
+    )
     x = torch.randn(1, 197, 48)
     y = passes.tag(x.clone(), passes.Pass(None, (196,)))
     site.enter(model.blocks[0], (y,), {})

@@ -45,7 +45,7 @@ from tokenzoo import (
     scorers,
 )
 from tokenzoo.errors import AttachError, BadArgumentError, BudgetError
-from tokenzoo.runtime.splice import Event
+from tokenzoo.runtime.reduction import Event
 
 
 def run(model: nn.Module, x: Tensor) -> Tensor:

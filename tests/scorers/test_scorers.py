@@ -16,6 +16,7 @@ from tokenzoo.scorers import (
     CLSAttention,
     Diversity,
     FeatureNorm,
+    LastTokenAttention,
     Random,
     ReceivedAttention,
     Similarity,
@@ -34,8 +35,11 @@ ALL_TOKEN_SCORERS: list[Scorer] = [
     ReceivedAttention(by_mass=True),
     CLSAttention(),
     CLSAttention("max", layer=-2),
+    LastTokenAttention(),
+    LastTokenAttention("max"),
     FeatureNorm(),
     FeatureNorm("all_keys"),
+    FeatureNorm("all_keys", power=1),
     Diversity(),
     Diversity("x", k=2, tau=0.5),
     Random(3),
@@ -67,13 +71,21 @@ def test_norms() -> None:
     torch.testing.assert_close(FeatureNorm("all_keys").score(EVIDENCE), keys.norm(dim=(1, 3)))
     queries = EVIDENCE.queries.mean(1).norm(dim=-1)
     torch.testing.assert_close(FeatureNorm("queries").score(EVIDENCE), queries)
+    torch.testing.assert_close(
+        FeatureNorm("all_keys", power=1).score(EVIDENCE), keys.abs().sum((1, 3))
+    )
+    half = Example.drawn(grid=(1, 2), width=64, dtype=torch.bfloat16).evidence()
+    summed = half.keys.double().abs().sum((1, 3)).float()  # 2^-8 of it would be lost in bfloat16
+    torch.testing.assert_close(FeatureNorm("all_keys", power=1).score(half), summed)
 
 
-def test_cls_attention_over_heads() -> None:
-    attention = EVIDENCE.cls_attention
-    torch.testing.assert_close(CLSAttention().score(EVIDENCE), attention.mean(1))
-    torch.testing.assert_close(CLSAttention("sum").score(EVIDENCE), attention.sum(1))
-    torch.testing.assert_close(CLSAttention("max").score(EVIDENCE), attention.amax(1))
+@pytest.mark.parametrize("part", [CLSAttention, LastTokenAttention])
+def test_one_tokens_attention_over_heads(part: type[CLSAttention | LastTokenAttention]) -> None:
+    last = part is LastTokenAttention
+    attention = EVIDENCE.last_attention if last else EVIDENCE.cls_attention
+    torch.testing.assert_close(part().score(EVIDENCE), attention.mean(1))
+    torch.testing.assert_close(part("sum").score(EVIDENCE), attention.sum(1))
+    torch.testing.assert_close(part("max").score(EVIDENCE), attention.amax(1))
 
 
 def test_received_attention_is_what_is_shown_or_what_is_seen() -> None:
@@ -113,6 +125,8 @@ def test_another_layer_is_asked_for_by_name() -> None:
         (ReceivedAttention("patches", layer=3), {"attention@3"}),
         (CLSAttention(), {"cls_attention"}),
         (CLSAttention(layer="clip"), {"cls_attention@clip"}),
+        (LastTokenAttention(), {"last_attention"}),
+        (LastTokenAttention(layer=3), {"last_attention@3"}),
         (FeatureNorm(), {"x"}),
         (FeatureNorm("all_keys"), {"keys"}),
         (Diversity("queries"), {"queries"}),
@@ -263,6 +277,9 @@ NOT_NUMBERS = ("a", None, [1])
         (lambda: Similarity("values"), ["on='values'", "'x'", "'all_keys'"]),
         (lambda: FeatureNorm(["x"]), ["on=['x']", "'x'"]),
         (lambda: CLSAttention("median"), ["heads='median'", "'mean'", "'max'"]),
+        (lambda: LastTokenAttention("median"), ["heads='median'", "'mean'", "'max'"]),
+        (lambda: FeatureNorm(power=3), ["power=3", "1 or 2"]),
+        (lambda: FeatureNorm(power=True), ["power=True", "1 or 2"]),
         (lambda: ReceivedAttention("cls"), ["queries='cls'", "'all'", "'patches'"]),
         (lambda: Similarity(curve="tanh"), ["curve='tanh'", "'cosine'", "'sigmoid'"]),
         *[

@@ -8,6 +8,7 @@ from tokenzoo.hookspecs import hookimpl
 from .assigners import Drop as Drop
 from .assigners import Nearest as Nearest
 from .bipartite import Bipartite as Bipartite
+from .far_from_pivots import FarFromPivots as FarFromPivots
 from .greedy_dpp import GreedyDPP as GreedyDPP
 from .grid import GridCentres as GridCentres
 from .grid import SameCell as SameCell
@@ -39,6 +40,7 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "then": Then,
         "max_min": MaxMin,
         "greedy_dpp": GreedyDPP,
+        "far_from_pivots": FarFromPivots,
         "grid_centres": GridCentres,
         "drop": Drop,
         "nearest": Nearest,

@@ -18,9 +18,9 @@ from tokenzoo.errors import (
     UnsupportedModelError,
 )
 from tokenzoo.interfaces import Adapter, Assigner, walk
-from tokenzoo.recipe import Recipe
+from tokenzoo.recipe import Recipe, Stage
 from tokenzoo.runtime.attached import MARK, Attached, When
-from tokenzoo.runtime.splice import Event, Options
+from tokenzoo.runtime.reduction import Event, Options
 
 
 def attach(
@@ -132,6 +132,10 @@ def _compiled(model: nn.Module) -> nn.Module | None:
 def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool) -> None:
     """Raise if the recipe and the model do not go together."""
     name = type(model).__name__
+    if len(recipe.steps) > 1 and recipe.step_at(Stage.IMAGE) is not None:
+        raise AttachError(
+            "a step at the image stands alone: what is behind it would be planned for the whole image"
+        )
     for step in recipe.steps:
         if step.stage.name not in adapter.stages:
             raise AttachError(
@@ -142,9 +146,13 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
             raise AttachError(
                 f"{step.stage!r}: a step at the blocks takes all of them, by its schedule"
             )
-    if len(recipe.steps) > 1:
-        raise AttachError(f"{name} takes one step so far; this recipe has {len(recipe.steps)}")
-    if any(parameter.is_meta for parameter in model.parameters()):
+        if step.prefix == "drop":
+            raise AttachError(
+                f"prefix='drop' at {step.stage!r}: a model reads its CLS and register tokens itself; leave "
+                "prefix='keep' (a language model that reads none of them is given none)"
+            )
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
         raise AttachError(
             f"{name} is on the meta device and cannot run: load its weights, then attach"
         )
@@ -157,14 +165,15 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
                     f"this recipe makes new tokens, which have no place in the image, and {asking} needs "
                     "places: take an assigner that joins tokens to kept ones"
                 )
-    # The parts of a step at the image choose nothing: the adapter makes a smaller image.
-    needs = frozenset[str]().union(*(s.needs for s in recipe.steps if s.stage.name != "image"))
-    missing = sorted(needs - adapter.provides)
-    if missing:
-        raise MissingEvidenceError(
-            f"this recipe needs {', '.join(missing)}; the sites of {name} show "
-            f"{', '.join(sorted(adapter.provides))}. Choose a part that needs one of these"
-        )
+    for step in recipe.steps:
+        # The parts of a step at the image choose nothing: the adapter makes a smaller image.
+        shown = adapter.shows(step.stage.name)
+        missing = sorted(step.needs - shown) if step.stage.name != "image" else []
+        if missing:
+            raise MissingEvidenceError(
+                f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} shows "
+                f"{', '.join(sorted(shown))} there. Choose a part that needs one of these"
+            )
     if any(torch.is_inference(parameter) for parameter in model.parameters()):
         raise AttachError(
             "the model's parameters were made in inference mode; make it outside of that"

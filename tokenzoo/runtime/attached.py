@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
 from tokenzoo.runtime import passes, proof
 from tokenzoo.runtime.passes import Pass, PerThread, own
-from tokenzoo.runtime.splice import Options, Site
+from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
+from tokenzoo.runtime.splice import Site
 
 When = Literal["always", "eval", "train"]
 
@@ -27,9 +29,10 @@ MARK = "_tokenzoo_attached"
 
 
 class _Last(PerThread):
-    """The last pass of this thread."""
+    """The last pass of this thread, and the one that is on its way from the tower to the projector."""
 
     state: Pass | None = own("state")
+    passing: Pass | None = own("passing")
 
 
 class Attached:
@@ -52,7 +55,12 @@ class Attached:
         self.options = options
         self.when: When = when
         self._step = recipe.step_at(Stage.BLOCK)
+        self._after = recipe.step_at(Stage.FEATURES)
+        self._projected = recipe.step_at(Stage.PROJECTED)
+        self._small = recipe.step_at(Stage.IMAGE) is not None
         self._watches = passes.watches(self._step)
+        self._watches_projected = passes.watches(self._projected)
+        self._watches_after = self._watches_projected or passes.watches(self._after)
         self._depth = len(adapter.blocks())
         self._undo: list[Callable[[], Any]] = []
         self._budgets: dict[int, Budget] = {}
@@ -107,7 +115,17 @@ class Attached:
         Raises:
             AttachError: there was none yet.
         """
-        return self._pass().fired
+        state = self._pass()
+        return (*state.counts[: len(state.counts) - len(state.fired)], *state.fired)
+
+    @property
+    def features(self) -> int:
+        """Patch tokens of an image that left the tower, and the projector, in the last pass of this thread.
+
+        Raises:
+            AttachError: there was none yet.
+        """
+        return self._pass().left
 
     @property
     def mass(self) -> Tensor:
@@ -133,7 +151,7 @@ class Attached:
         Args:
             tokens: patch tokens of an image; None: the model's own size.
         """
-        step, plan = self._step, None
+        plan, needs = None, self.recipe.needs
         if tokens is not None or self.adapter.tokens() is not None:
             plan = self.plan(tokens)
         state = "" if self._undo else " (detached)"
@@ -149,13 +167,13 @@ class Attached:
             ),
             ("flops", None if self.recipe.flops is None else str(self.recipe.flops)),
             ("attention", "proportional" if self.recipe.proportional_attention else None),
-            ("needs", ", ".join(sorted(step.needs)) if step and step.needs else None),
+            ("needs", ", ".join(sorted(needs)) or None),
             *((name, repr(value)) for name, value in chosen.items() if value != standard[name]),
         ]
         lines = [f"{name:<10}  {value}" for name, value in rows if value is not None]
         lines.append("image       any size: summary(tokens=196)" if plan is None else str(plan))
         if self._last.state is not None:
-            lines.append(f"last pass   {', '.join(map(str, self._last.state.fired))}")
+            lines.append(f"last pass   {', '.join(map(str, self.counts))}")
         return "\n".join(lines)
 
     def detach(self) -> None:
@@ -190,10 +208,23 @@ class Attached:
     def _start(self, x: Tensor) -> Pass:
         """The state before the first block: how many tokens there are says how many there will be."""
         tokens = x.shape[1] - self.adapter.prefix
-        if self._step is None or not self.active:
+        if not self.active or self._small:
             return Pass(None, (tokens,) * self._depth)
-        counts, grid = self._plan(tokens).blocks, self.adapter.grid(tokens)
-        return Pass(self._step, counts, grid=grid, watches=self._watches)
+        budget = self._plan(tokens)
+        return Pass(
+            self._step,
+            budget.blocks,
+            after=self._after,
+            features=budget.features,
+            projected=budget.projected,
+            grid=self.adapter.grid(tokens),
+            watches=self._watches,
+            watches_after=self._watches_after,
+            keeps_evidence=self._watches_projected,
+        )
+
+    def _idle(self) -> bool:
+        return not self.active
 
     def _wanted(self, tokens: int) -> int:
         """Patch tokens of an image that is to be shrunk from so many."""
@@ -201,7 +232,9 @@ class Attached:
 
     def _finish(self, state: Pass) -> None:
         """After the last block: what happened must be what was planned."""
-        if state.fired != state.counts:
+        if self._projected is not None:
+            self._last.passing = state
+        if state.counts and state.fired != state.counts[-len(self._sites()) :]:
             raise AttachError(
                 f"planned were {state.counts} patch tokens after the blocks, there were {state.fired}: a "
                 "block was skipped, run twice or replaced after the recipe was attached; detach, and "
@@ -211,37 +244,82 @@ class Attached:
         if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
             self._last.state = state
 
+    def _project(self, projector: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """The step of the stage "projected", on what the projector makes `[b, n, c]`."""
+        del projector, args
+        state, self._last.passing = self._last.passing, None
+        step = self._projected
+        if step is None or not self.active:
+            return None
+        prefix, reaching = self.adapter.prefix, self.adapter.reaching
+        count = output.shape[1] - reaching
+        if state is None:
+            state = self._start(output.new_empty(1, prefix + count, 0))
+        # As if all prefix tokens were here, for masses and plans count them.
+        x = torch.cat(
+            [output.new_zeros(output.shape[0], prefix - reaching, output.shape[2]), output], 1
+        )
+        evidence = state.evidence or evidence_of(x, state, None, prefix)
+        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:])
+        if state.projected is not None and count > state.projected:
+            place = Place("projected", self._depth - 1, self.adapter.projector, prefix)
+            x, _, state = reduced(step, state, x, evidence, state.projected, place, self.options)
+        if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
+            self._last.state = replace(state, evidence=None, left=x.shape[1] - prefix)
+        return x[:, prefix - reaching :]
+
+    def _sites(self) -> range:
+        """Indices of the blocks that are spliced: all, or the last, or none."""
+        if self._step is not None or self._small:
+            return range(self._depth)
+        alone = self._after is not None or self._watches_projected
+        return range(self._depth - 1 if alone else self._depth, self._depth)
+
     def install(self) -> None:
         """Prove and install everything, or raise and leave the model as it was."""
         adapter, model = self.adapter, self.model
-        paths = adapter.blocks()
         _forget_compiled()
-        tried = proof.trials(model, adapter, paths)
-        image = self.recipe.step_at(Stage.IMAGE)
         try:
-            for index, path in enumerate(paths):
-                site = Site(
-                    index,
-                    path,
-                    adapter,
-                    start=self._start if index == 0 else None,
-                    finish=self._finish if index == len(paths) - 1 else None,
-                    options=self.options,
-                )
-                self._undo += [handle.remove for handle in site.install(model)]
-            for name in adapter.followers():
-                handle = model.get_submodule(name).register_forward_hook(_follow)
-                self._undo.append(handle.remove)
-            undo = adapter.install(self.recipe.proportional_attention)
+            if len(self._sites()):
+                self._splice()
+            if self._projected is not None:
+                projector = model.get_submodule(adapter.projector)
+                self._undo.append(projector.register_forward_hook(self._project).remove)
+            undo = adapter.connect(self)
             if undo is not None:
                 self._undo.append(undo)
-            if image is not None:
-                self._undo.append(adapter.shrink(self._wanted))
-            proof.prove(model, adapter, tried, self.recipe.needs)
             setattr(model, MARK, self)
         except BaseException:
             self.detach()
             raise
+
+    def _splice(self) -> None:
+        """Splice the blocks of the tower, and prove that they are what they seem to be."""
+        adapter, model, sites = self.adapter, self.model, self._sites()
+        paths = adapter.blocks()
+        tried = proof.trials(model, adapter, [(i, paths[i]) for i in sites])
+        undo = adapter.install(self.recipe.proportional_attention)
+        if undo is not None:
+            self._undo.append(undo)
+        for index in sites:
+            site = Site(
+                index,
+                paths[index],
+                adapter,
+                start=self._start if index == sites[0] else None,
+                finish=self._finish if index == sites[-1] else None,
+                idle=self._idle,
+                options=self.options,
+            )
+            self._undo += site.install(model)
+        for name in adapter.followers():
+            handle = model.get_submodule(name).register_forward_hook(_follow)
+            self._undo.append(handle.remove)
+        if self._small:
+            self._undo.append(adapter.shrink(self._wanted))
+        steps = (self._step, self._after, self._projected)
+        needs = frozenset[str]().union(*(step.needs for step in steps if step is not None))
+        proof.prove(model, adapter, tried, needs & passes.FROM_ATTENTION)
 
 
 def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

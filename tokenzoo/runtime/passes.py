@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenzoo.evidence import Evidence
 from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
 
@@ -28,6 +29,10 @@ class Pass:
     Attributes:
         step: the step that the sites of this pass take; None: nothing is reduced at the blocks.
         counts: patch tokens after each block of the tower, as planned.
+        after: the step behind the last block (stage "features"), or None.
+        features: patch tokens that are to leave the tower.
+        projected: patch tokens that are to leave the projector behind it; None: nothing is reduced there.
+        left: patch tokens that left the tower, and the projector.
         grid: (rows, columns) of the patch tokens before the first block, if they are a whole grid.
         fired: patch tokens after each block so far, as they were.
         mass: `[b, n]` with prefix, or None while every token stands for itself.
@@ -39,10 +44,17 @@ class Pass:
             length; otherwise None.
         trial: whether this is the proof at attach time and not a pass.
         watches: whether the step needs something that only a tap on the attention shows.
+        watches_after: the same about the steps behind the last block.
+        keeps_evidence: whether what the last block showed is to travel on, to a step behind the projector.
+        evidence: what the last block showed about the tokens that left it, where it travels on.
     """
 
     step: Step | None
     counts: tuple[int, ...]
+    after: Step | None = None
+    features: int = 0
+    projected: int | None = None
+    left: int = 0
     grid: tuple[int, int] | None = None
     fired: tuple[int, ...] = ()
     mass: Tensor | None = None
@@ -52,6 +64,9 @@ class Pass:
     short: Tensor | None = None
     trial: bool = False
     watches: bool = False
+    watches_after: bool = False
+    keeps_evidence: bool = False
+    evidence: Evidence | None = None
 
 
 class PerThread:
@@ -82,9 +97,9 @@ def own(name: str) -> Any:
     return property(read, write)
 
 
-def watches(step: Step | None) -> bool:
-    """Whether the parts of a step need what only a tap shows; asked once, not in a pass."""
-    return step is not None and bool(step.needs & FROM_ATTENTION)
+def watches(*steps: Step | None) -> bool:
+    """Whether the parts of one of the steps need what only a tap shows; asked once, not in a pass."""
+    return any(step is not None and bool(step.needs & FROM_ATTENTION) for step in steps)
 
 
 def tag(x: Tensor, state: Pass) -> Tensor:

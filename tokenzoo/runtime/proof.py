@@ -6,6 +6,7 @@ positions that act where nobody follows them) would be silently wrong; here it i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +68,14 @@ class Trial:
     bare: Tensor
 
 
-def trials(model: nn.Module, adapter: Adapter, paths: tuple[BlockPath, ...]) -> list[Trial]:
-    """Run each bare block by itself; to be called before anything is spliced."""
+def trials(
+    model: nn.Module, adapter: Adapter, paths: Sequence[tuple[int, BlockPath]]
+) -> list[Trial]:
+    """Run each bare block, with its index, by itself; to be called before anything is spliced."""
     found: list[Trial] = []
-    for index, path in enumerate(paths):
+    for index, path in paths:
         patches, options = adapter.trial(index)
-        x = _sample(model, adapter, patches)
+        x = _sample(model.get_submodule(path.name), adapter, patches)
         found.append(Trial(index, path, patches, options, x, _run(model, path, x, options)))
     return found
 
@@ -83,7 +86,7 @@ def prove(model: nn.Module, adapter: Adapter, tried: list[Trial], needs: frozens
     Raises:
         AttachError: a difference; names the block and its size.
     """
-    step = Step(Stage.BLOCK, Once(), EverySecond(needs - {"grid"}), Keep())
+    step = Step(Stage.BLOCK, Once(), EverySecond(needs), Keep())
     watches = passes.watches(step)
     p = adapter.prefix
     for trial in tried:
@@ -106,12 +109,15 @@ def prove(model: nn.Module, adapter: Adapter, tried: list[Trial], needs: frozens
         _compare(model, trial, trial.x[:, rows], state, rows, "the random tokens come backwards")
 
 
-def _sample(model: nn.Module, adapter: Adapter, patches: int) -> Tensor:
-    """Random tokens `[1, prefix + patches, c]` in the dtype and on the device of the model."""
-    like = next(model.parameters())
+def _sample(block: nn.Module, adapter: Adapter, patches: int) -> Tensor:
+    """Random tokens `[1, prefix + patches, c]` in the dtype and on the device of a block."""
+    floats = [p for p in block.parameters() if p.is_floating_point()]
+    # A quantised layer has other numbers, an offloaded one none: the norms have the dtype of the tokens.
+    like = next((p for p in floats if p.ndim == 1), floats[0])
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, adapter.prefix + patches, adapter.width, generator=generator)
-    return x.to(device=like.device, dtype=like.dtype)
+    device = torch.device("cpu") if like.is_meta else like.device
+    return x.to(device=device, dtype=like.dtype)
 
 
 def _compare(

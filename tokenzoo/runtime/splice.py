@@ -9,14 +9,19 @@ A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduc
 
 Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
 `restore`, the block's hook returns all tokens again, for whoever reads them in between, and lets the state
-carry the few that the next block continues with.
+carry the few that the next block continues with. Behind the last block the hook also takes the step of the
+stage "features", if there is one.
+
+Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21).
+Then the hooks of the modules inside run alone: the first of them finds the state on the tokens themselves.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +30,11 @@ from torch import Tensor, nn
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, SeenAttention
 from tokenzoo.interfaces import Adapter, BlockPath
-from tokenzoo.plan import Plan, take
-from tokenzoo.reduce import reduce_site
+from tokenzoo.plan import Plan
 from tokenzoo.runtime import passes
 from tokenzoo.runtime.passes import Pass, PerThread, own
-from tokenzoo.runtime.tap import Tap
-from tokenzoo.tokens import Tokens
+from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
+from tokenzoo.runtime.tap import WATCH, Tap
 
 LOST = (
     "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
@@ -39,41 +43,10 @@ LOST = (
     "are not the ones that forward_features returned"
 )
 
-
-@dataclass(frozen=True)
-class Event:
-    """One reduction of one pass, as `attach(..., on_reduce=f)` is told it.
-
-    Attributes:
-        block: index of the block.
-        plan: from the tokens before to those after, prefix included.
-        before: tokens `[b, n, c]` with their masses.
-        after: tokens `[b, m, c]` with their masses.
-    """
-
-    block: int
-    plan: Plan
-    before: Tokens
-    after: Tokens
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the sites of an attachment behave, beside their recipe.
-
-    Attributes:
-        proportional: log mass is added to the logits.
-        trace: the plans of a pass are composed.
-        restore: features come back at full length.
-        debug: every site looks at its values, and raises.
-        on_reduce: is told each reduction.
-    """
-
-    proportional: bool = False
-    trace: bool = False
-    restore: bool = False
-    debug: bool = False
-    on_reduce: Callable[[Event], object] | None = None
+REENTRANT = (
+    "{where} runs under gradient checkpointing with use_reentrant=True, where what it makes of fewer tokens"
+    " would get no gradients: model.gradient_checkpointing_enable(dict(use_reentrant=False))"
+)
 
 
 class Box(PerThread):
@@ -85,10 +58,14 @@ class Box(PerThread):
     branch: Tensor | None = own("branch")
     whole: Tensor | None = own("whole")
     length: int = own("length")
+    evidence: Evidence | None = own("evidence")
+    called: bool | None = own("called")
+    learns: bool | None = own("learns")
 
     def clear(self) -> None:
         """Forget the last run."""
         self.state = self.tap = self.reduced = self.branch = self.whole = None
+        self.evidence = self.called = None
 
 
 class _Open(threading.local):
@@ -109,6 +86,7 @@ class Site:
         adapter: of its model.
         start: makes the state at the first spliced block from its input; None at later ones.
         finish: is told the state after the last block; None at earlier ones.
+        idle: whether nothing is to be reduced now; then tokens without a state are no error.
         options: of the attachment.
     """
 
@@ -120,6 +98,7 @@ class Site:
         *,
         start: Callable[[Tensor], Pass] | None,
         finish: Callable[[Pass], None] | None,
+        idle: Callable[[], bool],
         options: Options,
     ) -> None:
         self.index = index
@@ -127,16 +106,17 @@ class Site:
         self.adapter = adapter
         self.start = start
         self.finish = finish
+        self.idle = idle
         self.options = options
         self.box = Box()
 
-    def install(self, model: nn.Module) -> list[Any]:
-        """Put the hooks in place; returns their handles."""
+    def install(self, model: nn.Module) -> list[Callable[[], Any]]:
+        """Put the hooks in place; returns what takes them away."""
         block = model.get_submodule(self.path.name)
         attention = block.get_submodule(self.path.attention)
-        return [
+        handles = [
             block.register_forward_pre_hook(self.enter, with_kwargs=True),
-            attention.register_forward_pre_hook(self.open_tap),
+            attention.register_forward_pre_hook(self.open_tap, with_kwargs=True),
             # always_call: an exception in the attention must not leave the mode entered.
             attention.register_forward_hook(self.close_tap, always_call=True),
             block.get_submodule(self.path.second).register_forward_pre_hook(self.reduce),
@@ -144,6 +124,14 @@ class Site:
             # First of all: whoever else hooks on to the block is to see its real output.
             block.register_forward_hook(self.leave, prepend=True),
         ]
+        if self.path.first:
+            first = block.get_submodule(self.path.first)
+            handles.append(first.register_forward_pre_hook(self.begin))
+        undo: list[Callable[[], Any]] = [handle.remove for handle in handles]
+        if self.adapter.watched:
+            setattr(attention, WATCH, self.box)
+            undo.append(partial(delattr, attention, WATCH))
+        return undo
 
     def enter(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -158,30 +146,51 @@ class Site:
         if state is None and self.start is not None:
             state = self.start(x)
         if state is None:
-            raise AttachError(LOST.format(where=self.path.name))
+            state = self._lost()
         self.box.clear()
         if self.options.restore and not state.trial:
             self.box.whole = x
             if state.short is not None:
                 x, state = state.short, replace(state, short=None)
-        self.box.state = state
+        self.box.state, self.box.called = state, True
+        self.box.learns = torch.is_grad_enabled()
+        if self.path.first and passes.of(x) is not state:
+            x = passes.tag(x.view_as(x), state)  # a view: never tag the caller's own tensor
         extra, kwargs = self.adapter.follow(args[1:], kwargs, state.places)
         return (x, *extra), kwargs
 
-    def open_tap(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
+    def begin(self, first: nn.Module, args: tuple[Any, ...]) -> None:
+        """Find the state where checkpointing runs the forward again without the block's own hooks."""
+        del first
+        state = self.box.state
+        if self.box.called and state is not None:
+            self.box.called = None
+            works = state.step is not None or state.after is not None
+            if works and self.box.learns and not torch.is_grad_enabled():
+                raise AttachError(REENTRANT.format(where=self.path.name))
+            return
+        self.box.clear()
+        self.box.state = passes.of(args[0]) or self._lost()
+
+    def open_tap(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watch the attention, where something of it is needed."""
         del attention
         state = self._state()
-        tokens = args[0].shape[1] - self.adapter.prefix
+        x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
+        tokens = x.shape[1] - self.adapter.prefix
         site = state.step is not None and tokens > state.counts[self.index]
         wanted = (site and state.watches) or state.places is not None
+        if self.finish is not None:
+            wanted = wanted or state.watches_after
         bias = None
         if self.options.proportional and state.mass is not None:
-            bias = state.mass.log()
+            bias = masses(x, state).log()
         if wanted or bias is not None:
             # An attention that runs a second time in one block is seen twice, which is an error.
             if self.box.tap is None:
                 self.box.tap = Tap(self.adapter.prefix, bias, state.places)
+            if self.adapter.watched:
+                return  # the attention asks for it
             self.box.tap.__enter__()
             if not torch.compiler.is_compiling():
                 _open.tap = self.box.tap
@@ -189,7 +198,7 @@ class Site:
     def close_tap(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Stop watching."""
         del attention, args, output
-        if self.box.tap is not None:
+        if self.box.tap is not None and not self.adapter.watched:
             self.box.tap.close()
             if not torch.compiler.is_compiling():
                 _open.tap = None
@@ -200,44 +209,26 @@ class Site:
         x = args[0]  # [b, prefix + n, c]
         state = self._state()
         prefix = self.adapter.prefix
-        keep = state.counts[self.index]
         seen = self._seen()
-        if state.step is None or x.shape[1] - prefix <= keep:
+        if self.finish is not None and state.watches_after:
+            self.box.evidence = evidence_of(x, state, seen, prefix)
+        if state.step is None or x.shape[1] - prefix <= state.counts[self.index]:
             return None
         if state.watches and seen is None:
             raise AttachError(
                 f"{self.path.name}.{self.path.second} runs before {self.path.attention}: this block is not "
                 "x + attention, x + MLP in the order that the adapter describes"
             )
-        mass = state.mass
-        if mass is None:
-            mass = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
-        tokens = Tokens(x, mass, prefix, state.held)
-        evidence = Evidence(
-            tokens.patches.x,
-            mass=tokens.patches.mass,
-            attention=seen,
-            prefix=prefix,
-            grid=state.grid if state.mass is None else None,
-            held=tokens.patches.held,
+        evidence = evidence_of(x, state, seen, prefix)
+        place = self._place("block")
+        x_after, plan, state = reduced(
+            state.step, state, x, evidence, state.counts[self.index], place, self.options
         )
-        debug = self.options.debug and not state.trial
-        if debug:
-            check_finite(tokens, f"reach the reduction in {self.path.name}")
-        reduced, plan = reduce_site(state.step, tokens, evidence, keep, check=debug)
-        # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
-        mass = reduced.mass.detach()
-        state = replace(state, mass=mass, held=reduced.held, places=self._places(state, plan))
-        if not state.trial:
-            if debug:
-                check_finite(reduced, f"leave the reduction in {self.path.name}")
-            if self.options.on_reduce is not None:
-                self.options.on_reduce(Event(self.index, plan, tokens, reduced))
-            if self.options.trace or self.options.restore:
-                state = replace(state, plan=plan if state.plan is None else state.plan.then(plan))
+        if self.box.evidence is not None:
+            self.box.evidence = self.box.evidence.through(_of_patches(plan, prefix))
         self.box.state = state
-        self.box.reduced, self.box.length = reduced.x, x.shape[1]
-        return (reduced.x, *args[1:])
+        self.box.reduced, self.box.length = x_after, x.shape[1]
+        return (x_after, *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Remember the second branch; return something of the length that the block's addition expects."""
@@ -247,16 +238,23 @@ class Site:
         self.box.branch = output
         return output[:, :1].expand(-1, self.box.length, -1)
 
-    def leave(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Make the block's real output, and let it carry the state on."""
         del block
+        if isinstance(output, tuple):
+            raise AttachError(
+                f"{self.path.name} returns a tuple, and its tokens alone are expected: an adapter of ours "
+                "does not fit this version of the model's library"
+            )
         state = self._state()
-        reduced, branch, whole = self.box.reduced, self.box.branch, self.box.whole
-        if reduced is not None and branch is not None:
-            output = reduced + branch
+        short, branch, whole = self.box.reduced, self.box.branch, self.box.whole
+        if short is not None and branch is not None:
+            output = short + branch
         elif output is args[0]:
             output = output.view_as(output)  # never tag the caller's own tensor
         state = replace(state, fired=(*state.fired, output.shape[1] - self.adapter.prefix))
+        if self.finish is not None and not state.trial:
+            output, state = self._behind(output, state)
         if state.plan is not None and whole is not None:
             # A token that was dropped keeps the features with which it entered the block that dropped it.
             state, output = replace(state, short=output), state.plan.unmerge(output, whole)
@@ -265,12 +263,31 @@ class Site:
             self.finish(state)
         return passes.tag(output, state)
 
-    def _places(self, state: Pass, plan: Plan) -> Tensor | None:
-        """Which of the first tokens each output of a plan stands for."""
-        if not self.adapter.positional:
-            return None
-        index = plan.keep.clamp_min(0)
-        return index if state.places is None else take(state.places, index)
+    def _behind(self, x: Tensor, state: Pass) -> tuple[Tensor, Pass]:
+        """The step of the stage "features", on what leaves the last block."""
+        prefix, evidence = self.adapter.prefix, self.box.evidence
+        count = x.shape[1] - prefix
+        step = state.after
+        if evidence is None:
+            evidence = evidence_of(x, state, None, prefix)
+        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:])
+        if step is not None and count > state.features:
+            place = self._place("features")
+            x, plan, state = reduced(step, state, x, evidence, state.features, place, self.options)
+            if state.keeps_evidence:
+                evidence = evidence.through(_of_patches(plan, prefix))
+        kept = evidence if state.keeps_evidence else None
+        return x, replace(state, evidence=kept, left=x.shape[1] - prefix)
+
+    def _place(self, stage: str) -> Place:
+        adapter = self.adapter
+        return Place(stage, self.index, self.path.name, adapter.prefix, adapter.positional)
+
+    def _lost(self) -> Pass:
+        """The state of tokens that carry none: an error, unless there is nothing to do anyway."""
+        if self.idle():
+            return Pass(None, ())
+        raise AttachError(LOST.format(where=self.path.name))
 
     def _state(self) -> Pass:
         if self.box.state is None:
@@ -286,25 +303,13 @@ class Site:
                 f"{len(tap.seen)} fused attention calls were seen in "
                 f"{self.path.name}.{self.path.attention}, and exactly one is needed. Is fused "
                 "attention off? timm: set fused_attn = True on the attention modules, or "
-                "timm.layers.set_fused_attn(True) before the model is made"
+                "timm.layers.set_fused_attn(True) before the model is made. transformers: "
+                "set_attn_implementation(...) takes our watch away: call it before attach"
             )
         return tap.seen[0]
 
 
-def check_finite(tokens: Tokens, where: str) -> None:
-    """Raise if a feature is NaN or infinite; it waits for the device.
-
-    Raises:
-        AttachError: says which image and token, and how many.
-    """
-    if torch.compiler.is_compiling():
-        raise AttachError(
-            "debug=True looks at values, which cannot be compiled with fullgraph=True: attach without it"
-        )
-    bad = ~tokens.x.isfinite().all(-1)  # [b, n]
-    if bool(bad.any()):
-        image, token = (int(place) for place in bad.nonzero()[0])
-        raise AttachError(
-            f"{int(bad.sum())} tokens with NaN or infinite features {where}; the first is token {token} "
-            f"of image {image}. Look at the weights, the input and, in half precision, at overflows"
-        )
+def _of_patches(plan: Plan, prefix: int) -> Plan:
+    """The part of a plan that is about the patch tokens."""
+    keep, dst = plan.keep[:, prefix:], plan.dst[:, prefix:]
+    return Plan(torch.where(keep < 0, keep, keep - prefix), torch.where(dst < 0, dst, dst - prefix))

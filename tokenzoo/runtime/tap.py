@@ -13,6 +13,9 @@ from torch.overrides import TorchFunctionMode
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import SeenAttention
 
+WATCH = "_tokenzoo_watch"
+"""Where an attention module that looks for its tap itself (`Adapter.watched`) finds the holder of it."""
+
 
 class Tap(TorchFunctionMode):
     """Watch the calls of `scaled_dot_product_attention` while the mode is entered.
@@ -42,6 +45,31 @@ class Tap(TorchFunctionMode):
     def close(self) -> None:
         """Leave the mode, whatever happened inside."""
         super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
+
+    def look(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
+    ) -> Tensor | None:
+        """Remember one attention.
+
+        Args:
+            query: `[b, h, n, d]`.
+            key: `[b, h, n, d]`.
+            mask: what the model adds itself, or a boolean mask (True: attend), broadcastable to
+                `[b, h, n, n]`.
+            scale: the factor on the inner products; None: `d ** -0.5`.
+
+        Returns:
+            What is to be added to the logits instead of the mask (or a boolean mask), if anything.
+        """
+        if mask is not None and self.places is not None:
+            mask = _at(mask, self.places)
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        own = None if mask is None else _added(mask, query.dtype)
+        self.seen.append(SeenAttention(query, key, factor, self.prefix, self.key_bias, own))
+        if self.key_bias is None:
+            return mask
+        bias = self.key_bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
+        return bias if own is None else own + bias
 
     def __torch_function__(
         self,
@@ -79,14 +107,7 @@ class Tap(TorchFunctionMode):
             return attend(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
             )
-        if attn_mask is not None and self.places is not None:
-            attn_mask = _at(attn_mask, self.places)
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        own = None if attn_mask is None else _added(attn_mask, query.dtype)
-        self.seen.append(SeenAttention(query, key, factor, self.prefix, self.key_bias, own))
-        if self.key_bias is not None:
-            bias = self.key_bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
-            attn_mask = bias if own is None else own + bias
+        attn_mask = self.look(query, key, attn_mask, scale)
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def _attend_heads(

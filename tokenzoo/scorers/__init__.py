@@ -8,6 +8,7 @@ from tokenzoo.hookspecs import hookimpl
 from .cls_attention import CLSAttention as CLSAttention
 from .diversity import Diversity as Diversity
 from .feature_norm import FeatureNorm as FeatureNorm
+from .last_token_attention import LastTokenAttention as LastTokenAttention
 from .random import Random as Random
 from .received_attention import ReceivedAttention as ReceivedAttention
 from .similarity import Similarity as Similarity
@@ -20,6 +21,7 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
     return {
         "received_attention": ReceivedAttention,
         "cls_attention": CLSAttention,
+        "last_token_attention": LastTokenAttention,
         "feature_norm": FeatureNorm,
         "diversity": Diversity,
         "random": Random,

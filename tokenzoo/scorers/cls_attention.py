@@ -31,7 +31,12 @@ class CLSAttention(Scorer):
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`."""
-        attention = full_precision(evidence.at(self.layer).cls_attention)  # [b, h, n]
-        if self.heads == "max":
-            return attention.amax(1)
-        return attention.sum(1) if self.heads == "sum" else attention.mean(1)
+        return over_heads(evidence.at(self.layer).cls_attention, self.heads)
+
+
+def over_heads(attention: Tensor, heads: str) -> Tensor:
+    """The mean, sum or maximum of `attention [b, h, n]` over the heads, in at least float32: `[b, n]`."""
+    attention = full_precision(attention)
+    if heads == "max":
+        return attention.amax(1)
+    return attention.sum(1) if heads == "sum" else attention.mean(1)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.evidence import Evidence, Layer
+from tokenzoo.evidence import TEXT, Evidence, Layer
 from tokenzoo.given import gather_evidence
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe
@@ -23,9 +23,12 @@ from tokenzoo.tokens import Tokens
 Kind = Literal["distinct", "repeated", "equal"]
 KINDS: tuple[Kind, ...] = ("distinct", "repeated", "equal")
 
-PER_TOKEN = ("x", "mass", "keys", "queries", "received_attention", "cls_attention", "protected")
-_REAL = ("x", "keys", "queries", "received_attention", "cls_attention", "text")
-_AXIS = {"keys": 2, "queries": 2, "cls_attention": 2}  # of the tokens; 1 for the others
+_ATTENTION = ("received_attention", "cls_attention", "last_attention")
+PER_TOKEN = ("x", "mass", "keys", "queries", *_ATTENTION, "protected")
+ABOUT_TEXT = ("text", "text_keys")
+_REAL = ("x", "keys", "queries", *_ATTENTION, *ABOUT_TEXT)
+# Of the tokens; 1 for the others.
+_AXIS = {"keys": 2, "queries": 2, "cls_attention": 2, "last_attention": 2}
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +44,9 @@ class Example:
         queries: `[b, h, N, d]`.
         received_attention: `[b, N]`.
         cls_attention: `[b, h, N]`.
-        text: `[b, t, c]`.
+        last_attention: `[b, h, N]`.
+        text: `[b, t, c]`; the hidden states of the text tokens, too, for what asks for "x@text".
+        text_keys: `[b, h, t, d]`, for "keys@text".
         protected: `[b, N]` bool, what a caller might protect; only used where a law says so.
         grid: of the patch tokens; its rows serve as frames, too.
         prefix: number of prefix tokens.
@@ -55,7 +60,9 @@ class Example:
     queries: Tensor
     received_attention: Tensor
     cls_attention: Tensor
+    last_attention: Tensor
     text: Tensor
+    text_keys: Tensor
     protected: Tensor
     grid: tuple[int, int]
     prefix: int
@@ -106,6 +113,8 @@ class Example:
             received_attention=per_token().softmax(-1),
             cls_attention=per_token(heads, axis=2).softmax(-1),
             text=normal(b, 2, channels),
+            text_keys=normal(b, heads, 2, width),
+            last_attention=per_token(heads, axis=2).softmax(-1),
             protected=protected,
             grid=grid,
             prefix=prefix,
@@ -138,7 +147,7 @@ class Example:
 
     def shown(self) -> dict[str, Any]:
         """All evidence, as `reduce` takes it."""
-        names = ("keys", "queries", "received_attention", "cls_attention", "text", "grid")
+        names = ("keys", "queries", *_ATTENTION, "text", "grid")
         return {**{name: getattr(self, name) for name in names}, "frames": self.grid[0]}
 
     def evidence(self, needs: frozenset[str] = frozenset()) -> Evidence:
@@ -158,9 +167,13 @@ class Example:
         )
 
     def layers(self, needs: frozenset[str]) -> dict[Layer, dict[str, Any]]:
-        """What is passed as `at=`: every layer that `needs` names shows what this one does."""
+        """What is passed as `at=`: every layer that `needs` names shows what this one does.
+
+        All but "text", which is about the tokens of the text.
+        """
+        text = {"x": self.text, "keys": self.text_keys}
         shown = {"x": self.x, **self.shown()}
-        return dict.fromkeys(layers_in(needs), shown)
+        return {layer: text if layer == TEXT else shown for layer in layers_in(needs)}
 
     def wish(self, keep: int | float) -> Example:
         """The same with another `keep`."""
@@ -168,7 +181,7 @@ class Example:
 
     def image(self, index: int) -> Example:
         """One image, alone."""
-        names = (*PER_TOKEN, "text")
+        names = (*PER_TOKEN, *ABOUT_TEXT)
         alone = {name: getattr(self, name)[index : index + 1] for name in names}
         return replace(self, **alone, story=f"{self.story}.image({index})")
 
@@ -183,7 +196,9 @@ class Example:
     def backwards(self) -> Example:
         """The last token first, in all that is known of them: what looks at features decides otherwise."""
         turned = {
-            name: getattr(self, name).flip(_AXIS.get(name, 1)) for name in _REAL if name != "text"
+            name: getattr(self, name).flip(_AXIS.get(name, 1))
+            for name in _REAL
+            if name not in ABOUT_TEXT
         }
         return replace(self, **turned, story=f"{self.story}.backwards()")
 
@@ -227,7 +242,7 @@ class Example:
         changed: dict[str, Tensor] = {}
         for name in ("x", "keys", "queries"):
             changed[name] = getattr(self, name).index_fill(_AXIS.get(name, 1), index, value)
-        for name in ("received_attention", "cls_attention"):
+        for name in _ATTENTION:
             changed[name] = getattr(self, name).index_fill(_AXIS.get(name, 1), index, float("nan"))
         story = f"{self.story}.poisoned({patches}, float({str(value)!r}))"
         return replace(self, **changed, story=story)

@@ -68,26 +68,26 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
     """The evidence named in `needs`; anything else raises when it is read."""
     full = example.evidence(needs)
 
-    def shown(declared: set[str], layers: Mapping[Layer, Evidence]) -> Evidence:
+    def shown(there: Evidence, declared: set[str], layers: Mapping[Layer, Evidence]) -> Evidence:
         def show(name: str) -> Callable[[], Tensor]:
             def read() -> Tensor:
                 if name not in declared:
                     raise _UndeclaredError(f"{name} was read, and needs does not name it")
-                value: Tensor = getattr(full, name)
+                value: Tensor = getattr(there, name)
                 return value
 
             return read
 
-        names = ("keys", "queries", "received_attention", "cls_attention")
+        names = ("keys", "queries", "received_attention", "cls_attention", "last_attention")
         return Evidence(
-            full.x,
-            mass=full.mass,
+            there.x,
+            mass=there.mass,
             show={name: show(name) for name in names},
-            attention=full.attention if "attention" in declared else None,
-            prefix=full.prefix,
-            grid=full.grid if "grid" in declared else None,
-            frames=full.frames if "frames" in declared else None,
-            text=full.text if "text" in declared else None,
+            attention=there.attention if "attention" in declared else None,
+            prefix=there.prefix,
+            grid=there.grid if "grid" in declared else None,
+            frames=there.frames if "frames" in declared else None,
+            text=there.text if "text" in declared else None,
             layers=layers,
         )
 
@@ -95,10 +95,10 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
         named = (need.partition("@") for need in needs)
         return {name for name, _, where in named if where == layer}
 
-    return shown(
-        declared_at(""),
-        {layer: shown(declared_at(str(layer)), {}) for layer in layers_in(needs)},
-    )
+    layers = {
+        layer: shown(full.at(layer), declared_at(str(layer)), {}) for layer in layers_in(needs)
+    }
+    return shown(full, declared_at(""), layers)
 
 
 @law(*SITE, read="tokenzoo.interfaces.Part")

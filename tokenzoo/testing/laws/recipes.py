@@ -75,6 +75,8 @@ def _planned(budget: Any, step: Step, depth: int) -> tuple[int, ...]:
             return budget.blocks
         case "llm":
             return (budget.llm,)
+        case "projected":
+            return (budget.projected,)
         case "image" | "embedded":
             return (budget.entering,)
         case _:
@@ -152,5 +154,5 @@ def budget_refused(subject: Recipe, tower: Tower) -> None:
         demand(budget.flops <= subject.flops, f"flops of {subject.flops} at most", budget.flops)
     elif len(subject.steps) == len(aims) == 1 and getattr(aims[0].schedule, "keep", 1) == 1:
         wanted = subject.wanted(tower.tokens)
-        last = budget.features if budget.llm is None else budget.llm
+        last = budget.visual if budget.llm is None else budget.llm
         demand(last == wanted, f"{wanted} of {tower.tokens} tokens in the end", last)

@@ -11,7 +11,7 @@ from tokenzoo.budget import resolve_keep
 from tokenzoo.plan import take
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
-from tokenzoo.testing.example import PER_TOKEN, Example
+from tokenzoo.testing.example import ABOUT_TEXT, PER_TOKEN, Example
 from tokenzoo.testing.law import law
 from tokenzoo.testing.laws.common import alone, same
 from tokenzoo.testing.subjects import MATCHERS, SITE, Subject, asked, needs_all, recipe_of
@@ -104,7 +104,7 @@ def conserved(subject: Subject, example: Example) -> None:
 @law(*SITE, read="tokenzoo.interfaces.Part")
 def input_untouched(subject: Subject, example: Example) -> None:
     """Nothing that is shown is changed: features, masses, keys and attention are the model's own."""
-    names = (*PER_TOKEN, "text")
+    names = (*PER_TOKEN, *ABOUT_TEXT)
     before = {name: getattr(example, name).clone() for name in names}
     example.reduce(asked(subject, example))
     changed = {name: getattr(example, name) for name in names}

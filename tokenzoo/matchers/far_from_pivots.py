@@ -1,0 +1,96 @@
+"""Few pivots, and the tokens that are least like them: duplication matters more than importance (DART).
+
+The pivots are the tokens that a scorer puts first, of the image and of the text after it. Each pivot in
+turn takes, of what the pivots before it have left, the tokens with the lowest cosine to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_choice, check_count, check_kind
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import TEXT, Evidence
+from tokenzoo.interfaces import Scorer, Selector, needs_of, token_scores
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose, descending
+from tokenzoo.tokens import unit
+
+
+@dataclass(frozen=True)
+class FarFromPivots(Selector):
+    """Keep the pivots of the image, and for each pivot the tokens that are least similar to it.
+
+    Of the k - pivots other places each pivot has an equal share; where that does not divide, those that
+    come first in the order of the pivots have one more.
+
+    Args:
+        scorer: the highest are the pivots, in the image and in the text.
+        pivots: tokens of the image; fewer if fewer are to be kept.
+        text_pivots: tokens of the text after the image (the layer "text"); fewer if it is shorter. They
+            take tokens of the image, and are not among those kept.
+        order: of the pivots: "score", those of the image before those of the text, each the highest first;
+            or "set", that in which CPython's set iterates over their positions in the prompt (prefix,
+            image, text), as in DART's code. It waits for the device, and cannot be compiled into one graph.
+    """
+
+    scorer: Scorer
+    pivots: int = 4
+    text_pivots: int = 0
+    order: Literal["score", "set"] = "score"
+
+    def __post_init__(self) -> None:
+        check_kind("scorer", self.scorer, Scorer)
+        check_count("pivots", self.pivots)
+        check_count("text_pivots", self.text_pivots, least=0)
+        check_choice("order", self.order, "score", "set")
+        if not self.text_pivots:
+            return
+        asked = needs_of(self.scorer)
+        if any("@" in need for need in asked):
+            raise BadArgumentError(
+                f"text_pivots={self.text_pivots} with {self.scorer!r}, which reads another layer: text "
+                "tokens show none; pass a scorer of this layer, or text_pivots=0"
+            )
+        self.require(*(f"{need}@{TEXT}" for need in {"x", *asked}))
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens: the pivots, the highest first, then what each of the pivots has taken."""
+        if k == 0:
+            return pool[:, :0], pool
+        place = torch.arange(pool.shape[1], device=pool.device).expand_as(pool)
+        scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
+        own, left = choose(place, descending(scores)[:, : min(self.pivots, k)])
+        features = unit(take(evidence.x, pool))  # [b, p, c]
+        pivots, positions = take(features, own), take(pool, own) + evidence.prefix
+        if self.text_pivots:
+            text = evidence.at(TEXT)
+            best = descending(token_scores(self.scorer, text))[:, : self.text_pivots]
+            pivots = torch.cat([pivots, unit(take(text.x, best))], 1)
+            behind = evidence.prefix + evidence.x.shape[1]
+            positions = torch.cat([positions, best + behind], 1)
+        if self.order == "set":
+            pivots = take(pivots, set_order(positions))
+        # A pivot that is NaN says nothing about the others; a candidate that is NaN stays NaN, the last.
+        likeness = pivots.nan_to_num(0.0) @ features.mT  # [b, pivots, p]
+        chosen, count = [own], likeness.shape[1]
+        share, more = divmod(k - own.shape[1], count)
+        for i in range(count):
+            far = descending(-take(likeness[:, i], left))[:, : share + (i < more)]
+            taken, left = choose(left, far)
+            chosen.append(taken)
+        return take(pool, torch.cat(chosen, 1)), take(pool, left)
+
+
+def set_order(positions: Tensor) -> Tensor:
+    """The places of `positions [b, q]` in the order in which CPython iterates over a set of them.
+
+    Where two of them want one place of its hash table, the one that was entered first is before the other:
+    they are entered in their order.
+    """
+    rows = cast("list[list[int]]", positions.tolist())  # pyright: ignore[reportUnknownMemberType]
+    return positions.new_tensor([[row.index(position) for position in set(row)] for row in rows])

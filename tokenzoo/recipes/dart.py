@@ -1,0 +1,48 @@
+"""DART: the tokens that are least like a few pivots (arXiv 2502.11494, EMNLP 2025)."""
+
+from __future__ import annotations
+
+from tokenzoo.checks import check_count, check_flag
+from tokenzoo.matchers import Drop, FarFromPivots, SelectAssign
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import FeatureNorm
+
+
+def dart(
+    *,
+    keep: int | float = 0.25,
+    layer: int = 2,
+    pivots: int = 4,
+    text_pivots: int = 4,
+    faithful: bool = False,
+) -> Recipe:
+    """Keep a few pivots, and for each pivot the visual tokens that are least similar to it; drop the rest.
+
+    Args:
+        keep: visual tokens to keep: a count or a fraction (authors' code: 0.222 or so).
+        layer: the decoder layer K that is the first to see fewer tokens, >= 1 (authors' code: 2).
+        pivots: visual tokens among the pivots; they are kept.
+        text_pivots: pivots among the text tokens after the image; fewer where the text is shorter.
+        faithful: take the pivots in the order of the authors' code, that of a CPython set of their
+            positions in the prompt. It waits for the device at this layer, and cannot be compiled into one
+            graph.
+
+    Pivots are the tokens whose keys of layer K - 1 (with positions, the heads side by side) have the
+    largest L1 norms. Each pivot p takes, of what is left, the tokens j with the lowest cos(h_p, h_j), where
+    h is what enters layer K. Kept tokens stay in order and keep their positions, with gaps. No attention
+    map is needed.
+
+    Departures: the authors' count is pivots + (pivots + text_pivots) * k, over its budget by `pivots`; here
+    `keep` is met exactly, and of a remainder the first pivots take one more each. The order of the pivots
+    changes the result, and the authors' is an accident of hashing: ours is visual before text, the largest
+    norm first. A text shorter than `text_pivots` stops their code, and gives fewer pivots here. One of
+    their releases applies the model's last norm to h first; here, as in the other, h is taken as it is.
+    """
+    check_count("layer", layer)
+    order = "set" if check_flag("faithful", faithful) else "score"
+    norms = FeatureNorm("all_keys", power=1)
+    stay = FarFromPivots(norms, pivots=pivots, text_pivots=text_pivots, order=order)
+    step = Step(Stage.LLM(layer), Once(), SelectAssign(stay, Drop()), Keep(), positions="keep")
+    return Recipe(step, keep=keep)

@@ -1,0 +1,31 @@
+"""FastV: what the prompt's last token attends to, in a language model (arXiv 2403.06764, ECCV 2024)."""
+
+from __future__ import annotations
+
+from tokenzoo.checks import check_count
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import LastTokenAttention
+
+
+def fastv(*, keep: int | float = 0.5, layer: int = 2) -> Recipe:
+    """Keep the visual tokens to which the last token of the prompt attends most; drop the rest.
+
+    Args:
+        keep: visual tokens to keep: a count or a fraction (the paper's R = 50 % is the share that is
+            dropped).
+        layer: the decoder layer K that is the first to see fewer tokens, >= 1 (paper: 2).
+
+    score_j = mean over the heads h of A_h[last, j], where A is the attention of layer K - 1 over the whole
+    prompt. Kept tokens stay in order and keep their positions, with gaps.
+
+    Departures: the paper's K = 0, which drops at random before the first layer, is not built; the published
+    variant that hides tokens by a mask and saves nothing neither. The authors round n * (1 - R); a fraction
+    `keep` is rounded as everywhere in tokenzoo, and a count is exact.
+    """
+    check_count("layer", layer)
+    match = SelectAssign(TopK(LastTokenAttention()), Drop())
+    step = Step(Stage.LLM(layer), Once(), match, Keep(), positions="keep")
+    return Recipe(step, keep=keep)

@@ -1,0 +1,36 @@
+"""Importance as the attention that the last token of a prompt pays, inside a language model: FastV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tokenzoo.checks import check_choice
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+from tokenzoo.scorers.cls_attention import over_heads
+
+
+@dataclass(frozen=True)
+class LastTokenAttention(Scorer):
+    """The attention of the prompt's last token to each token, over the heads; only in a language model.
+
+    Its softmax is over the whole prompt, so the scores depend on how the prompt is worded.
+
+    Args:
+        heads: "mean", "sum" or "max" over the heads (the first two choose the same tokens).
+        layer: another layer's attention; None: the one that the site shows.
+    """
+
+    heads: Literal["mean", "sum", "max"] = "mean"
+    layer: int | str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("heads", self.heads, "mean", "sum", "max")
+        self.require("last_attention" if self.layer is None else f"last_attention@{self.layer}")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`."""
+        return over_heads(evidence.at(self.layer).last_attention, self.heads)

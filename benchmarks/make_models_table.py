@@ -2,13 +2,15 @@
 
 Every model is made with random weights and tried (`tokenzoo.examining`); nothing is downloaded. Run it with
 `python -m benchmarks.make_models_table`, timm, torchvision and open_clip installed. It fails, and writes
-nothing, if a model neither works nor is refused. `tests/adapters/test_models_table.py` tries some again.
+nothing, if a model neither works nor is refused; `--only transformers` makes that section anew and leaves
+the others as they are. `tests/adapters/test_models_table.py` tries some again.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import textwrap
 import warnings
@@ -96,7 +98,7 @@ def page(found: dict[str, list[Verdict]]) -> str:
     import timm
     import torchvision
 
-    tables = [*found["timm"], *found["elsewhere"], *found["whole"], *found["others"]]
+    tables = [v for verdicts in found.values() for v in verdicts]
     head = INTRO.format(
         recipe=RECIPE,
         keep=KEEP,
@@ -127,28 +129,81 @@ def page(found: dict[str, list[Verdict]]) -> str:
             "inside.",
             found["elsewhere"],
         ),
+        transformers_section(found["transformers"]),
         "## Other models of timm\n\nOne of each module that has no transformer; all of them are refused:\n"
         f"{textwrap.fill(others, 110)}.",
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def transformers_section(verdicts: Sequence[Verdict]) -> str:
+    """The section about transformers, with its version."""
+    import transformers
+
+    text = (
+        f"Of transformers {transformers.__version__}, by the type of their configuration, with {DEPTH} "
+        "blocks of the tower's own width. A multimodal model has a small language model here, and is given "
+        "a prompt with an image; of its tower only the blocks that are read are reduced. Compared is what "
+        "does not depend on the tokens left: pooled features, or the logits of the last token."
+    )
+    return section("transformers", text, verdicts)
+
+
+def with_section(text: str, title: str, made: str, verdicts: Sequence[Verdict]) -> str:
+    """The page with one section made anew, and its counts."""
+    before, _, rest = text.partition(f"## {title}\n")
+    if not rest:
+        raise ValueError(f"the page has no section {title!r}")
+    old, mark, after = rest.partition("\n## ")
+    counts = {
+        verdict: len({v.name for v in verdicts if v.verdict == verdict})
+        for verdict in ("works", "refused")
+    }
+    was = {
+        "works": len(re.findall(r"^\| `\S+` \| \w+ \| [\d.e-]+ \|", old, re.MULTILINE)),
+        "refused": len(re.findall(r"^\| `\S+` \| \w+ \| \D.+\|$", old, re.MULTILINE)),
+    }
+    found = re.search(r"\n(\d+) models work, (\d+) are refused", before)
+    if found is None:
+        raise ValueError("the page does not say how many models work")
+    works = int(found[1]) - was["works"] + counts["works"]
+    refused = int(found[2]) - was["refused"] + counts["refused"]
+    before = before.replace(found[0], f"\n{works} models work, {refused} are refused")
+    return f"{before}{made.strip()}\n{mark}{after}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE)
-    out: Path = parser.parse_args().out
+    parser.add_argument("--only", choices=["transformers"], help="make one section anew")
+    options = parser.parse_args()
+    out: Path = options.out
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are what is wanted
+    if options.only:
+        verdicts = tried(named(options.only), DEPTH)
+        stop_if_broken(verdicts)
+        made = transformers_section(verdicts)
+        out.write_text(with_section(out.read_text(), options.only, made, verdicts))
+        return
     found = {
         "timm": tried(named("timm"), DEPTH),
         "whole": tried(named("whole"), None),
         "elsewhere": tried(named("elsewhere"), None),
+        "transformers": tried(named("transformers"), DEPTH),
         "others": tried(named("others"), DEPTH),
     }
-    broken = [v for verdicts in found.values() for v in verdicts if v.verdict == "broken"]
-    if broken:
-        sys.exit("\n".join(f"broken: {v.name} ({v.family}): {v.reason}" for v in broken))
+    stop_if_broken([v for verdicts in found.values() for v in verdicts])
     out.write_text(page(found))
+
+
+def stop_if_broken(verdicts: Sequence[Verdict]) -> None:
+    """A model that neither works nor is refused is a bug of ours."""
+    broken = [
+        f"broken: {v.name} ({v.family}): {v.reason}" for v in verdicts if v.verdict == "broken"
+    ]
+    if broken:
+        sys.exit("\n".join(broken))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,15 @@ WHOLE = """
     eva02_tiny_patch14_224 vit_small_patch16_dinov3 vit_small_patch16_rope_mixed_224 beit_base_patch16_224
     vit_relpos_small_patch16_224 vit_large_patch16_sapiens2
 """
+TRANSFORMERS = """
+    transformers:clip_vision_model transformers:siglip_vision_model transformers:siglip2_vision_model
+    transformers:dinov2 transformers:dinov2_with_registers transformers:dinov3_vit transformers:vit
+    transformers:llava transformers:llava_next transformers:llava_onevision
+    transformers:clip transformers:siglip transformers:beit transformers:deit transformers:swin
+    transformers:aimv2 transformers:vipllava transformers:video_llava transformers:llava_next_video
+    transformers:internvl transformers:paligemma transformers:idefics3 transformers:gemma3
+    transformers:mllama transformers:blip-2 transformers:qwen2_vl transformers:qwen2_5_vl
+"""
 # Smaller images than the model's own, where those would take minutes.
 SIZES = {
     "vit_large_patch16_sapiens2": (256, 192),
@@ -147,4 +156,5 @@ def named(label: str) -> list[str]:
         "elsewhere": ELSEWHERE.split(),
         "whole": WHOLE.split(),
         "others": other_names(),
+        "transformers": TRANSFORMERS.split(),
     }[label]

@@ -7,16 +7,19 @@ after `detach`. There is no third kind: whatever else happens is a bug of ours, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from tokenzoo import towers
+from tokenzoo import from_transformers, towers
 from tokenzoo.errors import BadArgumentError, TokenzooError, UnsupportedModelError
 from tokenzoo.runtime.attach import find_adapter
 from tokenzoo.zoo import Zoo, build
+
+Given = Tensor | Mapping[str, Any]
 
 TOLERANCE = 1e-5  # float32: some roundings, relative to the largest output
 VISIBLE = 1e-3  # what fewer tokens change at least: where nothing can be seen, nothing is shown
@@ -63,7 +66,8 @@ def examine(
     """Try a recipe on a model that is made for this, with random weights; nothing is downloaded.
 
     Args:
-        name: of a model of timm, or "torchvision:..." or "open_clip:...".
+        name: of a model of timm, "torchvision:...", "open_clip:...", "transformers:TYPE", or a folder with
+            a config.json of transformers.
         recipe: the name of a recipe.
         keep: patch tokens to keep.
         depth: blocks to make, where the model takes a number: less to compute; None: its own.
@@ -87,17 +91,20 @@ def examine(
             return Verdict(name, type(weightless).__name__, "refused", str(error))
     tower = towers.create(name, depth=depth, **options)
     towers.randomise(tower.model)
+    if not tower.size:
+        given = from_transformers.inputs(tower.model, find_adapter(tower.model), batch)
+        return examine_model(tower.model, given, zoo, whole, name=name)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *tower.size, generator=generator)
     return examine_model(tower.model, images, zoo, whole, name=name)
 
 
-def examine_model(model: nn.Module, images: Tensor, zoo: Zoo, whole: Zoo, *, name: str) -> Verdict:
+def examine_model(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, *, name: str) -> Verdict:
     """Try a recipe on a model.
 
     Args:
         model: in eval mode, with nothing attached.
-        images: that it can be run on.
+        images: that it can be run on, or a mapping of its arguments.
         zoo: the recipe.
         whole: the same recipe, keeping all tokens.
         name: for the verdict.
@@ -115,7 +122,7 @@ def examine_model(model: nn.Module, images: Tensor, zoo: Zoo, whole: Zoo, *, nam
         return Verdict(name, family, "broken", f"{type(error).__name__}: {error}")
 
 
-def _try(model: nn.Module, images: Tensor, zoo: Zoo, whole: Zoo, name: str) -> Verdict:
+def _try(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, name: str) -> Verdict:
     family = type(model).__name__
     bare = _run(model, images)
     try:
@@ -126,16 +133,16 @@ def _try(model: nn.Module, images: Tensor, zoo: Zoo, whole: Zoo, name: str) -> V
         return Verdict(name, family, "refused", str(error))
     with attached:
         identity = _gap(_run(model, images), bare)
-        tokens = attached.counts[0]
+        tokens = attached.counts[0] if attached.counts else cast("int", attached.adapter.tokens())
     with zoo.attach(model) as attached:
         change = _gap(_run(model, images), bare)
         counts, plan = attached.counts, attached.plan(tokens)
     problems = {
         f"keeping all tokens changes the output by {identity:.1e} of the largest": not identity
         <= TOLERANCE,
-        "there were other counts than planned": counts != plan.blocks,
+        "there were other counts than planned": counts not in ((), plan.blocks),
         f"fewer tokens change the output by {change:.1e} of the largest: too little to see an error": (
-            plan.features < tokens and not change >= VISIBLE
+            (plan.llm or plan.visual) < tokens and not change >= VISIBLE
         ),
         "after detach it is not the bare model": not torch.equal(_run(model, images), bare),
     }
@@ -154,10 +161,16 @@ def _try(model: nn.Module, images: Tensor, zoo: Zoo, whole: Zoo, name: str) -> V
     )
 
 
-def _run(model: nn.Module, images: Tensor) -> Tensor:
-    """The output; of several, the first."""
+def _run(model: nn.Module, images: Given) -> Tensor:
+    """The output, of several the first; of transformers' what does not depend on the tokens left."""
     with torch.inference_mode():
-        output: Any = model(images)
+        output: Any = model(images) if isinstance(images, Tensor) else model(**images)
+    if getattr(output, "logits", None) is not None:
+        return output.logits[:, -1]
+    if getattr(output, "pooler_output", None) is not None:
+        return output.pooler_output
+    if hasattr(output, "last_hidden_state"):
+        return output.last_hidden_state[:, 0]
     return cast("tuple[Tensor, ...]", output)[0] if isinstance(output, tuple) else output
 
 

@@ -30,7 +30,7 @@ Letters in shapes: b batch, h heads, n tokens, m tokens kept, p candidates, c ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -375,6 +375,10 @@ class Attachment(Protocol):
         """The tokens at every point, for an image of so many."""
         ...
 
+    def note_prompts(self, counts: tuple[int, ...]) -> None:
+        """Be told how many visual tokens of each prompt are left in the language model."""
+        ...
+
 
 class Adapter(Part, ABC):
     """One model: where its blocks are, what its sites show, and what must follow the shorter tokens."""
@@ -479,6 +483,18 @@ class Adapter(Part, ABC):
         """
         del attached
         return None
+
+    def shorten(self, attached: Attachment, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a processor returned, with as many placeholders as visual tokens will come.
+
+        Raises:
+            AttachError: the model reads no prompts.
+        """
+        del attached, inputs
+        raise AttachError(
+            f"{type(self).__name__} is about a vision tower, which reads no prompts: attach to the whole "
+            "model"
+        )
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Make the model shrink its images: `wanted` maps an image's patch tokens to those to keep.

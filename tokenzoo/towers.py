@@ -3,6 +3,8 @@
     create("vit_base_patch16_224")                 of timm
     create("torchvision:vit_b_16")
     create("open_clip:ViT-B-32")                   the image tower of it
+    create("transformers:siglip_vision_model")     by type; "transformers:llava" has a small language model
+    create("path/to/checkpoint")                   by its config.json, as transformers writes it
     create("deit_small_patch16_224", depth=4)      a short one, where the model's function takes a depth
 
 The libraries are imported when one of their names is asked for.
@@ -19,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from tokenzoo import from_transformers
 from tokenzoo.checks import check_count, check_kind
 from tokenzoo.errors import BadArgumentError, MissingDependencyError, UnknownNameError
 
@@ -29,11 +32,11 @@ class Tower:
 
     Attributes:
         model: in eval mode.
-        size: of an image: (channels, height, width).
+        size: of an image: (channels, height, width); () of transformers' models (see `from_transformers`).
     """
 
     model: Any
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class _Library:
     package: str
     names: Callable[[], list[str]]
     make: Callable[[str, dict[str, Any]], Any]
-    size: Callable[[Any], tuple[int, int, int]]
+    size: Callable[[Any], tuple[int, ...]]
 
 
 def create(
@@ -63,7 +66,7 @@ def create(
     """Make a model by its name, with random weights unless the options say otherwise.
 
     Args:
-        name: of timm, or "library:name".
+        name: of timm, or "library:name", or a folder with a config.json of transformers.
         depth: blocks to make; a model whose function takes no depth has its own number.
         device: "meta" makes a model without weights, which costs nothing.
         options: what else the library's function takes, e.g. `img_size`, or timm's `pretrained=True`, with
@@ -74,7 +77,11 @@ def create(
         MissingDependencyError: the library is not installed.
         BadArgumentError: the model cannot be made with these options.
     """
-    source, _, rest = check_kind("name", name, str).rpartition(":")
+    if from_transformers.is_folder(check_kind("name", name, str)):
+        given = options if depth is None else {**options, "depth": check_count("depth", depth)}
+        with torch.device(device):
+            return Tower(from_transformers.make(name, given), ())
+    source, _, rest = name.rpartition(":")
     if (source or "timm") not in LIBRARIES:
         raise UnknownNameError(
             f"no library {source!r} for the model {name!r}; there are {', '.join(LIBRARIES)}, and a name "
@@ -187,5 +194,8 @@ LIBRARIES = {
         lambda: _need("open_clip", "open_clip_torch").list_models(),
         _open_clip,
         _open_clip_size,
+    ),
+    "transformers": _Library(
+        "transformers", from_transformers.names, from_transformers.make, lambda model: ()
     ),
 }

@@ -41,6 +41,7 @@ def rows(title: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, .
         ("timm", "timm"),
         ("With all their blocks", "whole"),
         ("torchvision and open_clip", "elsewhere"),
+        ("transformers", "transformers"),
     ],
 )
 def test_the_tables_have_the_models_of_the_script(title, label) -> None:
@@ -56,9 +57,8 @@ def test_the_tables_have_the_models_of_the_script(title, label) -> None:
 
 
 def test_there_are_enough_and_they_are_counted() -> None:
-    tables = [
-        rows(title) for title in ("timm", "torchvision and open_clip", "With all their blocks")
-    ]
+    titles = ("timm", "torchvision and open_clip", "With all their blocks", "transformers")
+    tables = [rows(title) for title in titles]
     works = {name for table, _ in tables for name in table}
     refused = {name for _, table in tables for name in table} | set(models.named("others"))
     assert len(models.named("timm")) >= 90

@@ -30,7 +30,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def run(
     model: Annotated[
         str | None,
-        typer.Argument(help="A model of timm; torchvision:NAME and open_clip:NAME, too."),
+        typer.Argument(
+            help="A model of timm; torchvision:NAME, open_clip:NAME, transformers:TYPE; or the folder of a "
+            "transformers checkpoint, of which only config.json is read."
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="The recipe to try.")] = "evoprune",
     keep: Annotated[str, typer.Option(help="Tokens to keep: 64, 0.25 or 25%.")] = "0.25",
@@ -78,7 +81,9 @@ def _say(console: Console, v: Verdict, what: str) -> None:
     same = "as planned" if v.counts == v.planned else f"planned were {_list(v.planned)}"
     rows = {
         "identity error": f"{v.identity:.1e} of the largest output, with all tokens kept",
-        "tokens": f"{v.tokens} -> {_list(v.counts)} ({same})",
+        "tokens": f"{v.tokens} -> {_list(v.counts)} ({same})"
+        if v.counts
+        else f"{v.tokens} all through the tower, which this recipe leaves alone",
         "FLOPs": "" if v.flops is None else f"{v.flops:.3f} of the blocks', as planned",
     }
     for name, value in rows.items():

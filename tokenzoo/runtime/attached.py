@@ -33,6 +33,7 @@ class _Last(PerThread):
 
     state: Pass | None = own("state")
     passing: Pass | None = own("passing")
+    prompts: tuple[int, ...] | None = own("prompts")
 
 
 class Attached:
@@ -110,11 +111,13 @@ class Attached:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Patch tokens after each block in the last pass of this thread.
+        """Patch tokens after each block in the last pass of this thread; () where the tower is left alone.
 
         Raises:
             AttachError: there was none yet.
         """
+        if not len(self._sites()) and self._projected is None:
+            return ()
         state = self._pass()
         return (*state.counts[: len(state.counts) - len(state.fired)], *state.fired)
 
@@ -145,6 +148,43 @@ class Attached:
             raise AttachError("nothing was reduced in the last pass")
         return state.plan
 
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """Visual tokens of each prompt that were left in the language model, in this thread's last pass.
+
+        Raises:
+            AttachError: there was none yet, or the recipe has no step in the language model.
+        """
+        if self._last.prompts is None:
+            raise AttachError(
+                "no prompt with images was reduced in the language model in this thread: the recipe has no "
+                "step there (stage 'llm'), or the model has not run"
+            )
+        return self._last.prompts
+
+    def note_prompts(self, counts: tuple[int, ...]) -> None:
+        """For adapters: say how many visual tokens of each prompt are left in the language model."""
+        self._last.prompts = counts
+
+    def shorten(self, inputs: Any) -> Any:
+        """What the processor of a multimodal model returned, with prompts that are short from the start.
+
+        It is optional: the model shortens the prompts that it is given, and gives them back whole. Use it
+        where lengths matter before the model runs: batching, serving, a count of tokens.
+
+        Args:
+            inputs: a mapping of arguments, as `processor(...)` returns it.
+
+        Returns:
+            A mapping of the same kind; `input_ids`, masks, labels and token types are shorter.
+
+        Raises:
+            AttachError: the model reads no prompts.
+            BadArgumentError: the placeholders are not those that the model's processor writes.
+        """
+        short = self.adapter.shorten(self, inputs)
+        return short if type(inputs) is dict else type(inputs)(short)
+
     def summary(self, tokens: int | None = None) -> str:
         """What is attached to what, and what it does: lines of text.
 
@@ -174,6 +214,10 @@ class Attached:
         lines.append("image       any size: summary(tokens=196)" if plan is None else str(plan))
         if self._last.state is not None:
             lines.append(f"last pass   {', '.join(map(str, self.counts))}")
+        if self._last.prompts is not None:
+            lines.append(
+                f"last prompts  {', '.join(map(str, self._last.prompts))} visual tokens left"
+            )
         return "\n".join(lines)
 
     def detach(self) -> None:

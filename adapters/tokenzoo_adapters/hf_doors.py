@@ -1,0 +1,413 @@
+"""The doors of a whole transformers model: its forward and its `generate`, as the caller calls them.
+
+The caller's prompt has as many placeholders as the processor wrote. Here it is shortened to what will come
+out of the tower, in `forward` by a hook, in `generate` around it; what `generate` returns begins with the
+caller's own prompt again. A cache remembers the prompt that it was made of, so that a conversation, or a
+decoding loop by hand, can go on in the caller's coordinates.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenzoo.errors import AttachError
+from tokenzoo.interfaces import Attachment
+from tokenzoo.runtime.passes import PerThread, own
+from tokenzoo_adapters.hf_decoder import Decoder
+from tokenzoo_adapters.hf_flow import Prompt, prompt_of
+from tokenzoo_adapters.hf_prompt import Shortened, Visual, shorten
+from tokenzoo_adapters.timm_pool import put, remove
+
+MEMORY = "_tokenzoo_prompt"
+"""Where a cache keeps its `Memory`."""
+
+COUNTED = "_tokenzoo_counted"
+"""On a cache whose tokens have positions that do not count padding."""
+
+FILLS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""What stands in padding, for each argument that has one value per token of the prompt."""
+
+Visuals = Mapping[int, list[Visual]]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a cache was made of.
+
+    Attributes:
+        full: the caller's prompt `[b, n]`.
+        short: what the model read instead `[b, m]`.
+        mask: `[b, m]`, 0 at padding.
+        lost: `[b, 1]`, how many tokens of each prompt were taken out; columns may also become padding.
+    """
+
+    full: Tensor
+    short: Tensor
+    mask: Tensor
+    lost: Tensor
+
+    @property
+    def removed(self) -> int:
+        """How many columns the caller's prompt is longer."""
+        return self.full.shape[1] - self.short.shape[1]
+
+    def begins(self, ids: Tensor) -> bool:
+        """Whether a prompt goes on where this one ended."""
+        n = self.full.shape[1]
+        return ids.shape[1] >= n and torch.equal(ids[:, :n], self.full)
+
+
+class Here(PerThread):
+    """What a call hands to the calls inside it, in one thread."""
+
+    visuals: Visuals | None = own("visuals")
+    memory: Memory | None = own("memory")
+    shape: tuple[int, int] | None = own("shape")
+
+
+class Doors:
+    """Forward and `generate` of one attached model.
+
+    Args:
+        adapter: of the model: it has `model`, `base` and `visuals`.
+        attached: the recipe on it.
+    """
+
+    def __init__(self, adapter: Any, attached: Attachment) -> None:
+        self.adapter = adapter
+        self.attached = attached
+        self.model: nn.Module = adapter.model
+        self.decoder = Decoder(adapter, attached)
+        self.here = Here()
+        self.names = tuple(inspect.signature(type(self.model).forward).parameters)[1:]
+
+    def install(self) -> Callable[[], None]:
+        """Open the doors; returns the function that closes them."""
+        handles = [
+            self.model.register_forward_pre_hook(self.enter, with_kwargs=True),
+            self.model.register_forward_hook(self.leave, with_kwargs=True, always_call=True),
+        ]
+        undo: list[Callable[[], Any]] = [handle.remove for handle in handles]
+        if hasattr(self.model, "generate"):
+            put(self.model, {"generate": partial(_generate, self)})
+            undo.append(partial(remove, self.model, ("generate",)))
+        undo.append(self.decoder.install())
+        return partial(_all, undo)
+
+    # ------------------------------------------------------------------------------- forward
+
+    def enter(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Shorten the prompt of a call, or what a cache makes of its mask."""
+        del model
+        self.here.memory = None
+        self.decoder.prompt(None)
+        if not self.attached.active:
+            return None
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if given.get("mm_encoder_outputs"):
+            # Called by generate, which has shortened the prompt already.
+            visuals = self.here.visuals
+        else:
+            visuals = self._visuals(given)
+            given = self._shortened(given, visuals, pad_left=given.get("labels") is None)
+        if self.here.shape is None:
+            given = _in_cache(given)
+        if self.decoder.works:
+            given = _with_positions(given, begins=bool(visuals))
+            self.decoder.prompt(self._prompt(given, visuals) if visuals else None)
+        return (), given
+
+    def leave(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Let the cache that a call made remember the prompt."""
+        del model, args
+        memory, self.here.memory = self.here.memory, None
+        self.decoder.prompt(None)
+        cache = getattr(output, "past_key_values", None)
+        if memory is not None and cache is not None:
+            setattr(cache, MEMORY, memory)
+        if self.decoder.works and cache is not None and kwargs.get("position_ids") is not None:
+            setattr(cache, COUNTED, True)
+
+    def shorten(self, inputs: Mapping[str, Any], pad_left: bool = True) -> dict[str, Any]:
+        """What a processor returned, with prompts that are short from the start."""
+        given = dict(inputs)
+        if not self.attached.active:
+            return given
+        short = self._shortened(given, self._visuals(given), pad_left=pad_left)
+        self.here.memory = None
+        return short
+
+    # ------------------------------------------------------------------------------ generate
+
+    def generate(self, given: dict[str, Any]) -> Any:
+        """`generate` with a prompt that is shortened for the model and whole for the caller."""
+        original = cast("Any", type(self.model)).generate
+        key = "inputs" if given.get("input_ids") is None else "input_ids"
+        ids: Any = given.get(key)
+        if not self.attached.active or given.get("mm_encoder_outputs") or not _is_prompt(ids):
+            if self.attached.active and _has_pixels(given) and not _is_prompt(ids):
+                raise AttachError(
+                    "generate with pixel values and no input_ids [b, n]: the prompt cannot be shortened. "
+                    "Pass input_ids, as the processor returns them, not inputs_embeds"
+                )
+            return original(self.model, **given)
+        self.decoder.check_generate(given)
+        prompt: dict[str, Any] = {**given, "input_ids": given.pop(key), "inputs": None}
+        cache = prompt.get("past_key_values")
+        memory = getattr(cache, MEMORY, None)
+        visuals = self._visuals(prompt)
+        if memory is None:
+            short = self._shortened(prompt, visuals, pad_left=True)
+            now = self.here.memory
+        else:
+            short, now = self._continued(prompt, visuals, memory)
+        self.here.memory = None
+        removed = prompt["input_ids"].shape[1] - short["input_ids"].shape[1]
+        self._lengths(short, removed)
+        streamer = short.get("streamer")
+        if streamer is not None and removed:
+            short["streamer"] = Whole(streamer, prompt["input_ids"])
+        b, n = short["input_ids"].shape
+        self.here.visuals, self.here.shape = visuals, (b, n)
+        try:
+            output = original(self.model, **short)
+        finally:
+            self.here.visuals = self.here.shape = None
+        return self._restored(output, prompt["input_ids"], short["input_ids"], cache, now)
+
+    def _continued(
+        self, prompt: dict[str, Any], visuals: Visuals, memory: Memory
+    ) -> tuple[dict[str, Any], Memory | None]:
+        """A prompt that goes on where a cache ended: only what is new is shortened."""
+        ids, mask = prompt["input_ids"], prompt.get("attention_mask")
+        n = memory.full.shape[1]
+        if not memory.begins(ids):
+            if mask is not None and mask.shape[1] >= n + ids.shape[1]:
+                # Only the new tokens were passed, with the mask of all.
+                mask = torch.cat([memory.mask.to(mask), mask[:, n:]], 1)
+                return {**prompt, "attention_mask": mask}, memory
+            raise AttachError(
+                f"the cache was made of another prompt: input_ids {tuple(ids.shape)} do not begin with the "
+                f"{n} tokens that it was made of. Pass the whole conversation, as generate returned it, or "
+                "no past_key_values"
+            )
+        new = {
+            name: value[..., n:] if _per_token(name, value, ids) else value
+            for name, value in prompt.items()
+        }
+        lost = memory.lost
+        if new["input_ids"].shape[1]:
+            new = self._shortened(new, visuals, pad_left=True)
+            lost = lost if self.here.memory is None else lost + self.here.memory.lost
+        rows = torch.ones_like(new["input_ids"]) if mask is None else new["attention_mask"]
+        whole = {
+            **new,
+            "input_ids": torch.cat([memory.short, new["input_ids"]], 1),
+            "attention_mask": torch.cat([memory.mask.to(rows), rows], 1),
+        }
+        return whole, Memory(ids, whole["input_ids"], whole["attention_mask"], lost)
+
+    def _lengths(self, given: dict[str, Any], removed: int) -> None:
+        """Lengths that count the prompt count the caller's."""
+        config = given.get("generation_config") or getattr(self.model, "generation_config", None)
+        new = given.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
+        for name in ("max_length", "min_length"):
+            value = given.get(name)
+            if value is None and not (name == "max_length" and new is not None):
+                value = getattr(config, name, None)
+            if value and removed:
+                given[name] = max(1, value - removed)
+
+    def _restored(
+        self, output: Any, full: Tensor, short: Tensor, cache: Any, memory: Memory | None
+    ) -> Any:
+        """What generate returned, with the caller's prompt in front."""
+        alone = isinstance(output, Tensor)
+        sequences: Tensor = output if alone else output.sequences
+        times = sequences.shape[0] // full.shape[0]
+        begin = full.repeat_interleave(times, 0).to(sequences.device)
+        whole = torch.cat([begin, sequences[:, short.shape[1] :]], 1)
+        cache = cache if alone else getattr(output, "past_key_values", cache)
+        if cache is not None and memory is not None and times == 1:
+            setattr(cache, MEMORY, memory)
+        if alone:
+            return whole
+        output.sequences = whole
+        return output
+
+    # ------------------------------------------------------------------------------- prompts
+
+    def _visuals(self, given: Mapping[str, Any]) -> Visuals:
+        if not _has_pixels(given):
+            return {}
+        return self.adapter.visuals(given, self._entering)
+
+    def _entering(self, tokens: int) -> int:
+        """Patch tokens of an image that enter the language model, out of so many."""
+        return self.attached.plan(tokens).visual if self.attached.active else tokens
+
+    def _shortened(
+        self, given: dict[str, Any], visuals: Visuals, *, pad_left: bool
+    ) -> dict[str, Any]:
+        """The arguments of a call with the planned placeholders; `here` has the memory for its cache."""
+        if all(v.full == v.short for several in visuals.values() for v in several):
+            return given
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if not isinstance(ids, Tensor):
+            raise AttachError(
+                "a call with pixel values and no input_ids: the prompt cannot be shortened. Pass "
+                "input_ids, as the processor returns them, not inputs_embeds"
+            )
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+            raise AttachError(
+                f"attention_mask is {_kind(mask)}; beside input_ids {tuple(ids.shape)} that are to be "
+                "shortened it is a tensor of their shape, 0 at padding"
+            )
+        short = shorten(ids, visuals, attention_mask=mask, pad_left=pad_left)
+        if short is None:
+            return given
+        new = dict(given)
+        new["input_ids"] = short.take(ids, self._padding())
+        for name, fill in FILLS.items():
+            if _per_token(name, given.get(name), ids):
+                new[name] = short.take(given[name], fill)
+        real = (short.index >= 0).to(ids.dtype)
+        if mask is None and bool((short.index < 0).any()):
+            new["attention_mask"] = real
+        if _per_token("position_ids", given.get("position_ids"), ids):
+            new["position_ids"] = _positions(given["position_ids"], short, mask, ids)
+        now = new.get("attention_mask")
+        now = real if now is None else now
+        before = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
+        lost = before.sum(1, keepdim=True) - (now != 0).to(ids.dtype).sum(1, keepdim=True)
+        self.here.memory = Memory(ids, new["input_ids"], now, lost)
+        return new
+
+    def _padding(self) -> int:
+        """A token to stand in padding, which nothing reads; never a placeholder."""
+        config = self.adapter.base.config
+        for source in (config, config.get_text_config()):
+            token = getattr(source, "pad_token_id", None)
+            if isinstance(token, int) and token >= 0:
+                return token
+        return 0
+
+    def _prompt(self, given: Mapping[str, Any], visuals: Visuals) -> Prompt:
+        ids, mask = given["input_ids"], given.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise AttachError(
+                f"attention_mask is {_kind(mask)}, with a recipe that works in the language model: it is "
+                "a tensor [b, n], 0 at padding"
+            )
+        b, n = self.here.shape or ids.shape
+        cache = given.get("past_key_values")
+        past = 0 if cache is None or self.here.shape is None else int(cache.get_seq_length())
+        return prompt_of(ids, mask, visuals, n - past, ids.shape[0] // b)
+
+
+class Whole:
+    """A streamer that is shown the caller's prompt instead of the shortened one.
+
+    Args:
+        streamer: the caller's.
+        prompt: the caller's `[b, n]`.
+    """
+
+    def __init__(self, streamer: Any, prompt: Tensor) -> None:
+        self.streamer = streamer
+        self.prompt: Tensor | None = prompt
+
+    def put(self, value: Any) -> None:
+        """Hand tokens on; the first are the prompt."""
+        prompt, self.prompt = self.prompt, None
+        self.streamer.put(value if prompt is None else prompt.cpu())
+
+    def end(self) -> None:
+        """Hand the end on."""
+        self.streamer.end()
+
+
+def _generate(doors: Doors, *args: Any, **kwargs: Any) -> Any:
+    """The `generate` that is put on the model; a function, so that it is copied and pickled with it."""
+    names = tuple(inspect.signature(cast("Any", type(doors.model)).generate).parameters)[1:]
+    return doors.generate({**dict(zip(names, args, strict=False)), **kwargs})
+
+
+def _all(undo: list[Callable[[], Any]]) -> None:
+    while undo:
+        undo.pop()()
+
+
+def _is_prompt(ids: object) -> bool:
+    return isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
+
+
+def _has_pixels(given: Mapping[str, Any]) -> bool:
+    return any(given.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+
+
+def _per_token(name: str, value: object, ids: Tensor) -> bool:
+    """Whether an argument has one value for each token of the prompt."""
+    if name not in (*FILLS, "input_ids", "position_ids") or not isinstance(value, Tensor):
+        return False
+    return value.shape[-1] == ids.shape[1]
+
+
+def _kind(value: object) -> str:
+    return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _positions(positions: Tensor, short: Shortened, mask: Tensor | None, ids: Tensor) -> Tensor:
+    """The caller's positions, less the tokens that were taken out before: as if it had been short."""
+    real = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
+    before = short.take(real.cumsum(-1), 0)
+    now = short.take(real, 0).cumsum(-1)
+    moved = short.take(positions.expand(*positions.shape[:-2], *ids.shape), 0)
+    return (moved - (before - now)).clamp_min(0)
+
+
+def _with_positions(given: dict[str, Any], *, begins: bool) -> dict[str, Any]:
+    """Positions without padding, as `generate` makes them: a choice by keys depends on positions.
+
+    Args:
+        given: the arguments of a call.
+        begins: whether it has images, and so decides for what is decoded later.
+    """
+    mask, ids, cache = (given.get(n) for n in ("attention_mask", "input_ids", "past_key_values"))
+    past = 0 if cache is None else int(cache.get_seq_length())
+    if given.get("position_ids") is not None or not isinstance(mask, Tensor):
+        return given
+    if not isinstance(ids, Tensor) or mask.shape != (ids.shape[0], past + ids.shape[1]):
+        return given
+    if not (getattr(cache, COUNTED, False) if past else begins):
+        return given
+    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    return {**given, "position_ids": positions[:, past:]}
+
+
+def _in_cache(given: dict[str, Any]) -> dict[str, Any]:
+    """In a decoding loop by hand: mask and positions, the caller's, become the cache's."""
+    cache, mask, ids = (given.get(n) for n in ("past_key_values", "attention_mask", "input_ids"))
+    memory: Memory | None = getattr(cache, MEMORY, None)
+    if memory is None or not isinstance(mask, Tensor) or mask.ndim != 2 or ids is None:
+        return given
+    expected = int(cast("Any", cache).get_seq_length()) + ids.shape[1]
+    if mask.shape[1] != expected + memory.removed:
+        return given
+    rest = mask[:, memory.full.shape[1] :]
+    new = {**given, "attention_mask": torch.cat([memory.mask.to(mask), rest], 1)}
+    positions = given.get("position_ids")
+    if isinstance(positions, Tensor):
+        new["position_ids"] = positions - memory.lost.to(positions)
+    return new

@@ -1,0 +1,110 @@
+"""Masks, positions, keys and attention of some of the tokens of a prompt: pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import AttachError
+from tokenzoo.kernels import attention_rows
+from tokenzoo.plan import take
+
+
+def put_back(whole: Tensor, index: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:
+    """`whole [b, n, c]` with `x [b, m, c]` in the places `index [b, m]`, where they are valid."""
+    if valid is not None:
+        x = torch.where(valid[..., None].to(x.device), x, take(whole, index).to(x.device))
+    at = index[..., None].expand(-1, -1, x.shape[-1])
+    return whole.to(x.device).scatter(1, at.to(x.device), x)
+
+
+def heads_at(key: Tensor, places: Tensor) -> Tensor:
+    """Keys `[g, h, k, d]` at `places [g, n]`."""
+    at = places[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+    return key.gather(2, at)
+
+
+def last_attention(
+    query: Tensor, key: Tensor, scale: float, end: Tensor, here: Tensor, seen: Tensor
+) -> Tensor:
+    """Attention of the token in column `end [g, 1]` to those in the columns `here [g, n]`: `[g, h, n]`.
+
+    Args:
+        query: `[g, h, q, d]`, of the last q columns.
+        key: `[g, h or fewer, k, d]`.
+        scale: the factor on the inner products.
+        end: the column of the prompt's last token.
+        here: the columns that are asked for.
+        seen: `[g, k]` bool, False at padding.
+    """
+    g, h, q, d = query.shape
+    k = key.shape[2]
+    at = (end - (k - q))[:, None, :, None].expand(g, h, 1, d)
+    key = key.repeat_interleave(h // key.shape[1], 1)  # grouped queries
+    unseen = ~seen | (torch.arange(k, device=key.device)[None] > end)
+    bias = torch.zeros(g, k, dtype=torch.float32, device=key.device).masked_fill(unseen, -torch.inf)
+    weights = attention_rows(query.gather(2, at), key, scale=scale, key_bias=bias)[:, :, 0]
+    return weights.gather(2, here[:, None].expand(-1, h, -1))
+
+
+def layer_mask(
+    mask: Any,
+    index: Tensor,
+    columns: Tensor,
+    valid: Tensor | None,
+    x: Tensor,
+    implementation: str,
+) -> Any:
+    """A layer's mask for the tokens that are left.
+
+    Args:
+        mask: for all of them: None (causal, nothing is padding), `[b, k]` (flash attention), or with four
+            dimensions, boolean or added.
+        index: `[b, m]`, the rows.
+        columns: `[b, k]`, the columns.
+        valid: `[b, k]`, which columns are no filling; None: all.
+        x: the tokens.
+        implementation: of the attention.
+    """
+    b, m, k = x.shape[0], index.shape[1], columns.shape[1]
+    place = torch.arange(k, device=x.device)
+    row = torch.arange(k - m, k, device=x.device)[:, None]
+    if mask is None:
+        if valid is None:
+            return None
+        if "flash" in implementation:
+            return valid.to(torch.int64)
+        # A filling sees itself: nothing at all would be NaN.
+        seen = (place <= row) & (valid[:, None, None] | (place == row))  # [b, 1, m, k]
+        if "eager" not in implementation:
+            return seen
+        added = torch.zeros(seen.shape, dtype=x.dtype, device=x.device)
+        return added.masked_fill(~seen, torch.finfo(x.dtype).min)
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        raise AttachError(
+            f"the language model was given the mask {type(mask).__name__}, which is not followed at the "
+            "stage 'llm': model.set_attn_implementation('sdpa') before attach"
+        )
+    if mask.ndim == 2:
+        kept = take(mask.expand(b, -1), columns)
+        return kept if valid is None else kept * valid.to(mask.dtype)
+    mask = mask.expand(b, -1, -1, -1)
+    h = mask.shape[1]
+    mask = mask.gather(2, index[:, None, :, None].expand(-1, h, -1, mask.shape[3]))
+    mask = mask.gather(3, columns[:, None, None].expand(-1, h, m, -1))
+    if valid is None:
+        return mask
+    seen = valid[:, None, None] | (place == row)
+    if mask.dtype == torch.bool:
+        return mask & seen
+    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
+def compact_positions(positions: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
+    """Positions `[b, m]` without gaps of the tokens at `index [b, m]`, from those `[b, n]` of all."""
+    ones = torch.ones_like(index) if valid is None else valid.to(index.dtype)
+    there = torch.zeros_like(positions).scatter(1, index, ones)
+    gone = (1 - there).cumsum(1)  # [b, n]
+    return take(positions - gone, index)

@@ -1,0 +1,60 @@
+"""Which of transformers' models are followed, and what to attach to where a model is not.
+
+transformers is never imported: a model in hand means that it is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tokenzoo import hookimpl
+from tokenzoo.errors import UnsupportedModelError
+from tokenzoo.interfaces import Adapter
+from tokenzoo_adapters.hf_llava import FOLLOWED, find_llava
+from tokenzoo_adapters.hf_towers import NAMES, HFTower, find_tower
+
+# Models that read nothing but the CLS token of the tower inside: folder, class, and the tower's name.
+AROUND = (
+    ("clip", "CLIPVisionModelWithProjection", "vision_model"),
+    ("vit", "ViTForImageClassification", "vit"),
+)
+
+
+@hookimpl
+def tokenzoo_adapter(model: Any) -> Adapter | None:
+    """Know transformers' vision towers; say of its other models what to attach to."""
+    found = find_tower(model) or _around(model) or find_llava(model)
+    if found is not None or not type(model).__module__.startswith("transformers."):
+        return found
+    raise UnsupportedModelError(_refusal(model))
+
+
+def _around(model: Any) -> HFTower | None:
+    """The tower inside a model that reads its CLS token alone."""
+    for folder, kind, name in AROUND:
+        module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
+        if module is not None and isinstance(model, getattr(module, kind)):
+            return find_tower(getattr(model, name), at=f"{name}.")
+    return None
+
+
+def _refusal(model: Any) -> str:
+    """Why a model is not followed, and what to do."""
+    name = f"transformers' {type(model).__name__}"
+    inside = [path for path, module in model.named_modules() if find_tower(module) is not None]
+    if not inside:
+        followed = [*(names.model for names in NAMES.values()), *(kind for _, kind, _ in AROUND)]
+        followed += [whole for whole, _ in FOLLOWED.values()]
+        return (
+            f"{name} is not followed. Followed are {', '.join(followed)}. What works on it: "
+            "zoo.reduce(features), behind the tower"
+        )
+    reason = "only its vision tower can be reduced"
+    if type(model).__name__.endswith("ForImageClassification"):
+        reason = (
+            "its classifier takes a plain mean over all tokens, in which a merged token counts once"
+        )
+    elif "Masked" in type(model).__name__:
+        reason = "behind its blocks the tokens must be the whole grid again"
+    return f"{name}: {reason}. Attach to the tower inside it, model.{inside[0]}, and use what that returns"

@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import tokenzoo
+from tests.adapters.hf_models import tower
 from tests.adapters.models import randomise
 from tests.laws.instances import EXAMPLES
 from tokenzoo import plugins
@@ -42,6 +43,11 @@ def of_open_clip() -> nn.Module:
     return randomise(tower)
 
 
+def of_transformers(name: str) -> Callable[[], nn.Module]:
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_attention_heads": 2}
+    return lambda: tower(name, **sizes, num_hidden_layers=3)
+
+
 # By the name of the plugin.
 MODELS: Mapping[str, Mapping[str, Callable[[], nn.Module]]] = {
     "timm": {
@@ -53,6 +59,11 @@ MODELS: Mapping[str, Mapping[str, Callable[[], nn.Module]]] = {
     },
     "torchvision": {"ViT": of_torchvision},
     "open_clip": {"tower": of_open_clip},
+    "transformers": {
+        "CLIP": of_transformers("clip"),
+        "SigLIP": of_transformers("siglip"),
+        "DINOv3": of_transformers("dinov3_vit"),
+    },
 }
 NAMED = {
     f"{plugin}, {name}": make for plugin, made in MODELS.items() for name, make in made.items()

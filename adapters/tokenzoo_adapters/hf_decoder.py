@@ -28,6 +28,7 @@ from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo.runtime.reduction import Event
+from tokenzoo.runtime.splice import hook_first
 from tokenzoo.runtime.tap import WATCH
 from tokenzoo.tokens import Tokens
 from tokenzoo_adapters import hf_attention
@@ -123,6 +124,8 @@ class Decoder:
             raise AttachError(
                 STATIC.format(what=f"cache_implementation={cache!r}", where=self._where())
             )
+        if getattr(given.get("past_key_values"), "is_compileable", False):
+            raise AttachError(STATIC.format(what="a static cache", where=self._where()))
         for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
             if given.get(name) is not None or getattr(config, name, None) is not None:
                 raise AttachError(
@@ -161,7 +164,7 @@ class Decoder:
                 hook = layer.register_forward_pre_hook(partial(self.enter, i), with_kwargs=True)
                 undo.append(hook.remove)
             carry = partial(_carry, self.holders.get(i + 1))
-            undo.append(layer.register_forward_hook(carry, prepend=True).remove)
+            undo.append(hook_first(layer, carry).remove)
         norm = cast("Any", self.language).norm
         undo.append(norm.register_forward_pre_hook(_spread).remove)
         return partial(_all, undo)
@@ -176,7 +179,10 @@ class Decoder:
                 f"the language model {name} is not followed at the stage 'llm'; {', '.join(FOLLOWED)} "
                 "are. Take a recipe that reduces before the language model"
             )
-        kinds = set(getattr(cast("Any", self.language).config, "layer_types", None) or ())
+        config = cast("Any", self.language).config
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if not kinds and getattr(config, "sliding_window", None):  # Mistral: one for all layers
+            kinds = {"sliding_attention"}
         if kinds - {"full_attention"}:
             raise AttachError(
                 f"the language model has layers with {', '.join(sorted(kinds))}: with a window, fewer "

@@ -8,6 +8,7 @@ decoding loop by hand, can go on in the caller's coordinates.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -90,15 +91,16 @@ class Doors:
 
     def install(self) -> Callable[[], None]:
         """Open the doors; returns the function that closes them."""
+        # This may raise, and nothing is open yet.
+        undo: list[Callable[[], Any]] = [self.decoder.install()]
         handles = [
             self.model.register_forward_pre_hook(self.enter, with_kwargs=True),
             self.model.register_forward_hook(self.leave, with_kwargs=True, always_call=True),
         ]
-        undo: list[Callable[[], Any]] = [handle.remove for handle in handles]
+        undo += [handle.remove for handle in handles]
         if hasattr(self.model, "generate"):
             put(self.model, {"generate": partial(_generate, self)})
             undo.append(partial(remove, self.model, ("generate",)))
-        undo.append(self.decoder.install())
         return partial(_all, undo)
 
     # ------------------------------------------------------------------------------- forward
@@ -220,14 +222,23 @@ class Doors:
 
     def _lengths(self, given: dict[str, Any], removed: int) -> None:
         """Lengths that count the prompt count the caller's."""
-        config = given.get("generation_config") or getattr(self.model, "generation_config", None)
+        own = given.get("generation_config")
+        config = own or getattr(self.model, "generation_config", None)
         new = given.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
+        changed: dict[str, int] = {}
         for name in ("max_length", "min_length"):
             value = given.get(name)
             if value is None and not (name == "max_length" and new is not None):
                 value = getattr(config, name, None)
             if value and removed:
-                given[name] = max(1, value - removed)
+                changed[name] = max(1, value - removed)
+        if own is None:
+            given.update(changed)
+        elif changed:  # transformers wants lengths beside a configuration no more
+            given["generation_config"] = copy.copy(own)
+            vars(given["generation_config"]).update(changed)
+            for name in changed:
+                given.pop(name, None)
 
     def _restored(
         self, output: Any, full: Tensor, short: Tensor, cache: Any, memory: Memory | None

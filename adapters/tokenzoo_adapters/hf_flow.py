@@ -13,7 +13,7 @@ from tokenzoo.recipe import Recipe
 from tokenzoo_adapters.hf_prompt import Visual
 
 Seen = tuple[Tensor, Tensor, float]
-"""Queries `[b, h, q, d]` and keys `[b, h or fewer, k, d]` of an attention, and the factor on their products."""
+"""Queries `[b, h, q, d]` and keys `[b, h or fewer, k, d]` of one attention, and the factor."""
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,10 @@ class HFLlava(Adapter):
             AttachError: the call asks for other features than those that were planned on.
         """
         config = self.base.config
-        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+        said = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
+        for name in said:
             value = given.get(name)
-            if value is not None and value != getattr(config, name):
+            if value is not None and value != getattr(config, name, value):
                 raise AttachError(
                     f"{name}={value!r} in a call, and the recipe was planned on {getattr(config, name)!r}: "
                     f"set it in the model's config (model.config.{name}), then attach"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from tokenzoo import digits, towers
+from tokenzoo import digits, from_transformers, towers
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 
 COLLAGE = "collage:"
@@ -91,7 +91,7 @@ def reader(name: str, *, weights: Path | None = None, pretrained: bool = False) 
         return Reader(digits.load_digits_vit(), DIGITS, trained=True)
     if weights is not None and pretrained:
         raise BadArgumentError("--weights and --pretrained: choose one")
-    if ":" in name:
+    if ":" in name or from_transformers.is_folder(name):
         raise BadArgumentError(f"model {name!r}; it is 'digits' or the name of a model of timm")
     options: dict[str, Any] = {"pretrained": True} if pretrained else {}
     try:

@@ -94,7 +94,7 @@ def find_adapter(model: nn.Module) -> Adapter:
 
 
 def _unwrap(model: Any) -> nn.Module:
-    """The model inside DDP or FSDP; a compiled one is refused.
+    """The model inside DDP, FSDP or PEFT; a compiled one is refused.
 
     Raises:
         AttachError: it is compiled: torch would silently ignore the hooks.
@@ -110,6 +110,8 @@ def _unwrap(model: Any) -> nn.Module:
         "DataParallel",
     ):
         return _unwrap(model.module)
+    if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
+        return _unwrap(model.get_base_model())
     compiled = _compiled(model)
     if compiled is not None:
         raise AttachError(
@@ -151,6 +153,11 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
                 f"prefix='drop' at {step.stage!r}: a model reads its CLS and register tokens itself; leave "
                 "prefix='keep' (a language model that reads none of them is given none)"
             )
+    if restore and adapter.projector:
+        raise AttachError(
+            f"restore=True: the projector of {name} reads what comes out of the tower's blocks, and would "
+            "be given all tokens again; attach to the vision tower alone, or leave restore=False"
+        )
     offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
         raise AttachError(

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, SeenAttention
@@ -122,7 +123,7 @@ class Site:
             block.get_submodule(self.path.second).register_forward_pre_hook(self.reduce),
             block.get_submodule(self.path.last).register_forward_hook(self.spread),
             # First of all: whoever else hooks on to the block is to see its real output.
-            block.register_forward_hook(self.leave, prepend=True),
+            hook_first(block, self.leave),
         ]
         if self.path.first:
             first = block.get_submodule(self.path.first)
@@ -307,6 +308,20 @@ class Site:
                 "set_attn_implementation(...) takes our watch away: call it before attach"
             )
         return tap.seen[0]
+
+
+def hook_first(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """Register a forward hook before those that are there.
+
+    Not by `prepend=True`: it leaves the keys in an order that torch 2.11 misreads when it compiles.
+    """
+    hooks = module._forward_hooks  # pyright: ignore[reportPrivateUsage]
+    others = list(hooks.items())
+    handle = module.register_forward_hook(hook)
+    for key, other in others:
+        del hooks[key]
+        hooks[key] = other
+    return handle
 
 
 def _of_patches(plan: Plan, prefix: int) -> Plan:

@@ -280,7 +280,8 @@ class Decoder:
         if flow.index is None or flow.whole is None:
             return lost
         there = flow.index.shape[1] if flow.valid is None else flow.valid.sum(1, keepdim=True)
-        return lost + flow.whole.shape[1] - there
+        entered = cast("Prompt", flow.prompt).real(flow.whole).sum(1, keepdim=True)
+        return lost + entered - there
 
     def _fitted(
         self,
@@ -304,7 +305,9 @@ class Decoder:
         positions = kwargs.get("position_ids")
         if self.steps[at].positions == "compact" and positions is not None:
             before = known[at].lost if at in known else None
-            positions = compact_positions(positions.expand(b, -1), index, flow.valid)
+            whole = x if flow.whole is None else flow.whole
+            real = None if flow.prompt is None else flow.prompt.real(whole)
+            positions = compact_positions(positions.expand(b, -1), index, flow.valid, real)
             positions = positions if before is None else positions - before
             new["position_ids"] = positions
             new["position_embeddings"] = cast("Any", self.language).rotary_emb(x, positions)
@@ -338,22 +341,24 @@ class Decoder:
         whole = x
         if flow.whole is not None and flow.index is not None:
             whole = put_back(flow.whole, flow.index, flow.valid, x)
-        b, n = x.shape[:2]
-        left = torch.ones(b, n, dtype=torch.bool, device=x.device)
+        left = prompt.real(whole)
+        if flow.index is not None:
+            left = take(left, flow.index.to(x.device))
         if flow.valid is not None:
-            left = flow.valid.to(x.device).clone()
+            left = left & flow.valid.to(x.device)
         kept = list(flow.kept)
         if not kept:
             kept = [
                 torch.tensor(row.places, dtype=torch.int64, device=x.device) for row in prompt.rows
             ]
         groups: dict[tuple[int, int, int], list[int]] = {}
-        removed: list[int] = []
+        lengths: list[int] = []  # of what is left, without padding
         for r, row in enumerate(prompt.rows):
             count, words = len(kept[r]), row.last - row.places[-1] if row.places else 0
-            keep = min(count, self._keep(layer, row))
+            words = 0 if row.ends else words
+            keep = min(count, self._keep(layer, row) - row.ends)
             groups.setdefault((count, keep, max(0, words)), []).append(r)
-            removed.append(count - keep)
+            lengths.append(row.tokens - len(row.places) + keep)
         states = x.clone()
         for (count, keep, words), rows in groups.items():
             if keep == count:
@@ -361,6 +366,10 @@ class Decoder:
             some = torch.tensor(rows, device=x.device)[:, None]  # [g, 1]
             at = torch.stack([kept[r] for r in rows])  # [g, n], of the tokens that entered
             here = find(flow, rows, at)  # [g, n], of those that are left
+            left[some, here] = False
+            if keep == 0:  # the last token alone is what was planned
+                kept = [at[0, :0] if r in rows else places for r, places in enumerate(kept)]
+                continue
             evidence = self._evidence(prompt, x, flow, rows, here, words, look, columns)
             tokens = Tokens(evidence.x, evidence.mass, 0)
             after, plan = reduce_site(step, tokens, evidence, keep, check=self._option("debug"))
@@ -368,18 +377,15 @@ class Decoder:
             chosen = take(plan.keep, order)
             new = take(here, chosen)
             states[some, new] = take(after.x, order)
-            left[some, here] = False
             left[some, new] = True
             for r, places in zip(rows, take(at, chosen), strict=True):
                 kept[r] = places
             told = self._option("on_reduce")
             if told:
                 told(Event(layer, plan, tokens, after, "llm"))
-        self.attached.note_prompts(tuple(len(places) for places in kept))
-        if flow.valid is None:
-            m, ragged = n - min(removed), len(set(removed)) > 1
-        else:
-            m, ragged = int(left.sum(1).max()), True
+        counts = zip(kept, prompt.rows, strict=True)
+        self.attached.note_prompts(tuple(len(places) + row.ends for places, row in counts))
+        m, ragged = max(lengths), len(set(lengths)) > 1
         # Those that are left come first, then some that are not: all in their order again.
         index = (~left).to(torch.uint8).argsort(dim=-1, stable=True)[:, :m].sort(-1).values
         valid = take(left, index) if ragged else None

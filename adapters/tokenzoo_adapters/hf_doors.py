@@ -235,9 +235,9 @@ class Doors:
         if own is None:
             given.update(changed)
         elif changed:  # transformers wants lengths beside a configuration no more
-            given["generation_config"] = copy.copy(own)
-            vars(given["generation_config"]).update(changed)
-            for name in changed:
+            given["generation_config"] = own = copy.copy(own)
+            for name, value in changed.items():
+                setattr(own, name, value)
                 given.pop(name, None)
 
     def _restored(

@@ -21,14 +21,18 @@ class Row:
     """The visual tokens of one prompt.
 
     Attributes:
-        places: where they are, in order.
+        places: where they are, in order; never the prompt's last token, from which the answer is read.
         visuals: which images and videos they belong to.
         last: where the prompt's last token is.
+        tokens: how many tokens are no padding, an answer behind the prompt included.
+        ends: 1 where the last token is a visual one, which always stays; otherwise 0.
     """
 
     places: tuple[int, ...]
     visuals: tuple[Visual, ...]
     last: int
+    tokens: int
+    ends: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class Prompt:
 
     rows: tuple[Row, ...]
     mask: Tensor | None
+
+    def real(self, x: Tensor) -> Tensor:
+        """Which of the tokens `x [b, n, c]` that entered are no padding: `[b, n]`."""
+        if self.mask is None:
+            return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return (self.mask[:, -x.shape[1] :] != 0).to(x.device)
 
 
 def prompt_of(
@@ -77,7 +87,11 @@ def prompt_of(
                 mine.append(several.pop(0))
                 left -= mine[-1].short
         kept = [j for j in range(length or len(row)) if real is None or real[i][j]]
-        found.append(Row(places, tuple(mine), kept[-1] if kept else len(row) - 1))
+        tokens = len(row) if real is None else sum(map(bool, real[i]))
+        last = kept[-1] if kept else len(row) - 1
+        ends = int(last in places)
+        places = tuple(place for place in places if place != last)
+        found.append(Row(places, tuple(mine), last, tokens, ends))
     return Prompt(tuple(found), mask)
 
 

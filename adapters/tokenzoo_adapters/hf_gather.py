@@ -102,9 +102,15 @@ def layer_mask(
     return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
-def compact_positions(positions: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
-    """Positions `[b, m]` without gaps of the tokens at `index [b, m]`, from those `[b, n]` of all."""
+def compact_positions(
+    positions: Tensor, index: Tensor, valid: Tensor | None, real: Tensor | None
+) -> Tensor:
+    """Positions `[b, m]` without gaps of the tokens at `index [b, m]`, from those `[b, n]` of all.
+
+    Padding, where `real [b, n]` is False, has no position that could be missing; None: there is none.
+    """
     ones = torch.ones_like(index) if valid is None else valid.to(index.dtype)
     there = torch.zeros_like(positions).scatter(1, index, ones)
-    gone = (1 - there).cumsum(1)  # [b, n]
+    gone = 1 - there if real is None else (1 - there) * real
+    gone = gone.cumsum(1)  # [b, n]
     return take(positions - gone, index)

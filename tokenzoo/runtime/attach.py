@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -111,7 +111,7 @@ def _unwrap(model: Any) -> nn.Module:
     ):
         return _unwrap(model.module)
     if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
-        return _unwrap(model.get_base_model())
+        return _unwrap(cast("Any", model).get_base_model())
     compiled = _compiled(model)
     if compiled is not None:
         raise AttachError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
@@ -126,8 +127,13 @@ class Attached:
         """Patch tokens of an image that left the tower, and the projector, in the last pass of this thread.
 
         Raises:
-            AttachError: there was none yet.
+            AttachError: there was none yet, or the recipe leaves the tower alone.
         """
+        if not len(self._sites()) and self._projected is None:
+            raise AttachError(
+                "this recipe leaves the tower and its projector alone; attached.prompts says how many visual "
+                "tokens of each prompt were left in the language model"
+            )
         return self._pass().left
 
     @property
@@ -239,6 +245,24 @@ class Attached:
         traceback: TracebackType | None,
     ) -> None:
         self.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attached:
+        """The copy that a copy of the whole model is attached with.
+
+        Raises:
+            AttachError: only a part of the model is copied: its hooks would reduce for good.
+        """
+        inside = {id(module) for module in self.model.modules()}
+        first = next((key for key in memo if key in inside), id(self.model))
+        if first != id(self.model):
+            raise AttachError(
+                f"a part of {type(self.model).__name__} is copied while a recipe is attached, and would "
+                "reduce for ever: copy the whole model, or attach afterwards (PEFT's modules_to_save copies)"
+            )
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
 
     def __repr__(self) -> str:
         state = "attached to" if self._undo else "detached from"

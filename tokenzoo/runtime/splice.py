@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -315,7 +315,7 @@ def hook_first(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
 
     Not by `prepend=True`: it leaves the keys in an order that torch 2.11 misreads when it compiles.
     """
-    hooks = module._forward_hooks  # pyright: ignore[reportPrivateUsage]
+    hooks: dict[int, Any] = cast("Any", module)._forward_hooks
     others = list(hooks.items())
     handle = module.register_forward_hook(hook)
     for key, other in others:

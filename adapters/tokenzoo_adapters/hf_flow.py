@@ -95,6 +95,10 @@ def prompt_of(
     return Prompt(tuple(found), mask)
 
 
+def _nothing() -> Mapping[int, Columns]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Flow:
     """Where a pass stands between two layers of the language model.
@@ -114,7 +118,7 @@ class Flow:
     valid: Tensor | None = None
     whole: Tensor | None = None
     kept: tuple[Tensor, ...] = ()
-    written: Mapping[int, Columns] = field(default_factory=dict["int", "Columns"])
+    written: Mapping[int, Columns] = field(default_factory=_nothing)
     seen: tuple[Seen, ...] = ()
 
 

@@ -112,7 +112,7 @@ class Attached:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Patch tokens after each block in the last pass of this thread; () where the tower is left alone.
+        """Patch tokens after each block in the last pass of this thread; () if the tower is left alone.
 
         Raises:
             AttachError: there was none yet.
@@ -131,8 +131,8 @@ class Attached:
         """
         if not len(self._sites()) and self._projected is None:
             raise AttachError(
-                "this recipe leaves the tower and its projector alone; attached.prompts says how many visual "
-                "tokens of each prompt were left in the language model"
+                "this recipe leaves the tower and its projector alone; attached.prompts says how many "
+                "visual tokens of each prompt were left in the language model"
             )
         return self._pass().left
 
@@ -156,7 +156,7 @@ class Attached:
 
     @property
     def prompts(self) -> tuple[int, ...]:
-        """Visual tokens of each prompt that were left in the language model, in this thread's last pass.
+        """Visual tokens of each prompt that were left in the language model, in the last pass here.
 
         Raises:
             AttachError: there was none yet, or the recipe has no step in the language model.
@@ -257,7 +257,7 @@ class Attached:
         if first != id(self.model):
             raise AttachError(
                 f"a part of {type(self.model).__name__} is copied while a recipe is attached, and would "
-                "reduce for ever: copy the whole model, or attach afterwards (PEFT's modules_to_save copies)"
+                "reduce for ever: copy the whole model, or attach later (PEFT's modules_to_save copies)"
             )
         twin = object.__new__(type(self))
         memo[id(self)] = twin

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -325,6 +326,53 @@ def test_flops_of_a_block_by_hand() -> None:
     # 3 tokens of width 2: four 2x2 projections (2 * 3 * 4 each), q k^T and a v (2 * 9 * 2 each);
     # then 2 tokens through 2 -> 5 -> 2 (2 * 2 * 10 each).
     assert block_flops(3, 2, width=2, hidden=5) == 4 * 24 + 2 * 36 + 2 * 40
+
+
+def test_a_token_of_several_patches_is_all_of_them_in_the_blocks() -> None:
+    # 3 tokens of 4 patches: 12 rows; the MLP sees 2 tokens, 8 rows.
+    assert block_flops(3, 2, width=2, hidden=5, patches=4) == 8 * 12 * 4 + 4 * 144 * 2 + 4 * 8 * 10
+    # In a window of half a token's worth fewer pairs are formed: 12 rows attend with 4 * 1.5.
+    assert (
+        block_flops(3, 2, width=2, hidden=5, patches=4, seen=1.5)
+        == 8 * 12 * 4 + 4 * 12 * 6 * 2 + 4 * 8 * 10
+    )
+
+
+def test_windows_lose_as_large_a_share_as_the_image() -> None:
+    shape = {"tokens": 64, "entering": 64, "features": 32, "width": 8, "hidden": 16, "patches": 4}
+    budget = Budget(**shape, blocks=(64, 32, 32), reach=(16, 16, 0))
+    linear = [8 * 256 * 64, 8 * 256 * 64, 8 * 128 * 64]
+    pairs = [4 * 256 * 64 * 8, 4 * 256 * 64 * 8, 4 * 128 * 128 * 8]  # 16, 16, and all 32 tokens
+    mlp = [4 * rows * 8 * 16 for rows in (256, 128, 128)]
+    whole = 3 * 8 * 256 * 64 + (2 * 64 + 256) * 4 * 256 * 8 + 3 * 4 * 256 * 8 * 16
+    assert budget.flops == pytest.approx((sum(linear) + sum(pairs) + sum(mlp)) / whole, rel=1e-12)
+    # What is left of a window of 16 out of 64 tokens, when 32 are left: 8.
+    later = Budget(**shape, blocks=(32, 32, 32), reach=(16, 16, 16))
+    pairs = [4 * 256 * 64 * 8, 4 * 128 * 32 * 8, 4 * 128 * 32 * 8]
+    linear = [8 * 256 * 64, 8 * 128 * 64, 8 * 128 * 64]
+    mlp = [4 * 128 * 8 * 16] * 3
+    whole = 3 * (8 * 256 * 64 + 4 * 256 * 64 * 8 + 4 * 256 * 8 * 16)
+    assert later.flops == pytest.approx((sum(linear) + sum(pairs) + sum(mlp)) / whole, rel=1e-12)
+
+
+def test_a_window_that_holds_the_image_is_none() -> None:
+    shape = {"tokens": 9, "entering": 9, "features": 5, "width": 8, "hidden": 16, "patches": 4}
+    plain = Budget(**shape, blocks=(9, 5, 5))
+    assert Budget(**shape, blocks=(9, 5, 5), reach=(16, 0, 9)).flops == plain.flops
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"patches": 0}, "patches=0"),
+        ({"reach": (4, 4)}, r"reach=\(4, 4\) for 3 blocks"),
+        ({"reach": (4, -1, 4)}, "reach=-1"),
+    ],
+)
+def test_budgets_of_packed_towers_say_what_is_wrong(wrong: dict[str, Any], said: str) -> None:
+    shape = {"tokens": 9, "entering": 9, "features": 5, "width": 8, "hidden": 16}
+    with pytest.raises(BadArgumentError, match=said):
+        Budget(**shape, blocks=(9, 5, 5), **wrong)
 
 
 def test_nothing_removed_costs_all_and_a_smaller_image_saves_everywhere() -> None:

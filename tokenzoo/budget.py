@@ -222,21 +222,34 @@ def _filled(tokens: int, counts: tuple[int, ...], weights: list[int]) -> tuple[i
     return tuple(filled)
 
 
-def block_flops(tokens_in: int, tokens_out: int, width: int, hidden: int) -> int:
+def block_flops(
+    tokens_in: int,
+    tokens_out: int,
+    width: int,
+    hidden: int,
+    *,
+    patches: int = 1,
+    seen: float | None = None,
+) -> float:
     """Return the floating-point operations of one transformer block, a multiply-add being two.
 
     The reduction lies between attention and MLP. Counted are the matrix products: queries, keys,
     values and output (8 T c^2), scores and weighted values (4 T^2 c), and the MLP (4 T' c hidden).
+    Where p patches make one token, p T and p T' stand for T and T'.
 
     Args:
         tokens_in: T, all tokens that the attention sees, prefix tokens included.
         tokens_out: T', all tokens that the MLP sees.
-        width: channels c of a token.
+        width: channels c of a token, or of a patch.
         hidden: channels between the two layers of the MLP.
+        patches: p, how many patches make one token.
+        seen: how many tokens one token attends with, where these are not all.
     """
-    projections = 8 * tokens_in * width**2
-    attention = 4 * tokens_in**2 * width
-    return projections + attention + 4 * tokens_out * width * hidden
+    rows = patches * tokens_in
+    attended = rows if seen is None else patches * seen
+    projections = 8 * rows * width**2
+    attention = 4 * rows * attended * width
+    return projections + attention + 4 * patches * tokens_out * width * hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +264,11 @@ class Budget:
         projected: those that leave the projector behind it, where they are reduced there; otherwise None.
         llm: those that leave the reduction inside the language model, None if there is none.
         prefix: CLS and register tokens, which travel along and are in none of the counts.
-        width: channels of a token.
+        width: channels of a token, or of a patch.
         hidden: channels between the two layers of the MLP.
+        patches: how many patches make one token (Qwen: 2 x 2).
+        reach: of each block, how many tokens of the full image one token attends with (a window); 0: all;
+            (): all, in every block.
     """
 
     tokens: int
@@ -264,11 +280,19 @@ class Budget:
     prefix: int = 0
     width: int
     hidden: int
+    patches: int = 1
+    reach: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "entering", "features", "width", "hidden"):
+        for name in ("tokens", "entering", "features", "width", "hidden", "patches"):
             check_count(name, getattr(self, name))
         check_count("prefix", self.prefix, least=0)
+        for count in self.reach:
+            check_count("reach", count, least=0)
+        if self.reach and len(self.reach) != len(self.blocks):
+            raise BadArgumentError(
+                f"reach={self.reach} for {len(self.blocks)} blocks; it is one number for each, or ()"
+            )
         for name, counts in (
             ("blocks", self.blocks),
             ("projected", (self.projected,)),
@@ -287,16 +311,29 @@ class Budget:
     def flops(self) -> float:
         """The blocks' operations, as a ratio to those of the unreduced tower (see `block_flops`).
 
-        What the reduction itself costs is not in it: it is the floor of the relative latency.
+        What the reduction itself costs is not in it: it is the floor of the relative latency. A window
+        is taken to lose as large a share of its tokens as the image.
         """
         if not self.blocks:
             return 1.0
         before = (self.entering, *self.blocks)
-        reduced = sum(map(self._operations, before, self.blocks))
-        return reduced / (len(self.blocks) * self._operations(self.tokens, self.tokens))
+        reach = self.reach or (0,) * len(self.blocks)
+        reduced = sum(map(self._operations, before, self.blocks, reach))
+        whole = (self.tokens,) * len(self.blocks)
+        return reduced / sum(map(self._operations, whole, whole, reach))
 
-    def _operations(self, before: int, after: int) -> int:
-        return block_flops(before + self.prefix, after + self.prefix, self.width, self.hidden)
+    def _operations(self, before: int, after: int, reach: int) -> float:
+        seen = None
+        if 0 < reach < self.tokens:
+            seen = reach * before / self.tokens + self.prefix
+        return block_flops(
+            before + self.prefix,
+            after + self.prefix,
+            self.width,
+            self.hidden,
+            patches=self.patches,
+            seen=seen,
+        )
 
     def __str__(self) -> str:
         """The counts, runs of equal ones as `count x blocks`, and the ratio of the operations."""

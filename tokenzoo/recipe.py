@@ -207,7 +207,15 @@ class Recipe:
         return tokens if self.keep is None else resolve_keep(self.keep, tokens)
 
     def budget(
-        self, tokens: int, depth: int, *, prefix: int = 0, width: int = 768, hidden: int = 0
+        self,
+        tokens: int,
+        depth: int,
+        *,
+        prefix: int = 0,
+        width: int = 768,
+        hidden: int = 0,
+        patches: int = 1,
+        reach: tuple[int, ...] = (),
     ) -> Budget:
         """The patch tokens at every point of a tower: exactly what will happen, from shapes alone.
 
@@ -217,6 +225,9 @@ class Recipe:
             prefix: CLS and register tokens.
             width: channels of a token, for the count of operations.
             hidden: width of the MLP; 0: four times `width`.
+            patches: how many patches make one token; `width` and `hidden` are then a patch's.
+            reach: of each block, how many tokens of the full image one token attends with; 0: all; (): all,
+                in every block.
 
         Raises:
             BudgetError: `keep` (or `flops`) cannot be reached; names the fewest.
@@ -228,7 +239,7 @@ class Recipe:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise BadArgumentError(f"{name}={value!r}; it is an int >= {least}")
-        tower = _Tower(tokens, depth, prefix, width, hidden or 4 * width)
+        tower = _Tower(tokens, depth, prefix, width, hidden or 4 * width, patches, reach)
         if self.flops is None:
             return self._budget(tower, self.wanted(tokens))
         return self._affordable(tower, self.flops)
@@ -282,6 +293,8 @@ class Recipe:
             prefix=prefix,
             width=tower.width,
             hidden=tower.hidden,
+            patches=tower.patches,
+            reach=tower.reach,
         )
 
 
@@ -294,6 +307,8 @@ class _Tower:
     prefix: int
     width: int
     hidden: int
+    patches: int
+    reach: tuple[int, ...]
 
 
 def _check_flops(flops: object, keep: object, steps: tuple[Step, ...]) -> None:

@@ -22,7 +22,13 @@ from tokenzoo.tokens import Tokens, shape_of
 
 
 def reduce_site(
-    step: Step, tokens: Tokens, evidence: Evidence, keep: int, *, check: bool = False
+    step: Step,
+    tokens: Tokens,
+    evidence: Evidence,
+    keep: int,
+    *,
+    check: bool = False,
+    ordered: bool = False,
 ) -> tuple[Tokens, Plan]:
     """Reduce the tokens of one site to `keep` patch tokens; the prefix is never touched.
 
@@ -32,6 +38,7 @@ def reduce_site(
         evidence: about the n patch tokens.
         keep: patch tokens that stay.
         check: whether to look at the plan before it is used (`Plan.check`).
+        ordered: whether the tokens that stay come in the order in which they were.
 
     Returns:
         The reduced tokens `[b, prefix + keep, c]` and the plan of the whole sequence.
@@ -43,6 +50,8 @@ def reduce_site(
     plan = _matched(step, evidence, keep)
     if check:
         plan.check()
+    if ordered:
+        plan = plan.by_position()
     merged = step.merger.merge(tokens.patches, plan, evidence)
     return merged.with_prefix_of(tokens), plan.after_prefix(tokens.prefix)
 

@@ -50,7 +50,10 @@ from tokenzoo_adapters.hf_gather import (
     put_back,
 )
 
-FOLLOWED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
+"""Of those that are followed: tokens have a time, a row and a column, and the layers see their angles."""
+
+FOLLOWED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", *MROPE)
 """Language models whose layers take masks and positions as keyword arguments, with one rotary embedding."""
 
 FLOW = "_tokenzoo_flow"
@@ -178,6 +181,13 @@ class Decoder:
             raise AttachError(
                 f"the language model {name} is not followed at the stage 'llm'; {', '.join(FOLLOWED)} "
                 "are. Take a recipe that reduces before the language model"
+            )
+        compact = [layer for layer, step in self.steps.items() if step.positions == "compact"]
+        if name in MROPE and compact:
+            raise AttachError(
+                f"positions='compact' at layer {compact[0]} of the language model {name}: visual tokens "
+                "have the time, row and column in their image, which are not numbered anew when others go. "
+                "Make the step with positions='keep'"
             )
         config = cast("Any", self.language).config
         kinds = set(getattr(config, "layer_types", None) or ())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -23,14 +23,17 @@ from tokenzoo.interfaces import Attachment
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo_adapters.hf_decoder import Decoder
 from tokenzoo_adapters.hf_flow import Prompt, prompt_of
+from tokenzoo_adapters.hf_memory import (
+    COUNTED,
+    MEMORY,
+    Memory,
+    counted,
+    in_cache,
+    kept_positions,
+    moved_positions,
+)
 from tokenzoo_adapters.hf_prompt import Shortened, Visual, shorten
 from tokenzoo_adapters.timm_pool import put, remove
-
-MEMORY = "_tokenzoo_prompt"
-"""Where a cache keeps its `Memory`."""
-
-COUNTED = "_tokenzoo_counted"
-"""On a cache whose tokens have positions that do not count padding."""
 
 FILLS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
 """What stands in padding, for each argument that has one value per token of the prompt."""
@@ -38,38 +41,12 @@ FILLS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "mm_token_typ
 Visuals = Mapping[int, list[Visual]]
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What a cache was made of.
-
-    Attributes:
-        full: the caller's prompt `[b, n]`.
-        short: what the model read instead `[b, m]`.
-        mask: `[b, m]`, 0 at padding.
-        lost: `[b, 1]`, how many tokens of each prompt were taken out; columns may also become padding.
-    """
-
-    full: Tensor
-    short: Tensor
-    mask: Tensor
-    lost: Tensor
-
-    @property
-    def removed(self) -> int:
-        """How many columns the caller's prompt is longer."""
-        return self.full.shape[1] - self.short.shape[1]
-
-    def begins(self, ids: Tensor) -> bool:
-        """Whether a prompt goes on where this one ended."""
-        n = self.full.shape[1]
-        return ids.shape[1] >= n and torch.equal(ids[:, :n], self.full)
-
-
 class Here(PerThread):
     """What a call hands to the calls inside it, in one thread."""
 
     visuals: Visuals | None = own("visuals")
     memory: Memory | None = own("memory")
+    index: Tensor | None = own("index")
     shape: tuple[int, int] | None = own("shape")
 
 
@@ -77,12 +54,14 @@ class Doors:
     """Forward and `generate` of one attached model.
 
     Args:
-        adapter: of the model: it has `model`, `base` and `visuals`.
+        adapter: of the model: it has `model`, `base` and `visuals`; and `place`, where tokens keep the
+            positions that they have in the caller's prompt.
         attached: the recipe on it.
     """
 
     def __init__(self, adapter: Any, attached: Attachment) -> None:
         self.adapter = adapter
+        self.places = hasattr(adapter, "place")
         self.attached = attached
         self.model: nn.Module = adapter.model
         self.decoder = Decoder(adapter, attached)
@@ -119,12 +98,15 @@ class Doors:
             # Called by generate, which has shortened the prompt already.
             visuals = self.here.visuals
         else:
-            visuals = self._visuals(given)
+            visuals, full = self._visuals(given), given
             given = self._shortened(given, visuals, pad_left=given.get("labels") is None)
+            if self.places and self.here.memory is not None:
+                given = self._placed(given, full, visuals, given.get("past_key_values"))
         if self.here.shape is None:
-            given = _in_cache(given)
+            given = in_cache(given, moves=not self.places)
         if self.decoder.works:
-            given = _with_positions(given, begins=bool(visuals))
+            if not self.places:
+                given = counted(given, begins=bool(visuals))
             self.decoder.prompt(self._prompt(given, visuals) if visuals else None)
         return (), given
 
@@ -171,6 +153,8 @@ class Doors:
         visuals = self._visuals(prompt)
         if memory is None:
             short = self._shortened(prompt, visuals, pad_left=True)
+            if self.places and self.here.memory is not None:
+                short = self._placed(short, prompt, visuals, None)
             now = self.here.memory
         else:
             short, now = self._continued(prompt, visuals, memory)
@@ -204,13 +188,13 @@ class Doors:
                 f"{n} tokens that it was made of. Pass the whole conversation, as generate returned it, or "
                 "no past_key_values"
             )
-        new = {
+        full = {
             name: value[..., n:] if _per_token(name, value, ids) else value
             for name, value in prompt.items()
         }
-        lost = memory.lost
+        new, lost, after = full, memory.lost, memory.after
         if new["input_ids"].shape[1]:
-            new = self._shortened(new, visuals, pad_left=True)
+            new = self._shortened(full, visuals, pad_left=True)
             lost = lost if self.here.memory is None else lost + self.here.memory.lost
         rows = torch.ones_like(new["input_ids"]) if mask is None else new["attention_mask"]
         whole = {
@@ -218,7 +202,48 @@ class Doors:
             "input_ids": torch.cat([memory.short, new["input_ids"]], 1),
             "attention_mask": torch.cat([memory.mask.to(rows), rows], 1),
         }
-        return whole, Memory(ids, whole["input_ids"], whole["attention_mask"], lost)
+        positions = memory.positions
+        if positions is not None and after is not None and new["input_ids"].shape[1]:
+            placed, own_positions, _, after = self.adapter.place(new, visuals, after)
+            positions = torch.cat([positions, own_positions.to(positions)], -1)
+            whole = {**placed, **{name: whole[name] for name in ("input_ids", "attention_mask")}}
+            whole |= {"position_ids": positions, "mm_token_type_ids": None}
+            self._count_on(after, whole["attention_mask"].sum(1, keepdim=True))
+        memory = Memory(ids, whole["input_ids"], whole["attention_mask"], lost, positions, after)
+        return whole, memory
+
+    def _placed(
+        self, given: dict[str, Any], full: Mapping[str, Any], visuals: Visuals, cache: Any
+    ) -> dict[str, Any]:
+        """A shortened call whose images are encoded, and whose tokens keep their positions.
+
+        Args:
+            given: the arguments of the call, shortened.
+            full: as they were.
+            visuals: its images and videos.
+            cache: what came before, or None.
+        """
+        now, index = cast("Memory", self.here.memory), self.here.index
+        old: Memory | None = getattr(cache, MEMORY, None)
+        before: Any = 0 if cache is None else int(cache.get_seq_length())
+        start = None
+        if old is not None and old.after is not None:
+            decoded = before - old.short.shape[1]
+            start, before = old.after + decoded, old.mask.sum(1, keepdim=True) + decoded
+        new, positions, kept, after = self.adapter.place(given, visuals, start)
+        own_positions: Any = full.get("position_ids")
+        if _per_token("position_ids", own_positions, full["input_ids"]):
+            positions = own_positions
+            if index is not None:
+                positions = kept_positions(own_positions, index, given["input_ids"], kept)
+        new["position_ids"] = positions
+        self.here.memory = replace(now, positions=positions, after=after)
+        self._count_on(after, now.mask.sum(1, keepdim=True) + before)
+        return new
+
+    def _count_on(self, after: Tensor, there: Tensor) -> None:
+        """Have the model count on from the position `after [b, 1]`, behind so many tokens `[b, 1]`."""
+        self.adapter.base.rope_deltas = after - there.to(after)
 
     def _lengths(self, given: dict[str, Any], removed: int) -> None:
         """Lengths that count the prompt count the caller's."""
@@ -286,8 +311,11 @@ class Doors:
                 "shortened it is a tensor of their shape, 0 at padding"
             )
         short = shorten(ids, visuals, attention_mask=mask, pad_left=pad_left)
-        if short is None:
+        self.here.index = None if short is None else short.index
+        if short is None and not self.places:
             return given
+        if short is None:  # as it is, but what is left of its images has other positions
+            short = Shortened(torch.arange(ids.shape[1]).expand_as(ids), ids.shape[1])
         new = dict(given)
         new["input_ids"] = short.take(ids, self._padding())
         for name, fill in FILLS.items():
@@ -296,8 +324,8 @@ class Doors:
         real = (short.index >= 0).to(ids.dtype)
         if mask is None and bool((short.index < 0).any()):
             new["attention_mask"] = real
-        if _per_token("position_ids", given.get("position_ids"), ids):
-            new["position_ids"] = _positions(given["position_ids"], short, mask, ids)
+        if not self.places and _per_token("position_ids", given.get("position_ids"), ids):
+            new["position_ids"] = moved_positions(given["position_ids"], short, mask, ids)
         now = new.get("attention_mask")
         now = real if now is None else now
         before = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
@@ -377,48 +405,3 @@ def _per_token(name: str, value: object, ids: Tensor) -> bool:
 
 def _kind(value: object) -> str:
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _positions(positions: Tensor, short: Shortened, mask: Tensor | None, ids: Tensor) -> Tensor:
-    """The caller's positions, less the tokens that were taken out before: as if it had been short."""
-    real = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
-    before = short.take(real.cumsum(-1), 0)
-    now = short.take(real, 0).cumsum(-1)
-    moved = short.take(positions.expand(*positions.shape[:-2], *ids.shape), 0)
-    return (moved - (before - now)).clamp_min(0)
-
-
-def _with_positions(given: dict[str, Any], *, begins: bool) -> dict[str, Any]:
-    """Positions without padding, as `generate` makes them: a choice by keys depends on positions.
-
-    Args:
-        given: the arguments of a call.
-        begins: whether it has images, and so decides for what is decoded later.
-    """
-    mask, ids, cache = (given.get(n) for n in ("attention_mask", "input_ids", "past_key_values"))
-    past = 0 if cache is None else int(cache.get_seq_length())
-    if given.get("position_ids") is not None or not isinstance(mask, Tensor):
-        return given
-    if not isinstance(ids, Tensor) or mask.shape != (ids.shape[0], past + ids.shape[1]):
-        return given
-    if not (getattr(cache, COUNTED, False) if past else begins):
-        return given
-    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    return {**given, "position_ids": positions[:, past:]}
-
-
-def _in_cache(given: dict[str, Any]) -> dict[str, Any]:
-    """In a decoding loop by hand: mask and positions, the caller's, become the cache's."""
-    cache, mask, ids = (given.get(n) for n in ("past_key_values", "attention_mask", "input_ids"))
-    memory: Memory | None = getattr(cache, MEMORY, None)
-    if memory is None or not isinstance(mask, Tensor) or mask.ndim != 2 or ids is None:
-        return given
-    expected = int(cast("Any", cache).get_seq_length()) + ids.shape[1]
-    if mask.shape[1] != expected + memory.removed:
-        return given
-    rest = mask[:, memory.full.shape[1] :]
-    new = {**given, "attention_mask": torch.cat([memory.mask.to(mask), rest], 1)}
-    positions = given.get("position_ids")
-    if isinstance(positions, Tensor):
-        new["position_ids"] = positions - memory.lost.to(positions)
-    return new

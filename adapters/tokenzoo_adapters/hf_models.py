@@ -12,6 +12,9 @@ from tokenzoo import hookimpl
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.interfaces import Adapter
 from tokenzoo_adapters.hf_llava import FOLLOWED, find_llava
+from tokenzoo_adapters.hf_qwen import FOLLOWED as QWEN
+from tokenzoo_adapters.hf_qwen import find_qwen
+from tokenzoo_adapters.hf_qwen_tower import TOWERS as PACKED
 from tokenzoo_adapters.hf_towers import NAMES, HFTower, find_tower
 
 # Models that read nothing but the CLS token of the tower inside: folder, class, and the tower's name.
@@ -24,7 +27,7 @@ AROUND = (
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
     """Know transformers' vision towers; say of its other models what to attach to."""
-    found = find_tower(model) or _around(model) or find_llava(model)
+    found = find_tower(model) or _around(model) or find_llava(model) or find_qwen(model)
     if found is not None or not type(model).__module__.startswith("transformers."):
         return found
     raise UnsupportedModelError(_refusal(model))
@@ -42,10 +45,21 @@ def _around(model: Any) -> HFTower | None:
 def _refusal(model: Any) -> str:
     """Why a model is not followed, and what to do."""
     name = f"transformers' {type(model).__name__}"
-    inside = [path for path, module in model.named_modules() if find_tower(module) is not None]
+    inside = [
+        path
+        for path, module in model.named_modules()
+        if find_tower(module) is not None or find_qwen(module) is not None
+    ]
+    if any(hasattr(module, "deepstack_visual_indexes") for module in model.modules()):
+        return (
+            f"{name} is not followed: its language model adds the features of inner blocks of the tower to "
+            "its own tokens (deepstack), and these blocks have other tokens left. What works on it: "
+            "zoo.reduce(features), behind the tower"
+        )
     if not inside:
-        followed = [*(names.model for names in NAMES.values()), *(kind for _, kind, _ in AROUND)]
-        followed += [whole for whole, _ in FOLLOWED.values()]
+        followed = [*(names.model for names in NAMES.values()), *PACKED.values()]
+        followed += [kind for _, kind, _ in AROUND]
+        followed += [whole for whole, _ in (*FOLLOWED.values(), *QWEN.values())]
         return (
             f"{name} is not followed. Followed are {', '.join(followed)}. What works on it: "
             "zoo.reduce(features), behind the tower"

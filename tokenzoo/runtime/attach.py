@@ -156,7 +156,7 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
     if restore and adapter.projector:
         raise AttachError(
             f"restore=True: the projector of {name} reads what comes out of the tower's blocks, and would "
-            "be given all tokens again; attach to the vision tower alone, or leave restore=False"
+            f"be given all tokens again: leave restore=False, or attach to a tower without {adapter.projector}"
         )
     offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
@@ -177,9 +177,12 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
         shown = adapter.shows(step.stage.name)
         missing = sorted(step.needs - shown) if step.stage.name != "image" else []
         if missing:
+            hint = ""
+            if "cls_attention" in missing and "received_attention" in shown:
+                hint = ": without a CLS token, ReceivedAttention() in place of CLSAttention()"
             raise MissingEvidenceError(
                 f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} shows "
-                f"{', '.join(sorted(shown))} there. Choose a part that needs one of these"
+                f"{', '.join(sorted(shown))} there. Choose a part that needs one of these{hint}"
             )
     if any(torch.is_inference(parameter) for parameter in model.parameters()):
         raise AttachError(

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from tokenzoo.budget import Budget
 from tokenzoo.checks import check_count
 from tokenzoo.errors import AttachError
-from tokenzoo.interfaces import Adapter
+from tokenzoo.interfaces import Adapter, BlockPath
+from tokenzoo.packed import PackedAdapter
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
-from tokenzoo.runtime import passes, proof
+from tokenzoo.runtime import packed_site, packs, passes, proof
+from tokenzoo.runtime.packed_site import PackedSite
+from tokenzoo.runtime.packs import Pack
+from tokenzoo.runtime.passed import Passed, passed
 from tokenzoo.runtime.passes import Pass, PerThread, own
 from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
 from tokenzoo.runtime.splice import Site
@@ -32,7 +36,7 @@ MARK = "_tokenzoo_attached"
 class _Last(PerThread):
     """The last pass of this thread, and the one that is on its way from the tower to the projector."""
 
-    state: Pass | None = own("state")
+    state: Pass | Pack | None = own("state")
     passing: Pass | None = own("passing")
     prompts: tuple[int, ...] | None = own("prompts")
 
@@ -101,26 +105,40 @@ class Attached:
     def _plan(self, tokens: int) -> Budget:
         if tokens not in self._budgets:
             adapter = self.adapter
+            more: dict[str, Any] = {}
+            if isinstance(adapter, PackedAdapter):
+                more = {"patches": adapter.patches, "reach": adapter.reach}
             self._budgets[tokens] = self.recipe.budget(
                 tokens,
                 self._depth,
                 prefix=adapter.prefix,
                 width=adapter.width,
                 hidden=adapter.hidden,
+                **more,
             )
         return self._budgets[tokens]
+
+    @property
+    def passes(self) -> tuple[Passed, ...]:
+        """What the last pass of this thread did, by the grid of its images; of a batch there is one.
+
+        Raises:
+            AttachError: there was none yet.
+        """
+        if self._last.state is None:
+            raise AttachError("the model has not run in this thread since the recipe was attached")
+        return passed(self._last.state)
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Patch tokens after each block in the last pass of this thread; () if the tower is left alone.
 
         Raises:
-            AttachError: there was none yet.
+            AttachError: there was none yet, or it had images of several grids (see `passes`).
         """
         if not len(self._sites()) and self._projected is None:
             return ()
-        state = self._pass()
-        return (*state.counts[: len(state.counts) - len(state.fired)], *state.fired)
+        return self._passed().counts
 
     @property
     def features(self) -> int:
@@ -134,25 +152,25 @@ class Attached:
                 "this recipe leaves the tower and its projector alone; attached.prompts says how many "
                 "visual tokens of each prompt were left in the language model"
             )
-        return self._pass().left
+        return self._passed().features
 
     @property
     def mass(self) -> Tensor:
         """How many input tokens each token of the last pass stands for, `[b, n]`, prefix included."""
-        state = self._pass()
-        if state.mass is None:
+        mass = self._passed().mass
+        if mass is None:
             raise AttachError("nothing was reduced in the last pass: every token stands for itself")
-        return state.mass
+        return mass
 
     @property
     def record(self) -> Plan:
         """From the first tokens to the last ones of the last pass; needs `attach(..., trace=True)`."""
-        state = self._pass()
+        record = self._passed().record
         if not self.options.trace:
             raise AttachError("the plans of a pass are kept with attach(..., trace=True)")
-        if state.plan is None:
+        if record is None:
             raise AttachError("nothing was reduced in the last pass")
-        return state.plan
+        return record
 
     @property
     def prompts(self) -> tuple[int, ...]:
@@ -219,7 +237,8 @@ class Attached:
         lines = [f"{name:<10}  {value}" for name, value in rows if value is not None]
         lines.append("image       any size: summary(tokens=196)" if plan is None else str(plan))
         if self._last.state is not None:
-            lines.append(f"last pass   {', '.join(map(str, self.counts))}")
+            for one in self.passes:
+                lines.append(f"last pass   {', '.join(map(str, one.counts))}")
         if self._last.prompts is not None:
             lines.append(
                 f"last prompts  {', '.join(map(str, self._last.prompts))} visual tokens left"
@@ -268,24 +287,50 @@ class Attached:
         state = "attached to" if self._undo else "detached from"
         return f"<{self.recipe!r} {state} {type(self.model).__name__}>"
 
-    def _pass(self) -> Pass:
-        if self._last.state is None:
-            raise AttachError("the model has not run in this thread since the recipe was attached")
-        return self._last.state
+    def _passed(self) -> Passed:
+        several = self.passes
+        if len(several) != 1:
+            raise AttachError(
+                f"the last pass had images of {len(several)} grids ("
+                f"{', '.join(str(one.tokens) for one in several)} tokens): attached.passes says what "
+                "happened to those of each"
+            )
+        return several[0]
 
     def _start(self, x: Tensor) -> Pass:
         """The state before the first block: how many tokens there are says how many there will be."""
         tokens = x.shape[1] - self.adapter.prefix
+        return self._start_of(tokens, self.adapter.grid(tokens))
+
+    def _start_packed(self, x: Tensor) -> Pack:
+        """The same, for a sequence of images `[r, c]`."""
+        adapter = self.adapter
+        if not isinstance(adapter, PackedAdapter):
+            raise AttachError(f"{adapter!r} is about no packed tower")
+        grids = adapter.units()
+        found = sum(rows * columns for rows, columns in grids)
+        if found * adapter.patches != x.shape[0]:
+            raise AttachError(
+                f"{x.shape[0]} patches enter the first block, and the images of this pass have "
+                f"{found * adapter.patches}: call the whole tower, with its grid_thw"
+            )
+        states = {grid: self._start_of(grid[0] * grid[1], grid) for grid in dict.fromkeys(grids)}
+        orders = {grid: adapter.order(grid) for grid in states}
+        known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
+        return packs.begin(grids, states, known, adapter.patches)
+
+    def _start_of(self, tokens: int, grid: tuple[int, int] | None) -> Pass:
         if not self.active or self._small:
-            return Pass(None, (tokens,) * self._depth)
+            return Pass(None, (tokens,) * self._depth, tokens)
         budget = self._plan(tokens)
         return Pass(
             self._step,
             budget.blocks,
+            tokens,
             after=self._after,
             features=budget.features,
             projected=budget.projected,
-            grid=self.adapter.grid(tokens),
+            grid=grid,
             watches=self._watches,
             watches_after=self._watches_after,
             keeps_evidence=self._watches_projected,
@@ -302,15 +347,43 @@ class Attached:
         """After the last block: what happened must be what was planned."""
         if self._projected is not None:
             self._last.passing = state
+        self._check(state)
+        self._keep(state)
+
+    def _finish_packed(self, pack: Pack) -> None:
+        """The same, for each grid."""
+        for lot in pack.lots:
+            self._check(lot.state)
+        self._keep(pack)
+
+    def _check(self, state: Pass) -> None:
         if state.counts and state.fired != state.counts[-len(self._sites()) :]:
             raise AttachError(
                 f"planned were {state.counts} patch tokens after the blocks, there were {state.fired}: a "
                 "block was skipped, run twice or replaced after the recipe was attached; detach, and "
                 "attach again"
             )
+
+    def _keep(self, state: Pass | Pack) -> None:
         # A traced pass has no values to look at. (is_exporting() is True in what torch 2.11 compiles, too.)
         if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
             self._last.state = state
+
+    def _project_packed(
+        self, projector: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
+        """The step of the stage "projected", on what the projector makes of a sequence: `[t, c]`."""
+        del projector
+        step = self._projected
+        if step is None or not self.active:
+            return None
+        pack = packs.of(args[0]) or self._start_packed(args[0])
+        name = self.adapter.projector
+        place = Place("projected", self._depth - 1, name, 0, positional=True, ordered=True)
+        output, pack = packed_site.project(output, pack, place, step, self.options)
+        packs.tag(args[0], pack)  # the tower hands it on as its last hidden state
+        self._keep(pack)
+        return output
 
     def _project(self, projector: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """The step of the stage "projected", on what the projector makes `[b, n, c]`."""
@@ -332,8 +405,7 @@ class Attached:
         if state.projected is not None and count > state.projected:
             place = Place("projected", self._depth - 1, self.adapter.projector, prefix)
             x, _, state = reduced(step, state, x, evidence, state.projected, place, self.options)
-        if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
-            self._last.state = replace(state, evidence=None, left=x.shape[1] - prefix)
+        self._keep(replace(state, evidence=None, left=x.shape[1] - prefix))
         return x[:, prefix - reaching :]
 
     def _sites(self) -> range:
@@ -352,7 +424,9 @@ class Attached:
                 self._splice()
             if self._projected is not None:
                 projector = model.get_submodule(adapter.projector)
-                self._undo.append(projector.register_forward_hook(self._project).remove)
+                packed = isinstance(adapter, PackedAdapter)
+                hook: Any = self._project_packed if packed else self._project
+                self._undo.append(projector.register_forward_hook(hook).remove)
             undo = adapter.connect(self)
             if undo is not None:
                 self._undo.append(undo)
@@ -370,16 +444,7 @@ class Attached:
         if undo is not None:
             self._undo.append(undo)
         for index in sites:
-            site = Site(
-                index,
-                paths[index],
-                adapter,
-                start=self._start if index == sites[0] else None,
-                finish=self._finish if index == sites[-1] else None,
-                idle=self._idle,
-                options=self.options,
-            )
-            self._undo += site.install(model)
+            self._undo += self._site(index, paths[index], sites).install(model)
         for name in adapter.followers():
             handle = model.get_submodule(name).register_forward_hook(_follow)
             self._undo.append(handle.remove)
@@ -388,6 +453,18 @@ class Attached:
         steps = (self._step, self._after, self._projected)
         needs = frozenset[str]().union(*(step.needs for step in steps if step is not None))
         proof.prove(model, adapter, tried, needs & passes.FROM_ATTENTION)
+
+    def _site(self, index: int, path: BlockPath, sites: range) -> Site | PackedSite:
+        adapter, idle, options = self.adapter, self._idle, self.options
+        first, last = index == sites[0], index == sites[-1]
+        if isinstance(adapter, PackedAdapter):
+            start = self._start_packed if first else None
+            finish = self._finish_packed if last else None
+            return PackedSite(
+                index, path, adapter, start=start, finish=finish, idle=idle, options=options
+            )
+        begin, end = self._start if first else None, self._finish if last else None
+        return Site(index, path, adapter, start=begin, finish=end, idle=idle, options=options)
 
 
 def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -29,6 +29,7 @@ class Pass:
     Attributes:
         step: the step that the sites of this pass take; None: nothing is reduced at the blocks.
         counts: patch tokens after each block of the tower, as planned.
+        entered: patch tokens before the first block.
         after: the step behind the last block (stage "features"), or None.
         features: patch tokens that are to leave the tower.
         projected: patch tokens that are to leave the projector behind it; None: nothing is reduced there.
@@ -51,6 +52,7 @@ class Pass:
 
     step: Step | None
     counts: tuple[int, ...]
+    entered: int = 0
     after: Step | None = None
     features: int = 0
     projected: int | None = None

@@ -6,9 +6,9 @@ positions that act where nobody follows them) would be silently wrong; here it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from tokenzoo.errors import AttachError, TokenzooError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Adapter, BlockPath, Matcher
 from tokenzoo.mergers import Keep
+from tokenzoo.packed import PackedAdapter
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Stage, Step
-from tokenzoo.runtime import passes
+from tokenzoo.runtime import packs, passes
+from tokenzoo.runtime.packs import Pack
 from tokenzoo.runtime.passes import Pass
 from tokenzoo.schedules import Once
 
@@ -56,7 +58,7 @@ class Trial:
         path: of the block.
         patches: how many patch tokens it is tried on.
         options: its keyword arguments.
-        x: random tokens `[1, prefix + patches, c]`.
+        x: random tokens `[1, prefix + patches, c]`, c the features of all patches of one.
         bare: what the block makes of them before anything is spliced.
     """
 
@@ -76,7 +78,9 @@ def trials(
     for index, path in paths:
         patches, options = adapter.trial(index)
         x = _sample(model.get_submodule(path.name), adapter, patches)
-        found.append(Trial(index, path, patches, options, x, _run(model, path, x, options)))
+        found.append(
+            Trial(index, path, patches, options, x, _run(model, adapter, path, x, options))
+        )
     return found
 
 
@@ -87,26 +91,51 @@ def prove(model: nn.Module, adapter: Adapter, tried: list[Trial], needs: frozens
         AttachError: a difference; names the block and its size.
     """
     step = Step(Stage.BLOCK, Once(), EverySecond(needs), Keep())
-    watches = passes.watches(step)
-    p = adapter.prefix
     for trial in tried:
-        n = trial.patches
-        every = list(range(p + n))
-        for keep, rows, what in (
-            (n, every, "all random tokens are kept"),
-            (
-                n // 2,
-                [*range(p), *range(p + 1, p + n, 2)],
-                f"{n // 2} of {n} random tokens are kept",
-            ),
-        ):
-            state = Pass(step, (keep,) * 1000, trial=True, watches=watches)
-            _compare(model, trial, trial.x, state, rows, what)
-        # Backwards: whatever depends on positions must follow them.
-        rows = [*range(p), *range(p + n - 1, p - 1, -1)]
-        places = torch.tensor([rows], device=trial.x.device) if adapter.positional else None
-        state = Pass(None, (n,) * 1000, trial=True, places=places)
-        _compare(model, trial, trial.x[:, rows], state, rows, "the random tokens come backwards")
+        cases = _packed_cases if isinstance(adapter, PackedAdapter) else _cases
+        for rows, state, kept, what in cases(adapter, trial, step):
+            _compare(model, adapter, trial, trial.x[:, rows], state, kept, what)
+
+
+Case = tuple[list[int], "Pass | Pack", list[int], str]
+"""Rows of the trial to run on, their state, the rows that are to come out, and what that is."""
+
+
+def _cases(adapter: Adapter, trial: Trial, step: Step) -> Iterator[Case]:
+    p, n = adapter.prefix, trial.patches
+    every = list(range(p + n))
+    half = [*range(p), *range(p + 1, p + n, 2)]
+    for keep, rows, what in ((n, every, ALL), (n // 2, half, HALF)):
+        yield every, _trying(step, keep), rows, what.format(keep=n // 2, n=n)
+    # Backwards: whatever depends on positions must follow them.
+    back = [*range(p), *range(p + n - 1, p - 1, -1)]
+    places = torch.tensor([back], device=trial.x.device) if adapter.positional else None
+    state = Pass(None, (n,) * 1000, trial=True, places=places)
+    yield back, state, back, "the random tokens come backwards"
+
+
+def _packed_cases(adapter: Adapter, trial: Trial, step: Step) -> Iterator[Case]:
+    n, patches = trial.patches, cast("PackedAdapter", adapter).patches
+    every, half, end = list(range(n)), list(range(1, n, 2)), list(range(n // 2, n))
+
+    def pack(state: Pass) -> Pack:
+        return packs.begin([(1, n)], {(1, n): state}, {}, patches)
+
+    for keep, rows, what in ((n, every, ALL), (n // 2, half, HALF)):
+        yield every, pack(_trying(step, keep)), rows, what.format(keep=n // 2, n=n)
+    # The second half is a segment: without the first it is what it was.
+    state = Pass(None, (n,) * 1000, trial=True, places=torch.tensor([end], device=trial.x.device))
+    begun = pack(state)
+    left = begun.now(lot.now(state, n - n // 2) for lot in begun.lots)
+    yield end, left, end, "the second half of the random tokens is left"
+
+
+def _trying(step: Step, keep: int) -> Pass:
+    return Pass(step, (keep,) * 1000, trial=True, watches=passes.watches(step))
+
+
+ALL = "all random tokens are kept"
+HALF = "{keep} of {n} random tokens are kept"
 
 
 def _sample(block: nn.Module, adapter: Adapter, patches: int) -> Tensor:
@@ -115,13 +144,20 @@ def _sample(block: nn.Module, adapter: Adapter, patches: int) -> Tensor:
     # A quantised layer has other numbers, an offloaded one none: the norms have the dtype of the tokens.
     like = next((p for p in floats if p.ndim == 1), floats[0])
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, adapter.prefix + patches, adapter.width, generator=generator)
+    width = adapter.width * (adapter.patches if isinstance(adapter, PackedAdapter) else 1)
+    x = torch.randn(1, adapter.prefix + patches, width, generator=generator)
     device = torch.device("cpu") if like.is_meta else like.device
     return x.to(device=device, dtype=like.dtype)
 
 
 def _compare(
-    model: nn.Module, trial: Trial, x: Tensor, state: Pass, rows: list[int], what: str
+    model: nn.Module,
+    adapter: Adapter,
+    trial: Trial,
+    x: Tensor,
+    state: Pass | Pack,
+    rows: list[int],
+    what: str,
 ) -> None:
     """Demand that the spliced block gives these rows of what the bare one gave."""
     name = trial.path.name
@@ -130,20 +166,21 @@ def _compare(
         "on positions in a way that the adapter does not follow. Nothing was attached"
     )
     try:
-        got = _run(model, trial.path, x, trial.options, state)
+        got = _run(model, adapter, trial.path, x, trial.options, state)
     except TokenzooError:
         raise
     except RuntimeError as error:
         raise AttachError(
             f"{name} (block {trial.index}) does not run when {what} ({error}): {order}"
         ) from error
-    if passes.of(got) is None:
+    if passes.of(got) is None and packs.of(got) is None:
         raise AttachError(
             f"a hook on {name} (block {trial.index}), or a wrapper around it, returns a new tensor, on "
             "which the state of a pass would be lost: let it change the output in place, or only look. "
             "Nothing was attached"
         )
     wanted = trial.bare[:, rows]
+    got = got.reshape(1, -1, wanted.shape[2])
     if got.shape != wanted.shape:
         raise AttachError(
             f"{name} gives {got.shape[1]} tokens where {len(rows)} stay: it uses its input in "
@@ -161,10 +198,11 @@ def _compare(
 
 def _run(
     model: nn.Module,
+    adapter: Adapter,
     path: BlockPath,
     x: Tensor,
     options: dict[str, Any],
-    state: Pass | None = None,
+    state: Pass | Pack | None = None,
 ) -> Tensor:
     """Run one block in eval mode and without gradients; what was in training is so again afterwards."""
     block = model.get_submodule(path.name)
@@ -172,8 +210,15 @@ def _run(
     block.eval()
     try:
         with torch.no_grad():
-            x = x.clone()
-            return block(x if state is None else passes.tag(x, state), **options)
+            packed = isinstance(adapter, PackedAdapter)
+            y = x.reshape(-1, adapter.width).clone() if packed else x.clone()
+            if isinstance(state, Pack):
+                packs.tag(y, state)
+            elif state is not None:
+                passes.tag(y, state)
+            out: Tensor = block(y, **options)
+            # `bare` is read by token; what carries a state is looked at as it is.
+            return out.reshape(x.shape) if packed and state is None else out
     finally:
         for module in training:
             module.training = True

@@ -25,7 +25,8 @@ class Event:
         block: index of the block; behind the blocks it is the index of the last.
         plan: from the tokens before to those after, prefix included. In a language model: of the visual
             tokens of the prompts that have equally many.
-        before: tokens `[b, n, c]` with their masses.
+        before: tokens `[b, n, c]` with their masses; of a packed tower those of the images of one grid,
+            with the features of all patches of a token.
         after: tokens `[b, m, c]` with their masses.
         stage: name of the stage: "block", "features", "projected" or "llm".
     """
@@ -66,6 +67,7 @@ class Place:
         name: of the module.
         prefix: number of prefix tokens there.
         positional: whether the state must say which of the first tokens each one stands for.
+        ordered: whether the tokens that stay must come in their order.
     """
 
     stage: str
@@ -73,6 +75,7 @@ class Place:
     name: str
     prefix: int
     positional: bool = False
+    ordered: bool = False
 
 
 def masses(x: Tensor, state: Pass) -> Tensor:
@@ -113,7 +116,7 @@ def reduced(
     debug = options.debug and not state.trial
     if debug:
         check_finite(tokens, f"reach the reduction in {place.name}")
-    after, plan = reduce_site(step, tokens, evidence, keep, check=debug)
+    after, plan = reduce_site(step, tokens, evidence, keep, check=debug, ordered=place.ordered)
     # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
     places = _places(state, plan) if place.positional else None
     state = replace(state, mass=after.mass.detach(), held=after.held, places=places)

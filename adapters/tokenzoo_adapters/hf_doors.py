@@ -134,6 +134,7 @@ class Doors:
 
     # ------------------------------------------------------------------------------ generate
 
+    @torch.no_grad()
     def generate(self, given: dict[str, Any]) -> Any:
         """`generate` with a prompt that is shortened for the model and whole for the caller."""
         original = cast("Any", type(self.model)).generate

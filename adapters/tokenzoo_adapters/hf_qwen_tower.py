@@ -197,6 +197,13 @@ class HFQwenTower(PackedAdapter):
             side = int(self.tower.spatial_merge_size)
             self.here.slices = tuple(t for t, _, _ in rows)
             self.here.grids = tuple((h // side, w // side) for t, h, w in rows for _ in range(t))
+            patches = args[0] if args else options.get("hidden_states")
+            wanted = sum(t * h * w for t, h, w in rows)
+            if isinstance(patches, Tensor) and patches.shape[0] != wanted:
+                raise AttachError(
+                    f"{patches.shape[0]} patches are given, and images and videos with the grids {rows} "
+                    f"(slices, rows, columns) have {wanted}: pass both as the processor returns them"
+                )
 
     def _spread(self, merger: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Where the tower goes on to sort all rows, give it as many; those that are missing are zero."""

@@ -153,7 +153,7 @@ def pixels(model: Any, grids: Sequence[Sequence[int]], seed: int = 0) -> dict[st
 
 def batch(model: Any, padding_side: str = "left") -> Any:
     """Three prompts: two images of different size; an image and a video; words alone."""
-    temple, flower, tall, wide, *_ = photos()
+    _, flower, tall, wide, *_ = photos()
     return inputs(
         model,
         [

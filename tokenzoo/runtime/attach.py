@@ -156,7 +156,7 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
     if restore and adapter.projector:
         raise AttachError(
             f"restore=True: the projector of {name} reads what comes out of the tower's blocks, and would "
-            f"be given all tokens again: leave restore=False, or attach to a tower without {adapter.projector}"
+            f"be given all tokens again: leave restore=False, or attach to a tower without one"
         )
     offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     if not offloaded and any(parameter.is_meta for parameter in model.parameters()):

@@ -8,8 +8,7 @@ block-diagonal, and only the blocks are computed, those of all windows at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,13 +40,17 @@ class PackedAttention:
     key_bias: Tensor | None = None
     bounds: Tensor | None = None
     longest: int = 0
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False)  # pyright: ignore[reportUnknownVariableType]
 
-    @cached_property
+    @property
     def plain(self) -> Tensor:
         """`in_windows` of queries that weigh 1 each: `[r]`, for all units; there are windows."""
-        return self.in_windows(torch.ones_like(full_precision(self.key[0, :, 0])))
+        if "plain" not in self._known:  # a cached_property has a lock, which cannot be compiled
+            ones = torch.ones_like(full_precision(self.key[0, :, 0]))
+            self._known["plain"] = self.in_windows(ones)
+        return self._known["plain"]
 
-    @cached_property
+    @property
     def window(self) -> Tensor:
         """Which window each patch is in: `[r]`; there are windows."""
         place = torch.arange(self.key.shape[1], device=self.key.device)

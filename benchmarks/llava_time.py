@@ -28,7 +28,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -48,6 +48,7 @@ from tokenzoo.measure import Timing, turn
 
 BARE, AGAIN = "bare model", "bare model again"
 PARTS = ("encoder", "prefill", "first_token")
+ENCODERS = ("get_video_features",)
 TOKENS = {"image_token_id": 151646, "video_token_id": 151647}
 
 
@@ -113,18 +114,21 @@ class Watched:
     Args:
         model: bare, or with a recipe on it.
         attached: that recipe, or None.
+        encoders: names of the functions that encode, each of them called once.
     """
 
     model: Any
     attached: Any
+    encoders: tuple[str, ...] = ENCODERS
     marks: dict[str, list[float]] = field(default_factory=dict)
     prompt: int = 0
 
     def __post_init__(self) -> None:
         base = self.model.model
         # generate looks at the names of its arguments, which `wraps` hands on.
-        encode = base.get_video_features
-        base.get_video_features = wraps(encode)(partial(self._encode, encode))
+        for name in self.encoders:
+            encode = getattr(base, name)
+            setattr(base, name, wraps(encode)(partial(self._encode, encode)))
         base.language_model.register_forward_pre_hook(self._enter, with_kwargs=True)
         base.language_model.register_forward_hook(self._leave)
 
@@ -135,10 +139,11 @@ class Watched:
         with torch.inference_mode():
             self.model.generate(**given, max_new_tokens=1, do_sample=False)
         seconds = {"first_token": self._now() - begin}
-        for part, marks in self.marks.items():
-            if len(marks) != 2:
-                raise RuntimeError(f"{part}: {len(marks)} marks in one call, 2 were expected")
-            seconds[part] = marks[1] - marks[0]
+        for part, calls in (("encoder", len(self.encoders)), ("prefill", 1)):
+            marks = self.marks[part]
+            if len(marks) != 2 * calls:
+                raise RuntimeError(f"{part}: {len(marks)} marks in one call, {2 * calls} expected")
+            seconds[part] = sum(marks[1::2]) - sum(marks[::2])
         return seconds
 
     def _encode(self, encode: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -160,11 +165,13 @@ class Watched:
         return perf_counter()
 
 
-def watched(model: Any, recipe: str | None, keep: int | float) -> Watched:
+def watched(
+    model: Any, recipe: str | None, keep: int | float, encoders: tuple[str, ...] = ENCODERS
+) -> Watched:
     """The same weights in a model of its own, with a recipe or without."""
     copy = deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     attached = None if recipe is None else tokenzoo.build(recipe, keep=keep).attach(copy)
-    return Watched(copy, attached)
+    return Watched(copy, attached, encoders)
 
 
 def operations(one: Watched, given: dict[str, Any]) -> dict[str, int]:
@@ -181,11 +188,16 @@ def operations(one: Watched, given: dict[str, Any]) -> dict[str, int]:
         ((token, (video,)),) = one.attached.adapter.visuals(given, lambda n: plan(n).visual).items()
         words = int((given["input_ids"] != token).sum())
         prompt = [words + visual_budget(one.attached.recipe, i, video) for i in range(layers)]
+    prefill = decoder(text, prompt)
+    return {"encoder": encoder, "prefill": prefill, "first_token": encoder + prefill}
+
+
+def decoder(text: Any, prompt: Sequence[int]) -> int:
+    """What a language model costs, when so many tokens enter each of its layers."""
     width, head = text.hidden_size, text.hidden_size // text.num_attention_heads
     pairs = 4 * width**2 + 4 * width * head * text.num_key_value_heads  # q and out, k and v
     pairs += 6 * width * text.intermediate_size  # three matrices
-    prefill = sum(n * pairs + 4 * n * n * width for n in prompt) + 2 * width * text.vocab_size
-    return {"encoder": encoder, "prefill": prefill, "first_token": encoder + prefill}
+    return sum(n * pairs + 4 * n * n * width for n in prompt) + 2 * width * text.vocab_size
 
 
 def timed(
@@ -206,13 +218,18 @@ def timed(
     return {**times, "shares": _ratios(bare, whole)}
 
 
+def interleaved(recipes: Sequence[str]) -> list[str]:
+    """The rows: the bare model twice, half a round apart, so as to see how the machine drifts."""
+    half = len(recipes) // 2
+    return [BARE, *recipes[:half], AGAIN, *recipes[half:]]
+
+
 def measured(
     model: Any, recipes: Sequence[str], keep: int | float, frames: int, rounds: int
 ) -> dict[str, Any]:
     """The table: a row per recipe, and what the noise is."""
     given = asked(model, frames)
-    # The two bare ones half a round apart: side by side they would not see how the machine drifts.
-    names = [BARE, *recipes[: len(recipes) // 2], AGAIN, *recipes[len(recipes) // 2 :]]
+    names = interleaved(recipes)
     models = {name: watched(model, name if name in recipes else None, keep) for name in names}
     times = timed(models, given, asked(model, 1), rounds)
     bare = operations(models[BARE], given)
@@ -225,7 +242,7 @@ def measured(
                 "tokens_of_a_frame_behind_the_encoder": None if on is None else on.plan().visual,
                 "prompt": one.prompt,
                 "floor": {part: own[part] / bare[part] for part in PARTS},
-                "time": {part: _figures(times[name][part]) for part in PARTS},
+                "time": {part: figures(times[name][part]) for part in PARTS},
             }
         )
     shares = {part: times["shares"][part].ratio for part in PARTS}
@@ -242,25 +259,42 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options(__doc__ or "", SHAPES, "docs/results/llava-time-cpu.json")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    model = make(given.shape, given.device, getattr(torch, given.dtype), given.attention)
+    said = sys.argv if arguments is None else ["benchmarks/llava_time.py", *arguments]
+    content = {
+        **circumstances(given, said),
+        "vision": SHAPES[given.shape][0],
+        "text": SHAPES[given.shape][1],
+        **measured(model, given.recipe, given.keep, given.frames, given.rounds),
+    }
+    write(given.out, content)
+
+
+def options(description: str, shapes: Iterable[str], out: str) -> argparse.ArgumentParser:
+    """What a measurement of this kind can be told."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", nargs="+", default=["evoprune", "random", "uniform"])
-    parser.add_argument("--keep", type=_keep, default=0.25, help="tokens of a frame, or a share")
+    parser.add_argument("--keep", type=share, default=0.25, help="tokens of a frame, or a share")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
+    parser.add_argument("--shape", choices=shapes, default="0.5b")
     parser.add_argument("--tiny", action="store_const", const="tiny", dest="shape")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--attention", default="sdpa", help="flash_attention_2, eager, ...")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/llava-time-cpu.json"))
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    model = make(given.shape, given.device, getattr(torch, given.dtype), given.attention)
-    said = sys.argv if arguments is None else ["benchmarks/llava_time.py", *arguments]
-    content = {
+    parser.add_argument("--out", type=Path, default=Path(out))
+    return parser
+
+
+def circumstances(given: argparse.Namespace, said: Sequence[str]) -> dict[str, Any]:
+    """How a measurement came to be."""
+    return {
         "command": shlex.join(["python", *said]),
         "versions": {
             "tokenzoo": tokenzoo.__version__,
@@ -275,15 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "frames": given.frames,
         "keep": given.keep,
         "weights": "random",
-        "vision": SHAPES[given.shape][0],
-        "text": SHAPES[given.shape][1],
-        **measured(model, given.recipe, given.keep, given.frames, given.rounds),
     }
-    given.out.write_text(json.dumps(rounded(content), indent=1, allow_nan=False) + "\n")
+
+
+def write(out: Path, content: dict[str, Any]) -> None:
+    """The file, and the table."""
+    out.write_text(json.dumps(rounded(content), indent=1, allow_nan=False) + "\n")
     print(table(content["rows"]))
 
 
-def _keep(text: str) -> int | float:
+def share(text: str) -> int | float:
     return float(text) if "." in text else int(text)
 
 
@@ -292,7 +327,7 @@ def _ratios(own: list[dict[str, float]], base: list[dict[str, float]]) -> dict[s
     return {part: Timing(tuple(a[part] / b[part] for a, b in rounds)) for part in PARTS}
 
 
-def _figures(timing: Timing) -> dict[str, Any]:
+def figures(timing: Timing) -> dict[str, Any]:
     return {"median": timing.ratio, "quartiles": [timing.low, timing.high]}
 
 

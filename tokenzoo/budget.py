@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cmp_to_key
 from itertools import groupby, pairwise
@@ -316,11 +316,16 @@ class Budget:
         """
         if not self.blocks:
             return 1.0
+        depth = len(self.blocks)
+        whole = replace(self, entering=self.tokens, blocks=(self.tokens,) * depth)
+        return self.operations / whole.operations
+
+    @property
+    def operations(self) -> float:
+        """The blocks' operations, as `block_flops` counts them, for one image."""
         before = (self.entering, *self.blocks)
         reach = self.reach or (0,) * len(self.blocks)
-        reduced = sum(map(self._operations, before, self.blocks, reach))
-        whole = (self.tokens,) * len(self.blocks)
-        return reduced / sum(map(self._operations, whole, whole, reach))
+        return sum(map(self._operations, before, self.blocks, reach))
 
     def _operations(self, before: int, after: int, reach: int) -> float:
         seen = None

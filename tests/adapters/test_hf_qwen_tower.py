@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -43,10 +44,17 @@ MIXED: Grids = ((1, 6, 10), (1, 4, 14), (2, 6, 6), (1, 6, 10), (1, 14, 10))
 
 
 def tower(kind: str, base: str = "sdpa", **overrides: Any) -> Any:
-    """A tower; of 5 blocks, in Qwen2.5-VL with windows in some of them."""
-    made = KINDS[kind](vision=overrides).model.visual
+    """A fresh tower; of 5 blocks, in Qwen2.5-VL with windows in some of them."""
+    made = (
+        copy.deepcopy(_tower(kind)) if not overrides else KINDS[kind](vision=overrides).model.visual
+    )
     made.set_attn_implementation(base)
     return made
+
+
+@cache
+def _tower(kind: str) -> Any:
+    return KINDS[kind]().model.visual
 
 
 def pixels(model: Any, grids: Grids) -> Tensor:

@@ -282,3 +282,23 @@ def test_all_lots_read_the_windows_once(monkeypatch: pytest.MonkeyPatch) -> None
     for tokens in made.lots():
         seen(made.packed, tokens).received()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_nothing_waits_for_the_device(windowed: bool) -> None:
+    """A tensor without values can be computed with, and not looked at."""
+    made = case(((3, 0, 4), (2, 5)), windowed=windowed, biased=True).packed
+    bounds = None if made.bounds is None else made.bounds.to("meta")
+    assert made.key_bias is not None
+    packed = replace(
+        made,
+        query=made.query.to("meta"),
+        key=made.key.to("meta"),
+        key_bias=made.key_bias.to("meta"),
+        bounds=bounds,
+    )
+    tokens = torch.arange(14, device="meta").view(2, 7)
+    attention = seen(packed, tokens)
+    assert attention.received().shape == (2, 7)
+    assert attention.received(mass=torch.ones(2, 7, device="meta")).shape == (2, 7)
+    assert attention.rows(tokens).shape == (2, 2, 7, 7)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import Any
 
 import tiny_llava
+import tiny_qwen
 import torch
 import transformers
 
@@ -30,7 +31,8 @@ def load(given: Namespace) -> tuple[Any, Any]:
     """The model that was asked for, on a GPU if there is one, and its processor."""
     if given.tiny:
         print("a tiny model of random weights: its answers are nonsense\n")
-        return tiny_llava.make(given.model)
+        tiny = tiny_qwen if given.model.startswith("Qwen/") else tiny_llava
+        return tiny.make(given.model)
     gpu = torch.cuda.is_available()
     model = transformers.AutoModelForImageTextToText.from_pretrained(
         given.model, dtype=torch.bfloat16 if gpu else torch.float32
@@ -39,15 +41,25 @@ def load(given: Namespace) -> tuple[Any, Any]:
     return model.to("cuda" if gpu else "cpu").eval(), processor
 
 
-def prompt(processor: Any, kind: str, question: str) -> str:
-    """The text of a conversation that shows an "image" or a "video" and asks a question."""
-    content = [{"type": kind}, {"type": "text", "text": question}]
+def prompt(processor: Any, question: str, *kinds: str) -> str:
+    """The text of a conversation that shows these, each an "image" or a "video", and asks a question."""
+    content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
     conversation = [{"role": "user", "content": content}]
     return processor.apply_chat_template(conversation, add_generation_prompt=True)
 
 
-def compare(model: Any, processor: Any, inputs: Any, given: Namespace) -> None:
-    """Print both answers, the plan, the tokens that the language model reads, and the time as a ratio."""
+def compare(
+    model: Any, processor: Any, inputs: Any, given: Namespace, tokens: int | None = None
+) -> None:
+    """Print both answers, the plan, the tokens that the language model reads, and the time as a ratio.
+
+    Args:
+        model: nothing is attached to it.
+        processor: of the model.
+        inputs: what the processor returned.
+        given: the options.
+        tokens: of the image that the plan is said of; None: the model's own size.
+    """
     inputs = inputs.to(model.device, model.dtype)
 
     def answer() -> str:
@@ -58,7 +70,7 @@ def compare(model: Any, processor: Any, inputs: Any, given: Namespace) -> None:
 
     print(f"all tokens: {answer()}")
     attached = tokenzoo.build(given.recipe, keep=given.keep).attach(model)
-    print(f"{given.recipe}: {answer()}\n\n{attached.summary()}\n")
+    print(f"{given.recipe}: {answer()}\n\n{attached.summary(tokens)}\n")
     whole, short = (len(one["input_ids"][0]) for one in (inputs, attached.shorten(inputs)))
     print(f"the language model reads a prompt of {short} tokens instead of {whole}")
 

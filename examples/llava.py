@@ -36,7 +36,7 @@ def main() -> None:
     if given.keep is None:
         given.keep = 16 if given.tiny else 64
     model, processor = load(given)
-    text = prompt(processor, "image", given.question)
+    text = prompt(processor, given.question, "image")
     inputs = processor(images=[shown(given.image)], text=[text], return_tensors="pt")
     compare(model, processor, inputs, given)
 

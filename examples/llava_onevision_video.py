@@ -41,7 +41,7 @@ def main() -> None:
     if given.keep is None:
         given.keep = 12 if given.tiny else 64
     model, processor = load(given)
-    text = prompt(processor, "video", given.question)
+    text = prompt(processor, given.question, "video")
     frames = shown(given.video, given.frames)
     inputs = processor(videos=[frames], text=[text], return_tensors="pt")
     compare(model, processor, inputs, given)

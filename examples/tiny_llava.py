@@ -54,18 +54,23 @@ def make(name: str) -> tuple[Any, Any]:
     return model, _processor(kind, config)
 
 
-def _processor(kind: str, config: Any) -> Any:
-    words = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+def made_tokenizer(words: tuple[str, ...], **special: str) -> Any:
+    """A tokenizer that knows these words, split at spaces, and special ones by the name of their role."""
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words,
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
         pad_token="<pad>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>", **special},
         padding_side="left",
     )
+
+
+def _processor(kind: str, config: Any) -> Any:
+    tokenizer = made_tokenizer(WORDS)
     size = {"height": SIDE, "width": SIDE}
     if kind == "LlavaOnevision":
         return transformers.LlavaOnevisionProcessor(

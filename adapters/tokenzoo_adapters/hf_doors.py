@@ -153,7 +153,8 @@ class Doors:
         memory = getattr(cache, MEMORY, None)
         visuals = self._visuals(prompt)
         if memory is None:
-            short = self._shortened(prompt, visuals, pad_left=True)
+            # Where nothing is to go the cache remembers too: an image may come later, and follow this.
+            short = self._shortened(prompt, visuals, pad_left=True, remember=self.places)
             if self.places and self.here.memory is not None:
                 short = self._placed(short, prompt, visuals, None)
             now = self.here.memory
@@ -295,10 +296,14 @@ class Doors:
         return self.attached.plan(tokens).visual if self.attached.active else tokens
 
     def _shortened(
-        self, given: dict[str, Any], visuals: Visuals, *, pad_left: bool
+        self, given: dict[str, Any], visuals: Visuals, *, pad_left: bool, remember: bool = False
     ) -> dict[str, Any]:
-        """The arguments of a call with the planned placeholders; `here` has the memory for its cache."""
-        if all(v.full == v.short for several in visuals.values() for v in several):
+        """The arguments of a call with the planned placeholders; `here` has the memory for its cache.
+
+        Without visual tokens to lose there is none, or only if it is to `remember`.
+        """
+        same = all(v.full == v.short for several in visuals.values() for v in several)
+        if same and not (remember and visuals):
             return given
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if not isinstance(ids, Tensor):

@@ -15,6 +15,7 @@ from tokenzoo_adapters.hf_llava import FOLLOWED, find_llava
 from tokenzoo_adapters.hf_qwen import FOLLOWED as QWEN
 from tokenzoo_adapters.hf_qwen import find_qwen
 from tokenzoo_adapters.hf_qwen_tower import TOWERS as PACKED
+from tokenzoo_adapters.hf_qwen_tower import find_qwen_tower
 from tokenzoo_adapters.hf_towers import NAMES, HFTower, find_tower
 
 # Models that read nothing but the CLS token of the tower inside: folder, class, and the tower's name.
@@ -48,11 +49,11 @@ def _refusal(model: Any) -> str:
     inside = [
         path
         for path, module in model.named_modules()
-        if find_tower(module) is not None or find_qwen(module) is not None
+        if find_tower(module) is not None or find_qwen_tower(module) is not None
     ]
     if any(hasattr(module, "deepstack_visual_indexes") for module in model.modules()):
         return (
-            f"{name} is not followed: its language model adds the features of inner blocks of the tower to "
+            f"{name} is not followed: the language model adds the features of inner blocks of the tower to "
             "its own tokens (deepstack), and these blocks have other tokens left. What works on it: "
             "zoo.reduce(features), behind the tower"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -366,13 +367,21 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
     both = qwen.inputs(model, "<image> and <image>", [flower, tall])
     with attached_to(model, name):
         one = said(model, first)
-        # The answer's last token is in no cache yet; a second call in between is another conversation's.
-        logits(model, third)
+        by_hand = copy.deepcopy(one.past_key_values)
+        logits(model, third)  # a second call in between, of another conversation
         ids = torch.cat([one.sequences, second["input_ids"]], 1)
         given = {**second, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with pytest.raises(BadArgumentError, match=r"mm_token_type_ids of shape .* for all that"):
+            said(model, given, past_key_values=copy.deepcopy(one.past_key_values))
         given["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
         two = said(model, given, past_key_values=one.past_key_values)
         assert torch.equal(two.sequences[:, : ids.shape[1]], ids)
+        # The same by hand; the answer's last token is in no cache yet.
+        new = {k: v for k, v in second.items() if k != "attention_mask"}
+        new["input_ids"] = ids[:, -second["input_ids"].shape[1] - 1 :]
+        new["mm_token_type_ids"] = F.pad(second["mm_token_type_ids"], (1, 0))
+        told = logits(model, new, past_key_values=by_hand)
+        assert gap(told[:, -1], two.logits[0]) <= 1e-4
         answer(model, first)
         ids = torch.cat([two.sequences, third["input_ids"]], 1)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-import runpy
-import socket
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,35 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import tokenzoo
+from tests.examples.running import EXAMPLES, ROOT, blocks, lengths
+from tests.examples.running import run as run
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
 NAMES = ("llava.py", "llava_onevision_video.py")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run an example with some arguments; its text comes back. Nothing can be downloaded."""
-
-    def refuse(*args: object) -> None:
-        raise OSError("a test may not use the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.syspath_prepend(str(EXAMPLES))  # as for `python examples/llava.py`
-
-    def running(name: str, *arguments: str) -> str:
-        monkeypatch.setattr("sys.argv", [str(EXAMPLES / name), "--tiny", *arguments])
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        return capsys.readouterr().out
-
-    return running
-
-
-def lengths(text: str) -> tuple[int, int]:
-    """Tokens of the prompt that the language model reads, and of the whole one."""
-    found = re.search(r"reads a prompt of (\d+) tokens instead of (\d+)", text)
-    assert found, text
-    return int(found[1]), int(found[2])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,15 +93,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def blocks(document: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-
-
 def test_the_page_about_multimodal_models_runs_as_it_is_printed(tiny):
     onevision, _ = tiny("onevision")
     image = Image.fromarray(load_sample_image("flower.jpg"))
     names: dict[str, Any] = {"image": image, "onevision": onevision}
-    first, shortened, video = blocks("docs/multimodal.md")
+    first, shortened, video, _ = blocks("docs/multimodal.md")
     exec(first, names)
     assert names["out"].shape == (1, names["inputs"]["input_ids"].shape[1] + 40)
     assert len(names["answer"][0].split()) == 40

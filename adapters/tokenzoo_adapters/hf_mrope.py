@@ -52,7 +52,7 @@ def positions(
         value = given.get(name)
         if value is not None and value.shape != ids.shape:
             raise BadArgumentError(
-                f"{name} of shape {tuple(value.shape)} beside input_ids of {tuple(ids.shape)}, as shortened: "
+                f"{name} of shape {tuple(value.shape)} beside shortened input_ids {tuple(ids.shape)}: "
                 "it has one value per token; of a conversation with its cache, for all that was said"
             )
     rows, mask, types = _on_host(ids, given.get("attention_mask"), given.get("mm_token_type_ids"))

@@ -64,6 +64,8 @@ class HFQwen(HFQwenTower):
         }
         put(self.base, mine)
         undo.append(partial(remove, self.base, tuple(mine)))
+        # Where positions go on from is kept on the model, and a text decoded by hand reads it.
+        undo.append(partial(setattr, self.base, "rope_deltas", self.base.rope_deltas))
         return partial(_all, undo)
 
     def shorten(self, attached: Attachment, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,9 +133,10 @@ def _try(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, name: str) -> Ve
         return Verdict(name, family, "refused", str(error))
     with attached:
         identity = _gap(_run(model, images), bare)
-        tokens = attached.counts[0] if attached.counts else cast("int", attached.adapter.tokens())
+        tokens = attached.counts[0] if attached.counts else _tokens(attached.adapter, images)
     with zoo.attach(model) as attached:
-        change = _gap(_run(model, images), bare)
+        fewer = _run(model, images)
+        change = _gap(fewer, bare[: len(fewer)])  # of a packed tower fewer rows come
         counts, plan = attached.counts, attached.plan(tokens)
     problems = {
         f"keeping all tokens changes the output by {identity:.1e} of the largest": not identity
@@ -159,6 +160,11 @@ def _try(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, name: str) -> Ve
         planned=plan.blocks,
         flops=plan.flops,
     )
+
+
+def _tokens(adapter: Any, images: Given) -> int:
+    """Patch tokens of an image of the call, of a model that also reads a prompt."""
+    return next(iter(adapter.visuals(images, int).values()))[0].patches
 
 
 def _run(model: nn.Module, images: Given) -> Tensor:

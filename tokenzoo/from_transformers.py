@@ -18,6 +18,10 @@ from tokenzoo.errors import BadArgumentError, MissingDependencyError
 
 SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+AXES = [2, 3, 3]  # of the 8 pairs of a head: time, row, column
+GRID = (11, 13)  # tokens of a packed image: no window divides it
+PACKED = ("qwen2_vl", "qwen2_5_vl")
+"""Types of multimodal models whose images are packed into one sequence of patches."""
 
 
 def is_folder(name: str) -> bool:
@@ -52,23 +56,42 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
         )
         vision = getattr(config, "vision_config", config)
         if depth is not None:
-            vision.num_hidden_layers = depth
-        text: Any = getattr(config, "text_config", None)
-        whole = text is not None and hasattr(config, "vision_feature_layer")
-        if whole and text is not None:
-            for key, value in {**SMALL, **HEADS}.items():
-                setattr(text, key, value)
-            tokens = [getattr(config, f"{kind}_token_id", 0) for kind in ("image", "video")]
-            text.vocab_size = max(text.vocab_size, *(token + 1 for token in tokens))
-            text.head_dim = SMALL["hidden_size"] // HEADS["num_attention_heads"]
-            if hasattr(text, "layer_types"):
-                text.layer_types = ["full_attention"] * SMALL["num_hidden_layers"]
+            # Where both are known they are the same.
+            setattr(vision, "depth" if hasattr(vision, "depth") else "num_hidden_layers", depth)
+            if hasattr(vision, "fullatt_block_indexes"):  # both kinds of blocks, as in the long one
+                full = [i for i in vision.fullatt_block_indexes if i < depth]
+                vision.fullatt_block_indexes = full or [depth - 1]
+        whole = hasattr(config, "vision_feature_layer") or config.model_type in PACKED
+        if whole:
+            _shrink(config)
         kind: Any = auto.AutoModelForImageTextToText if whole else auto.AutoModel
         return kind.from_config(config).eval()
     except Exception as error:  # a configuration says no in many ways
         raise BadArgumentError(
             f"transformers cannot make {name!r} with {dict(options)!r}: {error}"
         ) from error
+
+
+def _shrink(config: Any) -> None:
+    """Make the language model of a multimodal configuration a small one."""
+    text: Any = config.text_config
+    for key, value in {**SMALL, **HEADS}.items():
+        setattr(text, key, value)
+    text.vocab_size = max(text.vocab_size, *(token + 1 for token in _placeholders(config)))
+    text.head_dim = SMALL["hidden_size"] // HEADS["num_attention_heads"]
+    if hasattr(text, "layer_types"):
+        text.layer_types = ["full_attention"] * SMALL["num_hidden_layers"]
+    if config.model_type in PACKED:
+        text.rope_parameters = {**text.rope_parameters, "mrope_section": AXES}
+        # The tower ends with the width of the language model, and each type has its own word for that.
+        vision: Any = config.vision_config
+        end = "out_hidden_size" if hasattr(vision, "out_hidden_size") else "hidden_size"
+        setattr(vision, end, SMALL["hidden_size"])
+
+
+def _placeholders(config: Any) -> list[int]:
+    """What stands for an image in a prompt, and for a video; 0: there is none."""
+    return [getattr(config, f"{kind}_token_id", 0) for kind in ("image", "video")]
 
 
 def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
@@ -82,6 +105,8 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
     vision = getattr(model.config, "vision_config", model.config)
     size = vision.image_size if hasattr(vision, "image_size") else None
     generator = torch.Generator().manual_seed(0)
+    if hasattr(vision, "spatial_merge_size"):
+        return _packed(model, vision, adapter, batch, generator)
     if size is None or not hasattr(adapter, "visuals"):
         if hasattr(vision, "num_patches"):
             return _flat(vision, batch, generator)
@@ -95,10 +120,34 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
         shape = (batch, crops, 3, size, size)
         given["image_sizes"] = torch.tensor([[size, size]] * batch)
     given["pixel_values"] = torch.randn(*shape, generator=generator)
+    given["input_ids"] = _prompt(model.config, adapter, given, batch, generator)
+    return given
+
+
+def _prompt(
+    config: Any, adapter: Any, given: Mapping[str, Any], batch: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Six words, and behind the first an image: `[batch, n]`."""
     (token, visuals), *_ = adapter.visuals(given, int).items()
-    words = torch.randint(5, 50, (batch, 6), generator=generator)
+    free = torch.tensor([word for word in range(5, 50) if word not in _placeholders(config)])
+    words = free[torch.randint(len(free), (batch, 6), generator=generator)]
     images = torch.full((batch, visuals[0].full), token)
-    given["input_ids"] = torch.cat([words[:, :1], images, words[:, 1:]], 1)
+    return torch.cat([words[:, :1], images, words[:, 1:]], 1)
+
+
+def _packed(
+    model: Any, vision: Any, adapter: Any, batch: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """Images of one odd size, one behind another, as patches (Qwen2-VL)."""
+    height, width = (vision.spatial_merge_size * side for side in GRID)
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(batch * height * width, values, generator=generator)
+    grids = torch.tensor([[1, height, width]] * batch)
+    if not hasattr(adapter, "visuals"):
+        return {"hidden_states": pixels, "grid_thw": grids}
+    given: dict[str, Any] = {"pixel_values": pixels, "image_grid_thw": grids}
+    given["input_ids"] = ids = _prompt(model.config, adapter, given, batch, generator)
+    given["mm_token_type_ids"] = (ids == model.config.image_token_id).to(ids.dtype)
     return given
 
 

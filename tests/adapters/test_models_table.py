@@ -105,25 +105,33 @@ def test_a_model_that_works_does(name) -> None:
     assert f"{verdict.flops:.2f}" == flops
 
 
+def test_a_tower_of_transformers_is_reduced_as_the_table_says() -> None:
+    """Of less than its own width: the tokens are the same, and the rest would take minutes."""
+    name = "transformers:qwen2_5_vl_vision"
+    narrow = {"hidden_size": 48, "intermediate_size": 96, "num_heads": 4, "out_hidden_size": 32}
+    options = {"recipe": script.RECIPE, "keep": script.KEEP, "batch": script.BATCH}
+    verdict = examine(name, depth=script.DEPTH, **options, **narrow)
+    family, _, tokens, _ = rows("transformers")[0][name]
+    assert (verdict.verdict, verdict.family) == ("works", family)
+    assert f" {tokens} " in script.works_table([verdict])
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("title", "name"),
     [
-        *("vit_base_patch16_xp_224", "naflexvit_base_patch16_gap", "cait_xxs24_224"),
-        *(
-            "swin_tiny_patch4_window7_224",
-            "xcit_nano_12_p16_224",
-            "pit_ti_224",
-            "crossvit_tiny_240",
-        ),
+        *(("timm", f"{name}_224") for name in ("vit_base_patch16_xp", "cait_xxs24", "pit_ti")),
+        *(("timm", f"{name}_224") for name in ("swin_tiny_patch4_window7", "xcit_nano_12_p16")),
+        *(("timm", name) for name in ("naflexvit_base_patch16_gap", "crossvit_tiny_240")),
+        *(("transformers", f"transformers:{name}") for name in ("qwen3_vl", "glm4v")),
     ],
 )
-def test_a_model_that_is_refused_is(name) -> None:
+def test_a_model_that_is_refused_is(title, name) -> None:
     verdict = examine(name)
-    family, reason = rows("timm")[1][name]
+    family, reason = rows(title)[1][name]
     assert (verdict.verdict, verdict.family) == ("refused", family)
     first, _, ending = verdict.reason.partition(". ")
     assert first == reason
-    assert f"- {ending}" in part("timm")
+    assert f"- {ending}" in part(title)
 
 
 def test_the_names_are_names() -> None:

@@ -77,14 +77,16 @@ def test_best_is_the_maximum_of_dense(affinity: Affinity) -> None:
 
 @given(affinities())
 @settings(max_examples=40)
-def test_folded_features_rank_targets_as_dense_does(affinity: Affinity) -> None:
+def test_folded_weights_rank_targets_as_dense_does(affinity: Affinity) -> None:
     folded = affinity.folded()
     if folded is None:
         assert affinity.target is not None
         assert isinstance(affinity.curve, Elementwise)
         return
-    left, right = folded
-    inner, dense = left @ right.mT, affinity.dense()
+    scale, shift = folded
+    inner, dense = affinity.left @ affinity.right.mT, affinity.dense()
+    inner = inner if scale is None else inner * scale[:, None]
+    inner = inner if shift is None else inner + shift[:, None]
     order = inner.argsort(-1)
     ranked = dense.gather(-1, order)
     assert bool((ranked.diff(dim=-1) >= -1e-12).all())
@@ -284,14 +286,13 @@ def test_curves_increase(curve: Curve) -> None:
 
 def test_one_matrix_product_is_enough_where_there_is_a_folded_form() -> None:
     features, weight = torch.randn(1, 6, 4), torch.rand(1, 6) + 0.1
-    channels = {LINEAR: 4, Linear(0.5, 0.5): 5, Exp(2.0): 5}
-    for curve, expected in channels.items():
+    needed = {LINEAR: (True, False), Linear(0.5, 0.5): (True, True), Exp(2.0): (False, True)}
+    for curve, expected in needed.items():
         folded = Affinity(features, features, target=weight, curve=curve).folded()
         assert folded is not None
-        assert folded[0].shape == folded[1].shape == (1, 6, expected)
+        assert tuple(factor is not None for factor in folded) == expected
     plain = Affinity(features, features, source=weight, curve=Elementwise(torch.sigmoid)).folded()
-    assert plain is not None
-    assert plain[0] is features
+    assert plain == (None, None)
 
 
 def test_gather_of_weights_is_that_of_features() -> None:

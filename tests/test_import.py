@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis")
+HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis", "triton")
 
 
 def loaded(statement: str) -> set[str]:

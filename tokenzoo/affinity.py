@@ -3,10 +3,9 @@
 score[i, j] = source[i] * curve(<left[i], right[j]>) * target[j], and high means: merge i into j.
 
 `dense()` is the definition and the reference of every test. Whether there is a way to the best partner
-that needs only one matrix product is a property of the value (`folded`), looked at in one place:
-positive weights of the targets are folded into the right-hand features, the constant of (1 + cos) / 2
-becomes one more channel, exp(-lambda d) under an exponential one more channel of logarithms. Anything
-else materialises the scores of the pairs asked for.
+that needs only one matrix product is a property of the value (`folded`), looked at in one place: the
+weight of a target multiplies its inner products, the constant of (1 + cos) / 2 is added to them, and so is,
+under an exponential, the logarithm of the weight. Anything else takes the curve of every pair asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.kernels.best_match import best_match, in_blocks, row_blocks, worst_if_nan
 from tokenzoo.plan import take
 
 
@@ -130,29 +130,20 @@ class Affinity:
             target = weight if target is None else target * weight
         return replace(self, source=source, target=target)
 
-    def folded(self) -> tuple[Tensor, Tensor] | None:
-        """Features whose plain inner product is largest where the score of a row is: one matrix product.
+    def folded(self) -> tuple[Tensor | None, Tensor | None] | None:
+        """What turns inner products into numbers that are largest where the score of a row is.
 
         Returns:
-            `(left, right)`, or None where there is no such form and the scores must be materialised.
+            `(scale, shift)`, each `[b, n]` or None: scale_j * <left_i, right_j> + shift_j ranks the targets
+            as the score does, with one matrix product. None where the curve itself is needed.
         """
         if self.target is None:
-            return (
-                self.left,
-                self.right,
-            )  # a source's weight and an increasing curve move no maximum
+            return None, None  # a source's weight and an increasing curve move no maximum
         if isinstance(self.curve, Linear):
-            right = self.right * (self.curve.scale * self.target)[..., None]
-            if self.curve.shift == 0.0:
-                return self.left, right
-            ones = torch.ones_like(self.left[..., 0])
-            return _with_channel(self.left, ones), _with_channel(
-                right, self.curve.shift * self.target
-            )
+            scale, shift = self.curve.scale * self.target, self.curve.shift * self.target
+            return scale, None if self.curve.shift == 0.0 else shift
         if isinstance(self.curve, Exp):
-            ones = torch.ones_like(self.left[..., 0])
-            right = _with_channel(self.right, self.target.log() / self.curve.beta)
-            return _with_channel(self.left, ones), right
+            return None, self.target.log() / self.curve.beta
         return None
 
     def best(self) -> tuple[Tensor, Tensor]:
@@ -167,23 +158,38 @@ class Affinity:
             return torch.full_like(nobody, worst), torch.zeros_like(nobody, dtype=torch.int64)
         folded = self.folded()
         if folded is None:
-            scores = _worst_if_nan(self.dense())
-            value, index = scores.max(-1)
-            return value, index
-        left, right = folded
-        value, index = _worst_if_nan(left @ right.mT).max(-1)  # [b, n]
+            return self._in_blocks(lambda part: worst_if_nan(part.dense()).max(-1))
+        scale, shift = folded
+        value, index = best_match(self.left, self.right, scale=scale, shift=shift)
         if self.target is None:
             value = self.curve(value)
         elif isinstance(self.curve, Exp):
             value = (value * self.curve.beta).exp()
         if self.source is not None:
             value = value * self.source
-        return _worst_if_nan(value), index
+        return worst_if_nan(value), index
 
     def nearest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k highest scores of each source, descending, and their targets: `[b, n, k]` each."""
-        value, index = _worst_if_nan(self.dense()).sort(dim=-1, descending=True, stable=True)
-        return value[..., :k], index[..., :k]  # topk is not stable
+
+        def first(part: Affinity) -> tuple[Tensor, Tensor]:
+            # topk is not stable
+            value, index = worst_if_nan(part.dense()).sort(dim=-1, descending=True, stable=True)
+            return value[..., :k], index[..., :k]
+
+        return self._in_blocks(first)
+
+    def _in_blocks(
+        self, find: Callable[[Affinity], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Ask a block of sources at a time: `dense()` of all of them can be too large."""
+
+        def of_rows(rows: slice) -> tuple[Tensor, Tensor]:
+            source = None if self.source is None else self.source[:, rows]
+            return find(replace(self, left=self.left[:, rows], source=source))
+
+        blocks = row_blocks(self.left, self.right.shape[1])
+        return find(self) if len(blocks) == 1 else in_blocks(of_rows, blocks, self.left.shape[1], 1)
 
     def mean(self) -> Tensor:
         """Each source's mean score over the targets, `[b, n]`."""
@@ -246,8 +252,3 @@ class Affinity:
         left = left if self.source is None else left * self.source[..., None]
         right = right if self.target is None else right * self.target[..., None]
         return left, right
-
-
-def _worst_if_nan(scores: Tensor) -> Tensor:
-    """Replace NaN by the lowest finite number (max would pick it first), infinities by finite ones."""
-    return scores.nan_to_num(nan=torch.finfo(scores.dtype).min)

@@ -1,4 +1,11 @@
-"""How crowded the neighbourhood of each token is."""
+"""How crowded the neighbourhood of each token is.
+
+All it takes of the distances between n tokens are the K smallest of each row. Three forms find them:
+
+    _plain                  rows of distances, as written in a textbook: differentiable, exportable
+    _by_triangle            on the CPU: half the distances, in one buffer; memory linear in n
+    ..._triton              one pass over the tokens; no distance leaves the chip
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenzoo.kernels.choice import exporting, use_triton, wants_gradients
 from tokenzoo.tokens import full_precision
+
+# Up to so many tokens the plain form has all distances of an image in one tensor.
+WHOLE = 2048
 
 
 def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
@@ -24,32 +35,131 @@ def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
         `[b, n]` in [0, 1]: near 1 in a crowd, near 0 alone. A token with NaN features has density 0 and
         is nobody's neighbour as long as there are others. A single token has density 0.
     """
-    features = full_precision(features)
     n = features.shape[1]
     k = min(k, n - 1)
     if k < 1:
-        return features.new_zeros(features.shape[:2])
-    squares = features.square().sum(-1)  # [b, n]
-    known = squares.isfinite()
-    features = features.where(known[..., None], 0)
-    squares = squares.where(known, torch.inf)
-    # ||a - b||^2 = |a|^2 + |b|^2 - 2ab; |a|^2 moves no neighbour of a, and is added to K values only.
-    distance = torch.baddbmm(squares[:, None], features, features.mT, alpha=-2)  # [b, n, n]
-    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    nearest = _smallest(distance, k) + squares[..., None]  # [b, n, k]
-    nearest = nearest.clamp_min(0)
+        return full_precision(features.new_zeros(features.shape[:2]))
+    nearest, squares = nearest_squares(features, k)
     if tau is not None:
         return (-nearest / tau**2).exp().mean(-1)
     finite = nearest.isfinite()
     total = nearest.where(finite, 0).sum((1, 2), keepdim=True)
     square = total / finite.sum((1, 2), keepdim=True).clamp_min(1)
     # All tokens equal: the distances are rounding errors of the squares, and everything is a crowd.
-    floor = squares.where(known, 0).mean(-1)[:, None, None] * 1e-6
+    floor = squares.where(squares.isfinite(), 0).mean(-1)[:, None, None] * 1e-6
     return (-nearest / torch.maximum(square, floor).clamp_min(1e-30)).exp().mean(-1)
 
 
+def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The squared distances of each token to its k nearest others, in any order.
+
+    Args:
+        features: `[b, n, d]`.
+        k: how many, from 1 to n - 1.
+
+    Returns:
+        `([b, n, k], [b, n])`: the squared distances, and the squared lengths of the tokens; inf for a token
+        whose length is no number: it is far from all others.
+    """
+    if wants_gradients(features) or exporting():
+        return _plain(features, k)
+    if torch.compiler.is_compiling():
+        return torch.ops.tokenzoo.nearest_squares(features, k)
+    return _fastest(features, k)
+
+
+def _fastest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The form for the device of these features, without gradients."""
+    if use_triton(features):
+        from tokenzoo.kernels import neighbour_density_triton as triton_form
+
+        if k <= triton_form.MOST:
+            return triton_form.nearest_squares(features, k)
+    # Rows of 64 k: where they are that long, torch finds the k smallest with a heap.
+    block = max(256, 64 * k)
+    if features.device.type == "cpu" and features.shape[1] > block:
+        return _by_triangle(*_known(features), k, block)
+    return _plain(features, k)
+
+
+# To torch.compile it is one operation: it would unroll the loop, and not write to one buffer.
+_compiled = torch.library.custom_op(
+    "tokenzoo::nearest_squares",
+    _fastest,
+    mutates_args=(),
+    schema="(Tensor features, int k) -> (Tensor, Tensor)",
+)
+
+
+@_compiled.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _like(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What the operation returns, without its values."""
+    b, n, _ = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return features.new_empty((b, n, k), dtype=dtype), features.new_empty((b, n), dtype=dtype)
+
+
+def _known(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and squared lengths; a token whose length is no number gets zeros, infinitely long."""
+    features = full_precision(features)
+    squares = features.square().sum(-1)  # [b, n]
+    known = squares.isfinite()
+    return features.where(known[..., None], 0), squares.where(known, torch.inf)
+
+
+def _plain(features: Tensor, k: int, whole: int = WHOLE) -> tuple[Tensor, Tensor]:
+    """The reference; all rows at once, or where they are too many as many as bound the memory."""
+    features, squares = _known(features)
+    n = features.shape[1]
+    if n <= whole:
+        nearest = _nearest_of(features, features, squares, 0, k)
+    else:
+        step = max(1, whole * whole // n)
+        parts = [
+            _nearest_of(features[:, start : start + step], features, squares, start, k)
+            for start in range(0, n, step)
+        ]
+        nearest = torch.cat(parts, 1)
+    return (nearest + squares[..., None]).clamp_min(0), squares
+
+
+def _nearest_of(rows: Tensor, features: Tensor, squares: Tensor, start: int, k: int) -> Tensor:
+    """The k smallest |b|^2 - 2ab of some rows a, which are the tokens from `start` on: `[b, rows, k]`."""
+    # ||a - b||^2 = |a|^2 + |b|^2 - 2ab; |a|^2 moves no neighbour of a, and is added to K values only.
+    distance = torch.baddbmm(squares[:, None], rows, features.mT, alpha=-2)  # [b, rows, n]
+    distance.diagonal(offset=start, dim1=1, dim2=2).fill_(torch.inf)
+    return _smallest(distance, k)
+
+
+def _by_triangle(features: Tensor, squares: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """The same with each distance computed once, and one buffer `[block + k, n + k]`.
+
+    A block of rows meets itself and all tokens behind it. Its rows need their k smallest, and so do the
+    columns of the tokens behind; what is known of them so far stands in k more columns and k more rows.
+    """
+    b, n, _ = features.shape
+    nearest = squares.new_full((b, n, k), torch.inf)
+    buffer = squares.new_empty((block + k) * (n + k))
+    for own, square, found in zip(features, squares, nearest, strict=True):
+        for start in range(0, n, block):
+            stop = min(start + block, n)
+            rows, columns = stop - start, n - start
+            grid = buffer[: (rows + k) * (columns + k)].view(rows + k, columns + k)
+            distance = grid[:rows, :columns]
+            torch.addmm(
+                square[start:], own[start:stop], own[start:].mT, alpha=-2, out=distance
+            ).add_(square[start:stop, None])
+            distance.diagonal().fill_(torch.inf)
+            grid[:rows, columns:] = found[start:stop]
+            found[start:stop] = _smallest(grid[:rows], k)
+            if stop < n:
+                grid[rows:, rows:columns] = found[stop:].mT
+                found[stop:] = _smallest(grid[:, rows:columns].mT, k)
+    return nearest.clamp_min_(0), squares
+
+
 def _smallest(values: Tensor, k: int) -> Tensor:
-    """The k smallest of each row of `values [b, n, n]`, ascending: `[b, n, k]`."""
+    """The k smallest of each row of `values [..., n]`, ascending: `[..., k]`."""
     n = values.shape[-1]
     if values.device.type == "cpu" and 24 * k < n < 64 * k:
         # torch uses a heap only where 64 k <= n, which on the CPU is two to three times as fast:

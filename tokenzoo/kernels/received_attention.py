@@ -1,8 +1,11 @@
 """The attention that tokens receive, from queries and keys, without the map of all heads.
 
 The fused attention of a model returns no weights, and a map `[b, h, n, n]` costs more than the attention
-itself. One head at a time is enough for a column mean: the buffer is `[b, n, n]`, and the next head uses
-it again.
+itself. Three forms compute the column means of the softmax without one:
+
+    _plain      one head after another, `[b, m, n]` at a time: the reference, differentiable, exportable
+    blocked     tiles of one size in buffers that are used again: any device, memory linear in n
+    columns     two passes in Triton: memory linear in n, and no tile leaves the chip
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenzoo.kernels.choice import exporting, use_triton, wants_gradients
+from tokenzoo.kernels.received_attention_blocked import blocked
 from tokenzoo.tokens import full_precision
 
 
@@ -34,14 +39,49 @@ def received_attention(
 
     Returns:
         `[b, n]` float32 (float64 for float64 inputs); each row sums to 1.
+
+    Raises:
+        BadArgumentError: TOKENZOO_KERNELS asks for what is not there.
     """
+    given = (query, key, key_bias, bias, query_weight)
+    if wants_gradients(*given) or exporting():
+        return _plain(query, key, scale, key_bias, bias, query_weight)
+    if torch.compiler.is_compiling():
+        return torch.ops.tokenzoo.received_attention(
+            query, key, scale, key_bias, bias, query_weight
+        )
+    return _fastest(query, key, scale, key_bias, bias, query_weight)
+
+
+def _fastest(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    key_bias: Tensor | None,
+    bias: Tensor | None,
+    query_weight: Tensor | None,
+) -> Tensor:
+    """The form for the device of these tensors, without gradients."""
+    share = _shares(query, query_weight)
+    if use_triton(query, key, key_bias, bias, query_weight) and bias is None:
+        from tokenzoo.kernels.received_attention_triton import columns
+
+        return columns(query, key, scale, key_bias, share)
+    return blocked(full_precision(query), full_precision(key), scale, key_bias, bias, share)
+
+
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    key_bias: Tensor | None,
+    bias: Tensor | None,
+    query_weight: Tensor | None,
+) -> Tensor:
+    """The reference, one head after another."""
     query, key = full_precision(query), full_precision(key)
-    b, h, m, _ = query.shape
-    if query_weight is None:
-        weight = query.new_full((b, m), 1 / m)
-    else:
-        weight = query_weight.to(query.dtype)
-        weight = weight / weight.sum(-1, keepdim=True)
+    b, h = query.shape[:2]
+    share = _shares(query, query_weight)
     total = query.new_zeros(b, key.shape[2])
     for head in range(h):
         logits = (query[:, head] * scale) @ key[:, head].mT  # [b, m, n]
@@ -49,8 +89,37 @@ def received_attention(
             logits = logits + key_bias[:, None].to(logits.dtype)
         if bias is not None:
             logits = logits + bias[:, head if bias.shape[1] > 1 else 0].to(logits.dtype)
-        total = total + (weight[:, None] @ logits.softmax(-1)).squeeze(1)  # [b, n]
+        total = total + (share[:, None] @ logits.softmax(-1)).squeeze(1)  # [b, n]
     return total / h
+
+
+def _shares(query: Tensor, weight: Tensor | None) -> Tensor:
+    """What each query counts in the mean, `[b, m]`, in the precision that the kernel computes in."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    b, _, m, _ = query.shape
+    if weight is None:
+        return torch.full((b, m), 1 / m, dtype=dtype, device=query.device)
+    weight = weight.to(dtype)
+    return weight / weight.sum(-1, keepdim=True)
+
+
+# To torch.compile it is one operation: tiles traced one by one would be a graph of hundreds of them, and
+# a map per head would be traffic again.
+_compiled = torch.library.custom_op(
+    "tokenzoo::received_attention",
+    _fastest,
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, float scale, Tensor? key_bias, Tensor? bias, Tensor? query_weight)"
+    " -> Tensor",
+)
+
+
+@_compiled.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _like(query: Tensor, key: Tensor, *others: object) -> Tensor:
+    """What the operation returns, without its values."""
+    del others
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty((key.shape[0], key.shape[2]), dtype=dtype)
 
 
 def attention_rows(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence import SeenAttention
-from tokenzoo.kernels import attention_rows, received_attention
+from tokenzoo.kernels import attention_rows, received_attention, received_in_segments
 from tokenzoo.tokens import full_precision
 
 
@@ -57,28 +57,16 @@ class PackedAttention:
         return torch.searchsorted(self._bounds, place, right=True) - 1
 
     def in_windows(self, weight: Tensor) -> Tensor:
-        """What each patch receives in its window: mean over heads, sum over queries times `weight [r]`.
-
-        All windows are a batch, filled up to the same length.
-        """
-        begin, end = self._bounds[:-1, None], self._bounds[1:, None]  # [s, 1]
-        slot = torch.arange(self.longest, device=begin.device)
-        there = begin + slot < end  # [s, longest]
-        place = (begin + slot).clamp_max(weight.shape[0] - 1)
-        # An empty window looks at a patch that is not its own: a softmax over nothing would be NaN.
-        bias = torch.zeros_like(weight) if self.key_bias is None else self.key_bias
-        bias = bias[place].masked_fill(~there & (slot > 0), -torch.inf)
-        weights = weight[place] * there
-        whole = weights.sum(-1, keepdim=True)  # [s, 1], what the kernel divides by; may be 0
-        column = received_attention(
-            self.query[:, place].transpose(0, 1),  # [s, h, longest, d]
-            self.key[:, place].transpose(0, 1),
+        """What each patch receives in its window: mean over heads, sum over queries times `weight [r]`."""
+        return received_in_segments(
+            self.query,
+            self.key,
+            self._bounds,
+            self.longest,
             scale=self.scale,
-            key_bias=bias,
-            query_weight=weights.where(whole > 0, 1),
+            key_bias=self.key_bias,
+            query_weight=weight,
         )
-        own = torch.arange(weight.shape[0], device=begin.device) - begin.flatten()[self.window]
-        return (column * whole)[self.window, own]
 
     @property
     def _bounds(self) -> Tensor:

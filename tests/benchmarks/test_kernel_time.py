@@ -1,0 +1,58 @@
+"""The measurement of the kernels: its forms agree, and its file says what was run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import kernel_time as bench  # noqa: E402
+
+
+@pytest.mark.parametrize("kernel", bench.KERNELS)
+def test_all_forms_of_a_kernel_return_the_same(kernel: str) -> None:
+    inputs = bench.tensors(kernel, 2, 40, "cpu", torch.float32)
+    first, *others = (form(*inputs) for form in bench.KERNELS[kernel].values())
+    for other in others:
+        torch.testing.assert_close(tuple(other), tuple(first), rtol=1e-4, atol=1e-5)
+
+
+def test_slopes_of_the_log_log_plot() -> None:
+    rows = [
+        {"kernel": "a", "tokens": n, "time": {"median": n * n / 100}, "megabytes": 3.0 * n}
+        for n in (10, 40)
+    ]
+    other = {**rows[0], "kernel": "b"}
+    (slope,) = bench.exponents([*rows, other])
+    assert slope["tokens"] == [10, 40]
+    assert (slope["time"], slope["memory"]) == (pytest.approx(2), pytest.approx(1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from Linux")
+def test_the_file_says_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "times.json"
+    given = ["--kernel", "best_match", "--tokens", "16", "--batch", "1", "--rounds", "2"]
+    threads = torch.get_num_threads()
+    try:
+        bench.main([*given, "--sizes", "16", "32", "--threads", "1", "--out", str(out)])
+    finally:
+        torch.set_num_threads(threads)
+    content = json.loads(out.read_text())
+    assert content["command"].startswith("python benchmarks/kernel_time.py --kernel best_match")
+    assert [row["what"] for row in content["against"]] == [
+        "block",
+        "best_match, kernel",
+        "best_match, whole matrix",
+        "block again",
+    ]
+    assert content["against"][0]["median"] == 1
+    assert [row["tokens"] for row in content["growth"]] == [16, 32]
+    assert len(content["exponents"]) == 1
+    assert content["form"] == ("triton" if torch.cuda.is_available() else "torch")
+    assert "| best_match | 32 |" in capsys.readouterr().out

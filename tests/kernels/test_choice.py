@@ -1,0 +1,90 @@
+"""Which form of a kernel runs, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.kernels.interpreting import INTERPRETED
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.kernels import choice, received_attention
+from tokenzoo.kernels.choice import exporting, forced, use_triton, wants_gradients
+
+X = torch.ones(1, 1, 2, 3)
+
+
+def test_without_a_gpu_it_is_torch() -> None:
+    assert not use_triton(X)
+    assert not use_triton(X, None)
+
+
+def test_another_word_is_refused() -> None:
+    words = r"form='cuda'; it is 'auto', 'torch' or 'triton'"
+    with pytest.raises(BadArgumentError, match=words), forced("cuda"):
+        pass
+    assert choice._form == "auto"
+
+
+def test_the_choice_ends_with_its_block() -> None:
+    with forced("torch"), pytest.raises(ZeroDivisionError), forced("auto"):
+        _ = 1 / 0
+    assert choice._form == "auto"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs on the CPU")
+def test_triton_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_installed", True)
+    with forced("triton"), pytest.raises(BadArgumentError, match=r"tensors on cpu.*TRITON_INTERP"):
+        received_attention(X, X, scale=1.0)
+
+
+def test_triton_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_installed", False)
+    with forced("triton"), pytest.raises(BadArgumentError, match="Triton is not installed"):
+        use_triton(X)
+
+
+def test_triton_has_no_gradients_and_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_installed", True)
+    monkeypatch.setattr(choice, "_interpreted", True)
+    learned = X.clone().requires_grad_()
+    with forced("triton"):
+        assert use_triton(X, None)
+        assert not use_triton(X, X.double())
+        assert not use_triton(X, learned)
+        with torch.no_grad():
+            assert use_triton(X, learned)
+    assert wants_gradients(None, learned)
+    assert not wants_gradients(X, None)
+
+
+def test_a_traced_program_is_an_exported_one() -> None:
+    seen: list[bool] = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        seen.append(exporting())
+        return x + 1
+
+    note(X)
+    torch.jit.trace(note, X, check_trace=False)
+    assert seen == [False, True]
+
+
+def test_the_variable_is_checked_where_it_is_used() -> None:
+    code = (
+        "import tokenzoo, torch; x = torch.ones(1, 1, 2, 3); "
+        "tokenzoo.kernels.received_attention(x, x, scale=1.0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TOKENZOO_KERNELS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    said = "BadArgumentError: TOKENZOO_KERNELS='cuda'; it is 'auto', 'torch' or 'triton'"
+    assert said in done.stderr

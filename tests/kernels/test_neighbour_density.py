@@ -1,0 +1,149 @@
+"""All forms of the neighbour density give what the formula gives, written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.watching import Watch
+from tokenzoo.kernels import neighbour_density
+from tokenzoo.kernels.neighbour_density import _by_triangle, _known, _plain, nearest_squares
+
+LONG = 700  # more than one block
+
+
+def draws(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def squares_by_hand(features: torch.Tensor, k: int) -> torch.Tensor:
+    """The k smallest squared distances to others, from differences: `[b, n, k]`, ascending."""
+    square = (features[:, :, None] - features[:, None]).square().sum(-1)
+    square = square.masked_fill(torch.eye(features.shape[1], dtype=torch.bool), math.inf)
+    return square.sort(-1).values[..., :k]
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(2, 14),
+    st.integers(1, 5),
+    st.integers(1, 13),
+    st.integers(1, 15),
+    st.integers(0, 999),
+)
+@settings(max_examples=60)
+def test_blocks_of_any_size_find_the_nearest(
+    b: int, n: int, d: int, k: int, block: int, seed: int
+) -> None:
+    features, k = draws(seed, b, n, d), min(k, n - 1)
+    expected = squares_by_hand(features, k)
+    for found in (
+        _by_triangle(*_known(features), k, block)[0],
+        _plain(features, k)[0],
+        _plain(features, k, whole=block)[0],
+    ):
+        torch.testing.assert_close(found.sort(-1).values, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+@pytest.mark.parametrize("tau", [None, 3.0])
+def test_long_rows(k: int, tau: float | None) -> None:
+    features = draws(0, 2, LONG, 6)
+    nearest = squares_by_hand(features, k)
+    square = nearest.mean((1, 2), keepdim=True) if tau is None else tau**2
+    expected = (-nearest / square).exp().mean(-1)
+    torch.testing.assert_close(neighbour_density(features, k, tau), expected, rtol=1e-9, atol=1e-9)
+    found = neighbour_density(features.float(), k, tau)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_bad_tokens_are_nobodys_neighbour_in_any_block(value: float) -> None:
+    features = draws(1, 2, LONG, 4)
+    bad = [0, 3, 319, 320, 640, LONG - 1]
+    others = [i for i in range(LONG) if i not in bad]
+    broken = features.clone()
+    broken[:, bad] = value
+    nearest, squares = nearest_squares(broken, 5)
+    assert bool((squares[:, bad] == math.inf).all())
+    assert bool((nearest[:, bad] == math.inf).all())
+    expected = squares_by_hand(features[:, others], 5)
+    torch.testing.assert_close(nearest[:, others].sort(-1).values, expected, rtol=1e-9, atol=1e-9)
+    density = neighbour_density(broken, 5, None)
+    assert bool((density[:, bad] == 0).all())
+    assert bool(density.isfinite().all())
+
+
+def test_where_fewer_than_k_others_are_numbers_the_rest_is_infinitely_far() -> None:
+    features = draws(2, 1, LONG, 3)
+    features[:, 2:] = math.nan
+    nearest, _ = nearest_squares(features, 4)
+    assert nearest[0, :2].isfinite().sum(-1).tolist() == [1, 1]
+    assert bool((nearest[0, 2:] == math.inf).all())
+
+
+def test_equal_tokens_are_one_crowd_in_any_block() -> None:
+    features = draws(3, 2, 1, 6).expand(2, LONG, 6).float()
+    assert bool((neighbour_density(features, 5, None) > 0.9).all())
+
+
+def test_an_image_is_treated_as_if_it_were_alone() -> None:
+    features = draws(4, 3, LONG, 8).float()
+    together = neighbour_density(features, 5, None)
+    alone = torch.cat([neighbour_density(image[None], 5, None) for image in features])
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_memory_grows_with_the_tokens_and_the_host_never_waits() -> None:
+    largest = []
+    for n in (1000, 2000, 4000):
+        with Watch() as watch:
+            neighbour_density(torch.zeros(2, n, 4), 5, None)
+        largest.append(watch.largest)
+    assert largest[2] < 2.1 * largest[1] < 4.3 * largest[0]
+    assert largest[2] < 4000 * 400  # of 16 million distances
+
+
+@pytest.mark.parametrize("n", [9, LONG])
+def test_gradients_are_those_of_the_formula(n: int) -> None:
+    features = draws(5, 2, n, 4)
+    found = features.clone().requires_grad_()
+    neighbour_density(found, 3, None).square().sum().backward()
+    expected = features.clone().requires_grad_()
+    nearest = squares_by_hand(expected, 3)
+    (-nearest / nearest.mean((1, 2), keepdim=True)).exp().mean(-1).square().sum().backward()
+    assert found.grad is not None
+    assert bool(found.grad.abs().sum() > 0)
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-7, atol=1e-9)
+
+
+class Density(torch.nn.Module):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return neighbour_density(features, 5, None)
+
+
+@pytest.mark.parametrize("n", [40, LONG])
+def test_compiled_and_exported(n: int) -> None:
+    features = draws(6, 2, n, 8).float()
+    expected = neighbour_density(features, 5, None)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    with torch.no_grad():
+        compiled = torch.compile(Density(), fullgraph=True, backend="aot_eager")(features)
+    torch.testing.assert_close(compiled, expected, **close)
+    batch = torch.export.Dim("batch", min=2, max=9)
+    program = torch.export.export(Density(), (features,), dynamic_shapes=({0: batch},))
+    assert not any("tokenzoo" in str(node.target) for node in program.graph.nodes)
+    twice = program.module()(features.repeat(2, 1, 1))
+    torch.testing.assert_close(twice, expected.repeat(2, 1), **close)
+
+
+def test_the_compiled_operation_is_what_it_says() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        features = draws(7, 2, 9, 4).to(dtype)
+        torch.library.opcheck(torch.ops.tokenzoo.nearest_squares.default, (features, 3))

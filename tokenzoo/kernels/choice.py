@@ -1,0 +1,85 @@
+"""Which form of a kernel runs: plain torch, or Triton where the tensors are on a GPU.
+
+The environment variable TOKENZOO_KERNELS, read once at import, says "auto" (the default), "torch" or
+"triton"; `forced` says the same for a while. Triton itself is imported when its form first runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_choice
+from tokenzoo.errors import BadArgumentError
+
+VARIABLE = "TOKENZOO_KERNELS"
+FORMS = ("auto", "torch", "triton")
+
+_installed = find_spec("triton") is not None
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+_form = os.environ.get(VARIABLE, "auto")
+
+
+@contextmanager
+def forced(form: str) -> Generator[None]:
+    """Run all kernels of this process in one form: "torch", "triton", or "auto".
+
+    Raises:
+        BadArgumentError: another word.
+    """
+    global _form
+    before, _form = _form, check_choice("form", form, *FORMS)
+    try:
+        yield
+    finally:
+        _form = before
+
+
+def use_triton(*tensors: Tensor | None) -> bool:
+    """Whether the Triton form runs on these tensors; those that are None do not count.
+
+    It computes in float32 and without gradients: never for float64, or where gradients are wanted.
+
+    Raises:
+        BadArgumentError: TOKENZOO_KERNELS has no such value; or it is "triton", and Triton is not installed
+            or cannot run on the device of the tensors.
+    """
+    form = check_choice(VARIABLE, _form, *FORMS)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if form == "torch" or wants_gradients(*given):
+        return False
+    on_gpu = all(tensor.is_cuda for tensor in given)
+    if form == "triton":
+        if not _installed:
+            raise BadArgumentError(
+                f"{VARIABLE}='triton', and Triton is not installed; install it, or leave it at 'auto'"
+            )
+        if not on_gpu and not _interpreted:
+            raise BadArgumentError(
+                f"{VARIABLE}='triton' with tensors on {_devices(given)}; Triton runs on CUDA devices, and "
+                "elsewhere only in its interpreter (TRITON_INTERPRET=1): leave it at 'auto'"
+            )
+    elif not (_installed and on_gpu):
+        return False
+    return all(tensor.dtype != torch.float64 for tensor in given)
+
+
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Whether a result has to carry gradients to one of the tensors."""
+    return torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in tensors if tensor is not None
+    )
+
+
+def exporting() -> bool:
+    """Whether a program is made that runs where this library is not: of torch's own operations only."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _devices(tensors: list[Tensor]) -> str:
+    return " and ".join(dict.fromkeys(tensor.device.type for tensor in tensors))

@@ -1,0 +1,65 @@
+"""Received attention in tiles: the map exists a few million numbers at a time, in the same two buffers.
+
+A tile is all queries of a few heads of one image, or some queries of one head. Larger ones would leave
+the cache; smaller ones would have threads wait for each other more often than they compute.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NUMBERS = 2**20
+"""In each of the two buffers: 4 MB in float32."""
+
+
+def blocked(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    key_bias: Tensor | None,
+    bias: Tensor | None,
+    share: Tensor,
+    numbers: int = NUMBERS,
+) -> Tensor:
+    """`received_attention` without gradients; its buffers are the only memory that it takes.
+
+    Args:
+        query: `[b, h, m, d]`, float32 or float64.
+        key: `[b, h, n, d]`, likewise.
+        scale: the factor on the inner products.
+        key_bias: `[b, n]` or None.
+        bias: broadcasts to `[b, h, m, n]`, or None.
+        share: `[b, m]` what each query counts; each row sums to 1.
+        numbers: how many a buffer holds; at least n are taken.
+
+    Returns:
+        `[b, n]`.
+    """
+    (b, h, m, _), n = query.shape, key.shape[2]
+    rows = max(1, numbers // n)
+    heads = max(1, min(h, rows // m))
+    queries = min(m, rows)
+    logits, weights = (query.new_empty(heads * queries * n) for _ in range(2))
+    total = query.new_zeros(b, n)
+    everywhere = None if bias is None else bias.expand(b, h, m, n)  # a view
+    for image in range(b):
+        for head in range(0, h, heads):
+            g = min(heads, h - head)
+            keys = key[image, head : head + g].mT  # [g, d, n]
+            for begin in range(0, m, queries):
+                q = min(queries, m - begin)
+                own = slice(begin, begin + q)
+                tile = logits[: g * q * n].view(g, q, n)
+                torch.baddbmm(
+                    tile, query[image, head : head + g, own], keys, beta=0, alpha=scale, out=tile
+                )
+                if key_bias is not None:
+                    tile.add_(key_bias[image])
+                if everywhere is not None:
+                    tile.add_(everywhere[image, head : head + g, own])
+                # Softmax is not promised to work in place; a second buffer costs next to nothing.
+                map_ = weights[: g * q * n].view(g * q, n)
+                torch.softmax(tile.view(g * q, n), -1, out=map_)
+                total[image].addmv_(map_.mT, share[image, own].repeat(g))
+    return total.div_(h)

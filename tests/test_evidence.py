@@ -38,10 +38,12 @@ def attentions(draw: st.DrawFn) -> tuple[SeenAttention, torch.Tensor]:
     return seen, logits.softmax(-1)
 
 
-@given(attentions(), st.sampled_from(["all", "patches"]), st.booleans())
-@settings(max_examples=60)
+@given(
+    attentions(), st.sampled_from(["all", "patches"]), st.booleans(), st.sampled_from([1, 2, 3, 50])
+)
+@settings(max_examples=120)
 def test_received_is_the_column_mean_of_the_map(
-    seen: tuple[SeenAttention, torch.Tensor], queries: str, by_mass: bool
+    seen: tuple[SeenAttention, torch.Tensor], queries: str, by_mass: bool, stride: int
 ) -> None:
     attention, whole = seen
     b, _, total, _ = whole.shape
@@ -52,8 +54,11 @@ def test_received_is_the_column_mean_of_the_map(
         weight[:, p:] = mass
     if queries == "patches":
         weight[:, :p] = 0
+    first = p if queries == "patches" else 0
+    asked = torch.arange(first, total)[min(stride, total - first) // 2 :: stride]
+    weight = torch.zeros_like(weight).index_copy(1, asked, weight[:, asked])
     expected = torch.einsum("bhmn,bm->bn", whole, weight / weight.sum(-1, keepdim=True))
-    found = attention.received(queries, mass)
+    found = attention.received(queries, mass, stride)
     torch.testing.assert_close(found, expected[:, p:] / whole.shape[1], **close)
 
 

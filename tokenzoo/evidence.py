@@ -52,24 +52,25 @@ class SeenAttention:
     key_bias: Tensor | None = None
     bias: Tensor | None = None
 
-    def received(self, queries: str = "all", mass: Tensor | None = None) -> Tensor:
+    def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
         """Mean attention that each patch token receives: `[b, n - prefix]`.
 
         Args:
             queries: "all" or "patches": whether CLS and registers are asked too.
             mass: `[b, n - prefix]` weights of the queries; prefix tokens have weight 1.
+            stride: one in so many of them is asked: an estimate.
         """
         p = self.prefix
-        query = self.query[:, :, p:] if queries == "patches" else self.query
+        asked = every_so_often(self.query.shape[2], p if queries == "patches" else 0, stride)
         weight = mass
-        if mass is not None and queries == "all":
-            weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)
+        if mass is not None:
+            weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)[:, asked]
         column = received_attention(
-            query,
+            self.query[:, :, asked],
             self.key,
             scale=self.scale,
             key_bias=self.key_bias,
-            bias=self._bias_of(slice(p, None) if queries == "patches" else slice(None)),
+            bias=self._bias_of(asked),
             query_weight=weight,
         )
         return column[:, p:]
@@ -107,6 +108,11 @@ class SeenAttention:
         if self.bias is None or self.bias.shape[2] == 1:
             return self.bias
         return self.bias[:, :, queries]
+
+
+def every_so_often(tokens: int, first: int, stride: int) -> slice:
+    """Which of the tokens from `first` on are asked, where it is one in `stride`; one at least."""
+    return slice(first + min(stride, tokens - first) // 2, None, stride)
 
 
 class Evidence:

@@ -66,6 +66,7 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     "received_attention": (
         ReceivedAttention("patches", by_mass=True),
         ReceivedAttention(layer=-2),
+        ReceivedAttention(stride=2),
     ),
     "cls_attention": (CLSAttention("max", layer="clip"),),
     "last_token_attention": (LastTokenAttention("max", layer=-2),),

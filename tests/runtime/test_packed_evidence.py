@@ -136,6 +136,25 @@ def test_received_is_the_column_mean_of_the_map(made: Case, by_mass: bool, queri
 
 @given(cases(), st.data())
 @settings(max_examples=60)
+def test_a_stride_asks_some_tokens_of_each_unit_and_all_of_a_window(
+    made: Case, data: st.DataObject
+) -> None:
+    stride = data.draw(st.sampled_from([1, 2, 3, 20]))
+    whole = made.map()
+    for tokens in made.lots():
+        n = tokens.shape[1]
+        asked = slice(min(stride, n) // 2, None, stride)
+        maps = shown(made, tokens, whole)
+        if made.packed.bounds is None:
+            maps = maps[:, :, asked]
+        expected = maps.mean((1, 2, 3)).sum(-1)
+        torch.testing.assert_close(
+            seen(made.packed, tokens).received(stride=stride), expected, **close
+        )
+
+
+@given(cases(), st.data())
+@settings(max_examples=60)
 def test_rows_are_means_over_the_patches_of_a_query(made: Case, data: st.DataObject) -> None:
     whole = made.map()
     for tokens in made.lots(1):

@@ -98,6 +98,10 @@ def test_received_attention_is_what_is_shown_or_what_is_seen() -> None:
             expected = seen.received(queries, EVIDENCE.mass if by_mass else None)
             found = ReceivedAttention(queries, by_mass).score(EVIDENCE)
             assert torch.equal(found, expected)
+    mass = EVIDENCE.mass
+    found = ReceivedAttention("patches", by_mass=True, stride=2).score(EVIDENCE)
+    assert torch.equal(found, seen.received("patches", mass, 2))
+    assert not torch.allclose(found, seen.received("patches", mass))
 
 
 def test_another_layer_is_asked_for_by_name() -> None:
@@ -121,6 +125,7 @@ def test_another_layer_is_asked_for_by_name() -> None:
         (ReceivedAttention(), {"received_attention"}),
         (ReceivedAttention("patches"), {"attention"}),
         (ReceivedAttention(by_mass=True), {"attention"}),
+        (ReceivedAttention(stride=4), {"attention"}),
         (ReceivedAttention(layer=-2), {"received_attention@-2"}),
         (ReceivedAttention("patches", layer=3), {"attention@3"}),
         (CLSAttention(), {"cls_attention"}),
@@ -281,6 +286,7 @@ NOT_NUMBERS = ("a", None, [1])
         (lambda: FeatureNorm(power=3), ["power=3", "1 or 2"]),
         (lambda: FeatureNorm(power=True), ["power=True", "1 or 2"]),
         (lambda: ReceivedAttention("cls"), ["queries='cls'", "'all'", "'patches'"]),
+        (lambda: ReceivedAttention(stride=0), ["stride=0", "1"]),
         (lambda: Similarity(curve="tanh"), ["curve='tanh'", "'cosine'", "'sigmoid'"]),
         *[
             (lambda beta=beta: Similarity(beta=beta), [f"beta={beta!r}", "> 0"])

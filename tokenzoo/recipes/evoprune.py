@@ -39,6 +39,7 @@ def evoprune(
     lam: float = 0.1,
     queries: Literal["all", "patches"] = "all",
     by_mass: bool = False,
+    stride: int = 1,
     sticky: bool = False,
     start: int = 1,
     every: int = 2,
@@ -63,6 +64,7 @@ def evoprune(
         lam: weight of the diversity penalty. (open)
         queries: "all", or "patches": whose attention counts as received. (open)
         by_mass: weigh the queries by mass. (open)
+        stride: estimate the received attention from one query in so many. (ours)
         sticky: hold the tokens of earlier sites first, as long as there is room. (contradictory)
         start: first block that merges, counted from 0. (open; 0 or 1)
         every: distance between merging blocks (paper: 2).
@@ -77,7 +79,7 @@ def evoprune(
     for name, space in (("features", features), ("density", density)):
         check_choice(name, space, *SPACES)
     affinity = Similarity(features, curve, beta) * Diversity(density, k=k, tau=tau).discount(lam)
-    critical = Protect(ReceivedAttention(queries, by_mass), ctr, sticky)
+    critical = Protect(ReceivedAttention(queries, by_mass, stride), ctr, sticky)
     match = Bipartite(affinity, split=Alternate(), protect=critical)
     step = Step(Stage.BLOCK, schedule or Skip(start, every), match, MERGERS[merger])
     return Recipe(step, keep=keep, proportional_attention=proportional_attention)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import MissingEvidenceError
-from tokenzoo.evidence import SeenAttention
+from tokenzoo.evidence import SeenAttention, every_so_often
 from tokenzoo.kernels import attention_rows, received_attention, received_in_segments
 from tokenzoo.tokens import full_precision
 
@@ -90,22 +90,25 @@ class GroupAttention(SeenAttention):
     packed: PackedAttention
     tokens: Tensor
 
-    def received(self, queries: str = "all", mass: Tensor | None = None) -> Tensor:
+    def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
         """Mean attention that each token receives: `[b, n]`, of which each row sums to 1.
 
         Args:
             queries: "all" or "patches", which is the same here.
             mass: `[b, n]` weights of the queries: those of a token's patches.
+            stride: the patches of one in so many tokens are asked; where there are windows, all: a window
+                costs little, and its tokens would get nothing if none of them were asked.
         """
         del queries
         p = self.packed.patches
         if self.packed.bounds is None:
+            asked = every_so_often(self.tokens.shape[1], 0, stride)
             column = received_attention(
-                self._of_patches(self.query),
+                self._of_patches(self.query[:, :, asked]),
                 self._of_patches(self.key),
                 scale=self.scale,
                 key_bias=_repeated(self.key_bias, p),
-                query_weight=_repeated(mass, p),
+                query_weight=None if mass is None else _repeated(mass[:, asked], p),
             )
             return column.reshape(*self.tokens.shape, p).sum(-1)
         if mass is None:

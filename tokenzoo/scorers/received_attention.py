@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_flag
+from tokenzoo.checks import check_choice, check_count, check_flag
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.tokens import full_precision
@@ -23,23 +23,32 @@ class ReceivedAttention(Scorer):
     Args:
         queries: "all", or "patches" to leave CLS and registers out of the mean.
         by_mass: weigh each query by the number of input tokens it stands for.
+        stride: one query in so many is asked, in their order: an estimate. What it saves, and how well it
+            ranks: docs/performance.md.
         layer: another layer's attention; None: this one's.
     """
 
     queries: Literal["all", "patches"] = "all"
     by_mass: bool = False
+    stride: int = 1
     layer: int | str | None = None
 
     def __post_init__(self) -> None:
         check_choice("queries", self.queries, "all", "patches")
         check_flag("by_mass", self.by_mass)
-        plain = self.queries == "all" and not self.by_mass
-        name = "received_attention" if plain else "attention"
+        check_count("stride", self.stride)
+        name = "received_attention" if self._plain else "attention"
         self.require(name if self.layer is None else f"{name}@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, positive; with all queries the sum over all tokens is at most 1."""
         there = evidence.at(self.layer)
-        if self.queries == "all" and not self.by_mass:
+        if self._plain:
             return full_precision(there.received_attention)
-        return there.attention.received(self.queries, there.mass if self.by_mass else None)
+        mass = there.mass if self.by_mass else None
+        return there.attention.received(self.queries, mass, self.stride)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether it is the mean that every evidence of attention shows."""
+        return self.queries == "all" and not self.by_mass and self.stride == 1

@@ -18,11 +18,10 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
+from tokenzoo.runtime.key_bias import fits, widened
 from tokenzoo.runtime.tap import WATCH, Tap
 
 OURS = "tokenzoo_"
@@ -190,6 +189,9 @@ def _attend(
             raise AttachError(
                 "log mass in a causal attention without a mask: proportional_attention is for vision towers"
             )
+        if tap.key_bias is not None and attention_mask is None and fits(query):
+            function = partial(function, module)
+            return _flash(function, tap, query, key, value, None, scaling, **options)
         attention_mask = tap.look(query, key, attention_mask, scaling)
     return function(module, query, key, value, attention_mask, scaling=scaling, **options)
 
@@ -210,36 +212,10 @@ def _flash(
         tap.look(query, key, padding, scaling)
         if tap.key_bias is not None:
             factor = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-            wide = biased(query, key, value, tap.key_bias, factor)
+            wide = widened(query, key, value, tap.key_bias, factor)
             out, weights = function(*wide, attention_mask, scaling=factor, **options)
             return out[..., : value.shape[-1]], weights
     return function(query, key, value, attention_mask, scaling=scaling, **options)
-
-
-def biased(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Wider heads whose plain attention is that of `query`, `key`, `value` with `bias` on the logits.
-
-    A channel of ones in the queries meets `bias / scale` in the keys. In half precision one channel cannot
-    hold it: a second one has what is left. The width is a multiple of 8, as the kernels want it.
-
-    Args:
-        query: `[b, h, n, d]`.
-        key: `[b, h, n, d]`.
-        value: `[b, h, n, d]`; the output is as wide as the new ones, and has zeros behind `d`.
-        bias: `[b, n]`, for each key.
-        scale: the factor on the inner products.
-    """
-    d = query.shape[-1]
-    width = -(-(d + 2) // 8) * 8
-    whole = (bias.float() / scale)[:, None, :, None].expand(-1, key.shape[1], -1, 1)
-    high = whole.to(key.dtype)
-    low = (whole - high.float()).to(key.dtype)
-    query = torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1)
-    key = torch.cat([key, high, low], -1)
-    wide = [F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value)]
-    return wide[0], wide[1], wide[2]
 
 
 class _But:

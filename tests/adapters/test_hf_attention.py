@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tokenzoo_adapters.hf_attention import biased, install
+from tokenzoo_adapters.hf_attention import install
 from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
@@ -275,30 +275,6 @@ def test_two_threads() -> None:
     for index in (0, 1):
         assert all(torch.equal(out, expected[index]) for out in found[index])
         assert counts[index] == attached.plan().blocks
-
-
-@pytest.mark.parametrize("d", [8, 62, 63, 64, 72])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bias_as_channels_is_the_bias(d: int, dtype: torch.dtype) -> None:
-    """In bfloat16 no worse than twice a bias of that dtype is, both against exact arithmetic."""
-    generator = torch.Generator().manual_seed(d)
-    q, k, v = (torch.randn(2, 3, 11, d, generator=generator).to(dtype) for _ in range(3))
-    bias = (1 + 20 * torch.rand(2, 11, generator=generator)).log()
-    scale = d**-0.5
-    exact = F.scaled_dot_product_attention(
-        q.double(), k.double(), v.double(), bias.double()[:, None, None], scale=scale
-    )
-    wide = biased(q, k, v, bias, scale)
-    assert {x.shape[-1] for x in wide} == {-(-(d + 2) // 8) * 8}
-    assert {x.dtype for x in wide} == {dtype}
-    # Two channels hold it more exactly than one of this dtype could.
-    held = (wide[0][..., :1, d:] * wide[1][..., d:]).double().sum(-1) * scale  # [b, h, n]
-    assert gap(held, bias.double()[:, None].expand_as(held)) <= 1e-5
-    out = F.scaled_dot_product_attention(*wide, scale=scale)
-    assert not out[..., d:].any()
-    masked = F.scaled_dot_product_attention(q, k, v, bias[:, None, None].to(dtype), scale=scale)
-    allowed = 1e-6 if dtype == torch.float32 else 2 * gap(masked.double(), exact)
-    assert gap(out[..., :d].double(), exact) <= allowed
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import SeenAttention
+from tokenzoo.runtime.key_bias import fits, widened
 
 WATCH = "_tokenzoo_watch"
 """Where an attention module that looks for its tap itself (`Adapter.watched`) finds the holder of it."""
@@ -107,6 +108,12 @@ class Tap(TorchFunctionMode):
             return attend(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
             )
+        if self.key_bias is not None and attn_mask is None and fits(query):
+            self.look(query, key, None, scale)
+            factor = query.shape[-1] ** -0.5 if scale is None else scale
+            wide = widened(query, key, value, self.key_bias, factor)
+            out = attend(*wide, None, dropout_p, is_causal, scale=factor, **options)
+            return out[..., : value.shape[-1]]
         attn_mask = self.look(query, key, attn_mask, scale)
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 

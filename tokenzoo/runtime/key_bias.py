@@ -1,0 +1,46 @@
+"""Log mass on the logits without a mask: one that adds anything rules out flash attention on a GPU.
+
+The paths with flash attention of its own (transformers' "flash_attention_2") take no mask at all;
+`scaled_dot_product_attention` takes one, and then does without flash.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WIDEST = 256
+"""Flash attention's widest head."""
+
+
+def fits(query: Tensor) -> bool:
+    """Whether `scaled_dot_product_attention` would take flash for heads wider than `query`."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.device.type == "cuda" and half and query.shape[-1] + 2 <= WIDEST
+
+
+def widened(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Wider heads whose plain attention is that of `query`, `key`, `value` with `bias` on the logits.
+
+    A channel of ones in the queries meets `bias / scale` in the keys. In half precision one channel cannot
+    hold it: a second one has what is left. The width is a multiple of 8, as the kernels want it.
+
+    Args:
+        query: `[b, h, n, d]`.
+        key: `[b, h, n, d]`.
+        value: `[b, h, n, d]`; the output is as wide as the new ones, and has zeros behind `d`.
+        bias: `[b, n]`, for each key.
+        scale: the factor on the inner products.
+    """
+    d = query.shape[-1]
+    width = -(-(d + 2) // 8) * 8
+    whole = (bias.float() / scale)[:, None, :, None].expand(-1, key.shape[1], -1, 1)
+    high = whole.to(key.dtype)
+    low = (whole - high.float()).to(key.dtype)
+    query = torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1)
+    key = torch.cat([key, high, low], -1)
+    wide = [F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value)]
+    return wide[0], wide[1], wide[2]

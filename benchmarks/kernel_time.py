@@ -10,7 +10,8 @@ Random tensors in the shapes of SigLIP so400m. Two tables:
               beside the inputs (on the CPU by a process of its own, read from Linux); the exponents are the
               slopes of the log-log plot from each size to the next, 1 for what grows linearly
 
-`block again` is the noise. Time grows with the square of the tokens whatever is done, as attention's does.
+`selection` is all that evoprune does at one site. `block again` is the noise. Time grows with the square of
+the tokens whatever is done, as attention's does.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def tensors(kernel: str, b: int, n: int, device: str, dtype: torch.dtype) -> tup
         query, key = both.permute(2, 0, 3, 1, 4)
         return query, key
     x = torch.randn(b, n, HEADS * WIDTH, generator=generator).to(device, dtype)
+    if kernel == "selection":
+        return (x, *tensors("received_attention", b, n, device, dtype))
     return (x,) if kernel == "neighbour_density" else (x[:, ::2], x[:, 1::2])
 
 
@@ -89,6 +92,13 @@ def match_by_matrix(left: Tensor, right: Tensor) -> object:
     return (left @ right.mT).max(-1)
 
 
+def selection(x: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    """One site of evoprune, as on 729 -> 64: its three kernels, the order, the plan and the merging."""
+    keep = x.shape[1] - round(x.shape[1] * 51 / 729)
+    reduced = tokenzoo.build("evoprune", keep=keep).reduce(x, queries=query, keys=key)
+    return reduced.x, reduced.mass
+
+
 KERNELS: dict[str, dict[str, Callable[..., object]]] = {
     "received_attention": {
         "kernel": received,
@@ -97,6 +107,7 @@ KERNELS: dict[str, dict[str, Callable[..., object]]] = {
     },
     "neighbour_density": {"kernel": density, "whole matrix": density_by_matrix},
     "best_match": {"kernel": match, "whole matrix": match_by_matrix},
+    "selection": {"kernel": selection},
 }
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import kernel_time as bench  # noqa: E402
+import plot_growth  # noqa: E402
 
 
 @pytest.mark.parametrize("kernel", bench.KERNELS)
@@ -21,6 +22,12 @@ def test_all_forms_of_a_kernel_return_the_same(kernel: str) -> None:
     first, *others = (form(*inputs) for form in bench.KERNELS[kernel].values())
     for other in others:
         torch.testing.assert_close(tuple(other), tuple(first), rtol=1e-4, atol=1e-5)
+
+
+def test_one_site_of_evoprune_keeps_what_it_says() -> None:
+    x, mass = bench.selection(*bench.tensors("selection", 2, 60, "cpu", torch.float32))
+    assert x.shape == (2, 56, bench.HEADS * bench.WIDTH)
+    assert mass.sum(-1).tolist() == [60, 60]
 
 
 def test_slopes_of_the_log_log_plot() -> None:
@@ -56,3 +63,18 @@ def test_the_file_says_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(content["exponents"]) == 1
     assert content["form"] == ("triton" if torch.cuda.is_available() else "torch")
     assert "| best_match | 32 |" in capsys.readouterr().out
+    picture = tmp_path / "growth.png"
+    plot_growth.main(["--json", str(out), "--out", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_has_a_line_per_kernel_with_its_figures() -> None:
+    rows = [
+        {"kernel": k, "tokens": n, "time": {"median": n / 10}, "megabytes": float(n)}
+        for k in ("best_match", "selection")
+        for n in (10, 40)
+    ]
+    time, memory = plot_growth.draw(rows, "here").axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in time.get_lines()}
+    assert drawn == {"best match": [1, 4], "evoprune, one site": [1, 4], "quadratic": [1, 16]}
+    assert [list(line.get_ydata()) for line in memory.get_lines()] == [[10, 40], [10, 40], [1, 4]]

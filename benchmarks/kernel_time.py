@@ -5,7 +5,9 @@
 
 Random tensors in the shapes of SigLIP so400m. Two tables:
 
-    against   time of each form, relative to one block of timm with fused attention in the same round
+    against   time of each form, relative to one block of timm with fused attention in the same round; the
+              roofline: the least time that its operations and its bytes take at the rates of one large
+              matrix product and of one copy in the same round, as a share of its time
     growth    time relative to the smallest size in the same round, and the most memory that was taken
               beside the inputs (on the CPU by a process of its own, read from Linux); the exponents are the
               slopes of the log-log plot from each size to the next, 1 for what grows linearly
@@ -23,7 +25,7 @@ import multiprocessing
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -111,6 +113,50 @@ KERNELS: dict[str, dict[str, Callable[..., object]]] = {
 }
 
 
+def work(kernel: str, b: int, n: int, item: int) -> tuple[float, float]:
+    """The operations of a kernel, a multiply-add being two, and the bytes that it must read and write.
+
+    The products alone; of the density half of them, which is symmetric. What is written is a few numbers
+    per token.
+    """
+    c = HEADS * WIDTH
+    return {
+        "received_attention": (2 * b * n * n * c, b * (2 * n * c * item + 4 * n)),
+        "neighbour_density": (b * n * n * c, b * (n * c * item + 4 * n)),
+        "best_match": (2 * b * (n // 2) * (n - n // 2) * c, b * (n * c * item + 6 * n)),
+    }[kernel]
+
+
+CEILINGS = ("matrix product", "copy")
+
+
+def ceilings(device: str, dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], float]]:
+    """A large matrix product with its operations, and a large copy with its bytes."""
+    side = 2048 if device == "cpu" else 8192
+    left, right = (torch.randn(side, side).to(device, dtype) for _ in range(2))
+    source = torch.empty(2**26, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return {
+        CEILINGS[0]: (partial(torch.matmul, left, right), 2.0 * side**3),
+        CEILINGS[1]: (partial(target.copy_, source), 2.0 * source.numel()),
+    }
+
+
+def roofline(
+    what: str, ratios: Mapping[str, Timing], rates: Mapping[str, float], b: int, n: int, item: int
+) -> dict[str, Any]:
+    """What bounds a kernel, and how near to that it is: 1 is the least time there can be."""
+    kernel, _, form = what.partition(", ")
+    if form != "kernel" or kernel == "selection":
+        return {}
+    least = {
+        name: amount / (rates[name] / ratios[name].ratio)
+        for name, amount in zip(CEILINGS, work(kernel, b, n, item), strict=True)
+    }
+    bound = max(least, key=lambda name: least[name])
+    return {"bound_by": bound, "of_ceiling": least[bound] / ratios[what].ratio}
+
+
 def against(given: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row per kernel and form, at each batch size."""
     rows: list[dict[str, Any]] = []
@@ -124,8 +170,13 @@ def against(given: argparse.Namespace, dtype: torch.dtype) -> list[dict[str, Any
             for form, function in KERNELS[kernel].items():
                 functions[f"{kernel}, {form}"] = partial(function, *inputs)
         functions[AGAIN] = partial(block, x)
+        tops = ceilings(given.device, dtype)
+        functions |= {name: function for name, (function, _) in tops.items()}
         timings = interleaved(functions, rounds=given.rounds, baseline=BLOCK)
-        rows += [{"batch": b, "what": name, **figures(one)} for name, one in timings.items()]
+        rates = {name: amount for name, (_, amount) in tops.items()}
+        for name, one in timings.items():
+            roof = roofline(name, timings, rates, b, given.tokens, dtype.itemsize)
+            rows.append({"batch": b, "what": name, **figures(one), **roof})
     return rows
 
 

@@ -14,6 +14,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+FILES = [
+    Path("docs/results/kernel-time-cpu.json"),
+    Path("docs/results/selection-growth-cpu.json"),
+]
 NAMES = {
     "received_attention": "received attention",
     "neighbour_density": "neighbour density",
@@ -50,13 +54,15 @@ def draw(rows: Sequence[dict[str, Any]], where: str) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, default=Path("docs/results/kernel-time-cpu.json"))
+    parser.add_argument("--json", type=Path, nargs="+", default=FILES)
     parser.add_argument("--out", type=Path, default=Path("docs/growth.png"))
     given = parser.parse_args(arguments)
     mpl.rcParams["font.size"] = 9
-    content = json.loads(given.json.read_text())
+    contents = [json.loads(path.read_text()) for path in given.json]
+    content = contents[0]
     where = f"{content['device']}, {content['dtype']}, {content['threads']} threads"
-    draw(content["growth"], where).savefig(given.out, dpi=110)
+    rows = [row for one in contents for row in one["growth"]]
+    draw(rows, where).savefig(given.out, dpi=110)
 
 
 if __name__ == "__main__":

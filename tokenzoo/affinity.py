@@ -20,6 +20,7 @@ from torch import Tensor
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.kernels.best_match import best_match, in_blocks, row_blocks, worst_if_nan
 from tokenzoo.plan import take
+from tokenzoo.ranking import ordered
 
 
 class Curve(ABC):
@@ -160,22 +161,23 @@ class Affinity:
         if folded is None:
             return self._in_blocks(lambda part: worst_if_nan(part.dense()).max(-1))
         scale, shift = folded
-        value, index = best_match(self.left, self.right, scale=scale, shift=shift)
+        found, index = best_match(self.left, self.right, scale=scale, shift=shift)
+        value = found
         if self.target is None:
             value = self.curve(value)
         elif isinstance(self.curve, Exp):
             value = (value * self.curve.beta).exp()
         if self.source is not None:
             value = value * self.source
-        return worst_if_nan(value), index
+        return (value if value is found else worst_if_nan(value)), index  # what is found is finite
 
     def nearest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k highest scores of each source, descending, and their targets: `[b, n, k]` each."""
 
         def first(part: Affinity) -> tuple[Tensor, Tensor]:
-            # topk is not stable
-            value, index = worst_if_nan(part.dense()).sort(dim=-1, descending=True, stable=True)
-            return value[..., :k], index[..., :k]
+            scores = worst_if_nan(part.dense())
+            index = ordered(scores, descending=True)[..., :k]
+            return scores.gather(-1, index), index
 
         return self._in_blocks(first)
 

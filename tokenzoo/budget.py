@@ -262,7 +262,8 @@ class Budget:
         blocks: after each block.
         features: those that leave the tower.
         projected: those that leave the projector behind it, where they are reduced there; otherwise None.
-        llm: those that leave the reduction inside the language model, None if there is none.
+        layers: for each reduction inside the language model: the layer that it is before, and those that
+            enter that layer.
         prefix: CLS and register tokens, which travel along and are in none of the counts.
         width: channels of a token, or of a patch.
         hidden: channels between the two layers of the MLP.
@@ -276,7 +277,7 @@ class Budget:
     blocks: tuple[int, ...]
     features: int
     projected: int | None = None
-    llm: int | None = None
+    layers: tuple[tuple[int | None, int], ...] = ()
     prefix: int = 0
     width: int
     hidden: int
@@ -296,7 +297,7 @@ class Budget:
         for name, counts in (
             ("blocks", self.blocks),
             ("projected", (self.projected,)),
-            ("llm", (self.llm,)),
+            ("layers", tuple(count for _, count in self.layers)),
         ):
             for count in counts:
                 if count is not None:
@@ -306,6 +307,11 @@ class Budget:
     def visual(self) -> int:
         """Patch tokens that a language model behind the tower reads."""
         return self.features if self.projected is None else self.projected
+
+    @property
+    def llm(self) -> int | None:
+        """Patch tokens that leave the last reduction inside the language model; None: there is none."""
+        return self.layers[-1][1] if self.layers else None
 
     @property
     def flops(self) -> float:
@@ -351,6 +357,9 @@ class Budget:
             ("features", str(self.features)),
             ("operations", f"{self.flops:.3f} of the unreduced tower's"),
         ]
-        behind = {"projected": self.projected, "llm": self.llm}
-        rows[3:3] = [(name, str(count)) for name, count in behind.items() if count is not None]
+        behind = [] if self.projected is None else [("projected", str(self.projected))]
+        if self.layers:
+            steps = [str(n) if k is None else f"{n} from layer {k} on" for k, n in self.layers]
+            behind.append(("llm", ", ".join(steps)))
+        rows[3:3] = behind
         return "\n".join(f"{name:<10}  {value}" for name, value in rows)

@@ -45,6 +45,12 @@ class AttachError(TokenzooError, RuntimeError):
     """
 
 
+class ExportError(TokenzooError, RuntimeError):
+    """A model with a recipe on it does not become a file that computes the same. The message says what
+    could not be converted, or by how much the outputs differ; no file is left.
+    """
+
+
 class PluginError(TokenzooError):
     """A plugin does not import, misspells a hook or takes a name that is taken. The message names the
     plugin and its distribution: mend or uninstall it, or leave it out with TOKENZOO_PLUGINS.

@@ -23,13 +23,24 @@ Layer = int | str
 
 # What a part may name in `needs`; `name@layer` asks for another layer's.
 NAMES = (
-    *("x", "mass", "keys", "queries", "received_attention", "cls_attention"),
-    *("last_attention", "attention", "text", "grid", "frames"),
+    *("x", "mass", "keys", "queries", "values", "received_attention", "cls_attention"),
+    *("last_attention", "text_attention", "text_rotation"),
+    *("attention", "text", "grid", "frames", "depth"),
 )
 
 TEXT: Final = "text"
 """The layer, so to speak, of the t text tokens after the last visual one, in a language model's prompt:
 `evidence.at("text").x [b, t, c]`, `.keys [b, h, t, d]`; t may be 0."""
+
+EMBEDDED: Final = "embedded"
+"""The layer, so to speak, of a prompt as it enters the language model: `evidence.at("embedded").x`
+`[b, N, c]` are all its visual tokens, before any was dropped there; `.text [b, t, c]` is what follows."""
+
+NEXT: Final = "next"
+"""The layer of a language model that the tokens are about to enter: what it would see of all of them."""
+
+_OTHERS = (TEXT, EMBEDDED)
+"""Layers whose tokens are others than the n of the site."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class SeenAttention:
         key_bias: `[b, n]` added to the logits (log mass), or None.
         bias: what the model itself adds to the logits (relative positions), with four dimensions, each of
             them that of `[b, h, n, n]` or 1; or None.
+        value: `[b, h, n, d]`, where it was seen.
     """
 
     query: Tensor
@@ -51,6 +63,7 @@ class SeenAttention:
     prefix: int = 0
     key_bias: Tensor | None = None
     bias: Tensor | None = None
+    value: Tensor | None = None
 
     def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
         """Mean attention that each patch token receives: `[b, n - prefix]`.
@@ -121,16 +134,18 @@ class Evidence:
     Args:
         x: features `[b, n, c]`.
         mass: `[b, n]`, how many input tokens each stands for.
-        show: functions that make `keys [b, h, n, d]`, `queries [b, h, n, d]`, `received_attention [b, n]`,
-            `cls_attention [b, h, n]`, `last_attention [b, h, n]`; those that a site cannot show are left
-            out.
+        show: functions that make `keys`, `queries` and `values [b, h, n, d]`, `received_attention [b, n]`,
+            `cls_attention [b, h, n]`, `last_attention [b, h, n]`, `text_attention [b, h, t, n]`,
+            `text_rotation [b, t, n]`; those that a site cannot show are left out.
         attention: queries and keys with their softmax, where they were seen.
         prefix: how many prefix tokens there were before these (ToMe's split by parity counts them).
         grid: (rows, columns) while the n tokens are a whole grid in raster order, otherwise None.
         frames: number of frames that the n tokens belong to, equally many each, or None.
+        depth: of the block, from 0, the first, to below 1; None: at no block.
         text: `[b, t, c]` embeddings of the question, or None.
         held: `[b, n]` bool, protected at an earlier site, or None.
-        layers: the evidence of other layers, by index or name; under `TEXT`, that of other tokens.
+        layers: the evidence of other layers, by index or name; under `TEXT` and `EMBEDDED`, that of other
+            tokens.
     """
 
     def __init__(
@@ -143,6 +158,7 @@ class Evidence:
         prefix: int = 0,
         grid: tuple[int, int] | None = None,
         frames: int | None = None,
+        depth: float | None = None,
         text: Tensor | None = None,
         held: Tensor | None = None,
         layers: Mapping[Layer, Evidence] | None = None,
@@ -153,6 +169,7 @@ class Evidence:
         self.held = held
         self._grid = grid
         self._frames = frames
+        self._depth = depth
         self._text = text
         self._attention = attention
         self._layers = dict(layers or {})
@@ -164,6 +181,9 @@ class Evidence:
             self._show.setdefault("received_attention", attention.received)
             if attention.prefix > 0:
                 self._show.setdefault("cls_attention", attention.cls)
+            value = attention.value
+            if value is not None:
+                self._show.setdefault("values", lambda: value[:, :, attention.prefix :])
 
     @property
     def provides(self) -> frozenset[str]:
@@ -173,6 +193,7 @@ class Evidence:
             "attention": self._attention,
             "grid": self._grid,
             "frames": self._frames,
+            "depth": self._depth,
             "text": self._text,
         }
         own |= {name for name, value in optional.items() if value is not None}
@@ -203,6 +224,11 @@ class Evidence:
         return self._value("queries")
 
     @property
+    def values(self) -> Tensor:
+        """Values of the attention, `[b, h, n, d]`."""
+        return self._value("values")
+
+    @property
     def received_attention(self) -> Tensor:
         """Attention that each token receives, mean over heads and all queries, `[b, n]`."""
         return self._value("received_attention")
@@ -216,6 +242,19 @@ class Evidence:
     def last_attention(self) -> Tensor:
         """Attention of the prompt's last token to each token, `[b, h, n]`, in a language model."""
         return self._value("last_attention")
+
+    @property
+    def text_attention(self) -> Tensor:
+        """Attention of the t text tokens after the last visual one to each token, `[b, h, t, n]`."""
+        return self._value("text_attention")
+
+    @property
+    def text_rotation(self) -> Tensor:
+        """What rotary positions alone make of the same pairs, `[b, t, n]`.
+
+        The logit of a query and a key that are all ones before they are turned.
+        """
+        return self._value("text_rotation")
 
     @property
     def attention(self) -> SeenAttention:
@@ -245,6 +284,13 @@ class Evidence:
             raise self._missing("frames")
         return self._frames
 
+    @property
+    def depth(self) -> float:
+        """Which of its tower's L blocks shows this, i / L."""
+        if self._depth is None:
+            raise self._missing("depth")
+        return self._depth
+
     def rows(self, queries: Tensor) -> Tensor:
         """Attention of few queries `[b, q]` to the tokens: `[b, h, q, n]`."""
         return self.attention.rows(queries)
@@ -273,23 +319,33 @@ class Evidence:
         """The evidence of the tokens `index [b, m]` only. It is no whole grid, and no whole frames."""
 
         def gather(name: str) -> Callable[[], Tensor]:
-            return lambda: _gather(self._value(name), index)
+            axis = 3 if name == "text_attention" else 2
+            return lambda: _gather(self._value(name), index, axis)
 
         return Evidence(
             take(self.x, index),
             mass=take(self.mass, index),
             show={name: gather(name) for name in self._show},
             prefix=self.prefix,
+            depth=self._depth,
             text=self._text,
             held=None if self.held is None else take(self.held, index),
             layers={
-                name: layer if name == TEXT else layer.take(index)  # its tokens are others
+                name: layer if name in _OTHERS else layer.take(index)
                 for name, layer in self._layers.items()
             },
         )
 
-    def renewed(self, x: Tensor, mass: Tensor) -> Evidence:
-        """The same evidence about tokens that have other features and masses by now."""
+    def renewed(
+        self, x: Tensor, mass: Tensor, layers: Mapping[Layer, Evidence] | None = None
+    ) -> Evidence:
+        """The same evidence about tokens that have other features and masses by now.
+
+        Args:
+            x: `[b, n, c]`.
+            mass: `[b, n]`.
+            layers: the evidence of other layers; None: as it is.
+        """
         return Evidence(
             x,
             mass=mass,
@@ -298,9 +354,10 @@ class Evidence:
             prefix=self.prefix,
             grid=self._grid,
             frames=self._frames,
+            depth=self._depth,
             text=self._text,
             held=self.held,
-            layers=self._layers,
+            layers=self._layers if layers is None else layers,
         )
 
     def through(self, plan: Plan) -> Evidence:
@@ -308,16 +365,24 @@ class Evidence:
         return self.take(plan.keep.clamp_min(0))
 
 
+def layer_of(need: str) -> Layer | None:
+    """The layer of a need such as "cls_attention@-2"; those that look like numbers are numbers."""
+    layer = need.partition("@")[2]
+    return int(layer) if layer.lstrip("-").isdigit() else layer or None
+
+
 def needed(on: str) -> str:
     """The name in `needs` behind `Evidence.features(on)`."""
     return "keys" if on == "all_keys" else on
 
 
-def _gather(value: Tensor, index: Tensor) -> Tensor:
-    """Gather tokens of `[b, n]`, `[b, h, n]` or `[b, h, n, d]` at `index [b, m]`."""
+def _gather(value: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Gather tokens of `[b, n]`, `[b, h, n]`, or four dimensions with n at `axis`, at `index [b, m]`."""
     if value.ndim == 2:
         return value.gather(1, index)
     if value.ndim == 3:
         return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
-    at = index[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[3])
-    return value.gather(2, at)
+    at = index[:, None, :, None] if axis == 2 else index[:, None, None]
+    size = [-1, *value.shape[1:]]
+    size[axis] = -1
+    return value.gather(axis, at.expand(size))

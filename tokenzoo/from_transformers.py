@@ -72,6 +72,32 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def has_weights(folder: str) -> bool:
+    """Whether a checkpoint's folder has its weights, too."""
+    patterns = ("model*.safetensors", "pytorch_model*.bin")
+    return any(any(Path(folder).glob(pattern)) for pattern in patterns)
+
+
+def trained(folder: str, options: Mapping[str, Any]) -> Any:
+    """A model with the weights of its folder, in float32.
+
+    Args:
+        folder: as `save_pretrained` writes it.
+        options: of the configuration.
+
+    Raises:
+        BadArgumentError: transformers cannot load it so.
+    """
+    auto = _transformers("models.auto")
+    given = {"local_files_only": True, "dtype": torch.float32, **options}
+    try:
+        return auto.AutoModel.from_pretrained(folder, **given).eval()
+    except Exception as error:  # a checkpoint says no in many ways
+        raise BadArgumentError(
+            f"transformers cannot load {folder!r} with {dict(options)!r}: {error}"
+        ) from error
+
+
 def _shrink(config: Any) -> None:
     """Make the language model of a multimodal configuration a small one."""
     text: Any = config.text_config

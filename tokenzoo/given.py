@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tokenzoo.checks import check_number
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence, Layer, SeenAttention
 from tokenzoo.tokens import Tokens, shape_of
@@ -16,9 +17,12 @@ from tokenzoo.tokens import Tokens, shape_of
 _SHAPES = {
     "keys": ("bNd", "bhNd"),
     "queries": ("bNd", "bhNd"),
+    "values": ("bNd", "bhNd"),
     "received_attention": ("bN",),
     "cls_attention": ("bN", "bhN"),
     "last_attention": ("bN", "bhN"),
+    "text_attention": ("btN", "bhtN"),
+    "text_rotation": ("btN",),
     "text": ("btc",),
 }
 
@@ -31,7 +35,7 @@ def gather_evidence(
     Raises:
         BadArgumentError: an unknown name, or a shape that does not fit.
     """
-    known = {*_SHAPES, "grid", "frames"}
+    known = {*_SHAPES, "grid", "frames", "depth"}
     unknown = sorted(set(shown) - known)
     if unknown:
         raise BadArgumentError(
@@ -57,12 +61,14 @@ def gather_evidence(
                 f"b = {b} images and N = {n} tokens, prefix tokens included"
             )
         given[name] = _check_real(name, value, tokens.x)
-    for name in ("keys", "queries"):
+    for name in ("keys", "queries", "values"):
         if name in given and given[name].ndim == 3:
             given[name] = given[name][:, None]  # one head
     for name in ("cls_attention", "last_attention"):
         if name in given and given[name].ndim == 2:
             given[name] = given[name][:, None]
+    if "text_attention" in given and given["text_attention"].ndim == 3:
+        given["text_attention"] = given["text_attention"][:, None]
     attention = None
     if "keys" in given and "queries" in given:
         query, key = given["queries"], given["keys"]
@@ -72,7 +78,7 @@ def gather_evidence(
             )
         attention = SeenAttention(query, key, query.shape[-1] ** -0.5, p)
     show = {
-        name: (lambda value=value: _without_prefix(value, p))
+        name: (lambda value=value, name=name: _without_prefix(value, p, name == "text_attention"))
         for name, value in given.items()
         if name != "text"
     }
@@ -85,6 +91,7 @@ def gather_evidence(
         prefix=p,
         grid=_check_grid(shown.get("grid"), n - p),
         frames=_check_frames(shown.get("frames"), n - p),
+        depth=_check_depth(shown.get("depth")),
         text=given.get("text"),
         layers={layer: _layer(tokens, layer, values) for layer, values in at.items()},
     )
@@ -140,8 +147,10 @@ def _fits(value: Any, shape: str, sizes: Mapping[str, int]) -> bool:
     )
 
 
-def _without_prefix(value: Tensor, prefix: int) -> Tensor:
-    """Cut the prefix off `[b, N]`, `[b, h, N]` or `[b, h, N, d]`."""
+def _without_prefix(value: Tensor, prefix: int, last: bool) -> Tensor:
+    """Cut the prefix off `[b, N]`, `[b, h, N]`, `[b, h, N, d]`, or the last dimension."""
+    if last:
+        return value[..., prefix:]
     return value[:, prefix:] if value.ndim == 2 else value[:, :, prefix:]
 
 
@@ -167,3 +176,7 @@ def _check_frames(frames: Any, tokens: int) -> int | None:
             f"frames={frames!r}; it is a number of frames that divides the {tokens} patch tokens"
         )
     return frames
+
+
+def _check_depth(depth: Any) -> float | None:
+    return None if depth is None else float(check_number("depth", depth, 0, 1))

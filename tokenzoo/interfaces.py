@@ -41,7 +41,7 @@ from tokenzoo.affinity import Affinity
 from tokenzoo.budget import Budget
 from tokenzoo.checks import check_choice, check_finite, check_kind, check_positive
 from tokenzoo.errors import AttachError, BadArgumentError
-from tokenzoo.evidence import Evidence
+from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.plan import Plan
 from tokenzoo.tokens import Tokens, shape_of
 
@@ -262,6 +262,19 @@ class Sum(Scorer):
 class Selector(Part, ABC):
     """Who stays, out of a pool of tokens whose order means something."""
 
+    @property
+    def ragged(self) -> bool:
+        """Whether how many stay comes from the data; the k that are asked for are then the most."""
+        return False
+
+    def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
+        """How many of the k that `select` chooses are to stay, the first ones: `[b]`, at most k.
+
+        None: all of them. Only a ragged selector says something else.
+        """
+        del evidence, pool, k
+        return None
+
     def groups(self, k: int) -> tuple[int, ...]:
         """Sizes of the groups that k kept tokens come in; an assigner can speak of one of them."""
         return (k,)
@@ -454,6 +467,14 @@ class Adapter(Part, ABC):
         """The evidence at the sites of a stage."""
         del stage
         return self.provides
+
+    def layer(self, name: Layer) -> int | None:
+        """Index, among `blocks()`, of the block that a recipe means by `cls_attention@name`, or None.
+
+        A step at the features or behind the projector can ask for what other blocks showed.
+        """
+        depth = len(self.blocks())
+        return name % depth if isinstance(name, int) and -depth <= name < depth else None
 
     def tokens(self) -> int | None:
         """Patch tokens of the model's own image size, if it has one."""

@@ -5,21 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenzoo.plan import take
+
+def ordered(values: Tensor, *, descending: bool = False) -> Tensor:
+    """Indices that sort the last dimension of `values [..., n]`; of equal ones the lower comes first."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX has no stable sort; its TopK takes the smaller index first, which is the same order.
+        return values.topk(values.shape[-1], dim=-1, largest=descending).indices
+    return values.argsort(dim=-1, descending=descending, stable=True)
 
 
 def descending(scores: Tensor) -> Tensor:
     """Indices of `scores [b, n]` from the highest to the lowest; what is not finite comes last."""
     worst = torch.finfo(scores.dtype).min
-    scores = scores.nan_to_num(nan=worst, posinf=worst, neginf=worst)
-    if torch.onnx.is_in_onnx_export():
-        # ONNX has no stable sort; its TopK takes the smaller index first, which is the same order.
-        return scores.topk(scores.shape[-1], dim=-1).indices
-    return scores.argsort(dim=-1, descending=True, stable=True)
+    return ordered(scores.nan_to_num(nan=worst, posinf=worst, neginf=worst), descending=True)
 
 
 def choose(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Split `pool [b, p]` into its entries at the places `chosen [b, k]`, and the rest in pool order."""
     taken = torch.zeros_like(pool).scatter(1, chosen, 1)
-    order = taken.argsort(dim=-1, stable=True)  # the free places first, both in pool order
-    return take(pool, chosen), take(pool, order[:, : pool.shape[1] - chosen.shape[1]])
+    free = ordered(taken)[:, : pool.shape[1] - chosen.shape[1]]  # the free places come first
+    return pool.gather(1, chosen), pool.gather(1, free)
+
+
+def distinct(picks: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """All of so many places, those that were picked first: `[b, places]`; and how many were: `[b]`.
+
+    Of `picks [b, k]`, which may repeat, each counts where it is picked first; the others come by place.
+    """
+    b, k = picks.shape
+    place = torch.arange(k, k + places, device=picks.device).expand(b, places)
+    turn = torch.arange(k, device=picks.device).expand(b, k)
+    first = place.scatter_reduce(1, picks, turn, "amin")
+    return ordered(first), (first < k).sum(-1)

@@ -268,7 +268,7 @@ class Recipe:
         at = entering = features = tokens
         blocks = (tokens,) * depth
         projected: int | None = None
-        llm: int | None = None
+        layers: list[tuple[int | None, int]] = []
         for step in self.steps:
             stage = step.stage.name
             counts = step.counts(at, depth if stage == "block" else 1, keep, prefix)
@@ -278,7 +278,7 @@ class Recipe:
             elif stage in ("image", "embedded"):
                 entering, blocks = at, (at,) * depth
             if stage == "llm":
-                llm = at
+                layers.append((step.stage.layer, at))
             elif stage == "projected":
                 projected = at
             else:
@@ -289,7 +289,7 @@ class Recipe:
             blocks=blocks,
             features=features,
             projected=projected,
-            llm=llm,
+            layers=tuple(layers),
             prefix=prefix,
             width=tower.width,
             hidden=tower.hidden,

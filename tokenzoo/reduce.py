@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
-from tokenzoo.evidence import Evidence, Layer
+from tokenzoo.evidence import Evidence, Layer, layer_of
 from tokenzoo.given import gather_evidence
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
@@ -47,13 +47,26 @@ def reduce_site(
         BadArgumentError: the matcher's plan is not one from n tokens to `keep`, or, where it is checked,
             contradicts itself.
     """
+    reduced, plan = reduce_patches(step, tokens, evidence, keep, check=check, ordered=ordered)
+    return reduced, plan.after_prefix(tokens.prefix)
+
+
+def reduce_patches(
+    step: Step,
+    tokens: Tokens,
+    evidence: Evidence,
+    keep: int,
+    *,
+    check: bool = False,
+    ordered: bool = False,
+) -> tuple[Tokens, Plan]:
+    """The same as `reduce_site`, with the plan of the patch tokens alone."""
     plan = _matched(step, evidence, keep)
     if check:
         plan.check()
     if ordered:
         plan = plan.by_position()
-    merged = step.merger.merge(tokens.patches, plan, evidence)
-    return merged.with_prefix_of(tokens), plan.after_prefix(tokens.prefix)
+    return step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens), plan
 
 
 def _matched(step: Step, evidence: Evidence, keep: int) -> Plan:
@@ -76,7 +89,9 @@ class Reduced:
     Attributes:
         x: the tokens that are left `[b, m, c]`, prefix first.
         mass: how many input tokens each stands for `[b, m]`.
-        plan: where every token came from and went; its indices count the whole input.
+        plan: where every token came from and went; its indices count the whole input. Where the count
+            comes from the data, `plan.lengths [b]` says how many of the m tokens there are; what is behind
+            them has mass 0.
     """
 
     x: Tensor
@@ -147,7 +162,7 @@ def check_needs(step: Step, evidence: Evidence, *, beside: bool = False) -> None
     missing = sorted(step.needs - evidence.provides)
     if missing:
         arguments = ", ".join(
-            f"at={{{_layer_of(name)!r}: {{{name.partition('@')[0]!r}: ...}}}}"
+            f"at={{{layer_of(name)!r}: {{{name.partition('@')[0]!r}: ...}}}}"
             if "@" in name
             else ("queries=..., keys=..." if name == "attention" else f"{name}=...")
             for name in missing
@@ -156,12 +171,6 @@ def check_needs(step: Step, evidence: Evidence, *, beside: bool = False) -> None
             f"{step.matcher!r} needs {', '.join(missing)}, and the tensors given show "
             f"{', '.join(sorted(evidence.provides))}: pass {arguments}{WITHOUT if beside else ''}"
         )
-
-
-def _layer_of(need: str) -> Layer:
-    """The layer of a need such as "cls_attention@-2"; those that look like numbers are numbers."""
-    layer = need.partition("@")[2]
-    return int(layer) if layer.lstrip("-").isdigit() else layer
 
 
 def check_protected(protected: Tensor, tokens: Tokens) -> None:
@@ -218,5 +227,11 @@ def _each_alone(
         )
         for i in range(tokens.x.shape[0])
     ]
-    plan = Plan(torch.cat([r.plan.keep for r in results]), torch.cat([r.plan.dst for r in results]))
+    plans = [r.plan for r in results]
+    lengths = [plan.lengths for plan in plans if plan.lengths is not None]
+    plan = Plan(
+        torch.cat([plan.keep for plan in plans]),
+        torch.cat([plan.dst for plan in plans]),
+        torch.cat(lengths) if lengths else None,
+    )
     return Reduced(torch.cat([r.x for r in results]), torch.cat([r.mass for r in results]), plan)

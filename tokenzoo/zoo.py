@@ -58,12 +58,16 @@ class Zoo:
         *,
         keys: Tensor | None = None,
         queries: Tensor | None = None,
+        values: Tensor | None = None,
         received_attention: Tensor | None = None,
         cls_attention: Tensor | None = None,
         last_attention: Tensor | None = None,
+        text_attention: Tensor | None = None,
+        text_rotation: Tensor | None = None,
         text: Tensor | None = None,
         grid: tuple[int, int] | None = None,
         frames: int | None = None,
+        depth: float | None = None,
         mass: Tensor | None = None,
         protected: Tensor | None = None,
         prefix: int = 0,
@@ -79,18 +83,25 @@ class Zoo:
             keys: `[b, N, d]` or `[b, h, N, d]`.
             queries: as `keys`; with both, received and CLS attention are computed where they are not
                 given.
+            values: as `keys`.
             received_attention: `[b, N]`.
             cls_attention: `[b, N]` or `[b, h, N]`.
             last_attention: what the last token of a language model's prompt pays, `[b, N]` or `[b, h, N]`.
+            text_attention: what the t text tokens behind the last visual one pay, `[b, t, N]` or
+                `[b, h, t, N]`.
+            text_rotation: the logits of the same pairs, if queries and keys are ones that are turned to
+                their positions, `[b, t, N]`.
             text: embeddings of a question `[b, t, c]`.
             grid: (rows, columns) of the patch tokens.
             frames: number of frames that the patch tokens belong to.
+            depth: of the block in its tower, from 0, the first, to 1.
             mass: how many input tokens each one stands for `[b, N]`; None: 1.
             protected: bool `[b, N]`, tokens that stay as they are.
             prefix: number of tokens at the front that are never touched, nor counted by `keep`.
             at: the same, about other layers: `{-2: {"cls_attention": ...}}`. The layer "text" is about
                 other tokens, the t of the prompt that come after the last visual one, and has shapes of
-                its own: `{"text": {"x": [b, t, c], "keys": [b, h, t, d]}}`, t >= 0.
+                its own: `{"text": {"x": [b, t, c], "keys": [b, h, t, d]}}`, t >= 0. "next" is the layer of
+                a language model that comes after this site, "embedded" the prompt as it entered the model.
 
         Raises:
             BudgetError: one step does not go down to `keep`; says how far it goes.
@@ -106,12 +117,16 @@ class Zoo:
             at=at,
             keys=keys,
             queries=queries,
+            values=values,
             received_attention=received_attention,
             cls_attention=cls_attention,
             last_attention=last_attention,
+            text_attention=text_attention,
+            text_rotation=text_rotation,
             text=text,
             grid=grid,
             frames=frames,
+            depth=depth,
         )
 
     def attach(

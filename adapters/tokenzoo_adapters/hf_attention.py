@@ -192,7 +192,7 @@ def _attend(
         if tap.key_bias is not None and attention_mask is None and fits(query):
             function = partial(function, module)
             return _flash(function, tap, query, key, value, None, scaling, **options)
-        attention_mask = tap.look(query, key, attention_mask, scaling)
+        attention_mask = tap.look(query, key, attention_mask, scaling, value)
     return function(module, query, key, value, attention_mask, scaling=scaling, **options)
 
 
@@ -209,7 +209,7 @@ def _flash(
     """An attention that takes no mask but one of padding `[b, n]`: log mass is one more channel."""
     if tap is not None:
         padding = None if attention_mask is None else attention_mask[:, None, None].bool()
-        tap.look(query, key, padding, scaling)
+        tap.look(query, key, padding, scaling, value)
         if tap.key_bias is not None:
             factor = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
             wide = widened(query, key, value, tap.key_bias, factor)

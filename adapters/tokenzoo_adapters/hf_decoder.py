@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError, UnsupportedModelError
-from tokenzoo.evidence import TEXT, Evidence
+from tokenzoo.evidence import EMBEDDED, NEXT, TEXT
 from tokenzoo.interfaces import Assigner, Attachment, walk
 from tokenzoo.plan import take
 from tokenzoo.recipe import Recipe
@@ -32,6 +32,7 @@ from tokenzoo.runtime.splice import hook_first
 from tokenzoo.runtime.tap import WATCH
 from tokenzoo.tokens import Tokens
 from tokenzoo_adapters import hf_attention
+from tokenzoo_adapters.hf_beside import Beside, shown, unpadded
 from tokenzoo_adapters.hf_flow import (
     Columns,
     Flow,
@@ -42,13 +43,8 @@ from tokenzoo_adapters.hf_flow import (
     join,
     visual_budget,
 )
-from tokenzoo_adapters.hf_gather import (
-    compact_positions,
-    heads_at,
-    last_attention,
-    layer_mask,
-    put_back,
-)
+from tokenzoo_adapters.hf_gather import compact_positions, layer_mask, put_back
+from tokenzoo_adapters.hf_next import Coming, Turns, cached_keys
 
 MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
 """Of those that are followed: tokens have a time, a row and a column, and the layers see their angles."""
@@ -58,7 +54,8 @@ FOLLOWED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", *MROPE)
 
 FLOW = "_tokenzoo_flow"
 COLUMNS = "_tokenzoo_columns"
-FROM_ATTENTION = frozenset({"keys", "last_attention", f"keys@{TEXT}"})
+FROM_ATTENTION = frozenset({"keys", "last_attention", "text_attention", f"keys@{TEXT}"})
+FROM_EMBEDDINGS = frozenset({f"x@{EMBEDDED}", f"text@{EMBEDDED}"})
 
 
 @dataclass
@@ -69,8 +66,16 @@ class Look:
 
     seen: list[Seen] = field(default_factory=list["Seen"])
 
-    def look(self, query: Tensor, key: Tensor, mask: Any, scale: float | None) -> Any:
+    def look(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        scale: float | None,
+        value: Tensor | None = None,
+    ) -> Any:
         """Remember one attention; its mask stays as it is."""
+        del value
         self.seen.append((query, key, query.shape[-1] ** -0.5 if scale is None else scale))
         return mask
 
@@ -224,13 +229,14 @@ class Decoder:
             return args, kwargs
         if getattr(kwargs.get("past_key_values"), "is_compileable", False):
             raise AttachError(STATIC.format(what="a static cache", where=self._where()))
-        return args, {**kwargs, "inputs_embeds": _tag(x.view_as(x), Flow(prompt))}
+        looks = any(step.needs & FROM_EMBEDDINGS for step in self.steps.values())
+        flow = Flow(prompt, entered=x if looks and prompt is not None else None)
+        return args, {**kwargs, "inputs_embeds": _tag(x.view_as(x), flow)}
 
     def enter(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a layer: reduce, if it is its turn, and hand it what fits the tokens that are left."""
-        del module
         x: Tensor = args[0]
         flow: Flow | None = getattr(x, FLOW, None)
         cache = kwargs.get("past_key_values")
@@ -245,7 +251,11 @@ class Decoder:
         # A step is at layer 1 or later: layer 0 has the new tokens in its cache already.
         past = 0 if cache is None else int(cache.get_seq_length(0)) - entered
         if layer in self.steps and flow.prompt is not None:
-            x, flow = self._reduced(layer, x, flow, self._columns(layer - 1, x, flow, known, past))
+            tick = self._option("tick") or _nothing
+            tick()
+            beside = self._beside(layer, module, x, flow, kwargs, known, past)
+            x, flow = self._reduced(layer, x, flow, beside)
+            tick()
         at = self._step_of(layer)
         if flow.index is not None or at in known:
             self._check_cache(cache, layer, past, known.get(at))
@@ -342,12 +352,9 @@ class Decoder:
 
     # ------------------------------------------------------------------------------ reduction
 
-    def _reduced(
-        self, layer: int, x: Tensor, flow: Flow, columns: tuple[Tensor, Tensor | None]
-    ) -> tuple[Tensor, Flow]:
+    def _reduced(self, layer: int, x: Tensor, flow: Flow, beside: Beside) -> tuple[Tensor, Flow]:
         """Reduce what enters a layer: prompts with equally many visual tokens at once."""
         prompt, step = cast("Prompt", flow.prompt), self.steps[layer]
-        look = self._look(layer, flow)
         whole = x
         if flow.whole is not None and flow.index is not None:
             whole = put_back(flow.whole, flow.index, flow.valid, x)
@@ -361,16 +368,17 @@ class Decoder:
             kept = [
                 torch.tensor(row.places, dtype=torch.int64, device=x.device) for row in prompt.rows
             ]
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         lengths: list[int] = []  # of what is left, without padding
         for r, row in enumerate(prompt.rows):
             count, words = len(kept[r]), row.last - row.places[-1] if row.places else 0
             words = 0 if row.ends else words
             keep = min(count, self._keep(layer, row) - row.ends)
-            groups.setdefault((count, keep, max(0, words)), []).append(r)
+            alike = 0 if flow.entered is None else len(row.places)
+            groups.setdefault((count, keep, max(0, words), alike), []).append(r)
             lengths.append(row.tokens - len(row.places) + keep)
         states = x.clone()
-        for (count, keep, words), rows in groups.items():
+        for (count, keep, words, _), rows in groups.items():
             if keep == count:
                 continue
             some = torch.tensor(rows, device=x.device)[:, None]  # [g, 1]
@@ -380,13 +388,14 @@ class Decoder:
             if keep == 0:  # the last token alone is what was planned
                 kept = [at[0, :0] if r in rows else places for r, places in enumerate(kept)]
                 continue
-            evidence = self._evidence(prompt, x, flow, rows, here, words, look, columns)
+            evidence = shown(x, flow, rows, here, words, beside)
             tokens = Tokens(evidence.x, evidence.mass, 0)
             after, plan = reduce_site(step, tokens, evidence, keep, check=self._option("debug"))
             order = plan.keep.argsort(dim=-1, stable=True)  # a causal mask wants them in order
             chosen = take(plan.keep, order)
             new = take(here, chosen)
-            states[some, new] = take(after.x, order)
+            # Numbered anew they may come as the matcher orders them, in the places of those that stay.
+            states[some, new] = after.x if step.positions == "compact" else take(after.x, order)
             left[some, new] = True
             for r, places in zip(rows, take(at, chosen), strict=True):
                 kept[r] = places
@@ -400,7 +409,9 @@ class Decoder:
         index = (~left).to(torch.uint8).argsort(dim=-1, stable=True)[:, :m].sort(-1).values
         valid = take(left, index) if ragged else None
         first = index if flow.index is None else take(flow.index, index)
-        return take(states, index), Flow(prompt, first, valid, whole, tuple(kept), flow.written)
+        x = take(states, index)
+        left_over = {"index": first, "valid": valid, "whole": whole, "kept": tuple(kept)}
+        return x, replace(flow, seen=(), **left_over)
 
     def _look(self, layer: int, flow: Flow) -> Seen | None:
         """What was seen of the layer before."""
@@ -422,44 +433,38 @@ class Decoder:
         recipe = cast("Recipe", self.attached.recipe)
         return sum(visual_budget(recipe, layer, visual) for visual in row.visuals)
 
-    def _evidence(
+    def _beside(
         self,
-        prompt: Prompt,
+        layer: int,
+        module: nn.Module,
         x: Tensor,
         flow: Flow,
-        rows: list[int],
-        here: Tensor,
-        words: int,
-        look: Seen | None,
-        columns: tuple[Tensor, Tensor | None],
-    ) -> Evidence:
-        """What the layer before shows about the visual tokens `here [g, n]` of some rows."""
-        some = torch.tensor(rows, device=x.device)
-        last = torch.tensor([[prompt.rows[r].last] for r in rows], device=x.device)  # [g, 1]
-        behind = find(flow, rows, last - words + 1 + torch.arange(words, device=x.device))  # [g, t]
-        show: dict[str, Callable[[], Tensor]] = {}
-        beside: dict[str, Callable[[], Tensor]] = {}
-        if look is not None:
-            query, key, scale = look
-            query, key = query[some], key[some]
-            past = key.shape[2] - x.shape[1]
-            index, valid = columns
-            seen = torch.ones_like(index[some], dtype=torch.bool) if valid is None else valid[some]
-            if prompt.mask is not None and prompt.mask.shape[1] > int(index.max()):
-                seen = seen & take(prompt.mask[some].to(x.device) != 0, index[some])
-            end = find(flow, rows, last) + past
-            show["keys"] = partial(heads_at, key, here + past)
-            show["last_attention"] = partial(
-                last_attention, query, key, scale, end, here + past, seen
-            )
-            beside["keys"] = partial(heads_at, key, behind + past)
+        kwargs: dict[str, Any],
+        known: Mapping[int, Columns],
+        past: int,
+    ) -> Beside:
+        """What the layer before a step has shown, and the one behind it will be given."""
+        step, before = self.steps[layer], self._step_of(layer - 1)
+        columns = self._columns(layer - 1, x, flow, known, past)
 
-        def shown(places: Tensor, values: dict[str, Callable[[], Tensor]], **more: Any) -> Evidence:
-            mass = torch.ones(places.shape, dtype=torch.float32, device=x.device)
-            return Evidence(x[some[:, None], places], mass=mass, show=values, **more)
+        def turns(at: int) -> Turns:
+            fitted = kwargs
+            if flow.index is not None or at in known:
+                fitted = self._fitted(at, x, flow, kwargs, known, past)
+            cos, sin = fitted["position_embeddings"]
+            return cos.expand(x.shape[0], -1, -1), sin.expand(x.shape[0], -1, -1)
 
-        start = prompt.rows[rows[0]].places[0]
-        return shown(here, show, prefix=start, layers={TEXT: shown(behind, beside)})
+        coming = None
+        if f"last_attention@{NEXT}" in step.needs:
+            own = self._columns(layer, x, flow, known, past)
+            keys = cached_keys(kwargs.get("past_key_values"), layer, own[0].shape[1] - x.shape[1])
+            coming = Coming(module, turns(layer), keys, unpadded(flow.prompt, *own))
+        return Beside(
+            self._look(layer, flow),
+            unpadded(flow.prompt, *columns),
+            turns(before) if "text_rotation" in step.needs else None,
+            coming,
+        )
 
 
 def check_decoder(language: Any, name: str) -> None:

@@ -111,6 +111,7 @@ class Flow:
         kept: of each prompt, where its visual tokens that are left were when they entered.
         written: what the cache is to remember when the pass is through, by the layer of the step.
         seen: the attention calls of the layer before, where the next one reduces by them.
+        entered: `[b, n, c]`, the prompt as it was embedded, where a step looks at that.
     """
 
     prompt: Prompt | None
@@ -120,6 +121,7 @@ class Flow:
     kept: tuple[Tensor, ...] = ()
     written: Mapping[int, Columns] = field(default_factory=_nothing)
     seen: tuple[Seen, ...] = ()
+    entered: Tensor | None = None
 
 
 @dataclass(frozen=True)

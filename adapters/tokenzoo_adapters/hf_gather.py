@@ -26,27 +26,34 @@ def heads_at(key: Tensor, places: Tensor) -> Tensor:
     return key.gather(2, at)
 
 
-def last_attention(
-    query: Tensor, key: Tensor, scale: float, end: Tensor, here: Tensor, seen: Tensor
+def attention_of(
+    asking: Tensor, query: Tensor, key: Tensor, scale: float, here: Tensor, seen: Tensor
 ) -> Tensor:
-    """Attention of the token in column `end [g, 1]` to those in the columns `here [g, n]`: `[g, h, n]`.
+    """Attention of the tokens in the columns `asking [g, t]` to those in `here [g, n]`: `[g, h, t, n]`.
 
     Args:
+        asking: columns of those that pay.
         query: `[g, h, q, d]`, of the last q columns.
         key: `[g, h or fewer, k, d]`.
         scale: the factor on the inner products.
-        end: the column of the prompt's last token.
         here: the columns that are asked for.
         seen: `[g, k]` bool, False at padding.
     """
-    g, h, q, d = query.shape
-    k = key.shape[2]
-    at = (end - (k - q))[:, None, :, None].expand(g, h, 1, d)
+    query = heads_at(query, asking - (key.shape[2] - query.shape[2]))
+    return paid(query, asking, key, scale, here, seen)
+
+
+def paid(
+    query: Tensor, asking: Tensor, key: Tensor, scale: float, here: Tensor, seen: Tensor
+) -> Tensor:
+    """As `attention_of`, with the queries `[g, h, t, d]` of the tokens that pay."""
+    h, k = query.shape[1], key.shape[2]
     key = key.repeat_interleave(h // key.shape[1], 1)  # grouped queries
-    unseen = ~seen | (torch.arange(k, device=key.device)[None] > end)
-    bias = torch.zeros(g, k, dtype=torch.float32, device=key.device).masked_fill(unseen, -torch.inf)
-    weights = attention_rows(query.gather(2, at), key, scale=scale, key_bias=bias)[:, :, 0]
-    return weights.gather(2, here[:, None].expand(-1, h, -1))
+    later = torch.arange(k, device=key.device) > asking[..., None]  # [g, t, k]
+    bias = torch.zeros(later.shape, dtype=torch.float32, device=key.device)
+    bias = bias.masked_fill(later | ~seen[:, None], -torch.inf)
+    weights = attention_rows(query, key, scale=scale, bias=bias[:, None])
+    return weights.gather(3, here[:, None, None].expand(-1, h, query.shape[2], -1))
 
 
 def layer_mask(

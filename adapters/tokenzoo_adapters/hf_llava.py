@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter, Attachment, BlockPath
 from tokenzoo_adapters import hf_packing
 from tokenzoo_adapters.hf_decoder import check_decoder
@@ -25,7 +27,12 @@ from tokenzoo_adapters.hf_prompt import Visual
 from tokenzoo_adapters.hf_towers import HFTower, find_tower
 from tokenzoo_adapters.timm_pool import put, remove
 
-IN_PROMPT = frozenset({"x", "mass", "keys", "last_attention", "x@text", "keys@text"})
+IN_PROMPT = frozenset(
+    {
+        *("x", "mass", "keys", "last_attention", "text_attention", "text_rotation"),
+        *("x@text", "keys@text", "x@embedded", "text@embedded", "last_attention@next"),
+    }
+)
 """What the layers of a language model show about the visual tokens of a prompt."""
 
 
@@ -102,6 +109,10 @@ class HFLlava(Adapter):
     def blocks(self) -> tuple[BlockPath, ...]:
         """The tower's blocks that are read."""
         return self.tower.blocks()
+
+    def layer(self, name: Layer) -> int | None:
+        """As the tower."""
+        return self.tower.layer(name)
 
     def follow(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
@@ -199,10 +210,15 @@ class HFLlava(Adapter):
     def _videos(self, videos: Any, plan: Callable[[int], int]) -> list[Visual]:
         n = self._patches(videos)
         m, frames = plan(n), int(videos.shape[1])
-        full = frames * hf_packing.pooled(n) + 1
+        full = frames * self._pooled(n) + 1
         # What is left of a reduced frame goes on as it is, and one newline ends the video.
         short = full if m == n else frames * m + 1
         return [Visual(full, short, frames, 1, n)] * len(videos)
+
+    def _pooled(self, tokens: int) -> int:
+        """What the model itself pools a frame to; one that is derived from it may do so in its own way."""
+        frame = torch.empty(1, tokens, 1, device="meta")
+        return int(cast("Any", type(self.base)).apply_pooling(self.base, frame).shape[1])
 
     def _patches(self, pixels: Any) -> int:
         height, width = (int(size) for size in pixels.shape[-2:])

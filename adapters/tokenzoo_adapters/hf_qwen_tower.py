@@ -127,8 +127,10 @@ class HFQwenTower(PackedAdapter):
         bounds: Tensor = options["cu_seqlens"]
         at = places.to(bounds.device)
         before = torch.searchsorted(at, (bounds // p).to(at.dtype)) * p
-        if "flash" not in str(self.tower.config._attn_implementation):
-            # Windows that have lost all their groups are none.
+        windows = len(bounds) - 1 > len(self.here.grids or ())
+        if windows and "flash" not in str(self.tower.config._attn_implementation):
+            # Windows that have lost all their groups are none. This waits for the device, as does the
+            # tower's own loop over them; an image always has groups left.
             before = cast("Tensor", cast("Any", before).unique_consecutive())
         rows = (places[:, None] * p + torch.arange(p, device=places.device)).flatten()  # [r]
         return extra, {

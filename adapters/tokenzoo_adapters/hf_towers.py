@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
+from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo_adapters import hf_attention, hf_pool
 from tokenzoo_adapters.sizes import mlp_width
@@ -102,7 +103,8 @@ class HFTower(Adapter):
     @property
     def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Everything about one attention; CLS attention where there is a CLS token."""
-        found = {"x", "mass", "keys", "queries", "received_attention", "attention", "grid"}
+        found = {"x", "mass", "grid", "keys", "queries", "values"}
+        found |= {"received_attention", "attention"}
         return frozenset(found | {"cls_attention"} if self.names.cls else found)
 
     @property
@@ -130,6 +132,13 @@ class HFTower(Adapter):
 
     def _layers(self) -> Any:
         return self.model.get_submodule(self.names.layers)
+
+    def layer(self, name: Layer) -> int | None:
+        """Of all blocks of the tower, those that are not read counted: -2 is the last but one of these."""
+        depth = len(self._layers())
+        if not isinstance(name, int) or not -depth <= name < depth:
+            return None
+        return name % depth if name % depth < len(self.blocks()) else None
 
     def followers(self) -> tuple[str, ...]:
         """The final norm."""

@@ -32,7 +32,8 @@ class OpenClipViT(Adapter):
     stages = frozenset({"block", "features"})
     prefix = 1
     provides = frozenset(
-        {"x", "mass", "keys", "queries", "received_attention", "attention", "cls_attention", "grid"}
+        {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
+        | {"cls_attention", "grid"}
     )
 
     @property

@@ -94,7 +94,10 @@ def _mean(x: Tensor, mass: Tensor, start: int, kind: str) -> Tensor | None:
     weight = mass[:, start:].to(x.dtype)
     patches = x[:, start:]  # [b, n, c]
     mean = (patches * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-    return mean if kind == "avg" else 0.5 * (mean + patches.amax(1))
+    if kind == "avg":
+        return mean
+    real = patches.masked_fill(weight[..., None] == 0, -torch.inf)  # what has no mass only pads
+    return 0.5 * (mean + real.amax(1))
 
 
 def _state(x: Tensor) -> Pass:

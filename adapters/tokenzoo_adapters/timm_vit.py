@@ -63,7 +63,7 @@ class TimmViT(Adapter):
     @property
     def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Everything about one attention; CLS attention where there is a CLS token."""
-        found = {"x", "mass", "keys", "queries", "received_attention", "attention"}
+        found = {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
         if self.model.cls_token is not None:
             found.add("cls_attention")
         if self.tokens() is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenzoo.measure import Timing
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -28,6 +30,22 @@ def test_one_site_of_evoprune_keeps_what_it_says() -> None:
     x, mass = bench.selection(*bench.tensors("selection", 2, 60, "cpu", torch.float32))
     assert x.shape == (2, 56, bench.HEADS * bench.WIDTH)
     assert mass.sum(-1).tolist() == [60, 60]
+
+
+def test_a_roofline_is_the_least_time_at_the_rates_of_the_same_run() -> None:
+    b, n, item = 2, 100, 4
+    operations, traffic = bench.work("best_match", b, n, item)
+    assert operations == 2 * b * 50 * 50 * 1152
+    rates = {"matrix product": 2 * operations, "copy": 100 * traffic}
+    times = {"best_match, kernel": 4.0, "matrix product": 1.0, "copy": 1.0}
+    ratios = {name: Timing((time,)) for name, time in times.items()}
+    # Its products take half of the matrix product's time, an eighth of what it took; its bytes less.
+    found = bench.roofline("best_match, kernel", ratios, rates, b, n, item)
+    assert found == {"bound_by": "matrix product", "of_ceiling": pytest.approx(0.125)}
+    slow = {**rates, "copy": traffic}
+    found = bench.roofline("best_match, kernel", ratios, slow, b, n, item)
+    assert found == {"bound_by": "copy", "of_ceiling": pytest.approx(0.25)}
+    assert bench.roofline("best_match, whole matrix", ratios, rates, b, n, item) == {}
 
 
 def test_slopes_of_the_log_log_plot() -> None:
@@ -57,7 +75,12 @@ def test_the_file_says_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         "best_match, kernel",
         "best_match, whole matrix",
         "block again",
+        "matrix product",
+        "copy",
     ]
+    roofs = [row for row in content["against"] if "of_ceiling" in row]
+    assert [row["what"] for row in roofs] == ["best_match, kernel"]
+    assert roofs[0]["of_ceiling"] > 0
     assert content["against"][0]["median"] == 1
     assert [row["tokens"] for row in content["growth"]] == [16, 32]
     assert len(content["exponents"]) == 1

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.watching import Watch
+from tests.watching import Watch
 from tokenzoo.kernels import neighbour_density
 from tokenzoo.kernels.neighbour_density import _by_triangle, _known, _plain, nearest_squares
 
@@ -103,7 +103,7 @@ def test_an_image_is_treated_as_if_it_were_alone() -> None:
 def test_memory_grows_with_the_tokens_and_the_host_never_waits() -> None:
     largest = []
     for n in (1000, 2000, 4000):
-        with Watch() as watch:
+        with Watch(strict=True) as watch:
             neighbour_density(torch.zeros(2, n, 4), 5, None)
         largest.append(watch.largest)
     assert largest[2] < 2.1 * largest[1] < 4.3 * largest[0]

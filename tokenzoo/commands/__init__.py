@@ -6,10 +6,12 @@
     tokenzoo check PACKAGE:PART    somebody's part, held to every law of its kind
     tokenzoo doctor [MODEL]        what is installed and seen; whether a recipe works on a model
     tokenzoo viz IMAGE...          which patches share a token, drawn over photographs
+    tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model
+    tokenzoo bench MODEL           time of a whole model's parts, beside the bare one's and the floor
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
-command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`), or a
-crash, which is a bug of ours.
+command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`,
+`list`, `export`), or a crash, which is a bug of ours.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ COMMANDS = {
     "check": "check",
     "doctor": "doctor",
     "viz": "viz",
+    "export": "export",
+    "bench": "bench",
 }
 FAILED = 2
 

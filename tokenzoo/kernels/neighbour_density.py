@@ -127,7 +127,12 @@ def _nearest_of(rows: Tensor, features: Tensor, squares: Tensor, start: int, k: 
     """The k smallest |b|^2 - 2ab of some rows a, which are the tokens from `start` on: `[b, rows, k]`."""
     # ||a - b||^2 = |a|^2 + |b|^2 - 2ab; |a|^2 moves no neighbour of a, and is added to K values only.
     distance = torch.baddbmm(squares[:, None], rows, features.mT, alpha=-2)  # [b, rows, n]
-    distance.diagonal(offset=start, dim1=1, dim2=2).fill_(torch.inf)
+    if exporting():  # ONNX has no view to write to
+        place = torch.arange(features.shape[1], device=features.device)
+        own = place[start : start + rows.shape[1], None] == place
+        distance = distance.masked_fill(own, torch.inf)
+    else:
+        distance.diagonal(offset=start, dim1=1, dim2=2).fill_(torch.inf)
     return _smallest(distance, k)
 
 

@@ -17,8 +17,10 @@ from tokenzoo.errors import (
     PluginError,
     UnsupportedModelError,
 )
-from tokenzoo.interfaces import Adapter, Assigner, walk
-from tokenzoo.recipe import Recipe, Stage
+from tokenzoo.evidence import layer_of
+from tokenzoo.interfaces import Adapter, Assigner, Selector, walk
+from tokenzoo.packed import PackedAdapter
+from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.runtime.attached import MARK, Attached, When
 from tokenzoo.runtime.reduction import Event, Options
 
@@ -33,15 +35,16 @@ def attach(
     debug: bool = False,
     on_reduce: Callable[[Event], object] | None = None,
     replace: bool = False,
+    clock: Callable[[], None] | None = None,
 ) -> Attached:
-    """Attach a recipe to a model; see `Zoo.attach`."""
+    """Attach a recipe to a model; see `Zoo.attach`, and of the clock `Options`: it is for measuring."""
     check_choice("when", when, "always", "eval", "train")
     flags = {"trace": trace, "restore": restore, "debug": debug, "replace": replace}
     for name, value in flags.items():
         check_flag(name, value)
     if on_reduce is not None and not callable(on_reduce):
         raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
-    options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce)
+    options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce, clock)
     model = _unwrap(model)
     previous = getattr(model, MARK, None)
     if previous is not None and not replace:
@@ -49,7 +52,8 @@ def attach(
             f"a recipe is attached already ({previous!r}): call its detach(), or attach(..., replace=True)"
         )
     adapter = find_adapter(model)
-    _check(recipe, adapter, model, restore=restore)
+    _check_runs(model)
+    check_fit(recipe, adapter, type(model).__name__, restore=restore)
     attached = Attached(model, recipe, adapter, options=options, when=when)
     tokens = adapter.tokens()
     if tokens is not None:
@@ -131,9 +135,32 @@ def _compiled(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool) -> None:
-    """Raise if the recipe and the model do not go together."""
-    name = type(model).__name__
+def _check_runs(model: nn.Module) -> None:
+    """Raise if the model's parameters are none to work with."""
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
+        raise AttachError(
+            f"{type(model).__name__} is on the meta device and cannot run: load its weights, then attach"
+        )
+    if any(torch.is_inference(parameter) for parameter in model.parameters()):
+        raise AttachError(
+            "the model's parameters were made in inference mode; make it outside of that"
+        )
+
+
+def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = False) -> None:
+    """See that a recipe and a model go together, by what the adapter says; nothing is run.
+
+    Args:
+        recipe: to be attached.
+        adapter: of the model, which may be on the meta device.
+        name: of the model's class, for the messages.
+        restore: see `Zoo.attach`.
+
+    Raises:
+        AttachError: the model has no such stage, or the recipe asks for what it cannot do.
+        MissingEvidenceError: the recipe needs what the model cannot show.
+    """
     if len(recipe.steps) > 1 and recipe.step_at(Stage.IMAGE) is not None:
         raise AttachError(
             "a step at the image stands alone: what is behind it would be planned for the whole image"
@@ -158,24 +185,28 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
             f"restore=True: the projector of {name} reads what comes out of the tower's blocks, and would "
             f"be given all tokens again: leave restore=False, or attach to a tower without one"
         )
-    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
-    if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
-        raise AttachError(
-            f"{name} is on the meta device and cannot run: load its weights, then attach"
-        )
-    parts = [part for step in recipe.steps for part in walk(step.matcher)]
-    if any(isinstance(part, Assigner) and part.extra for part in parts):
-        who = {f"the attention of {name}": adapter.positional, "restore=True": restore}
-        for asking, asks in who.items():
-            if asks:
+    for step in recipe.steps:
+        parts = walk(step.matcher)
+        if any(isinstance(part, Assigner) and part.extra for part in parts):
+            inside = adapter.positional and step.stage.name == "block"
+            follows = inside or isinstance(adapter, PackedAdapter)
+            who = {f"the attention of {name}": follows, "restore=True": restore}
+            for asking in (asking for asking, asks in who.items() if asks):
                 raise AttachError(
                     f"this recipe makes new tokens, which have no place in the image, and {asking} needs "
                     "places: take an assigner that joins tokens to kept ones"
                 )
     for step in recipe.steps:
+        _check_ragged(recipe, step, adapter, name)
         # The parts of a step at the image choose nothing: the adapter makes a smaller image.
         shown = adapter.shows(step.stage.name)
-        missing = sorted(step.needs - shown) if step.stage.name != "image" else []
+        if step.stage.name == "block":
+            shown |= {"depth"}  # which block it is, a site knows itself
+        missing = sorted(
+            need
+            for need in (step.needs if step.stage.name != "image" else ())
+            if need not in shown and not _shown_by_another(need, step.stage.name, adapter)
+        )
         if missing:
             hint = ""
             if "cls_attention" in missing and "received_attention" in shown:
@@ -184,7 +215,42 @@ def _check(recipe: Recipe, adapter: Adapter, model: nn.Module, *, restore: bool)
                 f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} shows "
                 f"{', '.join(sorted(shown))} there. Choose a part that needs one of these{hint}"
             )
-    if any(torch.is_inference(parameter) for parameter in model.parameters()):
+
+
+def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> None:
+    """Raise if how many tokens stay comes from the data, where nothing can go by that.
+
+    Raises:
+        AttachError: the prompts of a language model are written before; a packed sequence has no padding;
+            or the attention of later blocks would not be told which tokens only pad.
+    """
+    parts = walk(step.matcher)
+    if not any(isinstance(part, Selector) and part.ragged for part in parts):
+        return
+    wants = "How many tokens stay comes from the data with this recipe, and "
+    if isinstance(adapter, PackedAdapter):
         raise AttachError(
-            "the model's parameters were made in inference mode; make it outside of that"
+            f"{wants}the packed sequence of {name} has no room for tokens that only pad: take the form of "
+            "the recipe with a fixed number"
         )
+    if step.stage.name in ("projected", "llm") or adapter.projector:
+        raise AttachError(
+            f"{wants}the prompts of {name} are written for a number that is known before: take the form of "
+            "the recipe with a fixed number, or attach to the vision tower alone"
+        )
+    if step.stage.name == "block" and not recipe.proportional_attention:
+        raise AttachError(
+            f"{wants}tokens that only pad have mass 0, of which the attention of later blocks must know: "
+            "Recipe(..., proportional_attention=True)"
+        )
+
+
+def _shown_by_another(need: str, stage: str, adapter: Adapter) -> bool:
+    """Whether a block of the tower shows this to a step behind the last one: "cls_attention@5"."""
+    name, _, _ = need.partition("@")
+    layer = layer_of(need)
+    if layer is None or stage not in ("features", "projected"):
+        return False
+    # Its queries and keys travel on, and what was computed of them: not the attention itself.
+    shown = adapter.shows(stage) - {"attention", "grid", "x", "mass"}
+    return name in shown and adapter.layer(layer) is not None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenzoo.budget import Budget
 from tokenzoo.checks import check_count
 from tokenzoo.errors import AttachError
+from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.plan import Plan
@@ -68,6 +69,12 @@ class Attached:
         self._watches_projected = passes.watches(self._projected)
         self._watches_after = self._watches_projected or passes.watches(self._after)
         self._depth = len(adapter.blocks())
+        # By block, what steps behind the last one call it.
+        self._named: dict[int, tuple[Layer, ...]] = {}
+        for layer in sorted(passes.layers(self._after, self._projected), key=str):
+            index = adapter.layer(layer)
+            if index is not None:
+                self._named[index] = (*self._named.get(index, ()), layer)
         self._undo: list[Callable[[], Any]] = []
         self._budgets: dict[int, Budget] = {}
         self._last = _Last()
@@ -348,7 +355,7 @@ class Attached:
         if self._projected is not None:
             self._last.passing = state
         self._check(state)
-        self._keep(state)
+        self._keep(replace(state, layers=()) if state.layers else state)
 
     def _finish_packed(self, pack: Pack) -> None:
         """The same, for each grid."""
@@ -380,7 +387,9 @@ class Attached:
         pack = packs.of(args[0]) or self._start_packed(args[0])
         name = self.adapter.projector
         place = Place("projected", self._depth - 1, name, 0, positional=True, ordered=True)
+        self.options.tick()
         output, pack = packed_site.project(output, pack, place, step, self.options)
+        self.options.tick()
         packs.tag(args[0], pack)  # the tower hands it on as its last hidden state
         self._keep(pack)
         return output
@@ -401,19 +410,22 @@ class Attached:
             [output.new_zeros(output.shape[0], prefix - reaching, output.shape[2]), output], 1
         )
         evidence = state.evidence or evidence_of(x, state, None, prefix)
-        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:])
+        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:], dict(state.layers))
         if state.projected is not None and count > state.projected:
             place = Place("projected", self._depth - 1, self.adapter.projector, prefix)
+            self.options.tick()
             x, _, state = reduced(step, state, x, evidence, state.projected, place, self.options)
-        self._keep(replace(state, evidence=None, left=x.shape[1] - prefix))
+            self.options.tick()
+        self._keep(replace(state, evidence=None, layers=(), left=x.shape[1] - prefix))
         return x[:, prefix - reaching :]
 
     def _sites(self) -> range:
         """Indices of the blocks that are spliced: all, or the last, or none."""
         if self._step is not None or self._small:
             return range(self._depth)
-        alone = self._after is not None or self._watches_projected
-        return range(self._depth - 1 if alone else self._depth, self._depth)
+        alone = self._after is not None or self._watches_projected or bool(self._named)
+        first = self._depth - 1 if alone else self._depth
+        return range(min([first, *self._named]), self._depth)
 
     def install(self) -> None:
         """Prove and install everything, or raise and leave the model as it was."""
@@ -452,7 +464,8 @@ class Attached:
             self._undo.append(adapter.shrink(self._wanted))
         steps = (self._step, self._after, self._projected)
         needs = frozenset[str]().union(*(step.needs for step in steps if step is not None))
-        proof.prove(model, adapter, tried, needs & passes.FROM_ATTENTION)
+        names = frozenset(need.partition("@")[0] for need in needs)
+        proof.prove(model, adapter, tried, names & passes.FROM_ATTENTION)
 
     def _site(self, index: int, path: BlockPath, sites: range) -> Site | PackedSite:
         adapter, idle, options = self.adapter, self._idle, self.options
@@ -463,8 +476,16 @@ class Attached:
             return PackedSite(
                 index, path, adapter, start=start, finish=finish, idle=idle, options=options
             )
-        begin, end = self._start if first else None, self._finish if last else None
-        return Site(index, path, adapter, start=begin, finish=end, idle=idle, options=options)
+        return Site(
+            index,
+            path,
+            adapter,
+            start=self._start if first else None,
+            finish=self._finish if last else None,
+            idle=idle,
+            options=options,
+            names=self._named.get(index, ()),
+        )
 
 
 def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

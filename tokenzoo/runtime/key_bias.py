@@ -37,7 +37,11 @@ def widened(
     """
     d = query.shape[-1]
     width = -(-(d + 2) // 8) * 8
-    whole = (bias.float() / scale)[:, None, :, None].expand(-1, key.shape[1], -1, 1)
+    # A token of mass 0 has a bias of -inf, of which two channels would make NaN.
+    least = torch.finfo(key.dtype).min / 2
+    whole = (
+        (bias.float() / scale).clamp_min(least)[:, None, :, None].expand(-1, key.shape[1], -1, 1)
+    )
     high = whole.to(key.dtype)
     low = (whole - high.float()).to(key.dtype)
     query = torch.cat([query, query.new_ones(*query.shape[:-1], 2)], -1)

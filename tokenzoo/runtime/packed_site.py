@@ -44,9 +44,15 @@ class PackedTap:
         self.begin = 0
 
     def look(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        value: Tensor | None = None,
     ) -> Tensor | None:
         """Remember queries and keys `[1, h, s, d]` of the next segment; returns what is to be added."""
+        del value
         self.calls.append((query[0], key[0]))
         self.scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
         begin, self.begin = self.begin, self.begin + key.shape[2]
@@ -202,12 +208,14 @@ class PackedSite:
         lasting = self.finish is not None and pack.lead.watches_after
         if not lasting and not self._surplus(pack):
             return None
+        self.options.tick()
         parts = pack.split(x)
         evidence = self._evidence(x, pack, parts)
         if self._surplus(pack):
             pack, x_after, evidence = self._reduced(pack, parts, evidence)
             self.box.pack = pack
             self.box.reduced, self.box.length = x_after.reshape(-1, x.shape[1]), x.shape[0]
+        self.options.tick()
         if lasting:
             self.box.evidence = evidence
         return None if self.box.reduced is None else (self.box.reduced, *args[1:])
@@ -240,7 +248,8 @@ class PackedSite:
         for lot, part in zip(pack.lots, parts, strict=True):
             own_rows = pack.rows(lot, x.device) if attention is not None else None
             shown = None if attention is None or own_rows is None else seen(attention, own_rows)
-            found.append(evidence_of(part, lot.state, shown, 0))
+            depth = self.index / len(lot.state.counts)
+            found.append(evidence_of(part, lot.state, shown, 0, depth))
         return found
 
     def _attention(self, x: Tensor, pack: Pack) -> PackedAttention | None:
@@ -305,7 +314,9 @@ class PackedSite:
             for lot, part, shown in zip(pack.lots, parts, last, strict=True)
         ]
         if pack.lead.after is not None:
+            self.options.tick()
             pack, tokens, evidence = self._reduced(pack, parts, evidence, "features")
+            self.options.tick()
             x = tokens.reshape(-1, x.shape[1])
         return x, _left(pack, evidence if keeps else None)
 

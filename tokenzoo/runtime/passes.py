@@ -12,12 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo.evidence import Evidence
+from tokenzoo.evidence import Evidence, Layer, layer_of
 from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
 
 # Evidence that only a tap on the attention can show.
-FROM_ATTENTION = frozenset({"keys", "queries", "received_attention", "cls_attention", "attention"})
+FROM_ATTENTION = frozenset(
+    {"keys", "queries", "values", "received_attention", "cls_attention", "attention"}
+)
 
 _TAG = "_tokenzoo_pass"
 
@@ -48,6 +50,7 @@ class Pass:
         watches_after: the same about the steps behind the last block.
         keeps_evidence: whether what the last block showed is to travel on, to a step behind the projector.
         evidence: what the last block showed about the tokens that left it, where it travels on.
+        layers: what other blocks showed about the tokens that are left, for the steps behind the last one.
     """
 
     step: Step | None
@@ -69,6 +72,12 @@ class Pass:
     watches_after: bool = False
     keeps_evidence: bool = False
     evidence: Evidence | None = None
+    layers: tuple[tuple[Layer, Evidence], ...] = ()
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to do behind the last block."""
+        return self.after is not None or self.projected is not None
 
 
 class PerThread:
@@ -102,6 +111,12 @@ def own(name: str) -> Any:
 def watches(*steps: Step | None) -> bool:
     """Whether the parts of one of the steps need what only a tap shows; asked once, not in a pass."""
     return any(step is not None and bool(step.needs & FROM_ATTENTION) for step in steps)
+
+
+def layers(*steps: Step | None) -> frozenset[Layer]:
+    """Whose evidence the steps need, beside that of the block where they work."""
+    needs = frozenset[str]().union(*(step.needs for step in steps if step is not None))
+    return frozenset(layer for layer in map(layer_of, needs) if layer is not None)
 
 
 def tag(x: Tensor, state: Pass) -> Tensor:

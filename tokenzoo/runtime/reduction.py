@@ -12,7 +12,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, SeenAttention
 from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
-from tokenzoo.reduce import reduce_site
+from tokenzoo.reduce import reduce_patches
 from tokenzoo.runtime.passes import Pass
 from tokenzoo.tokens import Tokens
 
@@ -48,6 +48,7 @@ class Options:
         restore: features come back at full length.
         debug: every site looks at its values, and raises.
         on_reduce: is told each reduction.
+        clock: is called right before the evidence of a reduction is made, and right after the reduction.
     """
 
     proportional: bool = False
@@ -55,6 +56,17 @@ class Options:
     restore: bool = False
     debug: bool = False
     on_reduce: Callable[[Event], object] | None = None
+    clock: Callable[[], None] | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether anybody wants the plans of a pass."""
+        return self.trace or self.restore or self.on_reduce is not None
+
+    def tick(self) -> None:
+        """Call the clock, if there is one; what is compiled has none."""
+        if self.clock is not None and not torch.compiler.is_compiling():
+            self.clock()
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,9 @@ def masses(x: Tensor, state: Pass) -> Tensor:
     return state.mass.to(x.device)
 
 
-def evidence_of(x: Tensor, state: Pass, seen: SeenAttention | None, prefix: int) -> Evidence:
+def evidence_of(
+    x: Tensor, state: Pass, seen: SeenAttention | None, prefix: int, depth: float | None = None
+) -> Evidence:
     """What a block shows about the patch tokens of `x [b, prefix + n, c]`."""
     held = state.held
     return Evidence(
@@ -94,6 +108,7 @@ def evidence_of(x: Tensor, state: Pass, seen: SeenAttention | None, prefix: int)
         attention=seen,
         prefix=prefix,
         grid=state.grid if state.mass is None else None,
+        depth=depth,
         held=None if held is None else held[:, prefix:],
     )
 
@@ -110,23 +125,27 @@ def reduced(
     """Reduce `x [b, prefix + n, c]` to `keep` patch tokens.
 
     Returns:
-        The tokens that are left, the plan of the whole sequence, and the state with it.
+        The tokens that are left, the plan of the patch tokens, and the state.
     """
     tokens = Tokens(x, masses(x, state), place.prefix, state.held)
     debug = options.debug and not state.trial
     if debug:
         check_finite(tokens, f"reach the reduction in {place.name}")
-    after, plan = reduce_site(step, tokens, evidence, keep, check=debug, ordered=place.ordered)
+    after, plan = reduce_patches(step, tokens, evidence, keep, check=debug, ordered=place.ordered)
     # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
-    places = _places(state, plan) if place.positional else None
+    places = _places(state, plan.after_prefix(place.prefix)) if place.positional else None
     state = replace(state, mass=after.mass.detach(), held=after.held, places=places)
+    if state.layers:
+        layers = tuple((name, shown.through(plan)) for name, shown in state.layers)
+        state = replace(state, layers=layers)
     if not state.trial:
         if debug:
             check_finite(after, f"leave the reduction in {place.name}")
+        whole = plan.after_prefix(place.prefix) if options.follows else plan
         if options.on_reduce is not None:
-            options.on_reduce(Event(place.block, plan, tokens, after, place.stage))
+            options.on_reduce(Event(place.block, whole, tokens, after, place.stage))
         if options.trace or options.restore:
-            state = replace(state, plan=plan if state.plan is None else state.plan.then(plan))
+            state = replace(state, plan=whole if state.plan is None else state.plan.then(whole))
     return after.x, plan, state
 
 

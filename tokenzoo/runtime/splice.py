@@ -29,12 +29,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenzoo.errors import AttachError
-from tokenzoo.evidence import Evidence, SeenAttention
+from tokenzoo.evidence import Evidence, Layer, SeenAttention
 from tokenzoo.interfaces import Adapter, BlockPath
-from tokenzoo.plan import Plan
 from tokenzoo.runtime import passes
 from tokenzoo.runtime.passes import Pass, PerThread, own
-from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
+from tokenzoo.runtime.reduction import (
+    Options,
+    Place,
+    evidence_of,
+    masses,
+    reduced,
+)
 from tokenzoo.runtime.tap import WATCH, Tap
 
 LOST = (
@@ -89,6 +94,7 @@ class Site:
         finish: is told the state after the last block; None at earlier ones.
         idle: whether nothing is to be reduced now; then tokens without a state are no error.
         options: of the attachment.
+        names: what the steps behind the last block call this one, if they need what it shows.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class Site:
         finish: Callable[[Pass], None] | None,
         idle: Callable[[], bool],
         options: Options,
+        names: tuple[Layer, ...] = (),
     ) -> None:
         self.index = index
         self.path = path
@@ -109,6 +116,7 @@ class Site:
         self.finish = finish
         self.idle = idle
         self.options = options
+        self.names = names
         self.box = Box()
 
     def install(self, model: nn.Module) -> list[Callable[[], Any]]:
@@ -183,6 +191,7 @@ class Site:
         wanted = (site and state.watches) or state.places is not None
         if self.finish is not None:
             wanted = wanted or state.watches_after
+        wanted = wanted or self._shows(state)
         bias = None
         if self.options.proportional and state.mass is not None:
             bias = masses(x, state).log()
@@ -213,6 +222,10 @@ class Site:
         seen = self._seen()
         if self.finish is not None and state.watches_after:
             self.box.evidence = evidence_of(x, state, seen, prefix)
+        if self._shows(state):
+            shown = evidence_of(x, state, seen, prefix)
+            state = replace(state, layers=(*state.layers, *((name, shown) for name in self.names)))
+            self.box.state = state
         if state.step is None or x.shape[1] - prefix <= state.counts[self.index]:
             return None
         if state.watches and seen is None:
@@ -220,13 +233,16 @@ class Site:
                 f"{self.path.name}.{self.path.second} runs before {self.path.attention}: this block is not "
                 "x + attention, x + MLP in the order that the adapter describes"
             )
-        evidence = evidence_of(x, state, seen, prefix)
+        self.options.tick()
+        depth = self.index / len(state.counts)
+        evidence = evidence_of(x, state, seen, prefix, depth)
         place = self._place("block")
         x_after, plan, state = reduced(
             state.step, state, x, evidence, state.counts[self.index], place, self.options
         )
+        self.options.tick()
         if self.box.evidence is not None:
-            self.box.evidence = self.box.evidence.through(_of_patches(plan, prefix))
+            self.box.evidence = self.box.evidence.through(plan)
         self.box.state = state
         self.box.reduced, self.box.length = x_after, x.shape[1]
         return (x_after, *args[1:])
@@ -271,14 +287,21 @@ class Site:
         step = state.after
         if evidence is None:
             evidence = evidence_of(x, state, None, prefix)
-        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:])
+        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:], dict(state.layers))
         if step is not None and count > state.features:
             place = self._place("features")
+            self.options.tick()
             x, plan, state = reduced(step, state, x, evidence, state.features, place, self.options)
+            self.options.tick()
             if state.keeps_evidence:
-                evidence = evidence.through(_of_patches(plan, prefix))
+                evidence = evidence.through(plan)
         kept = evidence if state.keeps_evidence else None
-        return x, replace(state, evidence=kept, left=x.shape[1] - prefix)
+        layers = () if state.projected is None else state.layers
+        return x, replace(state, evidence=kept, layers=layers, left=x.shape[1] - prefix)
+
+    def _shows(self, state: Pass) -> bool:
+        """Whether a step behind the last block needs what this one shows."""
+        return bool(self.names) and state.behind
 
     def _place(self, stage: str) -> Place:
         adapter = self.adapter
@@ -322,9 +345,3 @@ def hook_first(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
         del hooks[key]
         hooks[key] = other
     return handle
-
-
-def _of_patches(plan: Plan, prefix: int) -> Plan:
-    """The part of a plan that is about the patch tokens."""
-    keep, dst = plan.keep[:, prefix:], plan.dst[:, prefix:]
-    return Plan(torch.where(keep < 0, keep, keep - prefix), torch.where(dst < 0, dst, dst - prefix))

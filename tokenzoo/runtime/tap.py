@@ -48,7 +48,12 @@ class Tap(TorchFunctionMode):
         super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
 
     def look(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        value: Tensor | None = None,
     ) -> Tensor | None:
         """Remember one attention.
 
@@ -58,6 +63,7 @@ class Tap(TorchFunctionMode):
             mask: what the model adds itself, or a boolean mask (True: attend), broadcastable to
                 `[b, h, n, n]`.
             scale: the factor on the inner products; None: `d ** -0.5`.
+            value: `[b, h, n, d]`, for the parts that want to see it.
 
         Returns:
             What is to be added to the logits instead of the mask (or a boolean mask), if anything.
@@ -66,7 +72,7 @@ class Tap(TorchFunctionMode):
             mask = _at(mask, self.places)
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         own = None if mask is None else _added(mask, query.dtype)
-        self.seen.append(SeenAttention(query, key, factor, self.prefix, self.key_bias, own))
+        self.seen.append(SeenAttention(query, key, factor, self.prefix, self.key_bias, own, value))
         if self.key_bias is None:
             return mask
         bias = self.key_bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
@@ -109,12 +115,12 @@ class Tap(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
             )
         if self.key_bias is not None and attn_mask is None and fits(query):
-            self.look(query, key, None, scale)
+            self.look(query, key, None, scale, value)
             factor = query.shape[-1] ** -0.5 if scale is None else scale
             wide = widened(query, key, value, self.key_bias, factor)
             out = attend(*wide, None, dropout_p, is_causal, scale=factor, **options)
             return out[..., : value.shape[-1]]
-        attn_mask = self.look(query, key, attn_mask, scale)
+        attn_mask = self.look(query, key, attn_mask, scale, value)
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def _attend_heads(

@@ -1,0 +1,62 @@
+"""Prompts of random words and pixels, as a model's processor would write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+WORDS = 32  # 12 before what is shown, and the others behind it
+
+
+def shown(model: Any, frames: int) -> dict[str, Any]:
+    """A prompt with an image, or with a video of so many frames, for a LLaVA."""
+    config, vision = model.config, model.config.vision_config
+    generator = torch.Generator().manual_seed(0)
+    size, side = vision.image_size, vision.image_size // vision.patch_size
+    shape = (1, frames, 3, size, size) if frames else (1, 3, size, size)
+    pixels = torch.randn(shape, generator=generator).to(model.device, model.dtype)
+    count, token = side * side, config.image_token_id
+    if frames:
+        # The model itself says how many tokens it pools a frame to; a newline ends the video.
+        frame = torch.empty(1, side * side, 1, device="meta")
+        count, token = frames * model.model.apply_pooling(frame).shape[1] + 1, config.video_token_id
+    words = torch.randint(5, 1000, (1, WORDS), generator=generator)
+    ids = torch.cat([words[:, :12], torch.full((1, count), token), words[:, 12:]], 1)
+    ids = ids.to(model.device)
+    name = "pixel_values_videos" if frames else "pixel_values"
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), name: pixels}
+
+
+def packed(
+    model: Any, frames: int, photograph: tuple[int, int], part: tuple[int, int]
+) -> dict[str, Any]:
+    """A prompt with a photograph and a video, for a Qwen.
+
+    Args:
+        model: a Qwen2-VL or Qwen2.5-VL.
+        frames: of the video; two make one slice in time.
+        photograph: its rows and columns of patches.
+        part: those of a slice.
+    """
+    generator = torch.Generator().manual_seed(0)
+    meta = model.device.type == "meta"  # where nothing has values; how images lie is still known
+    grids = {"image": (1, *photograph), "video": ((frames + 1) // 2, *part)}
+    given: dict[str, Any] = {}
+    words = torch.randint(7, 1000, (1, WORDS), generator=generator)
+    ids, types = [words[:, :12]], [torch.zeros(1, 12, dtype=torch.int64)]
+    suffixes = {"image": "", "video": "_videos"}
+    for number, (kind, (t, h, w)) in enumerate(grids.items()):
+        pixels = torch.randn(t * h * w, 3 * 2 * 14 * 14, generator=generator)
+        given[f"pixel_values{suffixes[kind]}"] = pixels.to(model.device, model.dtype)
+        given[f"{kind}_grid_thw"] = torch.tensor(
+            [[t, h, w]], device="cpu" if meta else model.device
+        )
+        token = getattr(model.config, f"{kind}_token_id")
+        count, more = t * h * w // 4, words[:, 12 + 10 * number :][:, :10]
+        ids += [torch.full((1, count), token), more]
+        types += [torch.full((1, count), number + 1), torch.zeros_like(more)]
+    given["input_ids"] = torch.cat(ids, 1).to(model.device)
+    given["mm_token_type_ids"] = torch.cat(types, 1).to(model.device)
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    return given

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,18 +18,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import tokenzoo
 from tokenzoo.evidence import Evidence
-from tokenzoo.matchers import Bipartite, Drop, Every, SelectAssign, TopK
+from tokenzoo.matchers import (
+    Bipartite,
+    Drop,
+    Every,
+    Halves,
+    Parity,
+    Protect,
+    SelectAssign,
+    TopK,
+)
 from tokenzoo.matchers.far_from_pivots import set_order
 from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.plan import take
+from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
-from tokenzoo.scorers import CLSAttention, FeatureNorm, Similarity
-from tokenzoo.tokens import unit
+from tokenzoo.scorers import CLSAttention, FeatureNorm, GraphEnergy, Similarity
+from tokenzoo.scorers.raters import raters
+from tokenzoo.tokens import Tokens, unit
 
 # Largest absolute difference between two floats that count as equal.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -178,17 +189,7 @@ def tome(case: Case) -> None:
             rows = [0, stay, *range(1, stay), *range(stay + 1, reduced.x.shape[1])]
             spread = reduced.unmerge(reduced.x[:, rows])
         ours["unmerged"] = spread
-    keys = unit(metric)
-
-    def alikeness(outputs: Outputs) -> Tensor:
-        """Squared length of the sum of the keys of each output, over its tokens: 1 if all are equal."""
-        source, n = outputs["source"], outputs["size"].shape[1]
-        sums = keys.new_zeros(len(keys), n, keys.shape[-1])
-        sums = sums.scatter_add(1, source[..., None].expand_as(keys), keys)
-        count = keys.new_zeros(len(keys), n).scatter_add(1, source, torch.ones_like(keys[..., 0]))
-        return (sums.square().sum(-1) / count).sum(-1) / keys.shape[1]
-
-    case.compare(ours, alikeness)
+    case.compare(ours, lambda outputs: _alikeness(metric, outputs))
 
 
 def visionzip(case: Case) -> None:
@@ -307,6 +308,413 @@ def dart(case: Case) -> None:
     case.compare(ours, lambda outputs: unit(hidden)[0, outputs["keep"]].sum(0).norm())
 
 
+def pdrop(case: Case) -> None:
+    """Stage after stage on what the one before has left; no layers are run in between.
+
+    `keepN` are places in the first prompt; the last token of it is the query.
+    """
+    hidden, start = case.inputs["hidden"], case.params["start"]
+    at, behind = torch.arange(hidden.shape[1]), start + case.params["n_img"]
+    ours: dict[str, Tensor] = {}
+    best: list[Tensor] = []
+    for stage, ratio in enumerate(case.params["ratios"]):
+        attention = _next_attention(hidden, case.inputs)
+        kept = int(case.params["n_img"] * ratio)
+        zoo = tokenzoo.build("pyramiddrop", keep=kept, layers=(8,), factors=(1.0,))
+        shown = {"next": {"last_attention": attention[..., :behind]}}
+        reduced = zoo.reduce(hidden[:, :behind], at=shown, prefix=start)
+        reduced.plan.check()
+        keep = torch.cat([reduced.plan.keep[0], torch.arange(behind, hidden.shape[1])])
+        hidden = torch.cat([reduced.x, hidden[:, behind:]], 1)
+        at, behind = at[keep], start + kept
+        ours |= {f"keep{stage}": at, f"hidden{stage}": hidden}
+        ours[f"pos{stage}"] = torch.arange(len(at))  # positions="compact"
+        best.append(attention.mean((0, 1)))
+    assert zoo.recipe.steps[0].positions == "compact"
+    case.compare(ours, lambda outputs: best[0][outputs["keep0"]].sum())
+
+
+def _next_attention(x: Tensor, weights: Outputs) -> Tensor:
+    """What the last token pays `[b, h, n]` in a layer with RMSNorm, 4 heads and rotary positions."""
+    b, n, c = x.shape
+    x = F.rms_norm(x, (c,), weights["ln"], 1e-6)
+    d = c // 4
+    angles = torch.arange(n)[:, None] * 10000 ** (-torch.arange(0, d, 2) / d)
+
+    def turned(name: str) -> Tensor:
+        left, right = (x @ weights[name].mT).view(b, n, 4, d).transpose(1, 2).chunk(2, -1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+    query, key = turned("wq")[:, :, -1:], turned("wk")
+    return (query @ key.mT / d**0.5).softmax(-1)[:, :, 0]
+
+
+def sparsevlm(case: Case) -> None:
+    """The whole prompt, after a system prompt of 35 tokens; heads of 16 channels, as many as 16.
+
+    `raters` are places in the text; `kept` those of the prompt that are no cluster.
+    """
+    hidden, start, count = case.inputs["hidden"], 35, case.params["keep"]
+    n, first = case.params["n_img"], case.params["version"] == "1"
+    behind = start + n
+    embeds, attention = (
+        case.inputs["embeds"],
+        case.inputs["attn"][:, :, behind - hidden.shape[1] :, :behind],
+    )
+    recycled = int(0.3 * (n - count)) + 1
+    clusters = recycled // 10 + 1 if first else 0
+    options = {"dominant": count} if first else {"version": "2", "faithful": True}
+    zoo = tokenzoo.build("sparsevlm", keep=count + clusters, layers=(3,), factors=(1.0,), **options)
+    shown = {
+        "prefix": start,
+        "text_attention": attention,
+        "text_rotation": _rotation(hidden.shape[1], 16)[:, behind:, :behind],
+        "at": {"embedded": {"x": embeds[:, :behind], "text": embeds[:, behind:]}},
+    }
+    reduced = zoo.reduce(hidden[:, :behind], **shown)
+    reduced.plan.check()
+    text = torch.arange(behind, hidden.shape[1])
+    kept = torch.cat([reduced.plan.keep[0, : start + count], text])
+    (step,) = zoo.recipe.steps
+    scorer = step.matcher.stay.steps[0][1].scorer if first else step.matcher.stay.scorer
+    chosen = raters(embeds[:, start:behind], embeds[:, behind:])
+    visual = {name: value[..., start:] for name, value in shown.items() if name.startswith("text_")}
+    evidence = Evidence(
+        hidden[:, start:behind],
+        mass=torch.ones(1, n),
+        show={name: lambda value=value: value for name, value in visual.items()},
+        layers={
+            "embedded": Evidence(
+                embeds[:, start:behind], mass=torch.ones(1, n), text=embeds[:, behind:]
+            )
+        },
+    )
+    positions = {"compact": torch.arange(reduced.x.shape[1] + len(text)), "keep": kept}
+    ours = {
+        "raters": chosen[0].nonzero()[:, 0],
+        "kept": kept,
+        "hidden": torch.cat([reduced.x, hidden[:, behind:]], 1),
+        "position_ids": positions[step.positions],
+        "v_token_num": torch.tensor(count + clusters),
+        "score": scorer.score(evidence)[0],
+    }
+    case.compare(
+        ours, lambda o: scorer.score(evidence)[0, o["kept"][start : start + count] - start].sum()
+    )
+
+
+def _rotation(n: int, width: int) -> Tensor:
+    """The logits of ones that are turned to n positions, `[1, n, n]`, in heads of so many channels."""
+    angles = torch.arange(n)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
+    ones = torch.cat([angles.cos() - angles.sin(), angles.cos() + angles.sin()], -1)
+    return (ones @ ones.mT / width**0.5)[None]
+
+
+def topk(case: Case) -> None:
+    """A whole block: `idx` are the kept patches, the most attended first."""
+    _vit_block(case, "topk", int(case.params["keep_rate"] * 196))
+
+
+def evit(case: Case) -> None:
+    """As `topk`; -1 stands for the fused token, and `compl` for what is in it; ours counts it."""
+    _vit_block(case, "evit", int(case.params["keep_rate"] * 196) + 1)
+
+
+def _vit_block(case: Case, recipe: str, keep: int) -> None:
+    x = case.inputs["x"]
+    before, attention = _attended(x, case.inputs)
+    reduced = tokenzoo.build(recipe, keep=keep).reduce(before, cls_attention=attention, prefix=1)
+    reduced.plan.check()
+    index = reduced.plan.keep[:, 1:]
+    ours = {
+        "y": _after_mlp(reduced.x, case.inputs),
+        "idx": torch.where(index < 0, -1, index - 1),
+        "x_pre": before,
+        "x_red": reduced.x,
+        "cls_attn": attention.mean(1)[:, 1:],
+    }
+    if "compl" in case.outputs:
+        fused = reduced.plan.dst[:, 1:] == keep
+        ours["compl"] = fused.nonzero()[:, 1].view(len(x), -1)
+    case.compare(ours)
+
+
+def pitome(case: Case) -> None:
+    """Ours come in the order of the image, theirs in that of their energy: they are brought into theirs.
+
+    `bsm` is ToMe, whose count includes CLS.
+    """
+    x, keys = case.inputs["x"], case.inputs["metric"]
+    prefix = int(case.params["class_token"])
+    variant, margin = case.params["variant"], case.params["margin"]
+    n = x.shape[1] - prefix
+    of = n + prefix if variant == "bsm" else n
+    r = int(np.floor(of - of * case.params["ratio"]))
+    curve = "gaussian" if variant == "text" else "elu"
+    energy = GraphEnergy("keys", margin, curve)
+    match = {
+        "pitome": Bipartite(Similarity(), protect=Protect(energy, 1.0), rank=energy),
+        "bsm_pitome": Bipartite(Similarity(), rank=energy),
+        "bsm": Bipartite(Similarity(), split=Parity(), order="tome"),
+        "text": Bipartite(Similarity(), Halves(), Protect(energy, 1.0), rank=energy),
+    }[variant]
+    mass = case.inputs["size"][..., 0] if case.params.get("use_size") else None
+    step = Step(Stage.BLOCK, Once(), match, WeightedMean())
+    zoo = tokenzoo.build(Recipe(step, keep=n - r))
+    reduced = zoo.reduce(x, keys=keys, mass=mass, prefix=prefix)
+    reduced.plan.check()
+    ours = {"merged": reduced.x, "size": reduced.mass[..., None], "source": reduced.plan.dst}
+    if not case.unstable:
+        # Where each of our outputs is among theirs: where the token that it stands for is.
+        at = take(case.outputs["source"].long(), reduced.plan.keep)
+        place = torch.arange(at.shape[1]).expand_as(at)
+        case.equal("source", at.sort(-1).values, place)
+        rows = torch.empty_like(at).scatter(1, at, place)
+        ours = {
+            "merged": take(reduced.x, rows),
+            "size": take(reduced.mass, rows)[..., None],
+            "source": take(at, reduced.plan.dst),
+        }
+    case.compare(ours, lambda outputs: _alikeness(keys, outputs))
+
+
+def dpcknn(case: Case) -> None:
+    """With weights these are masses. `agg_weight` is the share of a token in its cluster's mean."""
+    x = case.inputs["x"]
+    mass = case.inputs["score"][..., 0].exp() if case.params.get("use_weight") else None
+    (step,) = tokenzoo.build("dpcknn", k=case.params["k"]).recipe.steps
+    merger = step.merger if mass is None else WeightedMean()
+    recipe = Recipe(replace(step, merger=merger), keep=case.params["clusters"])
+    reduced = tokenzoo.build(recipe).reduce(x, mass=mass)
+    reduced.plan.check()
+    dst = reduced.plan.dst
+    total = reduced.mass if mass is not None else reduced.plan.sum(torch.ones_like(x[..., 0]))
+    own = torch.ones_like(x[..., 0]) if mass is None else mass
+    ours = {
+        "assign": dst,
+        "idx_token": dst,
+        "centers": reduced.plan.keep,
+        "merged": reduced.x,
+        "agg_weight": (own / take(total, dst))[..., None],
+    }
+    case.compare(ours)
+
+
+def ats(case: Case) -> None:
+    """Attention rows times values, gathered: as many as were sampled, CLS first, then zeros that pad.
+
+    What a mask leaves out has mass 0. An unstable case: how near the steps are to what stays.
+    """
+    attention, values = case.inputs["attn"], case.inputs["v"]
+    mask = (
+        case.inputs["mask"] if case.params.get("use_mask") else torch.ones_like(case.inputs["mask"])
+    )
+    shown = {"cls_attention": attention[:, :, 0, 1:], "values": values[:, :, 1:]}
+    out = attention @ values  # [b, h, N, d]
+    evidence = Evidence(
+        out[:, :, 1:].transpose(1, 2).flatten(2),
+        mass=mask[:, 1:].float(),
+        show={name: (lambda value=value: value) for name, value in shown.items()},
+        prefix=1,
+    )
+    (step,) = tokenzoo.build("ats", faithful=True).recipe.steps
+    plan = step.matcher.match(evidence, case.params["sample_count"]).after_prefix(1)
+    plan.check()
+    width = case.outputs["ids"].shape[1]
+    real = torch.arange(width) < plan.lengths[:, None]
+    ids = plan.keep.clamp_min(0)[:, :width]
+    rows = ids[:, None, :, None].expand(-1, out.shape[1], -1, out.shape[-1])
+    ours = {
+        "ids": ids,
+        "mask": real,
+        "out": out.gather(2, rows),
+        "sample_steps": step.matcher.stay.steps(case.params["sample_count"], out),
+    }
+    weight = step.matcher.stay.scorer.score(evidence)
+    total = F.pad((weight / weight.sum(-1, keepdim=True)).cumsum(-1), (1, 0))
+
+    def gap(outputs: Outputs) -> Tensor:
+        """How far the steps are from the tokens that stay, on average."""
+        marks = take(total, outputs["ids"].long())[:, None]  # [b, 1, m]
+        return (marks - ours["sample_steps"][:, None]).abs().amin(-1).mean(-1)
+
+    case.compare(ours, gap)
+
+
+def vispruner(case: Case) -> None:
+    """An unstable case is compared by the attention of what is kept, of which half does not flip."""
+    x, attention = case.inputs["feats"], case.inputs["cls_attn"]
+    important = case.params["important_ratio"]
+    zoo = tokenzoo.build("vispruner", keep=case.params["keep"], important=important)
+    reduced = zoo.reduce(x, cls_attention=attention)
+    reduced.plan.check()
+    ours = {"indices": reduced.plan.keep, "tokens": reduced.x}
+    case.compare(ours, lambda outputs: take(attention.mean(1), outputs["indices"]).sum(-1))
+
+
+def prumerge(case: Case) -> None:
+    """One head of all channels; `indices` are the kept ones as chosen, `merged` those in the last token.
+
+    PruMerge+ of a fixed size repeats tokens: what is chosen both ways is there twice, and as many of the
+    first others are nowhere. Ours keeps the same tokens, each once, and sums up all others; for the
+    features its merger is shown the tokens that theirs has.
+    """
+    hidden, theirs = case.inputs["hidden"], case.outputs["indices"][0].long()
+    plus, adaptive = case.params["plus"], case.params["adaptive"]
+    unique = torch.tensor(list(dict.fromkeys(theirs.tolist())))
+    count = 576 if adaptive else len(unique) + 1
+    options: dict[str, Any] = {"adaptive": adaptive, "plus": plus, "keep": count}
+    if plus and not adaptive:
+        important = case.params["keep"]
+        options |= {"important": important, "step": int(1 / (important / 576))}
+    shown = {"queries": case.inputs["q"], "keys": case.inputs["k"], "prefix": 1}
+    reduced = tokenzoo.build("prumerge", **options).reduce(hidden, **shown)
+    plan = reduced.plan
+    plan.check()
+    end = plan.kept if plan.lengths is None else int(plan.lengths[0])
+    assert not bool(reduced.mass[:, end:].any()), f"{case.label}: what pads has a mass"
+    kept, merged = plan.keep[0, 1 : end - 1] - 1, (plan.dst[0, 1:] == end - 1).nonzero()[:, 0]
+    tokens = reduced.x[0, 1:end]
+    assert torch.equal(kept, unique), f"{case.label}: {kept} kept, not {unique}"
+    if len(unique) < len(theirs):
+        gone = merged[: len(theirs) - len(unique)]
+        merged = merged[len(gone) :]
+        # The same merger, shown the tokens that theirs has: some twice, and some not at all.
+        listed = torch.cat([theirs, merged])[None] + 1
+        k = len(theirs)
+        keep = F.pad(torch.arange(k), (0, 1), value=-1)[None]
+        rest = torch.arange(k, listed.shape[1])[None]
+        again = Plan.from_slots(keep, rest, torch.full_like(rest, k), listed.shape[1])
+        attention = F.softmax(
+            shown["queries"][:, :1] @ shown["keys"].mT * hidden.shape[-1] ** -0.5, -1
+        )
+        seen = Evidence(
+            hidden,
+            mass=torch.ones(hidden.shape[:2]),
+            show={"keys": lambda: shown["keys"][:, None], "cls_attention": lambda: attention},
+        ).take(listed)
+        merger = tokenzoo.build("prumerge").recipe.steps[0].merger
+        tokens = merger.merge(Tokens(seen.x, seen.mass), again, seen).x[0]
+        kept = theirs
+    case.compare({"tokens": tokens[None], "indices": kept[None], "merged": merged[None]})
+
+
+def fopru(case: Case) -> None:
+    """Attention maps as keys that are unit vectors: the queries are then the logits.
+
+    What is left of a row of the softmax is CLS's. Their rows are as many as the budget has room for.
+    """
+    x, maps = case.inputs["feats"], case.inputs["attn"]
+    b, h, n, _ = maps.shape
+    keep, strategy = case.params["keep"], case.params["strategy"]
+    prefix = 0
+    if case.entry["inputs"].endswith("logits"):
+        logits = maps
+    else:
+        prefix = 1
+        first = (1 - maps.sum(-1, keepdim=True)).clamp_min(1e-30)
+        logits = torch.cat([first, maps], -1).log()
+        logits = torch.cat([torch.zeros_like(logits[:, :, :1]), logits], 2)
+        x = torch.cat([torch.zeros_like(x[:, :1]), x], 1)
+    side = n + prefix
+    keys = torch.eye(side, dtype=x.dtype).expand(b, h, side, side)
+    if strategy == "row":
+        keep = keep * 24 // n * 24
+    zoo = tokenzoo.build("fopru", keep=keep, strategy=strategy, faithful=prefix == 0)
+    queries = logits * side**0.5
+    reduced = zoo.reduce(x, queries=queries, keys=keys, prefix=prefix, grid=(24, 24))
+    reduced.plan.check()
+    index = reduced.plan.keep[:, prefix:] - prefix
+    case.compare({"indices": index, "tokens": reduced.x[:, prefix:]})
+
+
+def vscan(case: Case) -> None:
+    """Theirs loses what is left of the 16 windows: ours is told how many are left then."""
+    x = case.inputs["proj_feats"]
+    half = case.params["keep"] // 2
+    local = half // 16 * 16
+    at = {
+        5: {"cls_attention": case.inputs["attn_shallow"]},
+        -2: {"cls_attention": case.inputs["attn_deep"]},
+    }
+    zoo = tokenzoo.build("vscan", keep=case.params["keep"] - half + local, local=local)
+    _vscan(case, zoo, x, {"grid": (24, 24), "at": at}, local)
+
+
+def vscan_qwen(case: Case) -> None:
+    """One image of any grid; attention that a group of patches receives, in two layers."""
+    x, grid = case.inputs["embeds"][None], (case.params["h"], case.params["w"])
+    at = {
+        7: {"received_attention": case.inputs["attn_local"][None]},
+        31: {"received_attention": case.inputs["attn_global"][None]},
+    }
+    layers = {"shallow": 7, "deep": 31, "by": "received"}
+    keep = int(case.params["ratio"] * x.shape[1])
+    zoo = tokenzoo.build("vscan", keep=keep, window=4, fill="cap", **layers)
+    _vscan(case, zoo, x, {"grid": grid, "at": at}, keep // 2)
+
+
+def _vscan(case: Case, zoo: Any, x: Tensor, shown: Any, local: int) -> None:
+    reduced = zoo.reduce(x, **shown)
+    reduced.plan.check()
+    windows = Recipe(_chosen(zoo.recipe.steps[0].matcher.stay.steps[0][1]), keep=max(1, local))
+    near = tokenzoo.build(windows).reduce(x, **shown).plan.keep
+    ours = {"indices": reduced.plan.keep, "tokens": reduced.x, "local": near.sort().values}
+    if case.outputs["indices"].ndim == 1:
+        ours = {name: value[0] for name, value in (ours | {"local": near}).items()}
+    case.compare(ours)
+
+
+def trim(case: Case) -> None:
+    """CLIP's last norm and projection come before; the token behind the kept ones is the mean."""
+    x, text = case.inputs["feats"], case.inputs["text"]
+    normed = F.layer_norm(x, x.shape[-1:], case.inputs["ln_w"], case.inputs["ln_b"], 1e-5)
+    clip = normed @ case.inputs["w_proj"].mT
+    keep = case.params.get("keep", x.shape[1] - 1) + 1
+    zoo = tokenzoo.build("trim", keep=keep, relevance="clip", adaptive="keep" not in case.params)
+    reduced = zoo.reduce(x, text=text[None], at={"clip": {"x": clip}})
+    reduced.plan.check()
+    end = keep if reduced.plan.lengths is None else int(reduced.plan.lengths[0])
+    case.compare({"tokens": reduced.x[:, :end], "indices": reduced.plan.keep[:, : end - 1]})
+
+
+def gprune(case: Case) -> None:
+    """The base image and the stitched grid are reduced one by one; newlines, its last column, stay."""
+    base, grid = case.inputs["base"], case.inputs["grid"]
+    options = {
+        ours: case.params[theirs]
+        for ours, theirs in (
+            ("threshold", "similarity"),
+            ("temperature", "temperature"),
+            ("steps", "iterate_num"),
+        )
+        if theirs in case.params
+    }
+    share = case.params["keep"] / len(base)
+    scorer = tokenzoo.build("gprune", **options).recipe.steps[0].matcher.stay.scorer
+
+    def kept(x: Tensor) -> Tensor:
+        zoo = tokenzoo.build("gprune", keep=int(share * len(x)), **options)
+        reduced = zoo.reduce(x[None])
+        reduced.plan.check()
+        return reduced.plan.keep[0]
+
+    of_base, of_grid = kept(base), kept(grid[:, :-1].flatten(0, 1))
+    columns = grid.shape[1]
+    newlines = torch.arange(1, len(grid) + 1) * columns - 1
+    of_grid = of_grid + of_grid // (columns - 1)
+    stitched = torch.cat([of_grid, newlines]).sort().values + len(base)
+    score = scorer.score(Evidence(base[None], mass=torch.ones(1, len(base))))[0]
+    ours = {
+        "indices_base": of_base,
+        "indices": torch.cat([of_base, stitched]),
+        "score_base": score,
+        "degree_base": scorer.graph(base[None])[1][0],
+    }
+    case.compare(ours, lambda outputs: score[outputs["indices_base"]].sum())
+
+
 def tome_model(case: Case) -> None:
     """Whole models: weights, and where the file says how, images from numpy seeds.
 
@@ -352,10 +760,53 @@ MAPPINGS: dict[str, Callable[[Case], None]] = {
     "fastervlm": fastervlm,
     "fastv": fastv,
     "dart": dart,
+    "pdrop": pdrop,
+    "sparsevlm": sparsevlm,
+    "topk": topk,
+    "evit": evit,
+    "pitome": pitome,
+    "ats": ats,
+    "dpcknn": dpcknn,
+    "vispruner": vispruner,
+    "prumerge": prumerge,
+    "fopru": fopru,
+    "vscan": vscan,
+    "vscan_qwen": vscan_qwen,
+    "trim": trim,
+    "gprune": gprune,
 }
 
 
 # Their parts -----------------------------------------------------------------------------------------
+
+
+def _attended(x: Tensor, weights: Outputs) -> tuple[Tensor, Tensor]:
+    """A plain block up to its second norm, with 4 heads: the tokens, and CLS's attention `[b, h, N]`."""
+    b, n, c = x.shape
+    normed = F.layer_norm(x, (c,), weights["w.norm1.weight"], weights["w.norm1.bias"], 1e-5)
+    qkv = F.linear(normed, weights["w.attn.qkv.weight"], weights["w.attn.qkv.bias"])
+    q, k, v = qkv.view(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4)
+    attention = (q @ k.mT * (c // 4) ** -0.5).softmax(-1)
+    out = (attention @ v).transpose(1, 2).flatten(2)
+    out = F.linear(out, weights["w.attn.proj.weight"], weights["w.attn.proj.bias"])
+    return x + out, attention[:, :, 0]
+
+
+def _after_mlp(x: Tensor, weights: Outputs) -> Tensor:
+    """The second half of a plain block."""
+    c = x.shape[-1]
+    normed = F.layer_norm(x, (c,), weights["w.norm2.weight"], weights["w.norm2.bias"], 1e-5)
+    inner = F.gelu(F.linear(normed, weights["w.mlp.fc1.weight"], weights["w.mlp.fc1.bias"]))
+    return x + F.linear(inner, weights["w.mlp.fc2.weight"], weights["w.mlp.fc2.bias"])
+
+
+def _alikeness(metric: Tensor, outputs: Outputs) -> Tensor:
+    """Squared length of the sum of the keys of each output, over its tokens: 1 if all are equal."""
+    keys, source, n = unit(metric), outputs["source"].long(), outputs["size"].shape[1]
+    sums = keys.new_zeros(len(keys), n, keys.shape[-1])
+    sums = sums.scatter_add(1, source[..., None].expand_as(keys), keys)
+    count = keys.new_zeros(len(keys), n).scatter_add(1, source, torch.ones_like(keys[..., 0]))
+    return (sums.square().sum(-1) / count).sum(-1) / keys.shape[1]
 
 
 def _chosen(selector: tokenzoo.Selector) -> Step:

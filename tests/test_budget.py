@@ -387,7 +387,7 @@ def test_nothing_removed_costs_all_and_a_smaller_image_saves_everywhere() -> Non
 
 def test_a_budget_prints_on_a_few_short_lines() -> None:
     blocks = skip_counts(729, 26, 16, 1)
-    plan = Budget(**SIGLIP, blocks=blocks, features=16, llm=8)
+    plan = Budget(**SIGLIP, blocks=blocks, features=16, layers=((2, 8),))
     text = str(plan)
     assert "729 patch tokens" in text
     assert "729, 668 x 2, 607 x 2" in text
@@ -396,6 +396,9 @@ def test_a_budget_prints_on_a_few_short_lines() -> None:
         *("image", "blocks", "features", "llm", "operations")
     ]
     assert "llm" not in str(Budget(**SIGLIP, blocks=blocks, features=16))
+    several = Budget(**SIGLIP, blocks=blocks, features=16, layers=((2, 8), (4, 5)))
+    assert "llm         8 from layer 2 on, 5 from layer 4 on" in str(several)
+    assert (several.llm, several.visual) == (5, 16)
     assert "prefix" not in text
     assert "576 + 1 prefix" in str(Budget(**CLIP, blocks=(576,), features=576, prefix=1))
 
@@ -404,7 +407,7 @@ def test_a_budget_prints_on_a_few_short_lines() -> None:
     ("field", "value"),
     [
         *[("tokens", 0), ("entering", 1.5), ("features", True), ("width", 0), ("hidden", None)],
-        *[("prefix", -1), ("blocks", (4, 0)), ("llm", 0)],
+        *[("prefix", -1), ("blocks", (4, 0)), ("layers", ((2, 4), (3, 0)))],
     ],
 )
 def test_bad_budgets_are_named(field: str, value: object) -> None:

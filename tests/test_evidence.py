@@ -131,20 +131,24 @@ def test_features_by_name() -> None:
     assert [needed(on) for on in ("x", "keys", "queries", "all_keys")] == [
         *("x", "keys", "queries", "keys")
     ]
-    with pytest.raises(MissingEvidenceError, match=r"shows no values; it shows .*keys"):
-        evidence.features("values")
+    with pytest.raises(MissingEvidenceError, match=r"shows no gaze; it shows .*keys"):
+        evidence.features("gaze")
 
 
 MISSING: dict[str, Callable[[Evidence], object]] = {
     "keys": lambda evidence: evidence.keys,
     "queries": lambda evidence: evidence.queries,
+    "values": lambda evidence: evidence.values,
     "received_attention": lambda evidence: evidence.received_attention,
     "cls_attention": lambda evidence: evidence.cls_attention,
     "last_attention": lambda evidence: evidence.last_attention,
+    "text_attention": lambda evidence: evidence.text_attention,
+    "text_rotation": lambda evidence: evidence.text_rotation,
     "attention": lambda evidence: evidence.attention,
     "text": lambda evidence: evidence.text,
     "grid": lambda evidence: evidence.grid,
     "frames": lambda evidence: evidence.frames,
+    "depth": lambda evidence: evidence.depth,
     "evidence of layer -2": lambda evidence: evidence.at(-2),
 }
 
@@ -180,7 +184,7 @@ def test_layers() -> None:
 @given(examples(max_tokens=12), st.data())
 @settings(max_examples=25)
 def test_take_takes_the_same_tokens_of_everything(example: Example, data: st.DataObject) -> None:
-    evidence = example.evidence(frozenset({"x@clip", "keys@text"}))
+    evidence = example.evidence(frozenset({"x@clip", "keys@text", "x@embedded"}))
     b, n = evidence.x.shape[:2]
     count = data.draw(st.integers(1, n))
     index = torch.randint(n, (b, count), generator=torch.Generator().manual_seed(0))
@@ -190,12 +194,17 @@ def test_take_takes_the_same_tokens_of_everything(example: Example, data: st.Dat
         assert torch.equal(part.mass[i], evidence.mass[i, index[i]])
         assert torch.equal(part.keys[i], evidence.keys[i][:, index[i]])
         assert torch.equal(part.queries[i], evidence.queries[i][:, index[i]])
+        assert torch.equal(part.values[i], evidence.values[i][:, index[i]])
         assert torch.equal(part.cls_attention[i], evidence.cls_attention[i][:, index[i]])
         assert torch.equal(part.received_attention[i], evidence.received_attention[i, index[i]])
         assert torch.equal(part.at("clip").x[i], evidence.x[i, index[i]])
         assert torch.equal(part.last_attention[i], evidence.last_attention[i][:, index[i]])
+        assert torch.equal(part.text_attention[i], evidence.text_attention[i][..., index[i]])
+        assert torch.equal(part.text_rotation[i], evidence.text_rotation[i][:, index[i]])
     assert part.text is evidence.text
-    assert part.at("text") is evidence.at("text")  # other tokens, of which none was taken
+    assert part.depth == evidence.depth == evidence.renewed(evidence.x, evidence.mass).depth
+    for layer in ("text", "embedded"):  # other tokens, of which none was taken
+        assert part.at(layer) is evidence.at(layer)
     assert part.prefix == evidence.prefix
 
 

@@ -75,7 +75,8 @@ def first_outputs(method: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "case", "key"), [each for method in MAPPINGS for each in first_outputs(method)]
+    ("method", "case", "key"),
+    [each for path in sorted(OURS.glob("*.npz")) for each in first_outputs(path.stem)],
 )
 def test_an_altered_number_fails(method: str, case: str, key: str, tmp_path: Path) -> None:
     source = OURS / f"{method}.npz"
@@ -182,7 +183,7 @@ def test_a_run_over_another_folder(tmp_path: Path) -> None:
 
 def test_the_folder_is_small_and_says_where_it_comes_from() -> None:
     files = sorted(OURS.glob("*.npz"))
-    assert sum(path.stat().st_size for path in files) < 3.5e6
+    assert sum(path.stat().st_size for path in files) < 7.5e6
     readme = (OURS / "README.md").read_text()
     for path in files:
         repository, commit = read_meta(path)["source"].split()[0].split("@")

@@ -255,3 +255,16 @@ def test_gradients_flow_through_a_plan() -> None:
     assert torch.autograd.gradcheck(
         plan.unmerge, torch.randn(1, 2, 2, dtype=torch.float64, requires_grad=True)
     )
+
+
+def test_joins_are_the_same_plan_as_slots() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n, r in ((2, 1), (9, 4), (10, 1), (10, 0)):
+        order = torch.rand(3, n, generator=generator).argsort(-1)
+        gone, kept = order[:, :r], order[:, r:]
+        at = torch.randint(n - r, (3, r), generator=generator)
+        plan = Plan.from_joins(gone, kept.gather(1, at), n)
+        plan.check()
+        other = Plan.from_slots(kept, gone, at, n).by_position()
+        assert torch.equal(plan.keep, other.keep)
+        assert torch.equal(plan.dst, other.dst)

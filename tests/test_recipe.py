@@ -226,9 +226,11 @@ def test_budgets_go_from_stage_to_stage() -> None:
     assert budget.blocks == (64, 48, 48, 32)
     assert (budget.features, budget.llm) == (32, 16)
     assert budget.hidden == 4 * budget.width
+    several = [Step(Stage.LLM(k), Once(keep=f), SELECT, Keep()) for k, f in ((2, 2.0), (5, 0.5))]
+    assert Recipe(*several, keep=32).budget(256, 4).layers == ((2, 64), (5, 16))
     alone = Recipe(LAST, keep=9).budget(256, 4)
     assert alone.blocks == (256,) * 4
-    assert (alone.features, alone.llm) == (9, None)
+    assert (alone.features, alone.layers, alone.llm) == (9, (), None)
 
 
 def test_a_recipe_of_an_image_no_larger_than_keep_leaves_it_whole() -> None:

@@ -307,7 +307,7 @@ def test_protecting_nothing_changes_nothing() -> None:
         ({"protected": torch.ones(B, N)}, ["protected", "torch.float32", "torch.bool"]),
         ({"protected": torch.ones(B, N - 1).bool()}, ["protected", "(2, 8)", "(2, 9)"]),
         ({"protected": [True] * N}, ["protected", "bool"]),
-        ({"at": {-2: {"values": X}}}, ["values", "cls_attention"]),
+        ({"at": {-2: {"value": X}}}, ["value", "cls_attention"]),
         ({"at": {-2: {"keys": draws(B, 3, 3)}}}, ["keys", "(2, 3, 3)"]),
         ({"at": {-2: {"x": draws(B, 3, 3)}}}, ["at[-2]['x']", "(2, 3, 3)", "(2, 9)"]),
         ({"at": {-2: X}}, ["at[-2]", "cls_attention"]),

@@ -41,7 +41,7 @@ RECIPES = tokenzoo.list_recipes()
 def test_every_recipe_has_defaults_a_keep_and_a_plan(name: str) -> None:
     zoo = tokenzoo.build(name)
     assert zoo.name == name
-    assert zoo.recipe.keep == (0.5 if name == "fastv" else 0.25)
+    assert zoo.recipe.keep == {"fastv": 0.5, "pyramiddrop": 0.125, "sparsevlm": 0.2}.get(name, 0.25)
     plan = zoo.plan(tokens=256, depth=12, prefix=1)
     assert _left(plan) == zoo.recipe.wanted(256)
     assert len(plan.blocks) == 12
@@ -87,7 +87,11 @@ def test_a_zoo_is_shown_as_the_call_that_makes_it() -> None:
         ("evoprun", {}, ["no recipe 'evoprun'", "did you mean 'evoprune'", "visionzip"]),
         ("zzz", {}, ["no recipe 'zzz'", "there are", *RECIPES]),
         ("evoprune", {"crt": 0.5}, ["no option of evoprune 'crt'", "'ctr'", "keep", "lam"]),
-        ("divprune", {"zzz": 1}, ["no option of divprune 'zzz'", "there are flops, keep"]),
+        (
+            "divprune",
+            {"zzz": 1},
+            ["no option of divprune 'zzz'", "there are faithful, flops, keep"],
+        ),
         (tokenzoo.build("tome").recipe, {"r": 3}, ["no option 'r'", "there are flops, keep"]),
     ],
 )
@@ -160,7 +164,9 @@ def test_lists_are_sorted_and_take_patterns(kind: str) -> None:
 
 
 def test_list_patterns() -> None:
-    assert tokenzoo.list_recipes("*prune*") == ["cdpruner", "divprune", "evoprune"]
+    assert tokenzoo.list_recipes("*prune*") == [
+        *("cdpruner", "divprune", "evoprune", "gprune", "vispruner")
+    ]
     assert tokenzoo.list_scorers("*_attention") == [
         *("cls_attention", "last_token_attention", "received_attention")
     ]
@@ -196,14 +202,14 @@ def test_every_name_is_described_with_every_option_and_default(name: str) -> Non
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_described_with_parts_needs_and_promises(name: str) -> None:
     text = tokenzoo.describe(name)
-    (step,) = tokenzoo.build(name).recipe.steps
-    for part in (step.stage, step.schedule, step.matcher, step.merger):
-        assert repr(part) in text
-    for need in step.needs:
-        assert need in text
-    for promise in step.merger.conserves:
-        assert promise in text
-    assert f"100 tokens can become {step.matcher.fewest(100)} at one site" in text
+    for step in tokenzoo.build(name).recipe.steps:
+        for part in (step.stage, step.schedule, step.matcher, step.merger):
+            assert repr(part) in text
+        for need in step.needs:
+            assert need in text
+        for promise in step.merger.conserves:
+            assert promise in text
+        assert f"100 tokens can become {step.matcher.fewest(100)} at one site" in text
 
 
 def test_what_must_be_materialised_is_said() -> None:

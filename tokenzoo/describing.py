@@ -34,7 +34,12 @@ def _one(kind: plugins.Kind, name: str) -> str:
     if options:
         lines += ["Options and defaults:", *options, ""]
     if kind == "recipes":
-        lines += _recipe(factory())
+        required = required_options(factory)
+        lines += (
+            [f"What it is made of depends on {', '.join(required)}."]
+            if required
+            else composition(factory())
+        )
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -46,7 +51,18 @@ def _options(factory: Callable[..., Any]) -> list[str]:
     return found
 
 
-def _recipe(recipe: Recipe) -> list[str]:
+def required_options(factory: Callable[..., Any]) -> list[str]:
+    """The options without which a factory makes nothing."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, option in inspect.signature(factory).parameters.items()
+        if option.default is option.empty and option.kind not in variadic
+    ]
+
+
+def composition(recipe: Recipe) -> list[str]:
+    """What a recipe is made of, in lines: of each step the parts, what they need and what they promise."""
     lines: list[str] = []
     for step in recipe.steps:
         lines += [

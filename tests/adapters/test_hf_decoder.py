@@ -38,7 +38,7 @@ from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm, LastTokenAttention
 
 EACH = pytest.mark.parametrize("kind", KINDS)
-RECIPES = ("fastv", "dart", "two layers", "compact", "two compact")
+RECIPES = ("fastv", "dart", "two layers", "compact", "two compact", "compact pyramid", "raters")
 BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
 
 # Two rows with one image each, left-padded: their text is of different lengths.
@@ -61,6 +61,16 @@ def recipe(name: str, keep: int = 13) -> Any:
         "compact": Recipe(step(2, compact=True), keep=keep),
         "two compact": Recipe(step(1, 2.0, compact=True), step(3, compact=True), keep=keep),
     }
+    zoo = {
+        "compact pyramid": ("pyramiddrop", {"layers": (1, 2, 3)}),
+        "raters": (
+            "sparsevlm",
+            {"version": "2", "layers": (1, 3), "factors": (2.0, 1.0), "heads": 2},
+        ),
+    }
+    if name in zoo:
+        method, options = zoo[name]
+        return tokenzoo.build(method, keep=keep, **options)
     return tokenzoo.build(made[name]) if name in made else tokenzoo.build(name, keep=keep)
 
 

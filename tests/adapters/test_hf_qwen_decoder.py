@@ -22,7 +22,7 @@ from tokenzoo import Recipe, Scorer, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
 from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.recipes import dart
+from tokenzoo.recipes import dart, pyramiddrop, sparsevlm
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import (
     FeatureNorm,
@@ -38,8 +38,8 @@ SIDES = pytest.mark.parametrize("side", ["left", "right"])
 BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
 
 KEEP = 0.4
-ALONE = ("fastv", "dart", "random", "two layers")
-BEHIND = ("attended, fastv", "merged, dart", "projected, two layers")
+ALONE = ("fastv", "dart", "random", "two layers", "pyramid", "raters")
+BEHIND = ("attended, fastv", "merged, dart", "projected, two layers", "projected, next")
 RECIPES = pytest.mark.parametrize("name", [*ALONE, *BEHIND])
 
 
@@ -63,6 +63,12 @@ def recipe(name: str, keep: int | float = KEEP) -> Recipe:
         "two layers": two,
         "attended, fastv": (drop(here, ReceivedAttention(), 1.8), seen),
         "merged, dart": (alike, *dart().steps),
+        "pyramid": pyramiddrop(layers=(1, 3), factors=(2, 1), positions="keep").steps,
+        "raters": sparsevlm(version="2", layers=(1, 2), factors=(2, 1), heads=2).steps,
+        "projected, next": (
+            drop(Stage.PROJECTED, Random(), 1.5),
+            drop(Stage.LLM(2), LastTokenAttention(layer="next")),
+        ),
         "projected, two layers": (drop(Stage.PROJECTED, Random(), 2.0), *two),
     }
     return Recipe(*steps[name], keep=keep)
@@ -292,20 +298,25 @@ def test_it_is_the_bare_model_that_does_not_see_what_was_dropped(
 @EACH
 @pytest.mark.parametrize("base", ["eager"])
 @pytest.mark.parametrize("layer", [1, 3])
-def test_fastv_keeps_what_the_last_token_attends_to(kind: str, base: str, layer: int) -> None:
-    """Its choice, found from the attention maps of the bare model."""
+@pytest.mark.parametrize("coming", [False, True])
+def test_it_keeps_what_the_last_token_attends_to(
+    kind: str, base: str, layer: int, coming: bool
+) -> None:
+    """The choice of FastV, and that of PyramidDrop, from the attention maps of the bare model."""
     model = whole(kind, base)
     given = alike(model)
     with torch.no_grad():
         maps = model(**given, output_attentions=True).attentions
     told = Told()
-    chosen = tokenzoo.build("fastv", keep=7, layer=layer)
+    stairs = {"layers": (layer,), "factors": (1.0,), "positions": "keep"}
+    name, options = ("pyramiddrop", stairs) if coming else ("fastv", {"layer": layer})
+    chosen = tokenzoo.build(name, keep=7, **options)
     with chosen.attach(model, on_reduce=told) as attached, reading(model, told):
         logits(model, given)
         assert attached.prompts == (7, 7, 7)
     for r, ids in enumerate(given["input_ids"]):
         places = (ids == hf.IMAGE).nonzero()[:, 0]
-        paid = maps[layer - 1][r, :, -1].mean(0)[places]
+        paid = maps[layer if coming else layer - 1][r, :, -1].mean(0)[places]
         assert torch.equal(told.left[r], places[paid.topk(7).indices].sort().values)
 
 

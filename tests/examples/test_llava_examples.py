@@ -75,7 +75,7 @@ def test_a_recipe_by_name_a_share_and_a_picture_of_ones_own(run, tmp_path):
     arguments = ("--image", str(picture), "--keep", "0.25", "--recipe", "fastv", "--new", "2")
     text = run("llava.py", *arguments, "--rounds", "0")
     assert "fastv: " in text
-    assert re.search(r"^llm +16$", text, re.MULTILINE)
+    assert re.search(r"^llm +16 from layer 2 on$", text, re.MULTILINE)
     assert len(set(lengths(text))) == 1  # inside the language model, not before it
 
 

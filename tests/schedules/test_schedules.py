@@ -19,6 +19,7 @@ from tokenzoo.schedules import (
     Decreasing,
     Explicit,
     First,
+    Geometric,
     Increasing,
     Last,
     Mean,
@@ -372,9 +373,46 @@ def test_twenty_thousand_budgets_are_exact_or_name_the_fewest() -> None:
 # ------------------------------------------------------------------------------------- plumbing
 
 
+def test_the_same_share_at_each_of_a_few_sites() -> None:
+    counts = Geometric().counts(1000, 12, 125, one)
+    # Halves, up to the rounding of whole removals, after blocks 3, 6 and 9.
+
+    assert counts[2] == 1000
+    assert abs(counts[3] - 500) <= 1
+    assert abs(counts[6] - 250) <= 1
+    assert counts[9:] == (125, 125, 125)
+    every = Geometric(()).counts(10_000, 4, 625, one)
+    assert [abs(c - w) <= 2 for c, w in zip(every, [5000, 2500, 1250, 625], strict=True)] == [
+        True
+    ] * 4
+    assert Geometric((0, -1)).counts(100, 5, 25, one) == (50, 50, 50, 50, 25)
+    # Sites that coincide are one, and where nothing is to go nothing goes.
+    assert Geometric().counts(100, 2, 25, one) == (100, 25)
+    assert Geometric().counts(100, 1, 25, one) == (25,)
+    assert Geometric().counts(16, 12, 16, one) == (16,) * 12
+
+
+def test_shares_are_within_what_a_site_can_take() -> None:
+    assert Geometric((0, 1)).counts(100, 2, 30, halved) == (55, 30)
+    assert Geometric((0, 1)).counts(100, 2, 25, halved) == (50, 25)
+    with pytest.raises(BudgetError, match="25"):
+        Geometric((0, 1)).counts(100, 2, 24, halved)
+
+
+@pytest.mark.parametrize("at", [0.5, (1.5,), ("3",), (True,)])
+def test_sites_that_are_none(at: object) -> None:
+    with pytest.raises(BadArgumentError, match="at="):
+        Geometric(at)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_site_that_a_shallow_tower_lacks() -> None:
+    with pytest.raises(BadArgumentError, match="depth of 3"):
+        Geometric((4,)).counts(100, 3, 25, one)
+
+
 MADE = [
     *(Mean(), Skip(), First(3), Last(2), Increasing(0.5), Decreasing(2.0)),
-    *(PerBlock(8, -0.3), Explicit((4, 2)), Once(0.5, keep=1.5)),
+    *(PerBlock(8, -0.3), Explicit((4, 2)), Once(0.5, keep=1.5), Geometric((0.5, -1))),
 ]
 
 
@@ -397,6 +435,7 @@ def test_all_names_are_registered_and_tried_here() -> None:
             "last",
             "increasing",
             "decreasing",
+            "geometric",
             "per_block",
             "explicit",
             "once",

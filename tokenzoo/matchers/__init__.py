@@ -5,23 +5,35 @@ from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
 
+from .among import Among as Among
+from .among import JoinFirst as JoinFirst
 from .assigners import Drop as Drop
 from .assigners import Nearest as Nearest
 from .bipartite import Bipartite as Bipartite
+from .by_depth import ByDepth as ByDepth
 from .far_from_pivots import FarFromPivots as FarFromPivots
+from .fuse import Fuse as Fuse
 from .greedy_dpp import GreedyDPP as GreedyDPP
 from .grid import GridCentres as GridCentres
 from .grid import SameCell as SameCell
+from .lattice import Lattice as Lattice
 from .max_min import MaxMin as MaxMin
+from .medoids import Medoids as Medoids
+from .outliers import Outliers as Outliers
+from .per_window import PerWindow as PerWindow
+from .per_window import WholeRows as WholeRows
 from .protect import Protect as Protect
+from .sampled import Sampled as Sampled
 from .select_assign import SelectAssign as SelectAssign
 from .split import Alternate as Alternate
 from .split import Every as Every
+from .split import Halves as Halves
 from .split import Parity as Parity
 from .split import Split as Split
 from .strided import Strided as Strided
 from .then import REST as REST
 from .then import Then as Then
+from .thin import Thin as Thin
 from .top_k import TopK as TopK
 
 
@@ -30,19 +42,31 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
     """The built-in matchers, their selectors, assigners, splits and protections."""
     return {
         "bipartite": Bipartite,
+        "by_depth": ByDepth,
         "alternate": Alternate,
+        "halves": Halves,
         "parity": Parity,
         "every": Every,
         "protect": Protect,
         "select_assign": SelectAssign,
         "top_k": TopK,
         "strided": Strided,
+        "lattice": Lattice,
+        "outliers": Outliers,
+        "sampled": Sampled,
+        "medoids": Medoids,
         "then": Then,
         "max_min": MaxMin,
         "greedy_dpp": GreedyDPP,
         "far_from_pivots": FarFromPivots,
+        "thin": Thin,
+        "among": Among,
         "grid_centres": GridCentres,
+        "per_window": PerWindow,
+        "whole_rows": WholeRows,
         "drop": Drop,
+        "fuse": Fuse,
         "nearest": Nearest,
+        "join_first": JoinFirst,
         "same_cell": SameCell,
     }

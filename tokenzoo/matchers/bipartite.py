@@ -15,11 +15,11 @@ import torch
 from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Matcher, PairScorer
+from tokenzoo.interfaces import Matcher, PairScorer, Scorer, token_scores
 from tokenzoo.matchers.protect import Protect
 from tokenzoo.matchers.split import Alternate, Parity, Split
 from tokenzoo.plan import Plan, take
-from tokenzoo.ranking import descending
+from tokenzoo.ranking import descending, ordered
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,15 @@ class Bipartite(Matcher):
         order: of the outputs: "position", or "tome": first the proposers that stay, then all receivers.
             ToMe leaves the former in descending order of their score where there is no prefix token,
             and by position where there is one; its next split by parity depends on it.
+        rank: the split sees the mergeable tokens in ascending order of this score (PiToMe: the most
+            redundant first); None: in that of their positions.
     """
 
     pairs: PairScorer
     split: Split = Alternate()
     protect: Protect | None = None
     order: Literal["position", "tome"] = "position"
+    rank: Scorer | None = None
 
     def __post_init__(self) -> None:
         check_kind("pairs", self.pairs, PairScorer)
@@ -46,6 +49,8 @@ class Bipartite(Matcher):
         if self.protect is not None:
             check_kind("protect", self.protect, Protect)
         check_choice("order", self.order, "position", "tome")
+        if self.rank is not None:
+            check_kind("rank", self.rank, Scorer)
         if self.protect is not None and (self.order == "tome" or isinstance(self.split, Parity)):
             raise BadArgumentError(
                 "protect= needs split=Alternate() and order='position': by index parity fewer pairs "
@@ -69,17 +74,20 @@ class Bipartite(Matcher):
             held, free = every[:, :0], every
         else:
             held, free = self.protect.partition(evidence, merges)
+        if self.rank is not None:
+            free = take(free, descending(-take(token_scores(self.rank, evidence), free)))
         sources, targets = self.split.sides(free, evidence.prefix)  # [b, s], [b, t]
         score, best = self.pairs.score(evidence).at(sources, targets).best()  # [b, s] each
-        order = descending(score)
+        order = ordered(score, descending=True)  # best() gives finite numbers
         leaving, staying = order[:, :merges], order[:, merges:]
-        if evidence.prefix > 0 or self.order == "position":
+        gone, partner = take(sources, leaving), take(best, leaving)  # [b, r]
+        if self.order == "position":
+            plan = Plan.from_joins(gone, take(targets, partner), n)
+            if self.protect is None:
+                return plan
+            marks = torch.zeros_like(every, dtype=torch.bool).scatter(1, held, True)
+            return replace(plan, held=take(marks, plan.keep))
+        if evidence.prefix > 0:
             staying = staying.sort(dim=-1).values
-        keep_index = torch.cat([take(sources, staying), targets, held], 1)  # [b, m]
-        slots = staying.shape[1] + take(best, leaving)
-        plan = Plan.from_slots(keep_index, take(sources, leaving), slots, n)
-        if self.protect is not None:
-            first = keep_index.shape[1] - held.shape[1]
-            place = torch.arange(keep_index.shape[1], device=keep_index.device)
-            plan = replace(plan, held=(place >= first).expand_as(keep_index))
-        return plan if self.order == "tome" else plan.by_position()
+        kept = torch.cat([take(sources, staying), targets], 1)  # [b, m]
+        return Plan.from_slots(kept, gone, staying.shape[1] + partner, n)

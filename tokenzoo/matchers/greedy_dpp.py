@@ -12,40 +12,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_kind, check_positive
+from tokenzoo.checks import check_flag, check_kind, check_positive
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
-from tokenzoo.ranking import choose
+from tokenzoo.ranking import choose, distinct
 
 
 @dataclass(frozen=True)
 class GreedyDPP(Selector):
     """Keep tokens one by one, each with the largest gain in the determinant of the kernel.
 
-    Once the kernel's rank is used up the gains are rounding errors: the authors' code then takes the root
-    of a negative number and keeps fewer tokens. Here a token with a gain below `floor` is still chosen,
-    but takes nothing from the gains of the others, and the count is exact.
+    Once the kernel's rank is used up the gains are rounding errors. A token with a gain below `floor` is
+    still chosen, but takes nothing from the gains of the others, and the count is exact.
 
     Args:
         pairs: similarity, positive semi-definite (the cosine is).
         quality: positive token scores.
         floor: the least gain that counts as one.
+        fails: beyond the rank do as CDPruner's code does, which takes the root of a negative number: all
+            gains are NaN then, and the first token is chosen again and again. Fewer than k stay; how many,
+            rounding decides.
     """
 
     pairs: PairScorer
     quality: Scorer
     floor: float = 1e-10
+    fails: bool = False
 
     def __post_init__(self) -> None:
         check_kind("pairs", self.pairs, PairScorer)
         check_kind("quality", self.quality, Scorer)
         check_positive("floor", self.floor)
+        check_flag("fails", self.fails)
+
+    @property
+    def ragged(self) -> bool:
+        """Where the rank is used up, fewer stay."""
+        return self.fails
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of choice. O(k^2 p)."""
-        b, p = pool.shape
         if k == 0:
             return pool[:, :0], pool
+        order, _ = distinct(self._picks(evidence, pool, k), pool.shape[1])
+        return choose(pool, order[:, :k])
+
+    def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
+        """How many different tokens are chosen: `[b]`."""
+        if not self.fails or k == 0:
+            return None
+        return distinct(self._picks(evidence, pool, k), pool.shape[1])[1]
+
+    def _picks(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
+        """The places that are chosen, one after another: `[b, k]`."""
+        b, p = pool.shape
         weight = token_scores(self.quality, evidence)
         kernel = self.pairs.score(evidence).weighted(weight).at(pool, pool)
         gain = kernel.diagonal()  # [b, p]
@@ -55,7 +75,9 @@ class GreedyDPP(Selector):
         taken = torch.zeros_like(gain, dtype=torch.bool)
         chosen: list[Tensor] = []
         for step in range(k):
-            pick = gain.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)  # [b, 1]
+            # A NaN is the largest of all: where the code fails, all gains are, the chosen ones' too.
+            free = gain if self.fails else gain.masked_fill(taken, -torch.inf)
+            pick = free.argmax(-1, keepdim=True)  # [b, 1]
             chosen.append(pick)
             taken = taken.scatter(1, pick, True)
             before = factor[:, :step]  # [b, step, p]
@@ -65,7 +87,12 @@ class GreedyDPP(Selector):
             # Beyond the rank a gain is rounding error, and its root would blow the others up: such a
             # token takes nothing from their gains.
             own = gain.gather(1, pick)
-            row = row * own.clamp_min(self.floor).rsqrt().where(own > self.floor, 0)
+            if self.fails:
+                row = row / own.sqrt()
+            else:
+                row = row * own.clamp_min(self.floor).rsqrt().where(own > self.floor, 0)
             factor[:, step] = row
             gain = gain - row.square()
-        return choose(pool, torch.cat(chosen, 1))
+            if self.fails:
+                gain = gain.scatter(1, pick, -torch.inf)
+        return torch.cat(chosen, 1)

@@ -7,34 +7,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_kind
+from tokenzoo.checks import check_flag, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Selector
 from tokenzoo.plan import take
-from tokenzoo.ranking import choose
+from tokenzoo.ranking import choose, distinct
 
 
 @dataclass(frozen=True)
 class MaxMin(Selector):
     """Keep tokens one by one, each with the largest distance (1 - score) to its nearest chosen one.
 
-    The first is the token with the largest distance to its nearest neighbour. A chosen token is not
-    chosen again; the authors' code can do that where feature vectors are duplicated.
+    The first is the token with the largest distance to its nearest neighbour.
 
     Args:
         pairs: a similarity, at most 1.
+        repeats: a chosen token can be chosen again, as in DivPrune's code, where feature vectors are
+            duplicated; fewer than k stay then.
     """
 
     pairs: PairScorer
+    repeats: bool = False
 
     def __post_init__(self) -> None:
         check_kind("pairs", self.pairs, PairScorer)
+        check_flag("repeats", self.repeats)
+
+    @property
+    def ragged(self) -> bool:
+        """Where tokens are chosen twice, fewer stay."""
+        return self.repeats
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of choice: for fewer, take the first of them. O(k p)."""
-        p = pool.shape[1]
         if k == 0:
             return pool[:, :0], pool
+        order, _ = distinct(self._picks(evidence, pool, k), pool.shape[1])
+        return choose(pool, order[:, :k])
+
+    def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
+        """How many different tokens are chosen: `[b]`."""
+        if not self.repeats or k == 0:
+            return None
+        return distinct(self._picks(evidence, pool, k), pool.shape[1])[1]
+
+    def _picks(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
+        """The places that are chosen, one after another: `[b, k]`."""
+        p = pool.shape[1]
         scores = self.pairs.score(evidence).at(pool, pool).dense()
         bad = scores.diagonal(dim1=1, dim2=2).isnan()  # [b, p]
         # A NaN token is chosen when all others are, and nobody is near to it.
@@ -45,10 +64,12 @@ class MaxMin(Selector):
         taken = torch.zeros_like(bad)
         for step in range(k):
             # Chosen ones are behind the bad ones, which are behind all others.
-            score = nearest.clamp(-3, torch.finfo(nearest.dtype).max).masked_fill(taken, -torch.inf)
+            score = nearest.clamp(-3, torch.finfo(nearest.dtype).max)
+            if not self.repeats:
+                score = score.masked_fill(taken, -torch.inf)
             pick = score.argmax(-1, keepdim=True)  # [b, 1]
             chosen.append(pick)
             taken = taken.scatter(1, pick, True)
             row = take(distance, pick).squeeze(1).masked_fill(bad, -torch.inf)  # [b, p]
             nearest = row if step == 0 else torch.minimum(nearest, row)
-        return choose(pool, torch.cat(chosen, 1))
+        return torch.cat(chosen, 1)

@@ -15,7 +15,7 @@ from tokenzoo.checks import check_flag, check_fraction, check_kind, floor_share
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Part, Scorer, token_scores
 from tokenzoo.plan import take
-from tokenzoo.ranking import descending
+from tokenzoo.ranking import descending, ordered
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ class Protect(Part):
             return every[:, :0], every
         order = descending(token_scores(self.scorer, evidence))
         if self.sticky and evidence.held is not None:
-            order = take(order, (~take(evidence.held, order)).long().argsort(dim=-1, stable=True))
+            order = take(order, ordered((~take(evidence.held, order)).long()))
         return order[:, :count].sort(dim=-1).values, order[:, count:].sort(dim=-1).values

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tokenzoo.checks import check_choice, check_kind
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Assigner, Matcher, Selector
+from tokenzoo.matchers.assigners import Drop
+from tokenzoo.matchers.fuse import Fuse
 from tokenzoo.plan import Plan
 
 
@@ -33,6 +37,16 @@ class SelectAssign(Matcher):
         check_kind("stay", self.stay, Selector)
         check_kind("join", self.join, Assigner)
         check_choice("order", self.order, "position", "groups", "selected")
+        if self.ragged and not isinstance(self.join, Drop | Fuse):
+            raise BadArgumentError(
+                f"{self.join!r} after {self.stay!r}, which keeps as many as the data say: the others can "
+                "only be dropped or fused, Drop() or Fuse()"
+            )
+
+    @property
+    def ragged(self) -> bool:
+        """Whether how many tokens stay comes from the data; `keep` is then the most."""
+        return self.stay.ragged
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
         """One token, and the new ones that the assigner adds."""
@@ -42,10 +56,20 @@ class SelectAssign(Matcher):
     def match(self, evidence: Evidence, keep: int) -> Plan:
         """Keep exactly `keep` tokens."""
         b, n = evidence.x.shape[:2]
+        if keep == n and self.join.extra and not self.ragged:
+            # Nobody has to go: no new token in the place of an old one.
+            return Plan.identity(b, n, device=evidence.x.device)
         k = keep - self.join.extra
         pool = torch.arange(n, device=evidence.x.device).expand(b, n)
         kept, rest = self.stay.select(evidence, pool, k)
         groups = self.stay.groups(k)
+        lengths = self.stay.lengths(evidence, pool, k)
+        if lengths is not None:
+            plan = self._ragged(evidence, kept, rest, lengths)
+            if self.order == "selected":
+                return plan
+            place = torch.arange(n, n + keep, device=pool.device)
+            return plan.reordered(torch.where(plan.keep < 0, place, plan.keep))
         slots = self.join.assign(evidence, kept, rest, groups)
         new = kept.new_full((b, self.join.extra), -1)
         plan = Plan.from_slots(torch.cat([kept, new], 1), rest, slots, n)
@@ -56,3 +80,16 @@ class SelectAssign(Matcher):
         group = [kept.new_full((b, size), i) for i, size in enumerate(groups)]
         rank = torch.cat([*group, new + 1 + len(groups)], 1)
         return plan.reordered(rank * (n + 1) + plan.keep)
+
+    def _ragged(self, evidence: Evidence, kept: Tensor, rest: Tensor, lengths: Tensor) -> Plan:
+        """The first `lengths [b]` of the kept tokens stay, then come the new ones, then nothing."""
+        k, extra = kept.shape[1], self.join.extra
+        order = torch.cat([kept, rest], 1)  # [b, n]
+        place = torch.arange(order.shape[1], device=order.device)
+        end = lengths[:, None]
+        slots = self.join.assign(evidence, kept, order, (k,))
+        slots = torch.where(slots >= k, slots - k + end, slots)
+        slots = torch.where(place < end, place, slots)
+        keep = torch.cat([kept, kept.new_full((len(kept), extra), -1)], 1)
+        keep = keep.masked_fill(torch.arange(k + extra, device=keep.device) >= end, -1)
+        return Plan(keep, torch.empty_like(order).scatter(1, order, slots), lengths + extra)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenzoo.checks import check_count
 from tokenzoo.interfaces import Part
+from tokenzoo.ranking import ordered
 
 
 class Split(Part, ABC):
@@ -35,6 +36,21 @@ class Alternate(Split):
         """The first, third, ... propose to the second, fourth, ..."""
         del prefix
         return free[:, ::2], free[:, 1::2]
+
+    def limit(self, tokens: int) -> int:
+        """Half of the tokens."""
+        return tokens // 2
+
+
+@dataclass(frozen=True)
+class Halves(Split):
+    """The first half of the mergeable tokens proposes to the second (PiToMe on text)."""
+
+    def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """Divide in the middle; the second half has one more of an odd number."""
+        del prefix
+        half = free.shape[1] // 2
+        return free[:, :half], free[:, half:]
 
     def limit(self, tokens: int) -> int:
         """Half of the tokens."""
@@ -72,7 +88,7 @@ class Every(Split):
         del prefix
         f = free.shape[1]
         place = torch.arange(f, device=free.device)
-        order = (place % self.k == self.k - 1).long().argsort(stable=True)
+        order = ordered((place % self.k == self.k - 1).long())
         sources = f - f // self.k
         return free[:, order[:sources]], free[:, order[sources:]]
 

@@ -22,18 +22,22 @@ class TopK(Selector):
         scorer: a high score means keep.
         rest: order of what is left: "position" in the pool, or "score", descending (VisPruner's next
             step splits that list by parity).
+        kept: order of the chosen ones, likewise.
     """
 
     scorer: Scorer
     rest: Literal["position", "score"] = "position"
+    kept: Literal["position", "score"] = "score"
 
     def __post_init__(self) -> None:
         check_kind("scorer", self.scorer, Scorer)
         check_choice("rest", self.rest, "position", "score")
+        check_choice("kept", self.kept, "position", "score")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose the k highest."""
         order = descending(take(token_scores(self.scorer, evidence), pool))  # [b, p]
+        chosen = order[:, :k] if self.kept == "score" else order[:, :k].sort(-1).values
         if self.rest == "score":
-            return take(pool, order[:, :k]), take(pool, order[:, k:])
-        return choose(pool, order[:, :k])
+            return take(pool, chosen), take(pool, order[:, k:])
+        return choose(pool, chosen)

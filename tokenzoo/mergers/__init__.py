@@ -5,8 +5,10 @@ from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
 
+from .fused import Fused as Fused
 from .keep import Keep as Keep
 from .mean import Mean as Mean
+from .neighbour_sum import NeighbourSum as NeighbourSum
 from .target_plus_mean import TargetPlusMean as TargetPlusMean
 from .weighted_mean import WeightedMean as WeightedMean
 
@@ -19,4 +21,6 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
         "mean": Mean,
         "keep": Keep,
         "target_plus_mean": TargetPlusMean,
+        "fused": Fused,
+        "neighbour_sum": NeighbourSum,
     }

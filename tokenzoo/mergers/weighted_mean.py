@@ -24,4 +24,4 @@ class WeightedMean(Merger):
         weight = tokens.mass / take(total, plan.dst.clamp_min(0))
         x = full_precision(tokens.x)
         merged = plan.sum(x * weight.to(x.dtype)[..., None])  # [b, m, c]
-        return plan.carry(tokens, merged.to(tokens.x.dtype))
+        return plan.carry(tokens, merged.to(tokens.x.dtype), total)

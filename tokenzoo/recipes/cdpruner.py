@@ -1,4 +1,4 @@
-"""CDPruner: diverse tokens that matter to the question (arXiv 2506.10967, NeurIPS 2025)."""
+"""CDPruner: diverse tokens that matter to the question."""
 
 from __future__ import annotations
 
@@ -10,18 +10,43 @@ from tokenzoo.scorers import Similarity, TextRelevance
 
 
 def cdpruner(
-    *, keep: int | float = 0.25, relevance: int | str | None = None, negated: bool = True
+    *,
+    keep: int | float = 0.25,
+    relevance: int | str | None = None,
+    negated: bool = True,
+    faithful: bool = False,
 ) -> Recipe:
     """Keep the most probable subset of a DPP: kernel = relevance_i * cosine_ij * relevance_j.
 
+    A determinantal point process gives a set of tokens the probability that grows with the volume that
+    they span: tokens that are alike span little. Each is weighted by how much it has to do with the
+    question, so that the set is diverse where the question looks, and what it does not speak of is left
+    out. The set is built greedily, one token at a time, behind the projector; the others are dropped.
+
+    Formula:
+        L_ij = r_i * cos(x_i, x_j) * r_j,    r = minmax over the image of -cos(v_i, question)
+        next = argmax over i not kept of  det(L[kept + i]) / det(L[kept])
+
     Args:
-        keep: patch tokens to keep: a count or a fraction.
+        keep: patch tokens to keep: a count or a fraction. (paper: 64, 128 or 192 of 576)
         relevance: the layer whose features share a space with the text; None: the tokens themselves. The
             paper compares CLIP's projected patches: `at={"clip": {"x": ...}}` with relevance="clip".
-        negated: in CLIP the low cosines mark the patches that the text speaks of.
+            (paper: "clip")
+        negated: in CLIP the low cosines mark the patches that the text speaks of. (authors' code: True)
+        faithful: scale over the batch, and fail beyond the rank, as in the authors' code.
 
-    Relevance is scaled in each image (the authors scale over the batch), and the count is exact beyond
-    the rank of the kernel (theirs falls short).
+    Departures:
+        - Relevance is scaled in each image; the authors scale over the batch, so that an image's result
+          depends on its batch mates. `faithful=True` does, too.
+        - The count is exact beyond the rank of the kernel; theirs falls short, by as much as rounding
+          decides. So does `faithful=True`.
+
+    Licence:
+        Apache-2.0 (Theia-4869/CDPruner)
+
+    Reference:
+        CDPruner, NeurIPS 2025, arXiv 2506.10967
     """
-    stay = GreedyDPP(Similarity("x"), TextRelevance(relevance, negated))
+    scorer = TextRelevance(relevance, negated, "batch" if faithful else "image")
+    stay = GreedyDPP(Similarity("x"), scorer, fails=faithful)
     return Recipe(Step(Stage.PROJECTED, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)

@@ -15,6 +15,9 @@ def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: in
     The counts after the blocks are EvoPrune's as long as no site of that has to halve its tokens (a
     selection can take more at once, so that it then removes later, and costs a little more).
 
+    Formula:
+        score_j = a pseudo-random number, a function of (seed, j, n) alone
+
     Args:
         keep: patch tokens to keep: a count or a fraction.
         seed: another seed is another choice; it is the same for every image.
@@ -28,6 +31,9 @@ def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: in
 def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
     """Keep a strided grid of tokens, once.
 
+    Formula:
+        kept = the middle token of each of k cells of the grid, as square and as equal as k allows
+
     Args:
         keep: patch tokens to keep: a count or a fraction.
         at: the block after whose attention it happens, as an index or a fraction of the depth.
@@ -38,6 +44,9 @@ def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
 
 def pool(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
     """Average the tokens of each cell of a coarser grid, once.
+
+    Formula:
+        y_c = sum over j in cell c of m_j x_j / sum over j in cell c of m_j
 
     Args:
         keep: patch tokens to keep: a count or a fraction.
@@ -50,11 +59,14 @@ def pool(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
 def downsample(*, keep: int | float = 0.25) -> Recipe:
     """Show the model a smaller image: bilinear, antialiased, the positions interpolated.
 
+    On bare tensors, where there is no image, the features are averaged over the same cells.
+
+    Formula:
+        image of (rows, columns) patches -> image of (rows', columns') patches,  rows' * columns' = keep
+
     Args:
         keep: patch tokens of the smaller image: a count or a fraction. It must be a product rows x
             columns near the image's own shape.
-
-    On bare tensors, where there is no image, the features are averaged over the same cells.
     """
     match = SelectAssign(GridCentres(), SameCell())
     return Recipe(Step(Stage.IMAGE, Once(), match, WeightedMean()), keep=keep)

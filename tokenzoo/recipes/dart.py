@@ -1,4 +1,4 @@
-"""DART: the tokens that are least like a few pivots (arXiv 2502.11494, EMNLP 2025)."""
+"""DART: the tokens that are least like a few pivots."""
 
 from __future__ import annotations
 
@@ -20,25 +20,40 @@ def dart(
 ) -> Recipe:
     """Keep a few pivots, and for each pivot the visual tokens that are least similar to it; drop the rest.
 
+    What counts is not how important a token is but whether another one says the same. Pivots are the
+    tokens whose keys of layer K - 1 (with positions, the heads side by side) have the largest L1 norms,
+    some of the image and some of the text behind it. Each pivot takes, of what is left, the tokens that are
+    least like it in what enters layer K of the language model. Kept tokens stay in order and keep their
+    positions, with gaps. No attention map is needed.
+
+    Formula:
+        pivots = the largest |k_j|_1,  visual and text apart
+        for each pivot p: keep the j, not yet taken, with the lowest cos(h_p, h_j)
+
     Args:
-        keep: visual tokens to keep: a count or a fraction (authors' code: 0.222 or so).
-        layer: the decoder layer K that is the first to see fewer tokens, >= 1 (authors' code: 2).
-        pivots: visual tokens among the pivots; they are kept.
+        keep: visual tokens to keep: a count or a fraction. (authors' code: 0.222 or so)
+        layer: the decoder layer K that is the first to see fewer tokens, >= 1. (authors' code: 2)
+        pivots: visual tokens among the pivots; they are kept. (authors' code: 4)
         text_pivots: pivots among the text tokens after the image; fewer where the text is shorter.
+            (authors' code: 4)
         faithful: take the pivots in the order of the authors' code, that of a CPython set of their
             positions in the prompt. It waits for the device at this layer, and cannot be compiled into one
             graph.
 
-    Pivots are the tokens whose keys of layer K - 1 (with positions, the heads side by side) have the
-    largest L1 norms. Each pivot p takes, of what is left, the tokens j with the lowest cos(h_p, h_j), where
-    h is what enters layer K. Kept tokens stay in order and keep their positions, with gaps. No attention
-    map is needed.
+    Departures:
+        - The authors' count is pivots + (pivots + text_pivots) * k, over its budget by `pivots`; here
+          `keep` is met exactly, and of a remainder the first pivots take one more each.
+        - The order of the pivots changes the result, and the authors' is an accident of hashing: ours is
+          visual before text, the largest norm first. `faithful=True` has theirs.
+        - A text shorter than `text_pivots` stops their code, and gives fewer pivots here.
+        - One of their releases applies the model's last norm to h first; here, as in the other, h is taken
+          as it is.
 
-    Departures: the authors' count is pivots + (pivots + text_pivots) * k, over its budget by `pivots`; here
-    `keep` is met exactly, and of a remainder the first pivots take one more each. The order of the pivots
-    changes the result, and the authors' is an accident of hashing: ours is visual before text, the largest
-    norm first. A text shorter than `text_pivots` stops their code, and gives fewer pivots here. One of
-    their releases applies the model's last norm to h first; here, as in the other, h is taken as it is.
+    Licence:
+        Apache-2.0 (ZichenWen1/DART)
+
+    Reference:
+        Stop Looking for Important Tokens: Duplication Matters More (DART), EMNLP 2025, arXiv 2502.11494
     """
     check_count("layer", layer)
     order = "set" if check_flag("faithful", faithful) else "score"

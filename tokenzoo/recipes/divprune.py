@@ -1,4 +1,4 @@
-"""DivPrune: the tokens that are furthest apart (arXiv 2503.02175, CVPR 2025)."""
+"""DivPrune: the tokens that are furthest apart."""
 
 from __future__ import annotations
 
@@ -9,13 +9,30 @@ from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 
 
-def divprune(*, keep: int | float = 0.25) -> Recipe:
+def divprune(*, keep: int | float = 0.25, faithful: bool = False) -> Recipe:
     """Keep tokens one by one, each the furthest (1 - cosine) from all kept so far; drop the rest.
 
-    Args:
-        keep: patch tokens to keep: a count or a fraction (paper: 0.098).
+    The problem is that of max-min diversity: of all subsets of this size, that whose two nearest tokens are
+    furthest apart. It is solved greedily, behind the projector. Neither attention nor text is looked at.
+    The first token is the one that is furthest from its nearest neighbour.
 
-    A token is never chosen twice. The authors' code can do that where features are duplicated.
+    Formula:
+        next = argmax over i not kept of  min over j kept of  (1 - cos(x_i, x_j))
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction. (paper: 0.098)
+        faithful: a token can be chosen again, as in the authors' code; fewer are kept then.
+
+    Departures:
+        A token is never chosen twice. The authors' code can do that where features are duplicated, and
+            keeps
+        fewer tokens then; `faithful=True` does, too.
+
+    Licence:
+        CC-BY-NC-4.0 (vbdi/divprune)
+
+    Reference:
+        DivPrune, CVPR 2025, arXiv 2503.02175
     """
-    match = SelectAssign(MaxMin(Similarity("x")), Drop())
+    match = SelectAssign(MaxMin(Similarity("x"), repeats=faithful), Drop())
     return Recipe(Step(Stage.PROJECTED, Once(), match, Keep()), keep=keep)

@@ -1,13 +1,4 @@
-"""EvoPrune: merge inside the vision encoder, where the cost is (arXiv 2603.03681, March 2026).
-
-In every other block, between attention and MLP, the tokens that receive most attention are held; the
-others split alternately into a and b; each of a proposes to its best partner in b by
-
-    score(i, j) = sim(i, j) * exp(-lam * (d_i + d_j)),    d = 1 - density of the K nearest neighbours,
-
-and the r best proposals are merged. What the paper leaves open is an option here, and docs/evoprune.md
-says, line by line, what was chosen and why.
-"""
+"""EvoPrune: merge inside the vision encoder, where the cost is."""
 
 from __future__ import annotations
 
@@ -49,10 +40,19 @@ def evoprune(
 ) -> Recipe:
     """Hold what is attended to, merge what is alike and crowded, in every other block of the encoder.
 
+    In every other block, between attention and MLP, the tokens that receive most attention are held; the
+    others split alternately into a and b; each of a proposes to its best partner in b, and the r best
+    proposals are merged. What the paper leaves open is an option here, and docs/evoprune.md says, line by
+    line, what was chosen and why.
+
+    Formula:
+        score(i, j) = sim(i, j) * exp(-lam * (d_i + d_j))
+        d_i = 1 - mean over the k nearest neighbours l of exp(-|v_i - v_l|^2 / tau^2)
+
     Args:
-        keep: patch tokens to keep: a count or a fraction.
-        ctr: critical token ratio, the share of a site's tokens that is held. (the paper takes 0.25; 0.1
-            is what the ablation chose)
+        keep: patch tokens to keep: a count or a fraction. (paper: 16 of 729)
+        ctr: critical token ratio, the share of a site's tokens that is held. (paper: 0.25; 0.1 is what the
+            ablation chose)
         features: whose cosine it is: "x" (hidden states), "keys" (mean over heads), "all_keys" or
             "queries". (open)
         curve: what makes the cosine non-negative before it is multiplied by weights. (open; the paper
@@ -67,10 +67,21 @@ def evoprune(
         stride: estimate the received attention from one query in so many. (ours)
         sticky: hold the tokens of earlier sites first, as long as there is room. (contradictory)
         start: first block that merges, counted from 0. (open; 0 or 1)
-        every: distance between merging blocks (paper: 2).
-        schedule: another schedule, instead of Skip(start, every).
+        every: distance between merging blocks. (paper: 2)
+        schedule: another schedule, instead of Skip(start, every). (ours)
         merger: "weighted_mean" by mass, or "mean". (open)
         proportional_attention: log mass on the logits of later blocks, as in ToMe. (open)
+
+    Departures:
+        No code of the authors was found. Held tokens are not gathered, where the paper multiplies by minus
+        infinity; never fewer than r pairs are left to be merged; a site that must halve holds nothing. All
+        of it, with the reasons: docs/evoprune.md.
+
+    Licence:
+        No code published.
+
+    Reference:
+        EvoPrune: Early-Stage Visual Token Pruning for Efficient MLLMs, March 2026, arXiv 2603.03681
     """
     if not isinstance(merger, str) or merger not in MERGERS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")

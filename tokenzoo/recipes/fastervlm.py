@@ -1,4 +1,4 @@
-"""FasterVLM: what CLS attends to, behind the tower (arXiv 2412.01818)."""
+"""FasterVLM: what CLS attends to, behind the tower."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Keep
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
-from tokenzoo.scorers import CLSAttention
+from tokenzoo.scorers import attention_by
+from tokenzoo.scorers.attention_by import By
 
 
-def fastervlm(*, keep: int | float = 0.25) -> Recipe:
+def fastervlm(*, keep: int | float = 0.25, by: By = "cls") -> Recipe:
     """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
 
-    Args:
-        keep: patch tokens to keep: a count or a fraction (paper: 144, 58 or 29 of 576).
+    The attention that CLS pays in the vision encoder says more about what matters than attention in the
+    language model, which favours what stands last. It is read in the layer whose output is read (LLaVA: the
+    last but one), CLS among the keys and not renormalised. Kept tokens stay in raster order.
 
-    score_j = mean over the heads h of softmax(q_CLS k_j / sqrt(d))_h, in the layer whose output is read
-    (LLaVA: the last but one), CLS among the keys and not renormalised. Kept tokens stay in raster order.
-    The authors project all tokens and drop then; where the projector acts on each token alone, dropping
-    before it gives the same.
+    Formula:
+        score_j = mean over the heads h of softmax(q_CLS k_j / sqrt(d))_h
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction. (paper: 144, 58 or 29 of 576)
+        by: "cls", or "received" for encoders without CLS.
+
+    Departures:
+        - The authors project all tokens and drop then; where the projector acts on each token alone,
+          dropping before it gives the same.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        Apache-2.0 (Theia-4869/FasterVLM)
+
+    Reference:
+        FasterVLM, 2024, arXiv 2412.01818
     """
-    match = SelectAssign(TopK(CLSAttention()), Drop())
+    match = SelectAssign(TopK(attention_by(by)), Drop())
     return Recipe(Step(Stage.FEATURES, Once(), match, Keep()), keep=keep)

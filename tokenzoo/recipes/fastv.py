@@ -1,4 +1,4 @@
-"""FastV: what the prompt's last token attends to, in a language model (arXiv 2403.06764, ECCV 2024)."""
+"""FastV: what the prompt's last token attends to, in a language model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,28 @@ from tokenzoo.scorers import LastTokenAttention
 def fastv(*, keep: int | float = 0.5, layer: int = 2) -> Recipe:
     """Keep the visual tokens to which the last token of the prompt attends most; drop the rest.
 
+    Behind its first layers a language model attends little to most of the image. So the visual tokens are
+    ranked once, by the attention of layer K - 1 over the whole prompt, and from layer K on only the first
+    of them are there. Kept tokens stay in order and keep their positions, with gaps.
+
+    Formula:
+        score_j = mean over the heads h of A_h[last, j],    A: the attention of layer K - 1
+
     Args:
-        keep: visual tokens to keep: a count or a fraction (the paper's R = 50 % is the share that is
-            dropped).
-        layer: the decoder layer K that is the first to see fewer tokens, >= 1 (paper: 2).
+        keep: visual tokens to keep: a count or a fraction. (paper: R = 0.5, the share that is dropped)
+        layer: the decoder layer K that is the first to see fewer tokens, >= 1. (paper: 2)
 
-    score_j = mean over the heads h of A_h[last, j], where A is the attention of layer K - 1 over the whole
-    prompt. Kept tokens stay in order and keep their positions, with gaps.
+    Departures:
+        - The paper's K = 0, which drops at random before the first layer, is not built; the published
+          variant that hides tokens by a mask and saves nothing neither.
+        - The authors round n * (1 - R); a fraction `keep` is rounded as everywhere in tokenzoo, and a count
+          is exact.
 
-    Departures: the paper's K = 0, which drops at random before the first layer, is not built; the published
-    variant that hides tokens by a mask and saves nothing neither. The authors round n * (1 - R); a fraction
-    `keep` is rounded as everywhere in tokenzoo, and a count is exact.
+    Licence:
+        None stated (pkunlp-icler/FastV)
+
+    Reference:
+        FastV, ECCV 2024, arXiv 2403.06764
     """
     check_count("layer", layer)
     match = SelectAssign(TopK(LastTokenAttention()), Drop())

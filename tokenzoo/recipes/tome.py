@@ -1,4 +1,4 @@
-"""Token Merging (ToMe): a little in every block (arXiv 2210.09461, ICLR 2023)."""
+"""Token Merging (ToMe): a little in every block."""
 
 from __future__ import annotations
 
@@ -19,16 +19,35 @@ def tome(
 ) -> Recipe:
     """Merge the tokens with the most similar keys, in every block, weighted by mass.
 
+    Between attention and MLP the tokens are split by parity into a and b. Each of a finds the token of b
+    with the most similar key, and the r best of these pairs are merged into their weighted mean. A merged
+    token stands for several patches: its mass is their number, and weighs it in later means and in the
+    attention of later blocks.
+
+    Formula:
+        score(i, j) = cos(k_i, k_j),  k: mean over the heads,  i in a, j in b
+        y_j = sum over i merged into j of m_i x_i / sum of m_i;    logits + log m_j
+
     Args:
         keep: patch tokens to keep, spread evenly over the blocks; a quarter where neither this nor `r`
-            is given.
-        r: ToMe's own measure: tokens removed per block (at most half), or a list of them.
+            is given. (ours)
+        r: ToMe's own measure: tokens removed per block (at most half), or a list of them. (paper: 13
+            for ViT-B/16, 7 for ViT-L/16)
         inflection: with an int r: -1 removes more in the first blocks, 1 in the last, 0 the same in all.
+            (paper: 0, and -1 for its decreasing schedule)
         proportional_attention: log mass on the logits of later blocks; the paper turns it off in training
-            and for some self-supervised models.
+            and for some self-supervised models. (paper: True)
 
-    The outputs of every merge are in ToMe's own order (proposers that stay, then receivers): the next
-    split by parity depends on it. Registers are left alone, which the original does not do.
+    Departures:
+        - Registers are left alone, which the original does not do.
+        - The outputs of every merge are in ToMe's own order (proposers that stay, then receivers): the next
+          split by parity depends on it.
+
+    Licence:
+        CC-BY-NC-4.0 (facebookresearch/ToMe)
+
+    Reference:
+        Token Merging: Your ViT But Faster (ToMe), ICLR 2023, arXiv 2210.09461
     """
     if keep is not None and r is not None:
         raise BadArgumentError(

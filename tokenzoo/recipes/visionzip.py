@@ -1,4 +1,4 @@
-"""VisionZip: a few dominant tokens, and a few that gather the rest (arXiv 2412.04467, CVPR 2025)."""
+"""VisionZip: a few dominant tokens, and a few that gather the rest."""
 
 from __future__ import annotations
 
@@ -7,22 +7,47 @@ from tokenzoo.matchers import REST, Nearest, SelectAssign, Strided, Then, TopK
 from tokenzoo.mergers import TargetPlusMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
-from tokenzoo.scorers import CLSAttention, Similarity
+from tokenzoo.scorers import Similarity, attention_by
+from tokenzoo.scorers.attention_by import By
 
 
-def visionzip(*, keep: int | float = 0.25, dominant: int | float = 27 / 32) -> Recipe:
+def visionzip(
+    *, keep: int | float = 0.25, dominant: int | float = 27 / 32, by: By = "cls"
+) -> Recipe:
     """Keep what CLS attends to; of the rest, every s-th token takes in those with similar keys.
 
-    Args:
-        keep: patch tokens to keep, dominant and contextual together: a count or a fraction. The authors
-            count CLS as one of their dominant tokens; we never count prefix tokens.
-        dominant: share of them chosen by CLS attention, or their count (paper: 54 of 64).
+    A few tokens receive nearly all of the attention of CLS: these dominant tokens are kept as they are. The
+    others are not thrown away: evenly spaced ones of them become contextual tokens, and each of the rest
+    joins the contextual token with the most similar key (of the layer whose output is read). Dominant
+    tokens come first, then the contextual ones.
 
-    Dominant tokens come first, then the contextual ones. A contextual token is itself PLUS the mean of
-    what joins it, as in the authors' code; the paper describes an average.
+    Formula:
+        score_j = sum over the heads h of softmax(q_CLS k_j / sqrt(d))_h
+        join_i = argmax over contextual c of cos(k_i, k_c),  k: mean over the heads
+        y_c = x_c + mean over i joining c of x_i
+
+    Args:
+        keep: patch tokens to keep, dominant and contextual together: a count or a fraction. (paper: 64,
+            128 or 192 of 576)
+        dominant: share of them chosen by CLS attention, or their count. (paper: 54 of 64)
+        by: "cls", or "received" for encoders without CLS.
+
+    Departures:
+        - The authors count CLS as one of their dominant tokens; prefix tokens are never counted here.
+        - A contextual token is itself PLUS the mean of what joins it, as in the authors' code; the paper
+          describes an average.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        Apache-2.0 (dvlab-research/VisionZip)
+
+    Reference:
+        VisionZip, CVPR 2025, arXiv 2412.04467
     """
     if not isinstance(dominant, int) or isinstance(dominant, bool) or dominant < 0:
         check_fraction("dominant", dominant)
-    stay = Then((dominant, TopK(CLSAttention(heads="sum"))), (REST, Strided(spacing="floor")))
+    stay = Then(
+        (dominant, TopK(attention_by(by, sum_heads=True))), (REST, Strided(spacing="floor"))
+    )
     match = SelectAssign(stay, Nearest(Similarity("keys"), group=-1), order="groups")
     return Recipe(Step(Stage.FEATURES, Once(), match, TargetPlusMean()), keep=keep)

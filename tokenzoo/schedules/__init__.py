@@ -8,6 +8,7 @@ from tokenzoo.hookspecs import hookimpl
 from .decreasing import Decreasing as Decreasing
 from .explicit import Explicit as Explicit
 from .first import First as First
+from .geometric import Geometric as Geometric
 from .increasing import Increasing as Increasing
 from .last import Last as Last
 from .mean import Mean as Mean
@@ -26,6 +27,7 @@ def tokenzoo_schedules() -> Mapping[str, Callable[..., Any]]:
         "last": Last,
         "increasing": Increasing,
         "decreasing": Decreasing,
+        "geometric": Geometric,
         "per_block": PerBlock,
         "explicit": Explicit,
         "once": Once,

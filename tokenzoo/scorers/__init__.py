@@ -5,14 +5,23 @@ from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
 
+from .attention_by import attention_by as attention_by
 from .cls_attention import CLSAttention as CLSAttention
+from .density_peak import DensityPeak as DensityPeak
 from .diversity import Diversity as Diversity
 from .feature_norm import FeatureNorm as FeatureNorm
+from .graph_energy import GraphEnergy as GraphEnergy
+from .graph_flow import GraphFlow as GraphFlow
 from .last_token_attention import LastTokenAttention as LastTokenAttention
+from .mean_logits import MeanLogits as MeanLogits
+from .nearness import Nearness as Nearness
 from .random import Random as Random
+from .raters import Raters as Raters
 from .received_attention import ReceivedAttention as ReceivedAttention
 from .similarity import Similarity as Similarity
 from .text_relevance import TextRelevance as TextRelevance
+from .text_softmax import TextSoftmax as TextSoftmax
+from .value_weighted import ValueWeighted as ValueWeighted
 
 
 @hookimpl
@@ -26,5 +35,13 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "diversity": Diversity,
         "random": Random,
         "text_relevance": TextRelevance,
+        "text_softmax": TextSoftmax,
+        "raters": Raters,
+        "graph_energy": GraphEnergy,
+        "density_peak": DensityPeak,
+        "graph_flow": GraphFlow,
+        "mean_logits": MeanLogits,
+        "value_weighted": ValueWeighted,
         "similarity": Similarity,
+        "nearness": Nearness,
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_flag
+from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
@@ -18,36 +19,49 @@ from tokenzoo.tokens import unit
 class TextRelevance(Scorer):
     """Mean cosine of a token with the text embeddings, scaled to (0, 1] in each image (CDPruner).
 
-    CDPruner negates the cosine: in CLIP it is the patch with the LOW cosine that the text speaks of. Its
-    code scales by the minimum and maximum over the whole batch, so that an image's result depends on its
-    batch mates; here each image is scaled by its own.
+    CDPruner negates the cosine: in CLIP it is the patch with the LOW cosine that the text speaks of.
 
     Args:
         layer: where the features that share a space with the text come from (CLIP's projected patches);
             None: the tokens themselves.
         negated: whether a low cosine means relevant.
+        over: "image": scaled by its own minimum and maximum; "batch": by those of all images, as in
+            CDPruner's code, so that an image's result depends on the rest of the batch.
     """
 
     layer: int | str | None = None
     negated: bool = True
+    over: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
         check_flag("negated", self.negated)
+        check_choice("over", self.over, "image", "batch")
         self.require("text", "x" if self.layer is None else f"x@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]` in (0, 1]."""
         x = unit(evidence.at(self.layer).x)  # [b, n, c]
-        if evidence.text.shape[-1] != x.shape[-1]:
-            raise BadArgumentError(
-                f"text has {evidence.text.shape[-1]} channels and the tokens {x.shape[-1]}; they are "
-                "of one space: pass the features that share it as another layer's, at={'clip': "
-                "{'x': ...}}, and that layer's name as an option of the recipe"
-            )
+        check_one_space(x, evidence.text)
         cosine = (x @ unit(evidence.text).mT).mean(-1)  # [b, n]
         relevance = -cosine if self.negated else cosine
         known = relevance.isfinite()  # a NaN token has no part in the scale, and stays NaN
         low = relevance.where(known, torch.inf).amin(-1, keepdim=True)
         high = relevance.where(known, -torch.inf).amax(-1, keepdim=True)
+        if self.over == "batch":
+            low, high = low.amin(), high.amax()
         # A flat text score would divide by 0: every token is then equally (ir)relevant.
         return (relevance - low + 1e-6) / (high - low).clamp_min(1e-6)
+
+
+def check_one_space(x: Tensor, text: Tensor) -> None:
+    """Raise unless tokens `[b, n, c]` and text embeddings `[b, t, c]` have equally many channels.
+
+    Raises:
+        BadArgumentError: they have not.
+    """
+    if text.shape[-1] != x.shape[-1]:
+        raise BadArgumentError(
+            f"text has {text.shape[-1]} channels and the tokens {x.shape[-1]}; they are "
+            "of one space: pass the features that share it as another layer's, at={'clip': "
+            "{'x': ...}}, and that layer's name as an option of the recipe"
+        )

@@ -10,11 +10,13 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from hypothesis import strategies as st
 
 from tokenzoo import plugins
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import (
     Assigner,
     Matcher,
@@ -25,6 +27,7 @@ from tokenzoo.interfaces import (
     Scorer,
     Selector,
     needs_of,
+    walk,
 )
 from tokenzoo.matchers import REST, GridCentres, SameCell, SelectAssign, Split, Then
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -86,7 +89,21 @@ def _built(factory: Callable[..., Any], deep: int) -> st.SearchStrategy[Any] | N
             arguments[name] = parts(hint, deep=deep - 1)
         else:
             return None
-    return st.builds(factory, **arguments)
+    if not arguments:
+        return st.builds(factory)
+    return st.fixed_dictionaries(arguments).map(partial(_made, factory)).filter(_is_made)
+
+
+def _made(factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What a factory makes of its arguments; None where it refuses how they go together."""
+    try:
+        return factory(**arguments)
+    except BadArgumentError:
+        return None
+
+
+def _is_made(part: object) -> bool:
+    return part is not None
 
 
 @st.composite
@@ -102,11 +119,15 @@ def _thens(draw: st.DrawFn, deep: int) -> Then:
 def _select_assigns(draw: st.DrawFn, deep: int) -> SelectAssign:
     """Any selector with any assigner; a cell is one only around its centre."""
     stay: Selector = draw(parts(Selector, deep=deep))
-    fits = parts(Assigner, deep=deep).filter(
-        lambda join: isinstance(stay, GridCentres) or not isinstance(join, SameCell)
-    )
+
+    def fits(join: Assigner) -> bool:
+        cells = any(isinstance(part, SameCell) for part in walk(join))
+        if cells and not isinstance(stay, GridCentres):
+            return False
+        return _made(SelectAssign, {"stay": stay, "join": join}) is not None
+
     order = draw(st.sampled_from(ORDERS))
-    return SelectAssign(stay, draw(fits), order)
+    return SelectAssign(stay, draw(parts(Assigner, deep=deep).filter(fits)), order)
 
 
 def schedules() -> st.SearchStrategy[Schedule]:

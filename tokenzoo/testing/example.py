@@ -23,12 +23,19 @@ from tokenzoo.tokens import Tokens
 Kind = Literal["distinct", "repeated", "equal"]
 KINDS: tuple[Kind, ...] = ("distinct", "repeated", "equal")
 
-_ATTENTION = ("received_attention", "cls_attention", "last_attention")
-PER_TOKEN = ("x", "mass", "keys", "queries", *_ATTENTION, "protected")
+_ATTENTION = (
+    *("received_attention", "cls_attention", "last_attention"),
+    *("text_attention", "text_rotation"),
+)
+PER_TOKEN = ("x", "mass", "keys", "queries", "values", *_ATTENTION, "protected")
 ABOUT_TEXT = ("text", "text_keys")
-_REAL = ("x", "keys", "queries", *_ATTENTION, *ABOUT_TEXT)
+_REAL = ("x", "keys", "queries", "values", *_ATTENTION, *ABOUT_TEXT)
 # Of the tokens; 1 for the others.
-_AXIS = {"keys": 2, "queries": 2, "cls_attention": 2, "last_attention": 2}
+_AXIS = {
+    "text_attention": 3,
+    **dict.fromkeys(("keys", "queries", "values", "cls_attention", "last_attention"), 2),
+    "text_rotation": 2,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,9 +49,12 @@ class Example:
         mass: `[b, N]`, ones for the prefix.
         keys: `[b, h, N, d]`.
         queries: `[b, h, N, d]`.
+        values: `[b, h, N, d]`.
         received_attention: `[b, N]`.
         cls_attention: `[b, h, N]`.
         last_attention: `[b, h, N]`.
+        text_attention: `[b, h, t, N]`.
+        text_rotation: `[b, t, N]`.
         text: `[b, t, c]`; the hidden states of the text tokens, too, for what asks for "x@text".
         text_keys: `[b, h, t, d]`, for "keys@text".
         protected: `[b, N]` bool, what a caller might protect; only used where a law says so.
@@ -58,9 +68,12 @@ class Example:
     mass: Tensor
     keys: Tensor
     queries: Tensor
+    values: Tensor
     received_attention: Tensor
     cls_attention: Tensor
     last_attention: Tensor
+    text_attention: Tensor
+    text_rotation: Tensor
     text: Tensor
     text_keys: Tensor
     protected: Tensor
@@ -115,6 +128,10 @@ class Example:
             text=normal(b, 2, channels),
             text_keys=normal(b, heads, 2, width),
             last_attention=per_token(heads, axis=2).softmax(-1),
+            values=per_token(heads, width, axis=2),
+            # How much of it goes to the image differs from head to head.
+            text_attention=per_token(heads, 2, axis=3).sigmoid() / n,
+            text_rotation=per_token(2, axis=2),
             protected=protected,
             grid=grid,
             prefix=prefix,
@@ -147,8 +164,12 @@ class Example:
 
     def shown(self) -> dict[str, Any]:
         """All evidence, as `reduce` takes it."""
-        names = ("keys", "queries", *_ATTENTION, "text", "grid")
-        return {**{name: getattr(self, name) for name in names}, "frames": self.grid[0]}
+        names = ("keys", "queries", "values", *_ATTENTION, "text", "grid")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "frames": self.grid[0],
+            "depth": 0.5,
+        }
 
     def evidence(self, needs: frozenset[str] = frozenset()) -> Evidence:
         """The evidence about the patch tokens, with the layers that `needs` names."""
@@ -240,7 +261,7 @@ class Example:
         """
         index = torch.tensor(patches, dtype=torch.long) + self.prefix
         changed: dict[str, Tensor] = {}
-        for name in ("x", "keys", "queries"):
+        for name in ("x", "keys", "queries", "values"):
             changed[name] = getattr(self, name).index_fill(_AXIS.get(name, 1), index, value)
         for name in _ATTENTION:
             changed[name] = getattr(self, name).index_fill(_AXIS.get(name, 1), index, float("nan"))

@@ -79,6 +79,7 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
             return read
 
         names = ("keys", "queries", "received_attention", "cls_attention", "last_attention")
+        names = (*names, "values", "text_attention", "text_rotation")
         return Evidence(
             there.x,
             mass=there.mass,
@@ -87,6 +88,7 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
             prefix=there.prefix,
             grid=there.grid if "grid" in declared else None,
             frames=there.frames if "frames" in declared else None,
+            depth=there.depth if "depth" in declared else None,
             text=there.text if "text" in declared else None,
             layers=layers,
         )

@@ -74,7 +74,7 @@ def _planned(budget: Any, step: Step, depth: int) -> tuple[int, ...]:
         case "block":
             return budget.blocks
         case "llm":
-            return (budget.llm,)
+            return (dict(budget.layers)[step.stage.layer],)
         case "projected":
             return (budget.projected,)
         case "image" | "embedded":

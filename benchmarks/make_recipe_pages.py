@@ -1,0 +1,146 @@
+"""docs/recipes: a page for each recipe of ours, and the table of all of them.
+
+    python -m benchmarks.make_recipe_pages
+
+What a page says comes from the recipe and its docstring (`tokenzoo.pages`), from the table of models
+(docs/recipes/matrix.md, made by `tests/adapters/test_matrix.py`) and from the measured cost of selection
+(docs/results/selection-time-cpu.json, made by `benchmarks/selection_time.py`). It fails, and writes
+nothing, where a docstring lacks something. `tests/test_recipe_pages.py` holds that the pages are what it
+makes now.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenzoo import pages, plugins
+from tokenzoo.errors import BadArgumentError
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "recipes"
+MATRIX = FOLDER / "matrix.md"
+COSTS = ROOT / "docs" / "results" / "selection-time-cpu.json"
+COMMAND = "python -m benchmarks.make_recipe_pages"
+
+INTRO = f"""# The recipes
+
+Each recipe is one function in `tokenzoo/recipes/`: a choice of parts and numbers. Every page here is made
+from that function, its docstring and what was measured, by `{COMMAND}`: change
+those, not the pages. `tokenzoo list --stage features --needs-no cls --model llava` chooses among them by
+the same facts, and [matrix.md](matrix.md) shows which recipe runs on which model.
+
+Sparsity Meets Similarity is not here: it cuts the sorted CLS similarities at their inflection, and what is
+public of it does not say by which rule."""
+
+NOTE = """Time of one reduction of random tensors in CLIP-L's shapes, evidence, matching and merging
+together, as a share of one block of the encoder on as many tokens (median; `block again` is the noise),
+and how many operations torch is asked for. A fifth is kept, or the fewest that one step reaches; of a
+recipe with several steps it is the first. *Per token kept* is how many more operations each further
+token takes: DivPrune and CDPruner choose one token after another, VisPruner drops eight in a round, and
+all others work without a loop over tokens. Attention that all tokens receive, and neighbours among
+many, are computed in blocks, which are operations, too."""
+
+
+def ours() -> list[str]:
+    """The recipes that come with tokenzoo, in the order of `tokenzoo list`."""
+    recipes = plugins.collect("recipes").items()
+    return [name for name, factory in recipes if factory.__module__.startswith("tokenzoo.")]
+
+
+def matrix(text: str) -> dict[str, dict[str, str]]:
+    """Of each recipe and model what the table of models says."""
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in re.findall(r"^\|.*", text, re.M)
+    ]
+    if not rows:
+        return {}
+    (_, *models), _, *body = rows
+    return {name.strip("`"): dict(zip(models, cells, strict=True)) for name, *cells in body}
+
+
+def cost(name: str, content: dict[str, Any]) -> str:
+    """What the selection of a recipe was measured to cost, in Markdown."""
+    rows = [row for row in content["rows"] if row["recipe"] == name]
+    if not rows:
+        return ""
+    of = f" (the first of {rows[0]['steps']} steps)" if rows[0].get("steps", 1) > 1 else ""
+    lines = [
+        f"Time of one selection{of}, relative to one block of the encoder in the same round, median and",
+        f"quartiles; {content['threads']} thread(s), command in docs/results/{COSTS.name}.",
+        "",
+        "| tokens | kept | time of a block | operations |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["quartiles"]
+        time = f"{row['median']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {row['tokens']:,} | {row['keep']:,} | {time} | {row['operations']:,} |")
+    return "\n".join(lines)
+
+
+def prices(content: dict[str, Any]) -> str:
+    """The section about what selections cost: all recipes, and what the noise alone is, in Markdown."""
+    if not content["rows"]:
+        return ""
+    sizes = sorted({row["tokens"] for row in content["rows"]})
+    titles = "".join(f" of {n:,}: kept | time | operations |" for n in sizes)
+    lines = [
+        "## What a selection costs",
+        "",
+        f"{NOTE} On {content['threads']} thread(s); all figures, with the command, are in",
+        f"[{COSTS.name}](../results/{COSTS.name}).",
+        "",
+        f"| recipe |{titles} per token kept |",
+        f"|---|{'---|---|---|' * len(sizes)}---|",
+    ]
+    for name in dict.fromkeys(row["recipe"] for row in content["rows"]):
+        rows = {row["tokens"]: row for row in content["rows"] if row["recipe"] == name}
+        cells = [
+            (rows[n].get("keep", ""), rows[n]["median"], rows[n].get("operations", ""))
+            for n in sizes
+        ]
+        shown = [f"{keep} | {time:.2f} | {asked}" for keep, time, asked in cells]
+        lines.append(
+            f"| `{name}` | {' | '.join(shown)} | {rows[sizes[0]].get('per token kept', 0):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def make() -> dict[str, str]:
+    """The text of every page, by file name.
+
+    Raises:
+        BadArgumentError: docstrings lack something; says what.
+    """
+    seen = matrix(MATRIX.read_text()) if MATRIX.exists() else {}
+    costs = json.loads(COSTS.read_text()) if COSTS.exists() else {"rows": []}
+    made: dict[str, str] = {}
+    problems: list[str] = []
+    for name in ours():
+        models, price = seen.get(name), cost(name, costs)
+        try:
+            made[f"{name}.md"] = pages.page(name, models=models, cost=price, made_by=COMMAND)
+        except BadArgumentError as error:
+            problems.append(str(error))
+    if problems:
+        raise BadArgumentError("\n".join(problems))
+    parts = (INTRO, pages.index(ours()), prices(costs))
+    return made | {"README.md": "\n\n".join(part for part in parts if part) + "\n"}
+
+
+def main() -> None:
+    try:
+        made = make()
+    except BadArgumentError as error:
+        sys.exit(str(error))
+    for name, text in made.items():
+        (FOLDER / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Recipes are short, and none is a copy of another: the parts are where the code is.
+
+A line of code is one that is neither blank, nor a comment, nor part of a docstring; imports count. A block
+is six such lines, one after another, compared without their indentation.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from tokenzoo import plugins
+
+BLOCK, MEDIAN = 6, 40
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines of code of a file, without indentation."""
+    left_out: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            left_out |= {*range(node.lineno, node.end_lineno + 1)}
+    lines = [line.strip() for i, line in enumerate(text.splitlines(), 1) if i not in left_out]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def shared(files: dict[str, list[str]], size: int = BLOCK) -> list[tuple[str, str, str]]:
+    """Blocks of so many lines that two files have, with the names of the files."""
+    seen: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for name, lines in files.items():
+        for i in range(len(lines) - size + 1):
+            seen[tuple(lines[i : i + size])].add(name)
+    return [
+        (one, other, "\n".join(block))
+        for block, names in seen.items()
+        for one, other in pairwise(sorted(names))
+    ]
+
+
+def recipe_files() -> dict[str, str]:
+    """The text of every file of a recipe of ours."""
+    factories = plugins.collect("recipes").values()
+    own = [factory for factory in factories if factory.__module__.startswith("tokenzoo.")]
+    paths = {Path(factory.__code__.co_filename) for factory in own}
+    return {path.name: path.read_text() for path in sorted(paths)}
+
+
+def test_the_median_recipe_is_short() -> None:
+    sizes = {name: len(code_lines(text)) for name, text in recipe_files().items()}
+    assert len(sizes) >= 9
+    assert median(sizes.values()) < MEDIAN, sorted(sizes.items(), key=lambda item: item[1])
+
+
+def test_no_two_recipes_share_a_block() -> None:
+    files = {name: code_lines(text) for name, text in recipe_files().items()}
+    assert not shared(files)
+
+
+def test_what_is_counted_and_what_is_shared() -> None:
+    text = '''"""A."""
+
+import a
+from b import (
+    c,
+)
+
+# d
+def f():
+    """E
+
+    f.
+    """
+    return 1  # g
+'''
+    assert code_lines(text) == [
+        "import a",
+        "from b import (",
+        "c,",
+        ")",
+        "def f():",
+        "return 1  # g",
+    ]
+    one, other = list("abcdefg"), list("xbcdefgy")
+    assert shared({"one": one, "other": other, "third": list("bcdefz")}) == [
+        ("one", "other", "\n".join("bcdefg"))
+    ]
+    assert not shared({"one": one, "other": list("bcdef")})

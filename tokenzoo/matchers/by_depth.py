@@ -1,0 +1,40 @@
+"""One matcher in the first blocks of a tower, another one in the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.checks import check_fraction, check_kind
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Matcher
+from tokenzoo.plan import Plan
+
+
+@dataclass(frozen=True)
+class ByDepth(Matcher):
+    """Let the block decide which matcher it is (PiToMe).
+
+    Args:
+        first: in the blocks i of L with i / L below `border`.
+        last: in the others.
+        border: a fraction of the depth.
+    """
+
+    first: Matcher
+    last: Matcher
+    border: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_kind("first", self.first, Matcher)
+        check_kind("last", self.last, Matcher)
+        check_fraction("border", self.border)
+        self.require("depth")
+
+    def fewest(self, tokens: int, prefix: int = 0) -> int:
+        """The least that both can leave."""
+        return max(self.first.fewest(tokens, prefix), self.last.fewest(tokens, prefix))
+
+    def match(self, evidence: Evidence, keep: int) -> Plan:
+        """Ask the one that the block is for."""
+        part = self.first if evidence.depth < self.border else self.last
+        return part.match(evidence, keep)

@@ -1,0 +1,67 @@
+"""The middle tokens of clusters, found again and again (K-Medoids)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_count, check_flag, check_kind
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose, descending
+
+
+@dataclass(frozen=True)
+class Medoids(Selector):
+    """Keep a token of each of k clusters: the one that is nearest to all others of it.
+
+    The first medoids are the tokens with the highest scores. In each round every token joins the nearest
+    medoid, and of each cluster the token i with the lowest score_i * (sum of its distances to the members)
+    becomes the medoid. So scores are weights: of two tokens in the middle the lower one is taken.
+
+    Args:
+        pairs: minus squared distances; a high score means near.
+        scorer: >= 0; where to begin, and the weights.
+        rounds: how many.
+        faithful: add up the distances to all tokens, not to the members alone, as the published code does.
+    """
+
+    pairs: PairScorer
+    scorer: Scorer
+    rounds: int = 3
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        check_kind("pairs", self.pairs, PairScorer)
+        check_kind("scorer", self.scorer, Scorer)
+        check_count("rounds", self.rounds, least=0)
+        check_flag("faithful", self.faithful)
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens, in the order of the first medoids."""
+        b = pool.shape[0]
+        if k == 0:
+            return pool[:, :0], pool
+        scores = take(token_scores(self.scorer, evidence), pool)
+        square = -self.pairs.score(evidence).at(pool, pool).dense()  # [b, p, p]
+        known = square.diagonal(dim1=1, dim2=2).isfinite() & scores.isfinite()
+        both, most = known[:, None] & known[..., None], torch.finfo(square.dtype).max / 2
+        distance = square.clamp_min(0).sqrt().where(both, 0)
+        apart = distance.masked_fill(~both, most)
+        weight = scores.where(known, 0)
+        medoids = descending(scores.where(known, torch.nan))[:, :k]  # [b, k]
+        index = torch.arange(k, device=pool.device).expand(b, k)
+        for _ in range(self.rounds):
+            to = take(apart, medoids)  # [b, k, p]
+            own = to.argmin(1).scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
+            member = own[:, None] == index[..., None]  # [b, k, p]
+            if self.faithful:
+                cost = distance.sum(-1)[:, None] * weight[:, None]
+            else:
+                cost = (member.to(distance.dtype) @ distance) * weight[:, None]
+            cost = cost.masked_fill(~known[:, None], most)  # the last choice in its cluster
+            medoids = cost.masked_fill(~member, torch.inf).argmin(-1)
+        return choose(pool, medoids)

@@ -1,0 +1,82 @@
+"""As many tokens as stand out: the count comes from the data (PruMerge, TRIM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_choice, check_flag, check_kind
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer, Selector, token_scores
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose, descending, ordered
+
+
+@dataclass(frozen=True)
+class Outliers(Selector):
+    """Keep the tokens whose score is above Q3 + 1.5 * (Q3 - Q1), with the quartiles of the pool.
+
+    One token at least, and at most the k that are asked for. The others of the k only fill the places.
+
+    Args:
+        scorer: a high score means keep.
+        spread: keep also every s-th token of the image, from the first on but never the last, with
+            s = floor(floor(n / outliers) / 3), at least 1 (PruMerge+).
+        over: "image", or "batch": the quartiles of all images, and of each as many as are above them on
+            average, as PruMerge's and TRIM's code has it. The result then depends on the rest of the batch.
+    """
+
+    scorer: Scorer
+    spread: bool = False
+    over: Literal["image", "batch"] = "image"
+
+    def __post_init__(self) -> None:
+        check_kind("scorer", self.scorer, Scorer)
+        check_flag("spread", self.spread)
+        check_choice("over", self.over, "image", "batch")
+
+    @property
+    def ragged(self) -> bool:
+        """How many stay comes from the data."""
+        return True
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens: the outliers, the highest first; the spread ones, ascending; the others."""
+        order, _ = self._ordered(evidence, pool)
+        return choose(pool, order[:, :k])
+
+    def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
+        """How many stand out, with those that are spread: `[b]`."""
+        return self._ordered(evidence, pool)[1].clamp_max(k)
+
+    def _ordered(self, evidence: Evidence, pool: Tensor) -> tuple[Tensor, Tensor]:
+        """The places of the pool in their order `[b, p]`, and how many of them stay `[b]`."""
+        n, p = evidence.x.shape[1], pool.shape[1]
+        scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
+        order = descending(scores)
+        if p == 0:
+            return order, order.new_zeros(len(order))
+        count = self._count(scores)[:, None]  # [b, 1]
+        if self.spread:
+            step = (n // count // 3).clamp_min(1)
+            place = torch.arange(p, device=pool.device).expand_as(pool)
+            above = torch.empty_like(order).scatter(1, order, place) < count
+            on = (pool % step == 0) & (pool < n - 1) & ~above & scores.isfinite()
+            rank = torch.empty_like(order).scatter(1, order, place)
+            order = ordered(torch.where(above, rank, torch.where(on, p + pool, p + n + rank)))
+            count = count + on.sum(1, keepdim=True)
+        return order, count[:, 0]
+
+    def _count(self, scores: Tensor) -> Tensor:
+        """How many of `scores [b, p]` stand out, at least 1: `[b]`; what is not finite does not."""
+        whole = scores.flatten()[None] if self.over == "batch" else scores
+        known = whole.where(whole.isfinite(), torch.nan)
+        marks = known.new_tensor([0.25, 0.75])
+        low, high = known.nanquantile(marks, dim=-1)  # [rows] each
+        count = (known > (high + 1.5 * (high - low))[:, None]).sum(-1)
+        if self.over == "batch":
+            count = (count // scores.shape[0]).expand(scores.shape[0])
+        return count.clamp_min(1)

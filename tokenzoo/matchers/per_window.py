@@ -1,0 +1,104 @@
+"""The best tokens of every part of the image: of square windows (VScan), of whole rows (FoPru)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_choice, check_count, check_kind
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer, Selector, token_scores
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose, descending, ordered
+
+
+@dataclass(frozen=True)
+class PerWindow(Selector):
+    """Keep the highest-scoring tokens of every window of the grid.
+
+    Rows and columns that fill no whole window belong to the last one.
+
+    Args:
+        scorer: a high score means keep.
+        size: rows and columns of a window.
+        fill: "even": the best of every window, then the second of every window, and so on; where they are
+            more than are left to choose, the highest. "cap": the highest of the image, but no more than
+            ceil(k / windows) of a window, as long as there are enough.
+    """
+
+    scorer: Scorer
+    size: int = 6
+    fill: Literal["even", "cap"] = "even"
+
+    def __post_init__(self) -> None:
+        check_kind("scorer", self.scorer, Scorer)
+        check_count("size", self.size)
+        check_choice("fill", self.fill, "even", "cap")
+        self.require("grid")
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens, those that come first in their windows first."""
+        rows, columns = evidence.grid
+        down, across = max(1, rows // self.size), max(1, columns // self.size)
+        row = (pool // columns // self.size).clamp_max(down - 1)
+        window = row * across + (pool % columns // self.size).clamp_max(across - 1)
+        scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
+        place = places(descending(scores))
+        inside = _place_in_group(window, place)
+        if self.fill == "cap":
+            inside = (inside >= -(-k // (down * across))).long()
+        return choose(pool, _first(k, (~scores.isfinite()).long(), inside, place))
+
+
+@dataclass(frozen=True)
+class WholeRows(Selector):
+    """Keep whole rows of the grid, those with the highest sums of scores; of a last part of a row its best.
+
+    Args:
+        scorer: a high score means keep.
+    """
+
+    scorer: Scorer
+
+    def __post_init__(self) -> None:
+        check_kind("scorer", self.scorer, Scorer)
+        self.require("grid")
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens, row after row."""
+        rows, columns = evidence.grid
+        scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
+        known = scores.isfinite()
+        sums = scores.new_zeros(pool.shape[0], rows)
+        sums = sums.scatter_add(1, pool // columns, scores.where(known, 0))
+        row = take(places(descending(sums)), pool // columns)
+        return choose(pool, _first(k, (~known).long(), row, places(descending(scores))))
+
+
+def places(order: Tensor) -> Tensor:
+    """At which place of `order [b, p]` each index stands: `[b, p]`."""
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, order, place)
+
+
+def _place_in_group(group: Tensor, place: Tensor) -> Tensor:
+    """How many of the same `group [b, p]` have a lower `place [b, p]`: `[b, p]`."""
+    p = group.shape[1]
+    order = ordered(group * p + place)
+    sorted_groups = take(group, order)
+    at = torch.arange(p, device=group.device).expand_as(order)
+    starts = sorted_groups.diff(dim=1, prepend=sorted_groups[:, :1] - 1) != 0
+    first = at.where(starts, 0).cummax(1).values
+    return torch.empty_like(order).scatter(1, order, at - first)
+
+
+def _first(k: int, *keys: Tensor) -> Tensor:
+    """The k places that come first by `keys [b, p]` of whole numbers below p, the first key first."""
+    p = keys[0].shape[1]
+    total = keys[0]
+    for key in keys[1:]:
+        total = total * p + key
+    return ordered(total)[:, :k]

@@ -1,0 +1,60 @@
+"""Thinning out: again and again, drop the tokens that have the most similar partner (VisPruner)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_count, check_kind
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import PairScorer, Selector
+from tokenzoo.plan import take
+from tokenzoo.ranking import choose, descending, ordered
+
+
+@dataclass(frozen=True)
+class Thin(Selector):
+    """Drop duplicates in rounds, until k are left.
+
+    In each round the list is split by parity; of the tokens at its even places, the `per_round` whose best
+    partner at an odd place is most similar are dropped. The list of the next round is what is left of the
+    even ones, the most similar first, and then the odd ones. So the order of the pool matters.
+
+    Args:
+        pairs: a high score means alike.
+        per_round: how many are dropped at once; fewer in the last round.
+    """
+
+    pairs: PairScorer
+    per_round: int = 8
+
+    def __post_init__(self) -> None:
+        check_kind("pairs", self.pairs, PairScorer)
+        check_count("per_round", self.per_round)
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Choose k tokens, in the order of the last list: (p - k) / per_round rounds."""
+        b, p = pool.shape
+        left = torch.arange(p, device=pool.device).expand(b, p)  # places in the pool
+        if k == 0:
+            return pool[:, :0], pool
+        if k == p:
+            return pool, pool[:, :0]
+        scores = self.pairs.score(evidence).at(pool, pool).dense()  # [b, p, p]
+        worst, most = torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).max
+        bad = ~scores.diagonal(dim1=1, dim2=2).isfinite()  # [b, p]
+        scores = scores.nan_to_num(nan=worst, posinf=worst, neginf=worst)
+        while left.shape[1] > k:
+            size = left.shape[1]
+            odd = torch.arange(size, device=pool.device) % 2
+            # What is not finite is dropped first: it is put on the side that loses tokens.
+            sides = ordered(odd.where(~take(bad, left), -1))
+            a, others = (take(left, half) for half in sides.tensor_split([(size + 1) // 2], 1))
+            drop = min(self.per_round, size - k, a.shape[1])
+            rows = scores.gather(1, a[..., None].expand(-1, -1, p))
+            alike = rows.gather(2, others[:, None].expand(-1, a.shape[1], -1)).amax(-1)
+            order = descending(alike.masked_fill(take(bad, a), most))
+            left = torch.cat([take(a, order[:, drop:]), others], 1)
+        return choose(pool, left)

@@ -1,0 +1,56 @@
+"""ATS: as many tokens as the attention of CLS is spread over."""
+
+from __future__ import annotations
+
+from tokenzoo.matchers import Drop, Sampled, SelectAssign
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Geometric
+from tokenzoo.scorers import ValueWeighted
+from tokenzoo.scorers.attention_by import By
+
+
+def ats(
+    *,
+    keep: int | float = 0.25,
+    fill: bool = False,
+    at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
+    by: By = "cls",
+    faithful: bool = False,
+) -> Recipe:
+    """Keep the tokens at even steps of their summed significance, as many as the image needs.
+
+    What a token adds to CLS is its attention times the length of its value. These are summed up token after
+    token; where the sum, which ends at 1, is nearest to one of `keep` evenly spaced marks, that token
+    stays. A significant token takes several marks, so an image whose significance is gathered in few tokens
+    keeps few. Kept tokens stay in raster order, the others are dropped.
+
+    Formula:
+        s_j = sum over the heads h of A_h[CLS, j] |v_hj|,   c_j = (s_1 + ... + s_j) / (sum of s + 1e-6)
+        for i = 1 ... K: keep the j with the smallest |c_j - (2 i - 1) / (2 K)|,   K = keep
+
+    Args:
+        keep: the most patch tokens to keep in the end: a count or a fraction. (ours)
+        fill: make it exactly so many: the most significant of the other tokens stay, too. (ours)
+        at: the blocks after whose attention it happens, as indices or fractions of the depth.
+            (authors' code: 3, 6 and 9 of 12)
+        by: "cls", or "received" for encoders without CLS.
+        faithful: marks as in the published code.
+
+    Departures:
+        - The published code makes the marks by a range in floating point, which has K - 1 of them for some
+          K (29 of 30); here they are K. `faithful=True` has theirs.
+        - It counts from the tokens of a 14 x 14 grid; here each block samples from those that reach it.
+        - Images with fewer tokens are padded, in both; here what pads has mass 0, and no attention.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        MIT (JoakimHaurum/TokenReduction, whose code this is compared with)
+
+    Reference:
+        Adaptive Token Sampling for Efficient Vision Transformers (ATS), ECCV 2022
+    """
+    match = SelectAssign(Sampled(ValueWeighted(by), fill, faithful), Drop())
+    step = Step(Stage.BLOCK, Geometric(at), match, Keep())
+    # Log mass is 0 for every token, and -inf for what only pads.
+    return Recipe(step, keep=keep, proportional_attention=True)

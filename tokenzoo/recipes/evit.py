@@ -1,0 +1,51 @@
+"""EViT: in three blocks, what CLS attends to, and a token for the rest."""
+
+from __future__ import annotations
+
+from tokenzoo.matchers import Fuse, SelectAssign, TopK
+from tokenzoo.mergers import Fused
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Geometric
+from tokenzoo.scorers import attention_by
+from tokenzoo.scorers.attention_by import By
+
+
+def evit(
+    *,
+    keep: int | float = 0.25,
+    at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
+    by: By = "cls",
+) -> Recipe:
+    """Keep the tokens with the highest attention of CLS, and fuse the others into one.
+
+    What CLS hardly attends to is background for the most part, but not nothing: instead of dropping it, one
+    more token gathers it, weighted by that attention. It happens at three blocks, and at the next of them
+    the fused token is a token as any other. Kept tokens come in descending order of attention, the fused
+    one last.
+
+    Formula:
+        a_j = mean over the heads h of A_h[CLS, j]
+        fused = sum of a_j x_j over all j that are not kept
+
+    Args:
+        keep: patch tokens to keep in the end, the fused one counted: a count or a fraction. (paper: 0.343,
+            which is 0.7 at each of three blocks)
+        at: the blocks after whose attention it happens, as indices or fractions of the depth. (paper: 3, 6
+            and 9 of 12)
+        by: "cls", or "received" for encoders without CLS.
+
+    Departures:
+        - The code that this is compared with counts from the tokens of a 14 x 14 grid, and the fused one
+          besides; here each block keeps a share of those that reach it, the fused one among them.
+        - The a_j are not renormalised, as in that code, so the fused token is shorter than a mean.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        Apache-2.0 (youweiliang/evit); compared with JoakimHaurum/TokenReduction, MIT
+
+    Reference:
+        EViT, ICLR 2022, arXiv 2202.07800
+    """
+    scorer = attention_by(by)
+    match = SelectAssign(TopK(scorer), Fuse(), order="selected")
+    return Recipe(Step(Stage.BLOCK, Geometric(at), match, Fused(scorer)), keep=keep)

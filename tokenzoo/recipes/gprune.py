@@ -1,0 +1,51 @@
+"""G-Prune: representatives of the graph of similar tokens."""
+
+from __future__ import annotations
+
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import GraphFlow
+
+
+def gprune(
+    *,
+    keep: int | float = 0.25,
+    threshold: float = 0.5,
+    temperature: float = 0.03,
+    steps: int = 5,
+) -> Recipe:
+    """Keep the tokens into which most flows in a random walk over similar tokens; drop the rest.
+
+    Tokens that are alike are neighbours in a graph. Information that flows along its edges gathers in
+    tokens that represent many; dividing by the number of neighbours keeps a large uniform area from taking
+    all places. Neither attention nor text is looked at. Kept tokens stay in raster order.
+
+    Formula:
+        P_ij = softmax over the neighbours j of i, cos >= threshold, of cos(x_i, x_j) / temperature
+        score_j = (w P^steps)_j / number of neighbours of j,   w_i = |x_i|
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction. (paper: 0.5)
+        threshold: the least cosine of neighbours; a token is its own. (paper: 0.5)
+        temperature: of the softmax that makes probabilities of cosines. (paper: 0.03)
+        steps: of the walk. (paper: 5)
+
+    Departures:
+        - The authors' code leaves the positions of the prompt as they were, with gaps; here the prompt is
+          shortened, as by every recipe behind the tower.
+        - A cosine at the threshold makes an edge or none: expect other tokens in another precision, as with
+          their code.
+        - They prune the base image and the stitched crops of LLaVA-NeXT one by one, and leave newlines
+          alone.
+
+    Licence:
+        None stated (jytmelon/G-Prune)
+
+    Reference:
+        What Kind of Visual Tokens Do We Need? (G-Prune), AAAI 2025, arXiv 2501.02268
+    """
+    scorer = GraphFlow("x", threshold, temperature, steps)
+    match = SelectAssign(TopK(scorer), Drop())
+    return Recipe(Step(Stage.PROJECTED, Once(), match, Keep()), keep=keep)

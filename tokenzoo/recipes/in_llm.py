@@ -1,0 +1,57 @@
+"""What the recipes with several steps inside a language model share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from tokenzoo.checks import check_count, check_positive
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import NEXT
+from tokenzoo.interfaces import Matcher, Merger
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.recipe import Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import LastTokenAttention
+
+Positions = Literal["keep", "compact"]
+
+
+def by_next_layer() -> Matcher:
+    """Keep the visual tokens to which the prompt's last token would attend most in the layer to come."""
+    return SelectAssign(TopK(LastTokenAttention(layer=NEXT)), Drop())
+
+
+def stairs(
+    layers: tuple[int, ...],
+    factors: tuple[float, ...],
+    match: Matcher | tuple[Matcher, ...],
+    merger: Merger,
+    positions: Positions,
+) -> tuple[Step, ...]:
+    """One step before each of the layers; the first leaves `keep` times the first factor, and so on.
+
+    The matcher is one for all of them, or one for each.
+
+    Raises:
+        BadArgumentError: layers or factors that are none, or not one factor, or
+            matcher, for each layer.
+    """
+    given: Any = (layers, factors)
+    if any(not isinstance(each, tuple | list) for each in given) or len(layers) != len(factors):
+        raise BadArgumentError(
+            f"layers={layers!r} and factors={factors!r}; each layer has one factor on keep: "
+            "layers=(8, 16, 24), factors=(4.0, 2.0, 1.0)"
+        )
+    for layer, factor in zip(layers, factors, strict=True):
+        check_count("layers", layer)
+        check_positive("factors", factor)
+    matches = match if isinstance(match, tuple) else (match,)
+    matches = matches * len(layers) if len(matches) == 1 else matches
+    if len(matches) != len(layers):
+        raise BadArgumentError(
+            f"{len(matches)} choices for the {len(layers)} layers {layers!r}; one for each, or one for all"
+        )
+    return tuple(
+        Step(Stage.LLM(layer), Once(keep=factor), each, merger, positions=positions)
+        for layer, factor, each in zip(layers, factors, matches, strict=True)
+    )

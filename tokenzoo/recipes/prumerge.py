@@ -1,0 +1,77 @@
+"""LLaVA-PruMerge: what CLS attends to, with a little of its neighbours."""
+
+from __future__ import annotations
+
+from tokenzoo.checks import check_flag
+from tokenzoo.matchers import REST, Fuse, Lattice, Outliers, SelectAssign, Then, TopK
+from tokenzoo.mergers import NeighbourSum
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import Similarity, attention_by
+from tokenzoo.scorers.attention_by import By
+
+
+def prumerge(
+    *,
+    keep: int | float = 0.25,
+    adaptive: bool = False,
+    plus: bool = False,
+    important: int | float = 0.5,
+    step: int | None = None,
+    k: int = 32,
+    by: By = "cls",
+    faithful: bool = False,
+) -> Recipe:
+    """Keep what CLS attends to, add a little of their neighbours to them, and all others to one token.
+
+    Few patches stand out in the attention of CLS. These are kept, and each takes in some of the tokens with
+    similar keys, weighted by their own attention; what is left becomes one more token. PruMerge+ adds
+    tokens that are evenly spaced over the image. Kept tokens come in descending order of attention, then
+    those that are evenly spaced, then the one for all others.
+
+    Formula:
+        a_j = A[CLS, j], not renormalised
+        y_i = x_i + sum of a_j x_j over the k tokens j, kept or not, with the largest cos(k_i, k_j)
+        y_last = sum of a_j x_j over all j that are not kept
+        adaptive: kept are the j with a_j > Q3 + 1.5 (Q3 - Q1)
+
+    Args:
+        keep: patch tokens to keep, the one for all others counted: a count or a fraction; with `adaptive`
+            the most. (ours)
+        adaptive: keep as many as stand out. (authors' code: True)
+        plus: PruMerge+: beside them tokens that are evenly spaced.
+        important: with plus, not adaptive: the share chosen by attention, rounded down, or their count.
+            (ours)
+        step: with plus, not adaptive: the distance of those that are evenly spaced; None: such that there
+            are as many as are wanted.
+        k: neighbours of each kept token. (authors' code: 32)
+        by: "cls", or "received" for encoders without CLS.
+        faithful: quartiles of the whole batch, as in the authors' code.
+
+    Departures:
+        - The authors take the quartiles over the whole batch, so that an image's count depends on its batch
+          mates; `faithful=True` does, too.
+        - They take one attention over all channels of the last layer, whose output nobody reads; here it is
+          the mean over the heads in the layer whose output is read.
+        - In their PruMerge+ of a fixed size a token that is chosen both ways is there twice, and as many of
+          the first tokens of the image are lost. Here each is there once, and the most attended of the
+          others fill up; there is no option for theirs.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        Apache-2.0 (42Shawn/LLaVA-PruMerge)
+
+    Reference:
+        LLaVA-PruMerge, ICCV 2025, arXiv 2403.15388
+    """
+    scorer = attention_by(by)
+    check_flag("faithful", faithful)
+    if check_flag("adaptive", adaptive):
+        stay = Outliers(scorer, plus, "batch" if faithful else "image")
+    elif check_flag("plus", plus):
+        stay = Then((important, TopK(scorer, rest="score")), (REST, Lattice(step)))
+    else:
+        stay = TopK(scorer)
+    match = SelectAssign(stay, Fuse(), order="selected")
+    merger = NeighbourSum(Similarity("all_keys"), scorer, k)
+    return Recipe(Step(Stage.FEATURES, Once(), match, merger), keep=keep)

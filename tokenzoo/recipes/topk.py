@@ -1,0 +1,47 @@
+"""Top-K: in three blocks, what CLS attends to; the baseline of EViT without its fused token."""
+
+from __future__ import annotations
+
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Geometric
+from tokenzoo.scorers import attention_by
+from tokenzoo.scorers.attention_by import By
+
+
+def topk(
+    *,
+    keep: int | float = 0.25,
+    at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
+    by: By = "cls",
+) -> Recipe:
+    """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
+
+    The plainest way to prune inside an encoder: CLS, which the answer is read from, pays attention to some
+    tokens and hardly any to the others, which are dropped, a share at each of three blocks. Kept tokens
+    come in descending order of their score.
+
+    Formula:
+        score_j = mean over the heads h of A_h[CLS, j]
+
+    Args:
+        keep: patch tokens to keep in the end: a count or a fraction. (authors' code: 0.343, which is 0.7 at
+            each of three blocks)
+        at: the blocks after whose attention it happens, as indices or fractions of the depth. (authors'
+            code: 3, 6 and 9 of 12)
+        by: "cls", or "received" for encoders without CLS.
+
+    Departures:
+        - The authors' code counts from the tokens of a 14 x 14 grid; here each block keeps a share of those
+          that reach it.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        MIT (JoakimHaurum/TokenReduction)
+
+    Reference:
+        Which Tokens to Use? Investigating Token Reduction in Vision Transformers, 2023
+    """
+    match = SelectAssign(TopK(attention_by(by)), Drop(), order="selected")
+    return Recipe(Step(Stage.BLOCK, Geometric(at), match, Keep()), keep=keep)

@@ -1,0 +1,57 @@
+"""TRIM: what a question is about, and one token for all else."""
+
+from __future__ import annotations
+
+from tokenzoo.checks import check_flag
+from tokenzoo.matchers import Fuse, Outliers, SelectAssign, TopK
+from tokenzoo.mergers import Fused
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import TextSoftmax
+
+
+def trim(
+    *,
+    keep: int | float = 0.25,
+    adaptive: bool = False,
+    relevance: int | str | None = None,
+    negated: bool = True,
+    faithful: bool = False,
+) -> Recipe:
+    """Keep the tokens that are relevant to the text; the others become their mean.
+
+    The patches of CLIP and a text live in one space. How a patch compares with the prompt says whether the
+    question is about it; those that stand out are kept with their own features, in raster order, and the
+    mean of all others comes last.
+
+    Formula:
+        score_j = softmax over the tokens j of -<p_j, t>,  p: CLIP's projected patches, t: the prompt
+        adaptive: kept are the j with score_j > Q3 + 1.5 (Q3 - Q1)
+        y_last = mean of x_j over all j that are not kept
+
+    Args:
+        keep: patch tokens to keep, the mean counted: a count or a fraction; with `adaptive` the most.
+            (paper: a fifth on average)
+        adaptive: keep as many as stand out. (paper: True)
+        relevance: the layer whose features share a space with the text; None: the tokens themselves. The
+            paper compares CLIP's projected patches: `at={"clip": {"x": ...}}` with relevance="clip".
+        negated: in CLIP the low products mark the patches that the text speaks of. (authors' code: True)
+        faithful: quartiles of the whole batch, as in the authors' code.
+
+    Departures:
+        - The authors take the quartiles over the whole batch, so that an image's count depends on its batch
+          mates; `faithful=True` does, too.
+        - The paper speaks of a cosine; the code, and this, take the plain product.
+        - It needs a space that image and text share, and no attention: an encoder may be without CLS.
+
+    Licence:
+        Apache-2.0 (FreedomIntelligence/TRIM)
+
+    Reference:
+        Less is More: A Simple yet Effective Token Reduction Method (TRIM), COLING 2025, arXiv 2409.10994
+    """
+    scorer = TextSoftmax(relevance, negated)
+    over = "batch" if check_flag("faithful", faithful) else "image"
+    stay = Outliers(scorer, over=over) if check_flag("adaptive", adaptive) else TopK(scorer)
+    match = SelectAssign(stay, Fuse())
+    return Recipe(Step(Stage.FEATURES, Once(), match, Fused()), keep=keep)

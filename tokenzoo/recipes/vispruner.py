@@ -1,0 +1,56 @@
+"""VisPruner: half by attention, half by diversity."""
+
+from __future__ import annotations
+
+from tokenzoo.checks import check_fraction
+from tokenzoo.matchers import REST, Drop, SelectAssign, Then, Thin, TopK
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import Similarity, attention_by
+from tokenzoo.scorers.attention_by import By
+
+
+def vispruner(
+    *,
+    keep: int | float = 0.25,
+    important: float = 0.5,
+    per_round: int = 8,
+    by: By = "cls",
+) -> Recipe:
+    """Keep what CLS attends to, and of the rest what is left when duplicates are thinned out.
+
+    Attention alone keeps many tokens of the same thing. So a half is kept by the attention of CLS, and the
+    others are thinned out: listed by attention, they are split by parity again and again, and of one half
+    those go that have the most similar token in the other. What is left is diverse. Kept tokens stay in
+    raster order.
+
+    Formula:
+        important = the highest of  mean over the heads h of A_h[CLS, j]
+        round: a, b = even, odd places of the list;  drop the i in a with the highest max over j in b of
+               cos(x_i, x_j);  list = what is left of a, the most similar first, then b
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction. (paper: 192, 128, 64 or 32 of 576)
+        important: share of them that is chosen by attention, rounded down. (paper: 0.5)
+        per_round: duplicates dropped in each round. (authors' code: 8)
+        by: "cls", or "received" for encoders without CLS.
+
+    Departures:
+        - Where the number of the others is odd the authors' code stops with an error; here one half has one
+          token more.
+        - Near-ties decide who meets whom in all later rounds: expect other tokens in another precision, as
+          with their code.
+        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+
+    Licence:
+        Apache-2.0 (Theia-4869/VisPruner)
+
+    Reference:
+        VisPruner, ICCV 2025 (second version of FasterVLM's paper)
+    """
+    check_fraction("important", important)
+    scorer = attention_by(by)
+    thin = Thin(Similarity("x"), per_round)
+    stay = Then((float(important), TopK(scorer, rest="score")), (REST, thin))
+    return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)

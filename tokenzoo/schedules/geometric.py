@@ -1,0 +1,47 @@
+"""The same share at each of a few sites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.budget import spread
+from tokenzoo.checks import check_count
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.interfaces import Fewest, Schedule
+
+from .once import Once
+
+
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    """s sites keep the share (keep / tokens) ** (1 / s) each, of what the one before has left.
+
+    DynamicViT's and EViT's 0.7, 0.49 and 0.343 of the tokens after a quarter, half and three quarters of
+    the blocks are keep=0.343 here.
+
+    Args:
+        at: the sites: ints are indices, negative from the end, floats fractions of the depth in [0, 1];
+            (): every site (PiToMe). Those that coincide on a shallow tower are one.
+    """
+
+    at: tuple[int | float, ...] = (0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.at, tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BadArgumentError(
+                f"at={self.at!r}; it is a tuple of sites: (0.25, 0.5, 0.75), or () for all"
+            )
+        object.__setattr__(self, "at", tuple(self.at))
+        for place in self.at:
+            Once(place)
+
+    def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
+        """Tokens after each site; the last count is `keep`, exactly."""
+        check_count("sites", sites)
+        chosen = sorted({Once(place).site(sites) for place in self.at}) or list(range(sites))
+        share = (min(keep, tokens) / tokens) ** (1 / len(chosen))
+        weights = [0.0] * sites
+        for number, site in enumerate(chosen):
+            # Where nothing is to go the weights are of no importance, but not all of them 0.
+            weights[site] = share**number * (1 - share) if share < 1 else 1.0
+        return spread(tokens, keep, tuple(weights), fewest)

@@ -1,0 +1,61 @@
+"""Centres of clusters: crowded, and far from all that is more crowded (DPC-KNN)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_count, check_fraction, floor_share
+from tokenzoo.evidence import Evidence, needed
+from tokenzoo.interfaces import Scorer
+from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.scorers.nearness import Nearness
+
+
+@dataclass(frozen=True)
+class DensityPeak(Scorer):
+    """Density times the distance to the nearest denser token.
+
+    The distance is |x_i - x_j| / sqrt(d) of features with d channels; the density is exp(-mean squared
+    distance to the k nearest tokens). The densest token of an image has the largest distance that there
+    is in it. Of equally dense tokens the one with the lower index counts as denser; the authors' code adds
+    noise.
+
+    Args:
+        on: the features: "x", "keys" (mean over heads), "all_keys" or "queries".
+        k: number of nearest tokens, the token itself counted; fewer if there are fewer. A float is a share
+            of the tokens, rounded down, and one more.
+    """
+
+    on: str = "x"
+    k: int | float = 5
+
+    def __post_init__(self) -> None:
+        self.require(needed(check_space(self.on)))
+        if isinstance(self.k, float):
+            check_fraction("k", self.k)
+        else:
+            check_count("k", self.k)
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""
+        width = evidence.features(self.on).shape[-1]
+        square = -Nearness(self.on).score(evidence).dense() / width  # [b, n, n]
+        n = square.shape[-1]
+        known = square.diagonal(dim1=1, dim2=2).isfinite()  # [b, n]
+        both = known[:, None] & known[..., None]
+        # Exactly 0 from itself: with k = 1 all are equally dense, and not by rounding.
+        own = torch.eye(n, dtype=torch.bool, device=square.device)
+        square = square.clamp_min(0).masked_fill(own, 0)
+        k = floor_share(self.k, n) + 1 if isinstance(self.k, float) else self.k
+        nearest = square.where(both, torch.inf).topk(min(k, n), dim=-1, largest=False).values
+        density = (-nearest.mean(-1)).exp()  # [b, n]
+        index = torch.arange(n, device=square.device)
+        one, other = density[..., None], density[:, None]
+        denser = (other > one) | ((other == one) & (index < index[:, None]))
+        most = square.where(both, 0).amax((1, 2))[:, None]
+        gap = square.where(both & denser, torch.inf).amin(-1).minimum(most).sqrt()
+        return (gap * density).masked_fill(~known, math.nan)

@@ -1,0 +1,66 @@
+"""Isolation, as PiToMe measures it: minus the energy of a token in the graph of all pairs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenzoo.affinity import Affinity, Curve, Elementwise
+from tokenzoo.checks import check_choice, check_finite, check_positive
+from tokenzoo.evidence import Evidence, needed
+from tokenzoo.interfaces import Scorer
+from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.tokens import unit
+
+
+@dataclass(frozen=True)
+class GraphEnergy(Scorer):
+    """Minus the mean over all j of f(cos_ij): a token in a large cluster has a high energy, a low score.
+
+    Args:
+        on: the features: "keys" (mean over heads), "all_keys", "queries" or "x".
+        margin: cosines below it count as dissimilar.
+        fall: by how much the margin is lower at the end of the tower; in block i of L by fall * i / L.
+        curve: "elu": f = cos - margin where that is positive, and alpha * (exp(cos - margin) - 1) where it
+            is not; "gaussian": f = the normal density of 1 - cos with deviation 1 - margin (PiToMe's form
+            for text).
+        alpha: what a dissimilar token takes away at most.
+    """
+
+    on: str = "keys"
+    margin: float = 0.5
+    curve: Literal["elu", "gaussian"] = "elu"
+    alpha: float = 1.0
+    fall: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.require(needed(check_space(self.on)))
+        check_finite("margin", self.margin)
+        check_choice("curve", self.curve, "elu", "gaussian")
+        check_positive("alpha", self.alpha)
+        check_positive("fall", self.fall, zero=True)
+        if self.fall:
+            self.require("depth")
+        if self.curve == "gaussian":
+            check_positive("1 - margin", 1 - self.margin)
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`; NaN for tokens with NaN or infinite features, which nobody else sees."""
+        features = evidence.features(self.on)
+        known = features.sum(-1).isfinite()
+        features = unit(features.where(known[..., None], 0))
+        margin = self.margin - self.fall * evidence.depth if self.fall else self.margin
+        energy = Affinity(features, features, curve=self._curve(margin)).mean()
+        return (-energy).masked_fill(~known, math.nan)
+
+    def _curve(self, margin: float) -> Curve:
+        if self.curve == "elu":
+            return Elementwise(lambda cosine: F.elu(cosine - margin, self.alpha))
+        sigma = 1 - margin
+        height = 1 / (sigma * math.sqrt(2 * math.pi))
+        return Elementwise(lambda cosine: height * torch.exp(-((1 - cosine) / sigma).square() / 2))

@@ -1,0 +1,61 @@
+"""Importance as information that flows through the graph of similar tokens (G-Prune)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_count, check_number, check_positive
+from tokenzoo.evidence import Evidence, needed
+from tokenzoo.interfaces import Scorer
+from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.tokens import norm, unit
+
+
+@dataclass(frozen=True)
+class GraphFlow(Scorer):
+    """What has flowed into a token after some steps of a random walk, divided by its number of neighbours.
+
+    Two tokens are neighbours where their cosine is at least `threshold`, a token is its own; a step goes
+    from i to j with the probability softmax(cos_ij / temperature) over the neighbours of i. The walk begins
+    with the lengths of the tokens.
+
+    Args:
+        on: the features: "x", "keys" (mean over heads), "all_keys" or "queries".
+        threshold: the least cosine of neighbours.
+        temperature: a low one sends nearly all to the most similar.
+        steps: of the walk.
+    """
+
+    on: str = "x"
+    threshold: float = 0.5
+    temperature: float = 0.03
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        self.require(needed(check_space(self.on)))
+        check_number("threshold", self.threshold, -1, 1)
+        check_positive("temperature", self.temperature)
+        check_count("steps", self.steps)
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""
+        features = evidence.features(self.on)
+        known = features.sum(-1).isfinite()
+        features = features.where(known[..., None], 0)
+        chance, degree = self.graph(features)
+        flow = norm(features)[:, None]  # [b, 1, n]
+        for _ in range(self.steps):
+            flow = flow @ chance
+        return (flow.squeeze(1) / degree).masked_fill(~known, math.nan)
+
+    def graph(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of a step from i to j `[b, n, n]`, and numbers of neighbours `[b, n]`."""
+        cosine = unit(features) @ unit(features).mT
+        own = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
+        near = (cosine >= self.threshold) | own
+        chance = (cosine / self.temperature).masked_fill(~near, -torch.inf).softmax(-1)
+        return chance, near.sum(-1)

@@ -1,0 +1,46 @@
+"""FoPru's significance as its code takes it: means of the attention before its softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+from tokenzoo.tokens import full_precision
+
+
+@dataclass(frozen=True)
+class MeanLogits(Scorer):
+    """Mean logit that a token receives, or that it emits: in each image whichever varies more.
+
+    The logits are q_i k_j, mean over the heads, without prefix tokens. Their means are inner products with
+    a mean key or query, so no map of all pairs is made. Of equal variances the emitted one is taken.
+    """
+
+    needs = frozenset({"queries", "keys"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`; NaN for a token with a NaN or infinite query or key, which nobody else sees."""
+        query, key = full_precision(evidence.queries), full_precision(evidence.keys)
+        known = (query + key).sum((1, 3)).isfinite()  # [b, n]
+        kept = known[:, None, :, None]
+        query, key = query.where(kept, 0), key.where(kept, 0)
+        count = known.sum(-1).clamp_min(1)[:, None, None, None]
+
+        def means(one: Tensor, other: Tensor) -> Tensor:
+            centre = other.sum(2, keepdim=True) / count  # [b, h, 1, d]
+            return (one * centre).sum(-1).mean(1)  # [b, n]
+
+        received, emitted = means(key, query), means(query, key)
+        more = _spread(received, known) > _spread(emitted, known)
+        return torch.where(more, received, emitted).masked_fill(~known, torch.nan)
+
+
+def _spread(values: Tensor, known: Tensor) -> Tensor:
+    """The variance of `values [b, n]` over the known ones: `[b, 1]`."""
+    count = known.sum(-1, keepdim=True).clamp_min(1)
+    mean = values.where(known, 0).sum(-1, keepdim=True) / count
+    return (values - mean).square().where(known, 0).sum(-1, keepdim=True) / count

@@ -1,0 +1,40 @@
+"""Pairs that are close to each other say the same thing: the Euclidean distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tokenzoo.affinity import Affinity
+from tokenzoo.evidence import Evidence, needed
+from tokenzoo.interfaces import PairScorer
+from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.tokens import full_precision
+
+
+@dataclass(frozen=True)
+class Nearness(PairScorer):
+    """Minus the squared distance of two tokens' features, as one inner product of d + 2 channels.
+
+    Args:
+        on: the features: "x", "keys" (mean over heads), "all_keys" or "queries".
+    """
+
+    on: str = "x"
+
+    def __post_init__(self) -> None:
+        self.require(needed(check_space(self.on)))
+
+    def score(self, evidence: Evidence) -> Affinity:
+        """The scores of all pairs, <= 0 up to rounding."""
+        features = full_precision(evidence.features(self.on))  # [b, n, d]
+        # Distances do not change with the origin; near it, the squares lose fewer digits.
+        known = features.isfinite()
+        count = known.sum(1, keepdim=True).clamp_min(1)
+        features = features - features.where(known, 0).sum(1, keepdim=True) / count
+        square = features.square().sum(-1, keepdim=True)
+        one = torch.ones_like(square)
+        return Affinity(
+            torch.cat([2 * features, -square, -one], -1), torch.cat([features, one, square], -1)
+        )

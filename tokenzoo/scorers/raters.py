@@ -1,0 +1,79 @@
+"""Importance as the attention of those words of a question that speak of the image (SparseVLM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_count, check_flag
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import EMBEDDED, Evidence
+from tokenzoo.interfaces import Scorer
+from tokenzoo.plan import take
+from tokenzoo.ranking import descending
+from tokenzoo.tokens import full_precision
+
+
+@dataclass(frozen=True)
+class Raters(Scorer):
+    """Mean attention that the raters among the text tokens pay to each token; only in a language model.
+
+    Raters are found in the prompt as it enters the language model: every visual token spreads a softmax of
+    inner products over the text tokens after the last visual one, and those that receive more than the
+    mean are raters. Where none does, all are; where there is no text, all scores are 0.
+
+    Args:
+        heads: only so many heads count, those in which the raters pay most to the visual tokens; None: all.
+        unturned: divide the attention by what rotary positions alone make of each pair (authors' code of
+            SparseVLM+). That factor can be negative, or nearly 0.
+    """
+
+    heads: int | None = None
+    unturned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads is not None:
+            check_count("heads", self.heads)
+        self.require("text_attention", f"x@{EMBEDDED}", f"text@{EMBEDDED}")
+        if check_flag("unturned", self.unturned):
+            self.require("text_rotation")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`."""
+        embedded = evidence.at(EMBEDDED)
+        chosen = raters(embedded.x, embedded.text)[:, None, :, None]  # [b, 1, t, 1]
+        attention = full_precision(evidence.text_attention)  # [b, h, t, n]
+        if attention.shape[2] != chosen.shape[2]:
+            raise BadArgumentError(
+                f"text_attention is of {attention.shape[2]} text tokens and text@{EMBEDDED} of "
+                f"{chosen.shape[2]}; both are about those after the last visual token"
+            )
+        if self.unturned:
+            attention = attention / full_precision(evidence.text_rotation)[:, None]
+        count = chosen.sum(2).clamp_min(1)  # [b, 1, 1]
+        paid = attention.where(chosen, 0).sum(2) / count  # [b, h, n]
+        if self.heads is not None:
+            total = paid.where(paid.isfinite(), 0).sum(-1)
+            paid = take(paid, descending(total)[:, : self.heads])
+        return paid.mean(1)
+
+
+def raters(x: Tensor, text: Tensor) -> Tensor:
+    """Which of the text tokens `[b, t, c]` rate the visual tokens `x [b, n, c]`: bool `[b, t]`.
+
+    Raises:
+        BadArgumentError: their channels differ.
+    """
+    if x.shape[-1] != text.shape[-1]:
+        raise BadArgumentError(
+            f"text@{EMBEDDED} has {text.shape[-1]} channels and x@{EMBEDDED} {x.shape[-1]}; both are "
+            "embeddings of one prompt"
+        )
+    x, text = full_precision(x), full_precision(text)
+    share = torch.softmax(x @ text.mT, -1)  # [b, n, t]
+    known = x.isfinite().all(-1, keepdim=True)  # a NaN token has no say
+    share = share.where(known, 0).sum(1) / known.sum(1).clamp_min(1)  # [b, t]
+    more = share > share.mean(-1, keepdim=True)
+    return more | ~more.any(-1, keepdim=True)

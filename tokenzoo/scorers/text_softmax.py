@@ -1,0 +1,41 @@
+"""Importance as the share of a question that a token takes: a softmax over the tokens (TRIM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenzoo.checks import check_flag
+from tokenzoo.evidence import Evidence
+from tokenzoo.interfaces import Scorer
+from tokenzoo.scorers.text_relevance import check_one_space
+from tokenzoo.tokens import full_precision
+
+
+@dataclass(frozen=True)
+class TextSoftmax(Scorer):
+    """softmax over the tokens j of -<x_j, text>, mean over the text embeddings, neither side normalised.
+
+    Args:
+        layer: where the features that share a space with the text come from (CLIP's projected patches);
+            None: the tokens themselves.
+        negated: whether a low product means relevant, as in CLIP.
+    """
+
+    layer: int | str | None = None
+    negated: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("negated", self.negated)
+        self.require("text", "x" if self.layer is None else f"x@{self.layer}")
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Score `[b, n]`; of the tokens without NaN they add up to 1."""
+        x = full_precision(evidence.at(self.layer).x)  # [b, n, c]
+        check_one_space(x, evidence.text)
+        product = (x @ full_precision(evidence.text).mT).mean(-1)  # [b, n]
+        known = product.isfinite()
+        logits = (-product if self.negated else product).where(known, torch.finfo(x.dtype).min)
+        return logits.softmax(-1).masked_fill(~known, torch.nan)

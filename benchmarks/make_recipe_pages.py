@@ -46,7 +46,7 @@ many, are computed in blocks, which are operations, too."""
 
 
 def ours() -> list[str]:
-    """The recipes that come with tokenzoo, in the order of `tokenzoo list`."""
+    """The recipes that come with tokenzoo."""
     recipes = plugins.collect("recipes").items()
     return [name for name, factory in recipes if factory.__module__.startswith("tokenzoo.")]
 

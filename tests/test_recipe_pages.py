@@ -12,7 +12,7 @@ import tokenzoo
 from benchmarks import make_recipe_pages as script
 from tokenzoo import pages, plugins
 from tokenzoo.errors import BadArgumentError, UnknownNameError
-from tokenzoo.recipes import divprune
+from tokenzoo.recipes.divprune import divprune
 
 FORM = """Keep some.
 

@@ -18,7 +18,7 @@ from typing import Any
 from tokenzoo import plugins
 from tokenzoo.describing import composition
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.recipe import Recipe
+from tokenzoo.recipe import Recipe, Stage
 from tokenzoo.recipes import controls
 
 SECTIONS = ("Formula", "Args", "Departures", "Licence", "Reference")
@@ -151,7 +151,7 @@ def page(
 
 
 def index(names: Sequence[str], **recipes: Recipe) -> str:
-    """A table of recipes, each linked to its page, in Markdown.
+    """A table of recipes, each linked to its page, in Markdown: as the data meets them, then the controls.
 
     Args:
         names: of registered recipes.
@@ -161,9 +161,15 @@ def index(names: Sequence[str], **recipes: Recipe) -> str:
         UnknownNameError, BadArgumentError: as `page`.
     """
     lines = ["| recipe | stage | needs | what it does | reference |", "|---|---|---|---|---|"]
-    for name in names:
-        found, factory = told(name), plugins.find("recipes", name)
-        recipe = recipes[name] if name in recipes else factory()
+    factories = {name: plugins.find("recipes", name) for name in names}
+    made = {name: recipes.get(name) or factory() for name, factory in factories.items()}
+
+    def place(name: str) -> tuple[bool, int, str]:
+        first = made[name].steps[0].stage.name
+        return _is_control(factories[name]), Stage.NAMES.index(first), name
+
+    for name in sorted(names, key=place):
+        found, factory, recipe = told(name), factories[name], made[name]
         reference = found.reference or ("control" if _is_control(factory) else "")
         cells = (f"[`{name}`]({name}.md)", stages(recipe), needs(recipe), found.summary, reference)
         lines.append(_row(*cells))

@@ -22,7 +22,9 @@ from tokenzoo import Recipe, Scorer, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
 from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.recipes import dart, pyramiddrop, sparsevlm
+from tokenzoo.recipes.dart import dart
+from tokenzoo.recipes.pyramiddrop import pyramiddrop
+from tokenzoo.recipes.sparsevlm import sparsevlm
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import (
     FeatureNorm,

@@ -600,6 +600,35 @@ def prumerge(case: Case) -> None:
     case.compare({"tokens": tokens[None], "indices": kept[None], "merged": merged[None]})
 
 
+def fopru(case: Case) -> None:
+    """Attention maps as keys that are unit vectors: the queries are then the logits.
+
+    What is left of a row of the softmax is CLS's. Their rows are as many as the budget has room for.
+    """
+    x, maps = case.inputs["feats"], case.inputs["attn"]
+    b, h, n, _ = maps.shape
+    keep, strategy = case.params["keep"], case.params["strategy"]
+    prefix = 0
+    if case.entry["inputs"].endswith("logits"):
+        logits = maps
+    else:
+        prefix = 1
+        first = (1 - maps.sum(-1, keepdim=True)).clamp_min(1e-30)
+        logits = torch.cat([first, maps], -1).log()
+        logits = torch.cat([torch.zeros_like(logits[:, :, :1]), logits], 2)
+        x = torch.cat([torch.zeros_like(x[:, :1]), x], 1)
+    side = n + prefix
+    keys = torch.eye(side, dtype=x.dtype).expand(b, h, side, side)
+    if strategy == "row":
+        keep = keep * 24 // n * 24
+    zoo = tokenzoo.build("fopru", keep=keep, strategy=strategy, faithful=prefix == 0)
+    queries = logits * side**0.5
+    reduced = zoo.reduce(x, queries=queries, keys=keys, prefix=prefix, grid=(24, 24))
+    reduced.plan.check()
+    index = reduced.plan.keep[:, prefix:] - prefix
+    case.compare({"indices": index, "tokens": reduced.x[:, prefix:]})
+
+
 def vscan(case: Case) -> None:
     """Theirs loses what is left of the 16 windows: ours is told how many are left then."""
     x = case.inputs["proj_feats"]
@@ -740,6 +769,7 @@ MAPPINGS: dict[str, Callable[[Case], None]] = {
     "dpcknn": dpcknn,
     "vispruner": vispruner,
     "prumerge": prumerge,
+    "fopru": fopru,
     "vscan": vscan,
     "vscan_qwen": vscan_qwen,
     "trim": trim,

@@ -1,0 +1,52 @@
+"""FoPru: what all tokens attend to, behind the tower."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tokenzoo.checks import check_choice, check_flag
+from tokenzoo.matchers import Drop, SelectAssign, TopK, WholeRows
+from tokenzoo.mergers import Keep
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import MeanLogits, ReceivedAttention
+
+
+def fopru(
+    *,
+    keep: int | float = 0.25,
+    strategy: Literal["rank", "row"] = "rank",
+    faithful: bool = False,
+) -> Recipe:
+    """Keep the tokens, or the rows of the image, that receive most attention of the others; drop the rest.
+
+    The attention within the encoder shows what it focuses on, without any CLS. The paper takes what a token
+    receives or what it emits, whichever varies more: behind a softmax a token emits nearly the same as any
+    other, so that is what it receives. Kept tokens stay in raster order. No map of all pairs is made.
+
+    Formula:
+        score_j = mean over the heads and the patches i of A[i, j]
+        faithful: of the logits q_i k_j, the mean over i or over j, whichever varies more
+
+    Args:
+        keep: patch tokens to keep: a count or a fraction. (ours)
+        strategy: "rank": the highest scores; "row": the rows of the grid with the highest sums, and of a
+            last part of a row the best.
+        faithful: take the attention before its softmax, as the published code does.
+
+    Departures:
+        - The published code takes the logits instead of the attention; `faithful=True` does, too.
+        - It keeps whole rows only, as many as there is room for; here the count is exact: ask for a
+          multiple.
+        - CLS is no query and no key that counts, which is our reading: that code was not finished there.
+
+    Licence:
+        None found for the paper's own code; compared with dongxianzhe/hydrainfer, Apache-2.0
+
+    Reference:
+        FoPru: Focal Pruning for Efficient Large Vision-Language Models, 2024, arXiv 2411.14164
+    """
+    check_choice("strategy", strategy, "rank", "row")
+    scorer = MeanLogits() if check_flag("faithful", faithful) else ReceivedAttention("patches")
+    stay = TopK(scorer) if strategy == "rank" else WholeRows(scorer)
+    return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter
 
 
@@ -32,11 +31,6 @@ class PackedAdapter(Adapter, ABC):
 
     reach: tuple[int, ...] = ()
     """Of each block, how many tokens of a full image one token attends with; 0: all; (): all, always."""
-
-    def layer(self, name: Layer) -> int | None:
-        """None: what one block shows does not travel on to others in a packed sequence."""
-        del name
-        return None
 
     @abstractmethod
     def units(self) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 import tokenzoo
+from tests.adapters import plain_qwen as plain
 from tests.adapters.hf_models import inputs, llava, photos, pixels, tower
+from tests.adapters.hf_qwen import batch as batch_of
+from tests.adapters.hf_qwen import pixels as pixels_of
+from tests.adapters.hf_qwen import qwen2_5_vl, qwen2_vl
 from tests.adapters.models import SIGLIP, VIT, gap, images
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Step
@@ -204,3 +208,59 @@ def test_what_no_block_shows_is_an_error(case: Callable[[], tuple[Any, Recipe]])
     with pytest.raises(MissingEvidenceError, match=f"needs {needs}"):
         tokenzoo.build(recipe).attach(model)
     assert not hasattr(model, "_tokenzoo_attached")
+
+
+@pytest.mark.parametrize("make", [qwen2_vl, qwen2_5_vl])
+@pytest.mark.parametrize("first", [False, True], ids=["alone", "behind tome"])
+@pytest.mark.parametrize("stage", [Stage.FEATURES, Stage.PROJECTED])
+def test_a_packed_tower_shows_other_blocks_image_by_image(
+    make: Any, first: bool, stage: Stage
+) -> None:
+    model = make().model.visual
+    grids = [(1, 8, 12), (2, 6, 10), (1, 8, 12)]
+    given = pixels_of(model, grids)
+    maps: dict[tuple[int, int], Tensor] = {}
+
+    def note(block: int, number: int, image: Any, own: Any) -> Any:
+        n, p = image.x.shape[:2]
+        maps[block, number] = own.map.mean(0).view(n, p, n, p).sum(3).mean((0, 1))
+        return image
+
+    with torch.inference_mode():
+        plain.run(model, given["hidden_states"], grids, note)
+    scorer = Seen("received_attention", 1)
+    steps = [dropping(scorer, stage)]
+    if first:
+        tome = tokenzoo.build("tome").recipe.steps[0]
+        steps.insert(0, Step(Stage.BLOCK, Once(2, keep=2.0), tome.matcher, tome.merger))
+    zoo = tokenzoo.build(Recipe(*steps, keep=0.25))
+    with zoo.attach(model, trace=True) as attached, torch.inference_mode():
+        scorer.shown.clear()
+        model(**given)
+        lots = [one.features for one in attached.passes]
+    assert lots == [6, 4]  # a quarter of 24 and of 15
+    keeps: list[Tensor] = [torch.arange(24).expand(2, -1), torch.arange(15).expand(2, -1)]
+    if first:  # which tokens are left of the first step, without the second
+        step = Step(Stage.BLOCK, Once(2), *(steps[0].matcher, steps[0].merger))
+        alone = tokenzoo.build(Recipe(step, keep=0.5))
+        with alone.attach(model, trace=True) as attached, torch.inference_mode():
+            model(**given)
+            keeps = [one.record.keep for one in attached.passes if one.record is not None]
+    # The images of one grid are a lot: 0 and 3, and the two slices of the video.
+    for found, units, keep in zip(scorer.shown, ((0, 3), (1, 2)), keeps, strict=True):
+        expected = torch.stack([maps[1, unit] for unit in units]).gather(1, keep)
+        assert gap(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("make", [qwen2_vl, qwen2_5_vl])
+def test_vscan_runs_on_qwen_as_its_authors_run_it(make: Any) -> None:
+    model = make()
+    options = {"by": "received", "window": 4, "fill": "cap", "shallow": 1, "deep": 3}
+    zoo = tokenzoo.build("vscan", keep=0.5, **options, layer=2, positions="keep")
+    given = batch_of(model)
+    with zoo.attach(model) as attached, torch.inference_mode():
+        out = model(**given)
+        planned = [attached.plan(one.tokens).visual for one in attached.passes]
+        assert [one.features for one in attached.passes] == planned
+        assert len(attached.prompts) > 0
+    assert out.logits.isfinite().all()

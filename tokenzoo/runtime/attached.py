@@ -470,22 +470,14 @@ class Attached:
     def _site(self, index: int, path: BlockPath, sites: range) -> Site | PackedSite:
         adapter, idle, options = self.adapter, self._idle, self.options
         first, last = index == sites[0], index == sites[-1]
+        more: dict[str, Any] = {"idle": idle, "options": options}
+        more["names"] = self._named.get(index, ())
         if isinstance(adapter, PackedAdapter):
             start = self._start_packed if first else None
             finish = self._finish_packed if last else None
-            return PackedSite(
-                index, path, adapter, start=start, finish=finish, idle=idle, options=options
-            )
-        return Site(
-            index,
-            path,
-            adapter,
-            start=self._start if first else None,
-            finish=self._finish if last else None,
-            idle=idle,
-            options=options,
-            names=self._named.get(index, ()),
-        )
+            return PackedSite(index, path, adapter, start=start, finish=finish, **more)
+        begin, end = self._start if first else None, self._finish if last else None
+        return Site(index, path, adapter, start=begin, finish=end, **more)
 
 
 def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

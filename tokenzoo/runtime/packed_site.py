@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.evidence import Evidence
+from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.interfaces import BlockPath
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.runtime import packs
@@ -92,6 +92,7 @@ class PackedSite:
         finish: is told the state after the last block; None at earlier ones.
         idle: whether nothing is to be reduced now; then a sequence without a state is no error.
         options: of the attachment.
+        names: what the steps behind the last block call this one, if they need what it shows.
     """
 
     def __init__(
@@ -104,10 +105,12 @@ class PackedSite:
         finish: Callable[[Pack], None] | None,
         idle: Callable[[], bool],
         options: Options,
+        names: tuple[Layer, ...] = (),
     ) -> None:
         self.index = index
         self.path = path
         self.adapter = adapter
+        self.names = names
         self.start = start
         self.finish = finish
         self.idle = idle
@@ -174,6 +177,7 @@ class PackedSite:
         wanted = (site and pack.lead.watches) or (
             self.finish is not None and pack.lead.watches_after
         )
+        wanted = wanted or self._shows(pack)
         bias = self._bias(pack) if self.options.proportional else None
         # An attention that runs a second time in one block is seen twice, which is an error.
         if (wanted or bias is not None) and self.box.tap is None:
@@ -191,6 +195,10 @@ class PackedSite:
         ]
         return pack.join(parts).log().repeat_interleave(pack.patches)
 
+    def _shows(self, pack: Pack) -> bool:
+        """Whether a step behind the last block needs what this one shows."""
+        return bool(self.names) and pack.lead.behind
+
     def _surplus(self, pack: Pack) -> bool:
         """Whether some image has more tokens than are to be left behind this block."""
         step = pack.lead.step
@@ -206,11 +214,17 @@ class PackedSite:
         if pack is None:
             return None
         lasting = self.finish is not None and pack.lead.watches_after
-        if not lasting and not self._surplus(pack):
+        if not lasting and not self._surplus(pack) and not self._shows(pack):
             return None
         self.options.tick()
         parts = pack.split(x)
         evidence = self._evidence(x, pack, parts)
+        if self._shows(pack):
+            lots = [
+                replace(lot, state=lot.state.shown_by(self.names, shown))
+                for lot, shown in zip(pack.lots, evidence, strict=True)
+            ]
+            self.box.pack = pack = replace(pack, lots=tuple(lots))
         if self._surplus(pack):
             pack, x_after, evidence = self._reduced(pack, parts, evidence)
             self.box.pack = pack
@@ -310,7 +324,7 @@ class PackedSite:
                 for lot, part in zip(pack.lots, parts, strict=True)
             ]
         evidence = [
-            shown.renewed(part, masses(part, lot.state))
+            shown.renewed(part, masses(part, lot.state), dict(lot.state.layers))
             for lot, part, shown in zip(pack.lots, parts, last, strict=True)
         ]
         if pack.lead.after is not None:
@@ -328,15 +342,11 @@ def _fired(lot: Lot) -> Any:
 
 def _left(pack: Pack, evidence: list[Evidence] | None) -> Pack:
     """The same pass, with what leaves the tower."""
-    lots = [
-        replace(
-            lot,
-            state=replace(
-                lot.state, left=lot.tokens, evidence=None if evidence is None else evidence[i]
-            ),
-        )
-        for i, lot in enumerate(pack.lots)
-    ]
+    lots: list[Lot] = []
+    for i, lot in enumerate(pack.lots):
+        shown = None if evidence is None else evidence[i]
+        state = replace(lot.state, left=lot.tokens, evidence=shown).behind_tower()
+        lots.append(replace(lot, state=state))
     return replace(pack, lots=tuple(lots))
 
 
@@ -354,11 +364,12 @@ def project(
     for lot, part in zip(pack.lots, one.split(output), strict=True):
         state, keep = lot.state, lot.state.projected
         evidence = state.evidence or evidence_of(part, state, None, 0)
-        evidence = evidence.renewed(part, masses(part, state))
+        evidence = evidence.renewed(part, masses(part, state), dict(state.layers))
         if keep is not None and lot.tokens > keep:
             part, _, state = reduced(step, state, part, evidence, keep, place, options)
             lot = lot.now(state, keep)
-        lots.append(replace(lot, state=replace(state, evidence=None, left=lot.tokens)))
+        state = replace(state, evidence=None, layers=(), left=lot.tokens)
+        lots.append(replace(lot, state=state))
         parts.append(part)
     pack = pack.now(lots)
     return pack.join(parts), pack

@@ -7,7 +7,7 @@ the pass), in two threads, and in a pass within a pass. The tensor is where the 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -78,6 +78,14 @@ class Pass:
     def behind(self) -> bool:
         """Whether there is something to do behind the last block."""
         return self.after is not None or self.projected is not None
+
+    def shown_by(self, names: tuple[Layer, ...], evidence: Evidence) -> Pass:
+        """The same pass, which carries what a block of these names shows."""
+        return replace(self, layers=(*self.layers, *((name, evidence) for name in names)))
+
+    def behind_tower(self) -> Pass:
+        """The same pass, without what nobody behind the tower asks for."""
+        return self if self.projected is not None else replace(self, layers=())
 
 
 class PerThread:

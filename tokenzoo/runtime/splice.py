@@ -224,7 +224,7 @@ class Site:
             self.box.evidence = evidence_of(x, state, seen, prefix)
         if self._shows(state):
             shown = evidence_of(x, state, seen, prefix)
-            state = replace(state, layers=(*state.layers, *((name, shown) for name in self.names)))
+            state = state.shown_by(self.names, shown)
             self.box.state = state
         if state.step is None or x.shape[1] - prefix <= state.counts[self.index]:
             return None
@@ -296,8 +296,8 @@ class Site:
             if state.keeps_evidence:
                 evidence = evidence.through(plan)
         kept = evidence if state.keeps_evidence else None
-        layers = () if state.projected is None else state.layers
-        return x, replace(state, evidence=kept, layers=layers, left=x.shape[1] - prefix)
+        state = replace(state, evidence=kept, left=x.shape[1] - prefix)
+        return x, state.behind_tower()
 
     def _shows(self, state: Pass) -> bool:
         """Whether a step behind the last block needs what this one shows."""

@@ -52,7 +52,7 @@ def show(console: Console, work: Workload, table: Table) -> None:
     for row in rows:
         name = Text(row.name, "bold" if row.name in (BARE, AGAIN) else "")
         name.append(" (control)" if control(row.name) else "", "yellow")
-        cells = [""] if row.keep is None else [f"{row.keep:g}"]
+        cells = [""] if row.keep is None else [str(row.keep)]
         if row.problem:
             cells += [f"[{problems.index(row.problem) + 1}]"]
         else:

@@ -14,12 +14,17 @@ Then, in every round, each is called once: the bare model, twice, for the noise;
 `tome` with nothing to remove, as keep=1.0 and as r=0. Times are ratios to the bare model's in the same
 round, throughputs to the patch's. `blocks alone` runs the model's own blocks on as many tokens as `tome`
 leaves, without choosing them: what no selection, however fast, gets below with these blocks.
+
+Beside each time is how many pages of memory the kernel had to hand out in that call: what is larger than
+the allocator keeps (in glibc 32 MiB) comes fresh each time, and a map of attention soon is. `MALLOC_...`
+variables, which change that, are recorded. `--linear onednn` gives all of them linear layers by oneDNN.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -30,6 +35,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
@@ -80,6 +86,35 @@ def original(path: Path) -> Any:
     finally:
         sys.path.pop(0)
     return tome
+
+
+class Packed(nn.Module):
+    """A linear layer by oneDNN, for inference; the weight is in the layout that it wants.
+
+    torch's own goes through MKL, which on CPUs of another maker can be less than half as fast.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        return self  # it has no state, and oneDNN's layout cannot be copied
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def packed(model: nn.Module, rows: int) -> nn.Module:
+    """A copy with linear layers by oneDNN, for inputs of about so many rows."""
+    copy = copy_of(model)
+    for module in list(copy.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Packed(child, rows))
+    return copy
 
 
 def copy_of(model: nn.Module) -> Any:
@@ -188,12 +223,25 @@ def measure(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Times relative to the bare model's, and throughputs relative to the original's."""
     running = candidates(tome, model, given)
-    functions = {what: partial(f, x) for what, (_, f) in running.items()}
+    faults: dict[str, list[int]] = {what: [] for what in running}
+
+    def call(what: str) -> None:
+        before = pages()
+        running[what][1](x)
+        faults[what].append(pages() - before)
+
+    functions = {what: partial(call, what) for what in running}
     with torch.inference_mode():
         timings = interleaved(functions, rounds=given.rounds, warmup=2, baseline=BARE)
     about = {"model": name, "batch": len(x)}
     times = [
-        {**about, "what": what, "r": running[what][0], **figures(one)}
+        {
+            **about,
+            "what": what,
+            "r": running[what][0],
+            **figures(one),
+            "pages": median(faults[what][-given.rounds :]),
+        }
         for what, one in timings.items()
     ]
     faster: list[dict[str, Any]] = []
@@ -208,6 +256,15 @@ def measure(
 
 def figures(timing: Timing) -> dict[str, Any]:
     return {"median": timing.ratio, "quartiles": [timing.low, timing.high]}
+
+
+def pages() -> int:
+    """How many pages this process has asked the kernel for; 0 where nobody counts them."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def commit_of(path: Path) -> str | None:
@@ -232,9 +289,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
+    parser.add_argument(
+        "--linear", choices=["torch", "onednn"], default="torch", help="whose linear layers"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results/tome-peer-cpu.json"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    if given.linear == "onednn" and (given.device, given.dtype) != ("cpu", "float32"):
+        raise BadArgumentError(
+            f"--linear onednn with --device {given.device} --dtype {given.dtype}; it is for float32 on the "
+            "CPU: leave it out"
+        )
     tome = original(given.tome)
     dtype = getattr(torch, given.dtype)
     gaps: list[dict[str, Any]] = []
@@ -245,7 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gaps += compare(tome, name, model, images(2), given)
         model = model.to(dtype)
         for batch in given.batch:
-            more = measure(tome, name, model, images(batch).to(dtype), given)
+            run = model
+            if given.linear == "onednn":
+                run = packed(model, batch * model.patch_embed.num_patches)
+            more = measure(tome, name, run, images(batch).to(dtype), given)
             times, faster = times + more[0], faster + more[1]
     said = sys.argv if arguments is None else ["benchmarks/tome_peer.py", *arguments]
     content = {
@@ -261,6 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": "cpu" if given.device == "cpu" else torch.cuda.get_device_name(given.device),
         "dtype": given.dtype,
         "mode": given.mode,
+        "linear": given.linear,
+        "allocator": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
         "rounds": given.rounds,
         "logits": gaps,
         "time": times,
@@ -285,13 +355,19 @@ def table(content: dict[str, Any]) -> str:
     ]
     heads = {"time": "time of the bare model", "throughput": "throughput of the original"}
     for key, head in heads.items():
-        lines += ["", f"| model | batch | what | {head} |", "|---|---|---|---|"]
+        more = " | pages |" if key == "time" else " |"
+        lines += [
+            "",
+            f"| model | batch | what | {head}{more}",
+            "|---" * (3 + more.count("|")) + "|",
+        ]
         for row in content[key]:
             what = row["what"] if key == "time" else f"{row['what']}, r={row['r']}"
             low, high = row["quartiles"]
             lines.append(
                 f"| {row['model']} | {row['batch']} | {what} | {row['median']:.3f} "
                 f"({low:.3f} to {high:.3f}) |"
+                + (f" {row['pages']:.0f} |" if "pages" in row else "")
             )
     return "\n".join(lines)
 

@@ -108,12 +108,10 @@ class Affinity:
 
     def at(self, rows: Tensor, columns: Tensor) -> Affinity:
         """Restrict to sources `rows [b, a]` and targets `columns [b, p]`: an Affinity of a x p pairs."""
-        return replace(
-            self,
-            left=take(self.left, rows),
-            right=take(self.right, columns),
-            source=None if self.source is None else take(self.source, rows),
-            target=None if self.target is None else take(self.target, columns),
+        source = None if self.source is None else take(self.source, rows)
+        target = None if self.target is None else take(self.target, columns)
+        return Affinity(
+            take(self.left, rows), take(self.right, columns), source, target, self.curve
         )
 
     def weighted(self, weight: Tensor, on: str = "both") -> Affinity:

@@ -362,7 +362,7 @@ class Evidence:
 
     def through(self, plan: Plan) -> Evidence:
         """Carry this evidence through a plan: each output has what its representative has."""
-        return self.take(plan.keep.clamp_min(0))
+        return self.take(plan.sources)
 
 
 def layer_of(need: str) -> Layer | None:

@@ -36,12 +36,15 @@ class Plan:
         lengths: `[b]` int64, how many of the m outputs are real, for the recipes whose count comes from
             the data; None: all of them.
         held: `[b, m]` bool, the outputs that were protected, by the matcher or the caller; None: none were.
+        complete: whether it is known, without a look at the values, that there is no -1: nothing is dropped
+            and no token is new. What must reckon with a -1 is left out then; False is always right.
     """
 
     keep: Tensor
     dst: Tensor
     lengths: Tensor | None = None
     held: Tensor | None = None
+    complete: bool = False
 
     @property
     def tokens(self) -> int:
@@ -53,14 +56,26 @@ class Plan:
         """The number of tokens after (m)."""
         return self.keep.shape[1]
 
+    @property
+    def sources(self) -> Tensor:
+        """`keep`, with 0 in the place of -1: indices to gather with."""
+        return self.keep if self.complete else self.keep.clamp_min(0)
+
+    @property
+    def targets(self) -> Tensor:
+        """`dst`, with 0 in the place of -1: indices to gather with."""
+        return self.dst if self.complete else self.dst.clamp_min(0)
+
     @classmethod
     def identity(cls, batch: int, tokens: int, *, device: torch.device | None = None) -> Plan:
         """The plan that changes nothing."""
         index = torch.arange(tokens, device=device).expand(batch, tokens)  # [b, n]
-        return cls(index, index)
+        return cls(index, index, complete=True)
 
     @classmethod
-    def from_slots(cls, keep: Tensor, moved: Tensor, slots: Tensor, tokens: int) -> Plan:
+    def from_slots(
+        cls, keep: Tensor, moved: Tensor, slots: Tensor, tokens: int, *, complete: bool = False
+    ) -> Plan:
         """Build a plan from the kept tokens and the slots of the others.
 
         Args:
@@ -68,13 +83,17 @@ class Plan:
             moved: `[b, n - m]` the input tokens that are not kept.
             slots: `[b, n - m]` the output token that each of `moved` joins; -1: dropped.
             tokens: n.
+            complete: whether there is no -1 among `keep` and `slots`.
         """
         b, m = keep.shape
         own = torch.arange(m, device=keep.device).expand(b, m)
+        if complete:
+            dst = keep.new_empty(b, tokens).scatter_(1, moved, slots).scatter_(1, keep, own)
+            return cls(keep, dst, complete=True)
         # A new token (-1) has no input of its own: its column n is cut off again.
         index = keep % (tokens + 1)
         dst = keep.new_full((b, tokens + 1), -1)
-        dst = dst.scatter(1, moved, slots).scatter(1, index, own)
+        dst = dst.scatter_(1, moved, slots).scatter_(1, index, own)
         return cls(keep, dst[:, :tokens])
 
     @classmethod
@@ -87,12 +106,12 @@ class Plan:
             tokens: n.
         """
         b, m = gone.shape[0], tokens - gone.shape[1]
-        slot = gone.new_ones(b, tokens).scatter(1, gone, 0).cumsum(1) - 1  # [b, n]
+        slot = gone.new_ones(b, tokens).scatter_(1, gone, 0).cumsum(1) - 1  # [b, n]
         place = torch.arange(tokens, device=gone.device).expand(b, tokens)
         # Those that are gone write to one more slot, which is cut off again.
         dst = slot.scatter(1, gone, m)
-        keep = gone.new_empty(b, m + 1).scatter(1, dst, place)[:, :m]
-        return cls(keep, dst.scatter(1, gone, take(slot, into)))
+        keep = gone.new_empty(b, m + 1).scatter_(1, dst, place)[:, :m]
+        return cls(keep, dst.scatter_(1, gone, take(slot, into)), complete=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up values `[b, n]` or `[b, n, c]` over the inputs of each output: `[b, m]`, `[b, m, c]`.
@@ -109,17 +128,20 @@ class Plan:
             )
         # One more slot per image takes what is dropped: -1 becomes m. Rows, not elements, are added
         # (index_add), and sum-then-divide is what also survives an ONNX export.
-        slots = self.dst % (m + 1)
+        width = m if self.complete else m + 1
+        slots = self.dst if self.complete else self.dst % width
         if values.ndim == 2:
-            return values.new_zeros(b, m + 1).scatter_add(1, slots, values)[:, :m]
-        slots = slots + torch.arange(b, device=slots.device)[:, None] * (m + 1)
+            return values.new_zeros(b, width).scatter_add_(1, slots, values)[:, :m]
+        slots = slots + torch.arange(0, b * width, width, device=slots.device)[:, None]
         flat = values.reshape(b * n, *values.shape[2:])
-        sums = flat.new_zeros(b * (m + 1), *values.shape[2:]).index_add_(0, slots.flatten(), flat)
-        return sums.view(b, m + 1, *values.shape[2:])[:, :m]
+        sums = flat.new_zeros(b * width, *values.shape[2:]).index_add_(0, slots.flatten(), flat)
+        return sums.view(b, width, *values.shape[2:])[:, :m]
 
     def of_kept(self, values: Tensor) -> Tensor:
         """Gather values `[b, n]` or `[b, n, c]` of the kept tokens; zeros for new tokens."""
-        gathered = take(values, self.keep.clamp_min(0))
+        gathered = take(values, self.sources)
+        if self.complete:
+            return gathered
         new = self.keep < 0
         return gathered.masked_fill(new if values.ndim == 2 else new[..., None], 0)
 
@@ -130,7 +152,8 @@ class Plan:
         """
         held = self.held
         if held is None and tokens.held is not None:
-            held = take(tokens.held, self.keep.clamp_min(0)) & (self.keep >= 0)
+            held = take(tokens.held, self.sources)
+            held = held if self.complete else held & (self.keep >= 0)
         return Tokens(x, self.sum(tokens.mass) if mass is None else mass, held=held)
 
     def unmerge(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
@@ -153,7 +176,9 @@ class Plan:
                 f"fill has shape {shape_of(fill)}; it is one number, or a tensor {list(whole)}"
             )
         flat = y.flatten(2) if y.ndim > 2 else y
-        spread = take(flat, self.dst.clamp_min(0))
+        spread = take(flat, self.targets)
+        if self.complete:
+            return spread.view(whole)
         dropped = self.dst < 0
         dropped = dropped if flat.ndim == 2 else dropped[..., None]
         if isinstance(fill, Tensor):
@@ -174,38 +199,43 @@ class Plan:
                 f"with {later.tokens}"
             )
         # A token that is new here, or becomes new later, stands for no input token: -1 stays -1.
-        keep = torch.where(later.keep < 0, -1, take(self.keep, later.keep.clamp_min(0)))
-        dst = torch.where(self.dst < 0, -1, take(later.dst, self.dst.clamp_min(0)))
-        return Plan(keep, dst, later.lengths, later.held)
+        keep, dst = take(self.keep, later.sources), take(later.dst, self.targets)
+        keep = keep if later.complete else torch.where(later.keep < 0, -1, keep)
+        dst = dst if self.complete else torch.where(self.dst < 0, -1, dst)
+        return Plan(keep, dst, later.lengths, later.held, self.complete and later.complete)
 
     def reordered(self, key: Tensor) -> Plan:
         """The same plan with its outputs in ascending order of `key [b, m]` (stable)."""
         order = ordered(key)  # [b, m]
         slots = torch.arange(self.kept, device=key.device).expand_as(order)
         # What is dropped (-1) has the last place, where -1 stands.
-        rank = order.new_full((order.shape[0], self.kept + 1), -1).scatter(1, order, slots)
-        dst = take(rank, self.dst % (self.kept + 1))
+        width = self.kept + 1
+        rank = order.new_full((order.shape[0], width), -1).scatter_(1, order, slots)
+        dst = take(rank, self.dst if self.complete else self.dst % width)
         held = None if self.held is None else take(self.held, order)
-        return Plan(take(self.keep, order), dst, self.lengths, held)
+        return Plan(take(self.keep, order), dst, self.lengths, held, self.complete)
 
     def by_position(self) -> Plan:
         """The same plan with its outputs in the order of their representatives; new tokens last."""
-        return self.reordered(self.keep % (self.tokens + 1))  # -1 becomes n
+        return self.reordered(
+            self.keep if self.complete else self.keep % (self.tokens + 1)
+        )  # -1: n
 
     def beside(self, free: Tensor, held: Tensor) -> Plan:
         """The same plan, made for the tokens `free [b, f]`, among all: `held [b, h]` stay as they are.
 
         The outputs come in the order of their representatives.
         """
-        new = self.keep < 0
-        keep = torch.cat([torch.where(new, -1, take(free, self.keep.clamp_min(0))), held], 1)
+        keep = take(free, self.sources)
+        keep = keep if self.complete else torch.where(self.keep < 0, -1, keep)
+        keep = torch.cat([keep, held], 1)
         slots = torch.arange(self.kept, self.kept + held.shape[1], device=held.device)
         dst = torch.cat([self.dst, slots.expand_as(held)], 1)
         order = torch.cat([free, held], 1).argsort(dim=-1)
         lengths = None if self.lengths is None else self.lengths + held.shape[1]
         marks = torch.zeros_like(self.keep, dtype=torch.bool) if self.held is None else self.held
         marks = torch.cat([marks, torch.ones_like(held, dtype=torch.bool)], 1)
-        return Plan(keep, take(dst, order), lengths, marks).by_position()
+        return Plan(keep, take(dst, order), lengths, marks, self.complete).by_position()
 
     def after_prefix(self, prefix: int) -> Plan:
         """The same plan, for a sequence with `prefix` untouched tokens in front."""
@@ -213,13 +243,16 @@ class Plan:
             return self
         b = self.keep.shape[0]
         own = torch.arange(prefix, device=self.keep.device).expand(b, prefix)
-        keep = torch.where(self.keep < 0, self.keep, self.keep + prefix)
-        dst = torch.where(self.dst < 0, self.dst, self.dst + prefix)
+        keep, dst = self.keep + prefix, self.dst + prefix
+        if not self.complete:
+            keep = torch.where(self.keep < 0, self.keep, keep)
+            dst = torch.where(self.dst < 0, self.dst, dst)
         lengths = None if self.lengths is None else self.lengths + prefix
         held = self.held
         if held is not None:
             held = torch.cat([held.new_zeros(b, prefix), held], 1)
-        return Plan(torch.cat([own, keep], 1), torch.cat([own, dst], 1), lengths, held)
+        keep, dst = torch.cat([own, keep], 1), torch.cat([own, dst], 1)
+        return Plan(keep, dst, lengths, held, self.complete)
 
     def check(self) -> None:
         """Raise if keep and dst contradict each other; for tests and debugging (it waits for the device).
@@ -239,9 +272,11 @@ class Plan:
         n = self.tokens
         if self.dst.shape[0] != b:
             raise BadArgumentError(f"keep is for {b} images, dst for {self.dst.shape[0]}")
+        least = 0 if self.complete else -1
         for name, index, limit in (("keep", self.keep, n), ("dst", self.dst, m)):
-            if bool(((index < -1) | (index >= limit)).any()):
-                raise BadArgumentError(f"{name} has indices outside -1 .. {limit - 1}")
+            if bool(((index < least) | (index >= limit)).any()):
+                said = ", and the plan says complete=True" if self.complete else ""
+                raise BadArgumentError(f"{name} has indices outside {least} .. {limit - 1}{said}")
         old = self.keep >= 0
         slots = torch.arange(m, device=self.keep.device).expand(b, m)
         home = take(self.dst, self.keep.clamp_min(0))

@@ -71,8 +71,11 @@ def reduce_patches(
 
 def _matched(step: Step, evidence: Evidence, keep: int) -> Plan:
     """The matcher's plan, which goes from all the tokens to `keep` of them."""
-    with torch.set_grad_enabled(step.learns and torch.is_grad_enabled()):
+    if step.learns or not torch.is_grad_enabled():
         plan = step.matcher.match(evidence, keep)
+    else:
+        with torch.no_grad():
+            plan = step.matcher.match(evidence, keep)
     n = evidence.x.shape[1]
     if not isinstance(plan, Plan) or (plan.tokens, plan.kept) != (n, keep):  # pyright: ignore[reportUnnecessaryIsInstance]
         found = f"one from {plan.tokens} to {plan.kept}" if isinstance(plan, Plan) else repr(plan)  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -233,5 +236,6 @@ def _each_alone(
         torch.cat([plan.keep for plan in plans]),
         torch.cat([plan.dst for plan in plans]),
         torch.cat(lengths) if lengths else None,
+        complete=all(plan.complete for plan in plans),
     )
     return Reduced(torch.cat([r.x for r in results]), torch.cat([r.mass for r in results]), plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def shape_of(value: object) -> object:
 
 def norm(vectors: Tensor) -> Tensor:
     """The Euclidean length of vectors `[..., d]`, in at least float32: `[...]`."""
-    return full_precision(vectors).square().sum(-1).sqrt()
+    return torch.linalg.vector_norm(full_precision(vectors), dim=-1)  # pyright: ignore
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -103,6 +103,4 @@ class Tokens:
         if held is not None:
             held = torch.cat([held.new_zeros(held.shape[0], p), held], 1)
         x = torch.cat([whole.x[:, :p], self.x], 1)
-        return replace(
-            self, x=x, mass=torch.cat([whole.mass[:, :p], self.mass], 1), prefix=p, held=held
-        )
+        return Tokens(x, torch.cat([whole.mass[:, :p], self.mass], 1), p, held)

@@ -85,9 +85,10 @@ class Bipartite(Matcher):
             plan = Plan.from_joins(gone, take(targets, partner), n)
             if self.protect is None:
                 return plan
-            marks = torch.zeros_like(every, dtype=torch.bool).scatter(1, held, True)
+            marks = torch.zeros_like(every, dtype=torch.bool).scatter_(1, held, True)
             return replace(plan, held=take(marks, plan.keep))
         if evidence.prefix > 0:
             staying = staying.sort(dim=-1).values
         kept = torch.cat([take(sources, staying), targets], 1)  # [b, m]
-        return Plan.from_slots(kept, gone, staying.shape[1] + partner, n)
+        slots = staying.shape[1] + partner
+        return Plan.from_slots(kept, gone, slots, n, complete=True)

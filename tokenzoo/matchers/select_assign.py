@@ -70,12 +70,18 @@ class SelectAssign(Matcher):
                 return plan
             place = torch.arange(n, n + keep, device=pool.device)
             return plan.reordered(torch.where(plan.keep < 0, place, plan.keep))
+        by_position = self.order == "position"
+        in_place = by_position and isinstance(self.join, Drop | Fuse)
+        if (
+            in_place
+        ):  # these two look at no order, so that the plan need not be put in order afterwards
+            kept = kept.sort(dim=-1).values
         slots = self.join.assign(evidence, kept, rest, groups)
         new = kept.new_full((b, self.join.extra), -1)
         plan = Plan.from_slots(torch.cat([kept, new], 1), rest, slots, n)
-        if self.order == "selected":
+        if in_place or self.order == "selected":
             return plan
-        if self.order == "position":
+        if by_position:
             return plan.by_position()
         group = [kept.new_full((b, size), i) for i, size in enumerate(groups)]
         rank = torch.cat([*group, new + 1 + len(groups)], 1)

@@ -49,7 +49,7 @@ def new_tokens(x: Tensor, plan: Plan, weight: Tensor | None) -> Tensor:
 
     Without weights `[b, n]` it is the mean.
     """
-    slot = plan.dst.clamp_min(0)
+    slot = plan.targets
     joins = (plan.dst >= 0) & (take(plan.keep, slot) < 0)  # [b, n]
     if weight is None:
         count = plan.sum(x.new_ones(x.shape[:2]))

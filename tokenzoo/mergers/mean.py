@@ -19,5 +19,5 @@ class Mean(Merger):
         del evidence
         x = full_precision(tokens.x)
         count = plan.sum(x.new_ones(x.shape[:2]))  # [b, m]
-        weight = 1 / take(count, plan.dst.clamp_min(0)).clamp_min(1)
+        weight = 1 / take(count, plan.targets).clamp_min(1)
         return plan.carry(tokens, plan.sum(x * weight[..., None]).to(tokens.x.dtype))

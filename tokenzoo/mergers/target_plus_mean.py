@@ -21,7 +21,7 @@ class TargetPlusMean(Merger):
         """Apply the plan; a token that nobody joins is unchanged."""
         del evidence
         x = full_precision(tokens.x)
-        slot = plan.dst.clamp_min(0)  # [b, n]
+        slot = plan.targets  # [b, n]
         index = slot.new_ones(slot.shape).cumsum(-1) - 1
         joins = (take(plan.keep, slot) != index) & (plan.dst >= 0)
         weight = joins.to(x.dtype)

@@ -21,7 +21,7 @@ class WeightedMean(Merger):
         del evidence
         total = plan.sum(tokens.mass)  # [b, m]
         # Weights first: a token that nobody joins has weight mass / mass = 1 and is unchanged to the bit.
-        weight = tokens.mass / take(total, plan.dst.clamp_min(0))
+        weight = tokens.mass / take(total, plan.targets)
         x = full_precision(tokens.x)
         merged = plan.sum(x * weight.to(x.dtype)[..., None])  # [b, m, c]
         return plan.carry(tokens, merged.to(tokens.x.dtype), total)

@@ -151,7 +151,7 @@ def reduced(
 
 def _places(state: Pass, plan: Plan) -> Tensor:
     """Which of the first tokens each output of a plan stands for."""
-    index = plan.keep.clamp_min(0)
+    index = plan.sources
     return index if state.places is None else take(state.places, index)
 
 

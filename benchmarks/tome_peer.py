@@ -53,6 +53,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3, "num_classes": 10}),
 }
 BARE, AGAIN = "bare", "bare again"
+OTHER = "bare, linear layers by torch"
 PATCH, OURS, ALONE = "the original", "tome", "blocks alone"
 NOTHING: dict[str, dict[str, Any]] = {"tome, keep=1.0": {"keep": 1.0}, "tome, r=0": {"r": 0}}
 
@@ -199,10 +200,14 @@ def compare(
 
 
 def candidates(
-    tome: Any, model: nn.Module, given: argparse.Namespace
+    tome: Any, model: nn.Module, given: argparse.Namespace, batch: int
 ) -> dict[str, tuple[int | None, Callable[[Tensor], Any]]]:
     """What is called with a batch, by name; with its r."""
-    found: dict[str, tuple[int | None, Callable[[Tensor], Any]]] = {BARE: (None, copy_of(model))}
+    found: dict[str, tuple[int | None, Callable[[Tensor], Any]]] = {}
+    if given.linear == "onednn":
+        found[OTHER] = None, copy_of(model)
+        model = packed(model, batch * model.patch_embed.num_patches)
+    found[BARE] = None, copy_of(model)
     for r in given.r:
         counts = tokenzoo.build("tome", r=r).plan(model.patch_embed.num_patches, len(model.blocks))
         found[f"{PATCH}, r={r}"] = r, patched(tome, model, r)
@@ -222,7 +227,7 @@ def measure(
     tome: Any, name: str, model: nn.Module, x: Tensor, given: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Times relative to the bare model's, and throughputs relative to the original's."""
-    running = candidates(tome, model, given)
+    running = candidates(tome, model, given, len(x))
     faults: dict[str, list[int]] = {what: [] for what in running}
 
     def call(what: str) -> None:
@@ -310,10 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gaps += compare(tome, name, model, images(2), given)
         model = model.to(dtype)
         for batch in given.batch:
-            run = model
-            if given.linear == "onednn":
-                run = packed(model, batch * model.patch_embed.num_patches)
-            more = measure(tome, name, run, images(batch).to(dtype), given)
+            more = measure(tome, name, model, images(batch).to(dtype), given)
             times, faster = times + more[0], faster + more[1]
     said = sys.argv if arguments is None else ["benchmarks/tome_peer.py", *arguments]
     content = {

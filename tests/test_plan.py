@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -231,6 +233,80 @@ def test_check_finds_contradictions(
     assert all(part in str(caught.value) for part in named), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keep", "dst"), [([[0, -1]], [[0, 1, 1]]), ([[0, 2]], [[0, -1, 1]])], ids=["new", "dropped"]
+)
+def test_check_finds_a_plan_that_says_complete_and_is_not(
+    keep: list[list[int]], dst: list[list[int]]
+) -> None:
+    plan = Plan(torch.tensor(keep), torch.tensor(dst))
+    plan.check()
+    with pytest.raises(
+        BadArgumentError, match=r"outside 0 \.\. \d, and the plan says complete=True"
+    ):
+        replace(plan, complete=True).check()
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_what_is_known_to_be_complete_changes_no_result(data: st.DataObject) -> None:
+    images, tokens = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12))
+    marks = data.draw(st.booleans())
+
+    def both(plan: Plan) -> tuple[Plan, Plan]:
+        held = plan.keep % 2 == 0 if marks else None
+        return replace(plan, complete=True, held=held), replace(plan, complete=False, held=held)
+
+    def same(one: Plan, other: Plan, *, complete: bool = True) -> None:
+        one.check()
+        assert (one.complete, other.complete) == (complete, False)
+        assert torch.equal(one.keep, other.keep)
+        assert torch.equal(one.dst, other.dst)
+        assert (one.held is None) == (other.held is None)
+        assert one.held is None or other.held is None or torch.equal(one.held, other.held)
+
+    drawn = plans(images=images, tokens=tokens, dropping=False, new=False)
+    plan, plain = both(data.draw(drawn))
+    later = plans(images=images, tokens=plan.kept, dropping=False, new=False)
+    next_plan, next_plain = both(data.draw(later))
+    partial = data.draw(plans(images=images, tokens=plan.kept))
+    partial = replace(partial, complete=False)
+
+    same(plan, plain)
+    same(plan.then(next_plan), plain.then(next_plain))
+    same(plan.then(partial), plain.then(partial), complete=False)
+    same(plan.by_position(), plain.by_position())
+    same(plan.reordered(-plan.keep), plain.reordered(-plain.keep))
+    same(plan.after_prefix(2), plain.after_prefix(2))
+    free = torch.arange(1, tokens + 1).expand(images, tokens)
+    first = torch.zeros(images, 1, dtype=torch.int64)
+    same(plan.beside(free, first), plain.beside(free, first))
+
+    values = torch.randn(images, tokens, 3, generator=torch.Generator().manual_seed(0))
+    y = numbered(plan, 2)
+    for given_plan in (plan, plain):
+        assert torch.equal(given_plan.sum(values), plain.sum(values))
+        assert torch.equal(given_plan.sum(values[..., 0]), plain.sum(values[..., 0]))
+        assert torch.equal(given_plan.of_kept(values), plain.of_kept(values))
+        assert torch.equal(given_plan.unmerge(y, fill=-7.0), plain.unmerge(y, fill=-7.0))
+    seen = Tokens(values, torch.ones(images, tokens), held=values[..., 0] > 0)
+    ours, theirs = (p.carry(seen, p.of_kept(values)) for p in (plan, plain))
+    assert ours.held is not None
+    assert theirs.held is not None
+    assert torch.equal(ours.held, theirs.held)
+    assert torch.equal(ours.mass, theirs.mass)
+
+
+def test_slots_that_are_known_to_be_complete() -> None:
+    given_slots = torch.tensor([[3, 0]]), torch.tensor([[1, 2]]), torch.tensor([[1, 1]]), 4
+    plan = Plan.from_slots(*given_slots, complete=True)
+    plan.check()
+    other = Plan.from_slots(*given_slots)
+    assert (plan.complete, other.complete) == (True, False)
+    assert torch.equal(plan.keep, other.keep)
+    assert torch.equal(plan.dst, other.dst)
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 2), (2, 2, 4), (1, 4, 4)])
 def test_unmerge_refuses_other_tokens(shape: tuple[int, ...]) -> None:
     plan = Plan(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]))
@@ -265,6 +341,7 @@ def test_joins_are_the_same_plan_as_slots() -> None:
         at = torch.randint(n - r, (3, r), generator=generator)
         plan = Plan.from_joins(gone, kept.gather(1, at), n)
         plan.check()
+        assert plan.complete
         other = Plan.from_slots(kept, gone, at, n).by_position()
         assert torch.equal(plan.keep, other.keep)
         assert torch.equal(plan.dst, other.dst)

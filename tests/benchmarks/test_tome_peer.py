@@ -81,6 +81,29 @@ def test_the_file_says_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| tiny | 1 | tome, r=2 |" in capsys.readouterr().out
 
 
+def test_linear_layers_by_onednn_are_the_same_model(tmp_path: Path) -> None:
+    model, images = bench.made("tiny", "cpu")
+    other = bench.packed(model, 2 * 16)
+    assert sum(isinstance(module, bench.Packed) for module in other.modules()) == 3 * 4 + 1
+    assert not any(isinstance(module, bench.Packed) for module in model.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(other(images(2)), model(images(2)), rtol=1e-4, atol=1e-5)
+    out = tmp_path / "times.json"
+    bench.main(asked(checkout(tmp_path, SAME), out, "--linear", "onednn"))
+    content = json.loads(out.read_text())
+    assert content["linear"] == "onednn"
+    assert [row["what"] for row in content["time"]][:2] == ["bare, linear layers by torch", "bare"]
+    assert all(row["pages"] >= 0 for row in content["time"])
+
+
+def test_onednn_is_for_float32(tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    more = "--linear", "onednn", "--dtype", "bfloat16"
+    with pytest.raises(BadArgumentError, match=r"--linear onednn.*--dtype bfloat16.*leave it out"):
+        bench.main(asked(checkout(tmp_path, SAME), out, *more))
+    assert not out.exists()
+
+
 def test_logits_that_differ_are_no_peers(tmp_path: Path) -> None:
     out = tmp_path / "times.json"
     with pytest.raises(bench.UnequalError, match=r"tiny, r=2, weights x 1.*cannot be compared"):

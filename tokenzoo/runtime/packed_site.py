@@ -215,10 +215,12 @@ class PackedSite:
             return None
         lasting = self.finish is not None and pack.lead.watches_after
         if not lasting and not self._surplus(pack) and not self._shows(pack):
+            self.box.tap = None
             return None
         self.options.tick()
         parts = pack.split(x)
         evidence = self._evidence(x, pack, parts)
+        self.box.tap = None  # queries and keys are not to be held while the second branch runs
         if self._shows(pack):
             lots = [
                 replace(lot, state=lot.state.shown_by(self.names, shown))

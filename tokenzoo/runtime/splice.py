@@ -220,6 +220,9 @@ class Site:
         state = self._state()
         prefix = self.adapter.prefix
         seen = self._seen()
+        self.box.tap = (
+            None  # queries, keys and values are not to be held while the second branch runs
+        )
         if self.finish is not None and state.watches_after:
             self.box.evidence = evidence_of(x, state, seen, prefix)
         if self._shows(state):

@@ -100,7 +100,10 @@ def plans(
     keep = torch.cat([order[:, :kept], order.new_full((images, more), -1)], 1)
     lowest = -1 if dropping else 0
     slots = torch.randint(lowest, kept + more, (images, tokens - kept), generator=generator)
-    return Plan.from_slots(keep, order[:, kept:], slots, tokens)
+    whole = not bool((keep < 0).any() or (slots < 0).any())
+    return Plan.from_slots(
+        keep, order[:, kept:], slots, tokens, complete=whole and draw(st.booleans())
+    )
 
 
 Takes = Literal["half", "all but one", "all but two", "every fourth stays", "nothing"]

@@ -164,6 +164,10 @@ def test_every_recipe_works_or_says_why(recipe: str, tmp_path: Any) -> None:
     model, path = clip(), tmp_path / "out.onnx"
     zoo = tokenzoo.build(recipe, keep=9)
     reason = IMPOSSIBLE.get(recipe)
+    if recipe == "downsample" and torch.__version__.startswith("2.11."):
+        reason = (
+            "outputs of CLIPVisionModel differ"  # its converter gets an image made smaller wrong
+        )
     try:
         zoo.attach(model).detach()
     except (

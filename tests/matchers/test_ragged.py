@@ -21,6 +21,7 @@ from tokenzoo.matchers import (
     SelectAssign,
     TopK,
 )
+from tokenzoo.matchers.outliers import quantile
 from tokenzoo.mergers import Fused, Keep
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm, Similarity
@@ -240,3 +241,13 @@ def test_where_nobody_goes_nobody_is_fused() -> None:
     assert torch.equal(reduced.x, x)
     assert reduced.plan.lengths is None
     assert reduce(TopK(FeatureNorm()), x, N - 1, join=Fuse()).plan.keep[0, -1] == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_quantile_is_that_of_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 11, dtype=dtype, generator=generator)
+    values[1, 3:5], values[2, :10], values[3], values[4, 0] = (torch.nan,) * 4
+    for q in (0.0, 0.25, 0.5, 0.75, 1.0):
+        expected = values.nanquantile(q, dim=-1)
+        torch.testing.assert_close(quantile(values, q), expected, rtol=0, atol=0, equal_nan=True)

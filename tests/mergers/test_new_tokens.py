@@ -112,6 +112,11 @@ def test_a_depth_decides() -> None:
         found, wanted = match.match(evidence, 8), part.match(evidence, 8)
         assert torch.equal(found.keep, wanted.keep)
         assert torch.equal(found.dst, wanted.dst)
+        n = X.shape[1]
+        with pytest.raises(
+            BadArgumentError, match=rf"keep=3 of {n} tokens.*down to {(n + 1) // 2}: "
+        ):
+            match.match(evidence, 3)  # the last could, the first cannot
 
 
 def test_pitome_is_another_at_another_depth() -> None:

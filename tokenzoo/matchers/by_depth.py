@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenzoo.checks import check_fraction, check_kind
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Matcher
 from tokenzoo.plan import Plan
@@ -35,6 +36,16 @@ class ByDepth(Matcher):
         return max(self.first.fewest(tokens, prefix), self.last.fewest(tokens, prefix))
 
     def match(self, evidence: Evidence, keep: int) -> Plan:
-        """Ask the one that the block is for."""
+        """Ask the one that the block is for.
+
+        Raises:
+            BadArgumentError: so few tokens are wanted that one of the two cannot leave them.
+        """
+        n, least = evidence.x.shape[1], self.fewest(evidence.x.shape[1], evidence.prefix)
+        if keep < least:
+            raise BadArgumentError(
+                f"keep={keep} of {n} tokens; where one block has {self.first!r} and another "
+                f"{self.last!r}, one step goes down to {least}: keep at least that many"
+            )
         part = self.first if evidence.depth < self.border else self.last
         return part.match(evidence, keep)

@@ -8,7 +8,8 @@ import torch
 
 from tokenzoo.budget import resolve_keep
 from tokenzoo.evidence import Evidence
-from tokenzoo.matchers import Bipartite, Drop, SelectAssign
+from tokenzoo.interfaces import Matcher
+from tokenzoo.matchers import Among, Bipartite, Drop, SelectAssign
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import demand, text
@@ -61,7 +62,7 @@ def nan_lowest(subject: Subject, example: Example) -> None:
 
     Nor does it spread: an output that it is no part of is finite. What looks at no feature cannot know
     it, and must only not spread it; what computes attention itself is let off, since the softmax makes
-    every token NaN when one key is.
+    every token NaN when one key is, and so is what sees only the first of the tokens (`Among`).
     """
     n = example.patches
     bad = list(range(0, n, 5))[: n - 1]
@@ -84,7 +85,7 @@ def nan_lowest(subject: Subject, example: Example) -> None:
             f"finite features in all outputs without a token that is {value}",
             f"{found}, x={text(tokens.x)}",
         )
-        if looks and isinstance(matcher, SelectAssign) and isinstance(matcher.join, Drop):
+        if looks and _drops(matcher):
             demand(
                 keep > n - len(bad) or not bool(inside.any()),
                 f"the patch tokens {bad}, which are {value}, dropped: enough others are there",
@@ -101,6 +102,15 @@ def nan_lowest(subject: Subject, example: Example) -> None:
                 f"the patch tokens {bad}, which are {value}, in no pair: enough others are there",
                 found,
             )
+
+
+def _drops(matcher: Matcher) -> bool:
+    """Whether it selects out of all the tokens, and drops the others."""
+    return (
+        isinstance(matcher, SelectAssign)
+        and isinstance(matcher.join, Drop)
+        and not isinstance(matcher.stay, Among)
+    )
 
 
 def _blind(recipe: Recipe, example: Example, keep: int) -> bool:

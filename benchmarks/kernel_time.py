@@ -22,18 +22,15 @@ import argparse
 import json
 import math
 import multiprocessing
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from collage_runs import rounded
+from recorded import provenance
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -277,15 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         times = against(given, dtype)
         grown = growth(given, dtype)
-    said = sys.argv if arguments is None else ["benchmarks/kernel_time.py", *arguments]
     content = {
-        "command": shlex.join(["python", *said]),
-        "versions": {
-            "tokenzoo": tokenzoo.__version__,
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "python": platform.python_version(),
-        },
+        **provenance("benchmarks/kernel_time.py", arguments),
         "threads": given.threads,
         "device": "cpu" if given.device == "cpu" else torch.cuda.get_device_name(given.device),
         "dtype": given.dtype,

@@ -18,17 +18,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from collage_runs import rounded
+from recorded import provenance
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -162,15 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     with torch.inference_mode():
         found = [row for tokens in given.tokens for row in rows(given, tokens)]
-    said = sys.argv if arguments is None else ["benchmarks/selection_time.py", *arguments]
     content = {
-        "command": shlex.join(["python", *said]),
-        "versions": {
-            "tokenzoo": tokenzoo.__version__,
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "python": platform.python_version(),
-        },
+        **provenance("benchmarks/selection_time.py", arguments),
         "threads": given.threads,
         "rows": found,
     }

@@ -25,15 +25,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +38,7 @@ from typing import Any
 import timm
 import torch
 from collage_runs import rounded
+from recorded import provenance
 from torch import Tensor, nn
 
 import tokenzoo
@@ -317,16 +315,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in given.batch:
             more = measure(tome, name, model, images(batch).to(dtype), given)
             times, faster = times + more[0], faster + more[1]
-    said = sys.argv if arguments is None else ["benchmarks/tome_peer.py", *arguments]
+    head = provenance("benchmarks/tome_peer.py", arguments)
+    head["versions"]["original"] = commit_of(given.tome)
     content = {
-        "command": shlex.join(["python", *said]),
-        "versions": {
-            "tokenzoo": tokenzoo.__version__,
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "python": platform.python_version(),
-            "original": commit_of(given.tome),
-        },
+        **head,
         "threads": given.threads,
         "device": "cpu" if given.device == "cpu" else torch.cuda.get_device_name(given.device),
         "dtype": given.dtype,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tokenzoo.errors import AttachError
 from tokenzoo.runtime.key_bias import fits, widened
 from tokenzoo.runtime.tap import WATCH, Tap
+from tokenzoo_adapters.hf_names import MASK
 
 OURS = "tokenzoo_"
 FOLLOWED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -131,7 +132,7 @@ def _register(base: str) -> None:
 def _mask(function: Callable[..., Tensor | None], **given: Any) -> Tensor | None:
     """The mask that `function` makes; none where nothing is masked, in an export too."""
     skips = given.get("allow_is_bidirectional_skip", False)
-    masked = [given.get(name) is not None for name in ("attention_mask", "local_size")]
+    masked = [given.get(name) is not None for name in (MASK, "local_size")]
     return None if skips and not any(masked) else function(**given)
 
 

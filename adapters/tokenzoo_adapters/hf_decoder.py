@@ -44,7 +44,21 @@ from tokenzoo_adapters.hf_flow import (
     visual_budget,
 )
 from tokenzoo_adapters.hf_gather import compact_positions, layer_mask, put_back
-from tokenzoo_adapters.hf_next import Coming, Turns, cached_keys
+from tokenzoo_adapters.hf_names import (
+    ANGLES,
+    EMBEDS,
+    FEATURES,
+    MASK,
+    POSITIONS,
+    cache_of,
+    cached_keys,
+    drops_cache,
+    entering,
+    is_static,
+    place_in_cache,
+    takes,
+)
+from tokenzoo_adapters.hf_next import Coming, Turns
 
 MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
 """Of those that are followed: tokens have a time, a row and a column, and the layers see their angles."""
@@ -107,7 +121,13 @@ class Decoder:
         self.options: Any = getattr(attached, "options", None)
         self.here = _Here()
         self.holders: dict[int, Holder] = {}
-        self.depth = len(cast("Any", self.language).layers)
+        layers = list(cast("Any", self.language).layers)
+        self.depth = len(layers)
+        self.name = f"the language model {type(self.language).__name__}"
+        self.takes = takes(type(self.language))
+        kinds = {type(layer): takes(type(layer)) for layer in layers}
+        self.of_layer = tuple(kinds[type(layer)] for layer in layers)
+        self.in_cache = tuple(place_in_cache(layer, i) for i, layer in enumerate(layers))
 
     @property
     def works(self) -> bool:
@@ -132,7 +152,7 @@ class Decoder:
             raise AttachError(
                 STATIC.format(what=f"cache_implementation={cache!r}", where=self._where())
             )
-        if getattr(given.get("past_key_values"), "is_compileable", False):
+        if is_static(cache_of(given, "generate")):
             raise AttachError(STATIC.format(what="a static cache", where=self._where()))
         for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
             if given.get(name) is not None or getattr(config, name, None) is not None:
@@ -146,12 +166,11 @@ class Decoder:
         """Put the hooks in place; returns what takes them away.
 
         Raises:
-            AttachError: there is no such layer, or the model's layers cannot be followed.
+            AttachError: the attention of the layers cannot be seen.
         """
         if not self.works:
             return _nothing
         layers = list(cast("Any", self.language).layers)
-        self._check(self.depth)
         undo: list[Callable[[], Any]] = []
         first = min(self.steps)
         if any(step.needs & FROM_ATTENTION for step in self.steps.values()):
@@ -163,7 +182,9 @@ class Decoder:
                 setattr(attention, WATCH, holder)
                 undo.append(partial(delattr, attention, WATCH))
                 undo.append(
-                    layers[layer - 1].register_forward_pre_hook(partial(_open, holder)).remove
+                    layers[layer - 1]
+                    .register_forward_pre_hook(partial(_open, holder), with_kwargs=True)
+                    .remove
                 )
         add = self.language.register_forward_pre_hook(self.start, with_kwargs=True)
         undo.append(add.remove)
@@ -172,7 +193,7 @@ class Decoder:
                 hook = layer.register_forward_pre_hook(partial(self.enter, i), with_kwargs=True)
                 undo.append(hook.remove)
             carry = partial(_carry, self.holders.get(i + 1))
-            undo.append(hook_first(layer, carry).remove)
+            undo.append(hook_first(layer, carry, with_kwargs=True).remove)
         norm = cast("Any", self.language).norm
         undo.append(norm.register_forward_pre_hook(_spread).remove)
         return partial(_all, undo)
@@ -180,7 +201,14 @@ class Decoder:
     def _where(self) -> str:
         return ", ".join(f"layer {layer}" for layer in self.steps)
 
-    def _check(self, depth: int) -> None:
+    def check(self) -> None:
+        """Raise if the language model cannot be reduced as the recipe says, by what can be read off it.
+
+        Raises:
+            AttachError: there is no such layer, or the model's layers cannot be followed.
+        """
+        if not self.works:
+            return
         name = type(self.language).__name__
         if name not in FOLLOWED:
             raise AttachError(
@@ -204,10 +232,10 @@ class Decoder:
                 "tokens would mean another window. Take a recipe that reduces before the language model"
             )
         for layer, step in self.steps.items():
-            if not 1 <= layer < depth:
+            if not 1 <= layer < self.depth:
                 raise AttachError(
-                    f"{step.stage!r}: a step in a language model of {depth} layers names one of the "
-                    f"layers 1 to {depth - 1}, whose input is reduced by what the layer before has "
+                    f"{step.stage!r}: a step in a language model of {self.depth} layers names one of the "
+                    f"layers 1 to {self.depth - 1}, whose input is reduced by what the layer before has "
                     "shown: Stage.LLM(2)"
                 )
             if any(isinstance(part, Assigner) and part.extra for part in walk(step.matcher)):
@@ -224,32 +252,37 @@ class Decoder:
         """Let the embedded prompt carry what is known about it."""
         del language
         prompt, self.here.prompt = self.here.prompt, None
-        x = kwargs.get("inputs_embeds")
-        if x is None or not self.attached.active:
+        if not self.attached.active:
             return args, kwargs
-        if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+        given = self.takes.given(args, kwargs, self.name)
+        x = given.get(EMBEDS)
+        if x is None:
+            return args, kwargs
+        if is_static(cache_of(given)):
             raise AttachError(STATIC.format(what="a static cache", where=self._where()))
         looks = any(step.needs & FROM_EMBEDDINGS for step in self.steps.values())
         flow = Flow(prompt, entered=x if looks and prompt is not None else None)
-        return args, {**kwargs, "inputs_embeds": _tag(x.view_as(x), flow)}
+        return args[len(self.takes.names) :], {**given, EMBEDS: _tag(x.view_as(x), flow)}
 
     def enter(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a layer: reduce, if it is its turn, and hand it what fits the tokens that are left."""
-        x: Tensor = args[0]
+        x: Any = entering(args, kwargs)
         flow: Flow | None = getattr(x, FLOW, None)
-        cache = kwargs.get("past_key_values")
+        kwargs = self.of_layer[layer].given(args[1:], kwargs, f"layer {layer} of {self.name}", 1)
+        args = args[:1] + args[len(self.of_layer[layer].names) or 1 :]
+        cache = None if drops_cache(module) else cache_of(kwargs)
         known: dict[int, Columns] = getattr(cache, COLUMNS, {})
         if flow is None:
             if not known and not self.attached.active:
                 return None
-            if not known:
+            if not known or x is None:
                 raise AttachError(LOST.format(where=f"layer {layer}"))
             flow = Flow(None)
         entered = x.shape[1] if flow.whole is None else flow.whole.shape[1]
         # A step is at layer 1 or later: layer 0 has the new tokens in its cache already.
-        past = 0 if cache is None else int(cache.get_seq_length(0)) - entered
+        past = 0 if cache is None else int(cache.get_seq_length(self.in_cache[0])) - entered
         if layer in self.steps and flow.prompt is not None:
             tick = self._option("tick") or _nothing
             tick()
@@ -267,6 +300,8 @@ class Decoder:
                 flow = replace(flow, written={**flow.written, at: new})
             if cache is not None and layer == self.depth - 1 and flow.written:
                 setattr(cache, COLUMNS, {**known, **flow.written})
+        if not args:
+            return (), {**kwargs, FEATURES: _tag(x, flow)}
         return (_tag(x, flow), *args[1:]), kwargs
 
     def _step_of(self, layer: int) -> int:
@@ -320,22 +355,28 @@ class Decoder:
         index = index.to(x.device)
         columns, valid = self._columns(at, x, flow, known, past)
         implementation = str(cast("Any", self.language).config._attn_implementation)
-        mask = layer_mask(kwargs.get("attention_mask"), index, columns, valid, x, implementation)
-        new = {**kwargs, "attention_mask": mask}
-        positions = kwargs.get("position_ids")
-        if self.steps[at].positions == "compact" and positions is not None:
+        mask = layer_mask(kwargs.get(MASK), index, columns, valid, x, implementation)
+        new = {**kwargs, MASK: mask}
+        positions, angles = kwargs.get(POSITIONS), kwargs.get(ANGLES)
+        compact = self.steps[at].positions == "compact"
+        if angles is None or (compact and positions is None):
+            raise AttachError(
+                f"the layers of {self.name} are given no {ANGLES if angles is None else POSITIONS}, which "
+                f"a step at layer {at} gathers: this transformers is not followed in the language model. "
+                "Take 5.20 to 5.24, or a recipe that reduces before the language model"
+            )
+        if compact and positions is not None:
             before = known[at].lost if at in known else None
             whole = x if flow.whole is None else flow.whole
             real = None if flow.prompt is None else flow.prompt.real(whole)
             positions = compact_positions(positions.expand(b, -1), index, flow.valid, real)
             positions = positions if before is None else positions - before
-            new["position_ids"] = positions
-            new["position_embeddings"] = cast("Any", self.language).rotary_emb(x, positions)
+            new[POSITIONS] = positions
+            new[ANGLES] = cast("Any", self.language).rotary_emb(x, positions)
             return new
         if positions is not None:
-            new["position_ids"] = take(positions.expand(b, -1), index)
-        turned = (take(part.expand(b, -1, -1), index) for part in kwargs["position_embeddings"])
-        new["position_embeddings"] = tuple(turned)
+            new[POSITIONS] = take(positions.expand(b, -1), index)
+        new[ANGLES] = tuple(take(part.expand(b, -1, -1), index) for part in angles)
         return new
 
     def _check_cache(self, cache: Any, layer: int, past: int, old: Columns | None) -> None:
@@ -343,7 +384,7 @@ class Decoder:
         if cache is None:
             return
         expected = past if old is None else old.index.shape[1] + past - old.length
-        held = int(cache.get_seq_length(layer))
+        held = int(cache.get_seq_length(self.in_cache[layer]))
         if held != expected:
             raise AttachError(
                 f"the cache holds {held} tokens of layer {layer}, and {expected} were expected: it was "
@@ -451,13 +492,14 @@ class Decoder:
             fitted = kwargs
             if flow.index is not None or at in known:
                 fitted = self._fitted(at, x, flow, kwargs, known, past)
-            cos, sin = fitted["position_embeddings"]
+            cos, sin = fitted[ANGLES]
             return cos.expand(x.shape[0], -1, -1), sin.expand(x.shape[0], -1, -1)
 
         coming = None
         if f"last_attention@{NEXT}" in step.needs:
             own = self._columns(layer, x, flow, known, past)
-            keys = cached_keys(kwargs.get("past_key_values"), layer, own[0].shape[1] - x.shape[1])
+            held = own[0].shape[1] - x.shape[1]
+            keys = cached_keys(cache_of(kwargs), self.in_cache[layer], held)
             coming = Coming(module, turns(layer), keys, unpadded(flow.prompt, *own))
         return Beside(
             self._look(layer, flow),
@@ -479,10 +521,10 @@ def check_decoder(language: Any, name: str) -> None:
         )
 
 
-def _open(holder: Holder, layer: nn.Module, args: tuple[Any, ...]) -> None:
+def _open(holder: Holder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Look at the attention of a layer that reads visual tokens."""
     del layer
-    flow: Flow | None = getattr(args[0], FLOW, None)
+    flow: Flow | None = getattr(entering(args, kwargs), FLOW, None)
     holder.tap = Look() if flow is not None and flow.prompt is not None else None
 
 
@@ -500,7 +542,13 @@ def _tag(x: Tensor, flow: Flow) -> Tensor:
     return x
 
 
-def _carry(holder: Holder | None, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def _carry(
+    holder: Holder | None,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
     """Let the state travel through a layer, with what was seen of its attention.
 
     The layer behind it finds that on the tokens and not in the holder: where layers are checkpointed it is
@@ -510,8 +558,9 @@ def _carry(holder: Holder | None, layer: nn.Module, args: tuple[Any, ...], outpu
     look = None
     if holder is not None:
         look, holder.tap = holder.tap, None
-    flow: Flow | None = getattr(args[0], FLOW, None) if args else None
-    if flow is None or output is args[0]:
+    x = entering(args, kwargs)
+    flow: Flow | None = getattr(x, FLOW, None)
+    if flow is None or output is x:
         return None
     return _tag(output, replace(flow, seen=() if look is None else tuple(look.seen)))
 

@@ -22,6 +22,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.interfaces import Attachment
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo_adapters.hf_decoder import Decoder
+from tokenzoo_adapters.hf_decoder_proof import prove
 from tokenzoo_adapters.hf_flow import Prompt, prompt_of
 from tokenzoo_adapters.hf_memory import (
     COUNTED,
@@ -32,10 +33,11 @@ from tokenzoo_adapters.hf_memory import (
     kept_positions,
     moved_positions,
 )
+from tokenzoo_adapters.hf_names import ENCODED, MASK, POSITIONS, cache_in, cache_of, takes
 from tokenzoo_adapters.hf_prompt import Shortened, Visual, shorten
 from tokenzoo_adapters.timm_pool import put, remove
 
-FILLS = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+FILLS = {MASK: 0, "labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
 """What stands in padding, for each argument that has one value per token of the prompt."""
 
 Visuals = Mapping[int, list[Visual]]
@@ -66,11 +68,14 @@ class Doors:
         self.model: nn.Module = adapter.model
         self.decoder = Decoder(adapter, attached)
         self.here = Here()
-        self.names = tuple(inspect.signature(type(self.model).forward).parameters)[1:]
+        self.name = type(self.model).__name__
+        self.takes = takes(type(self.model))
 
     def install(self) -> Callable[[], None]:
         """Open the doors; returns the function that closes them."""
-        # This may raise, and nothing is open yet.
+        # These may raise, and nothing is open yet.
+        self.decoder.check()
+        prove(self.decoder)
         undo: list[Callable[[], Any]] = [self.decoder.install()]
         handles = [
             self.model.register_forward_pre_hook(self.enter, with_kwargs=True),
@@ -93,15 +98,15 @@ class Doors:
         self.decoder.prompt(None)
         if not self.attached.active:
             return None
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        if given.get("mm_encoder_outputs"):
+        given = self.takes.given(args, kwargs, self.name)
+        if given.get(ENCODED):
             # Called by generate, which has shortened the prompt already.
             visuals = self.here.visuals
         else:
             visuals, full = self._visuals(given), given
             given = self._shortened(given, visuals, pad_left=given.get("labels") is None)
             if self.places and self.here.memory is not None:
-                given = self._placed(given, full, visuals, given.get("past_key_values"))
+                given = self._placed(given, full, visuals, cache_of(given))
         if self.here.shape is None:
             given = in_cache(given, moves=not self.places)
         if self.decoder.works:
@@ -117,10 +122,10 @@ class Doors:
         del model, args
         memory, self.here.memory = self.here.memory, None
         self.decoder.prompt(None)
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_in(output, self.name) if memory is not None or self.decoder.works else None
         if memory is not None and cache is not None:
             setattr(cache, MEMORY, memory)
-        if self.decoder.works and cache is not None and kwargs.get("position_ids") is not None:
+        if self.decoder.works and cache is not None and kwargs.get(POSITIONS) is not None:
             setattr(cache, COUNTED, True)
 
     def shorten(self, inputs: Mapping[str, Any], pad_left: bool = True) -> dict[str, Any]:
@@ -140,7 +145,9 @@ class Doors:
         original = cast("Any", type(self.model)).generate
         key = "inputs" if given.get("input_ids") is None else "input_ids"
         ids: Any = given.get(key)
-        if not self.attached.active or given.get("mm_encoder_outputs") or not _is_prompt(ids):
+        if self.attached.active:
+            given = self.takes.given((), given, "generate")
+        if not self.attached.active or given.get(ENCODED) or not _is_prompt(ids):
             if self.attached.active and _has_pixels(given) and not _is_prompt(ids):
                 raise AttachError(
                     "generate with pixel values and no input_ids [b, n]: the prompt cannot be shortened. "
@@ -149,7 +156,7 @@ class Doors:
             return original(self.model, **given)
         self.decoder.check_generate(given)
         prompt: dict[str, Any] = {**given, "input_ids": given.pop(key), "inputs": None}
-        cache = prompt.get("past_key_values")
+        cache = cache_of(prompt)
         memory = getattr(cache, MEMORY, None)
         visuals = self._visuals(prompt)
         if memory is None:
@@ -178,17 +185,17 @@ class Doors:
         self, prompt: dict[str, Any], visuals: Visuals, memory: Memory
     ) -> tuple[dict[str, Any], Memory | None]:
         """A prompt that goes on where a cache ended: only what is new is shortened."""
-        ids, mask = prompt["input_ids"], prompt.get("attention_mask")
+        ids, mask = prompt["input_ids"], prompt.get(MASK)
         n = memory.full.shape[1]
         if not memory.begins(ids):
             if mask is not None and mask.shape[1] >= n + ids.shape[1]:
                 # Only the new tokens were passed, with the mask of all.
                 mask = torch.cat([memory.mask.to(mask), mask[:, n:]], 1)
-                return {**prompt, "attention_mask": mask}, memory
+                return {**prompt, MASK: mask}, memory
             raise AttachError(
                 f"the cache was made of another prompt: input_ids {tuple(ids.shape)} do not begin with the "
                 f"{n} tokens that it was made of. Pass the whole conversation, as generate returned it, or "
-                "no past_key_values"
+                "no cache"
             )
         full = {
             name: value[..., n:] if _per_token(name, value, ids) else value
@@ -198,20 +205,20 @@ class Doors:
         if new["input_ids"].shape[1]:
             new = self._shortened(full, visuals, pad_left=True)
             lost = lost if self.here.memory is None else lost + self.here.memory.lost
-        rows = torch.ones_like(new["input_ids"]) if mask is None else new["attention_mask"]
+        rows = torch.ones_like(new["input_ids"]) if mask is None else new[MASK]
         whole = {
             **new,
             "input_ids": torch.cat([memory.short, new["input_ids"]], 1),
-            "attention_mask": torch.cat([memory.mask.to(rows), rows], 1),
+            MASK: torch.cat([memory.mask.to(rows), rows], 1),
         }
         positions = memory.positions
         if positions is not None and after is not None and new["input_ids"].shape[1]:
             placed, own_positions, _, after = self.adapter.place(new, visuals, after)
             positions = torch.cat([positions, own_positions.to(positions)], -1)
-            whole = {**placed, **{name: whole[name] for name in ("input_ids", "attention_mask")}}
-            whole |= {"position_ids": positions, "mm_token_type_ids": None}
-            self._count_on(after, whole["attention_mask"].sum(1, keepdim=True))
-        memory = Memory(ids, whole["input_ids"], whole["attention_mask"], lost, positions, after)
+            whole = {**placed, **{name: whole[name] for name in ("input_ids", MASK)}}
+            whole |= {POSITIONS: positions, "mm_token_type_ids": None}
+            self._count_on(after, whole[MASK].sum(1, keepdim=True))
+        memory = Memory(ids, whole["input_ids"], whole[MASK], lost, positions, after)
         return whole, memory
 
     def _placed(
@@ -233,12 +240,12 @@ class Doors:
             decoded = before - old.short.shape[1]
             start, before = old.after + decoded, old.mask.sum(1, keepdim=True) + decoded
         new, positions, kept, after = self.adapter.place(given, visuals, start)
-        own_positions: Any = full.get("position_ids")
-        if _per_token("position_ids", own_positions, full["input_ids"]):
+        own_positions: Any = full.get(POSITIONS)
+        if _per_token(POSITIONS, own_positions, full["input_ids"]):
             positions = own_positions
             if index is not None:
                 positions = kept_positions(own_positions, index, given["input_ids"], kept)
-        new["position_ids"] = positions
+        new[POSITIONS] = positions
         self.here.memory = replace(now, positions=positions, after=after)
         self._count_on(after, now.mask.sum(1, keepdim=True) + before)
         return new
@@ -276,7 +283,8 @@ class Doors:
         times = sequences.shape[0] // full.shape[0]
         begin = full.repeat_interleave(times, 0).to(sequences.device)
         whole = torch.cat([begin, sequences[:, short.shape[1] :]], 1)
-        cache = cache if alone else getattr(output, "past_key_values", cache)
+        returned = None if alone else cache_in(output, "generate")
+        cache = cache if returned is None else returned
         if cache is not None and memory is not None and times == 1:
             setattr(cache, MEMORY, memory)
         if alone:
@@ -305,7 +313,7 @@ class Doors:
         same = all(v.full == v.short for several in visuals.values() for v in several)
         if same and not (remember and visuals):
             return given
-        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        ids, mask = given.get("input_ids"), given.get(MASK)
         if not isinstance(ids, Tensor):
             raise AttachError(
                 "a call with pixel values and no input_ids: the prompt cannot be shortened. Pass "
@@ -329,10 +337,10 @@ class Doors:
                 new[name] = short.take(given[name], fill)
         real = (short.index >= 0).to(ids.dtype)
         if mask is None and bool((short.index < 0).any()):
-            new["attention_mask"] = real
-        if not self.places and _per_token("position_ids", given.get("position_ids"), ids):
-            new["position_ids"] = moved_positions(given["position_ids"], short, mask, ids)
-        now = new.get("attention_mask")
+            new[MASK] = real
+        if not self.places and _per_token(POSITIONS, given.get(POSITIONS), ids):
+            new[POSITIONS] = moved_positions(given[POSITIONS], short, mask, ids)
+        now = new.get(MASK)
         now = real if now is None else now
         before = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
         lost = before.sum(1, keepdim=True) - (now != 0).to(ids.dtype).sum(1, keepdim=True)
@@ -349,14 +357,14 @@ class Doors:
         return 0
 
     def _prompt(self, given: Mapping[str, Any], visuals: Visuals) -> Prompt:
-        ids, mask = given["input_ids"], given.get("attention_mask")
+        ids, mask = given["input_ids"], given.get(MASK)
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise AttachError(
                 f"attention_mask is {_kind(mask)}, with a recipe that works in the language model: it is "
                 "a tensor [b, n], 0 at padding"
             )
         b, n = self.here.shape or ids.shape
-        cache = given.get("past_key_values")
+        cache = cache_of(given)
         past = 0 if cache is None or self.here.shape is None else int(cache.get_seq_length())
         return prompt_of(ids, mask, visuals, n - past, ids.shape[0] // b)
 
@@ -404,7 +412,7 @@ def _has_pixels(given: Mapping[str, Any]) -> bool:
 
 def _per_token(name: str, value: object, ids: Tensor) -> bool:
     """Whether an argument has one value for each token of the prompt."""
-    if name not in (*FILLS, "input_ids", "position_ids") or not isinstance(value, Tensor):
+    if name not in (*FILLS, "input_ids", POSITIONS) or not isinstance(value, Tensor):
         return False
     return value.shape[-1] == ids.shape[1]
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenzoo_adapters.hf_names import MASK, POSITIONS, cache_of
 from tokenzoo_adapters.hf_prompt import Shortened
 
 MEMORY = "_tokenzoo_prompt"
@@ -91,16 +92,16 @@ def counted(given: dict[str, Any], *, begins: bool) -> dict[str, Any]:
         given: the arguments of a call.
         begins: whether it has images, and so decides for what is decoded later.
     """
-    mask, ids, cache = (given.get(n) for n in ("attention_mask", "input_ids", "past_key_values"))
+    mask, ids, cache = given.get(MASK), given.get("input_ids"), cache_of(given)
     past = 0 if cache is None else int(cache.get_seq_length())
-    if given.get("position_ids") is not None or not isinstance(mask, Tensor):
+    if given.get(POSITIONS) is not None or not isinstance(mask, Tensor):
         return given
     if not isinstance(ids, Tensor) or mask.shape != (ids.shape[0], past + ids.shape[1]):
         return given
     if not (getattr(cache, COUNTED, False) if past else begins):
         return given
     positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    return {**given, "position_ids": positions[:, past:]}
+    return {**given, POSITIONS: positions[:, past:]}
 
 
 def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
@@ -110,16 +111,16 @@ def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
         given: the arguments of a call.
         moves: whether positions count the tokens of the cache, and not those of the caller's prompt.
     """
-    cache, mask, ids = (given.get(n) for n in ("past_key_values", "attention_mask", "input_ids"))
+    cache, mask, ids = cache_of(given), given.get(MASK), given.get("input_ids")
     memory: Memory | None = getattr(cache, MEMORY, None)
     if memory is None or not isinstance(mask, Tensor) or mask.ndim != 2 or ids is None:
         return given
-    expected = int(cast("Any", cache).get_seq_length()) + ids.shape[1]
+    expected = int(cache.get_seq_length()) + ids.shape[1]
     if mask.shape[1] != expected + memory.removed:
         return given
     rest = mask[:, memory.full.shape[1] :]
-    new = {**given, "attention_mask": torch.cat([memory.mask.to(mask), rest], 1)}
-    positions = given.get("position_ids")
+    new = {**given, MASK: torch.cat([memory.mask.to(mask), rest], 1)}
+    positions = given.get(POSITIONS)
     if moves and isinstance(positions, Tensor):
-        new["position_ids"] = positions - memory.lost.to(positions)
+        new[POSITIONS] = positions - memory.lost.to(positions)
     return new

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenzoo.errors import BadArgumentError
+from tokenzoo_adapters.hf_names import MASK
 from tokenzoo_adapters.hf_prompt import Shortened, Visual
 
 GRIDS = ("image_grid_thw", "video_grid_thw")
@@ -48,14 +49,14 @@ def positions(
         BadArgumentError: mask or types are not those of all tokens.
     """
     ids: Tensor = given["input_ids"]
-    for name in ("attention_mask", "mm_token_type_ids"):
+    for name in (MASK, "mm_token_type_ids"):
         value = given.get(name)
         if value is not None and value.shape != ids.shape:
             raise BadArgumentError(
                 f"{name} of shape {tuple(value.shape)} beside shortened input_ids {tuple(ids.shape)}: "
                 "it has one value per token; of a conversation with its cache, for all that was said"
             )
-    rows, mask, types = _on_host(ids, given.get("attention_mask"), given.get("mm_token_type_ids"))
+    rows, mask, types = _on_host(ids, given.get(MASK), given.get("mm_token_type_ids"))
     times = torch.ones_like(rows)  # for how many tokens of the whole prompt each column stands
     for token, several in visuals.items():
         places = (rows == token).flatten().nonzero()[:, 0]

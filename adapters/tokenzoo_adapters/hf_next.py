@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.errors import AttachError
 from tokenzoo.plan import take
 from tokenzoo_adapters.hf_gather import paid
 
@@ -88,22 +87,3 @@ def rotation(turns: Turns, asking: Tensor, here: Tensor) -> Tensor:
     cos, sin = (part.float() for part in turns)
     ones = turned(torch.ones_like(cos)[:, None], cos, sin)[:, 0]  # [g, m, d]
     return take(ones, asking) @ take(ones, here).mT / ones.shape[-1] ** 0.5
-
-
-def cached_keys(cache: Any, layer: int, columns: int) -> Tensor | None:
-    """The keys `[b, h, k, d]` of the `columns` tokens that a layer's cache holds; None: there are none.
-
-    Raises:
-        AttachError: the cache shows no such keys.
-    """
-    if columns == 0:
-        return None
-    layers = getattr(cache, "layers", None)
-    keys = getattr(layers[layer], "keys", None) if layers is not None else None
-    if not isinstance(keys, Tensor) or keys.ndim != 4 or keys.shape[2] != columns:
-        raise AttachError(
-            f"the cache {type(cache).__name__} shows no keys of layer {layer}, whose own projections this "
-            "recipe looks through (needs last_attention@next): use a DynamicCache, or a recipe that needs "
-            "last_attention"
-        )
-    return keys

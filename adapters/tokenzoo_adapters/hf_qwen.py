@@ -21,6 +21,7 @@ from tokenzoo_adapters import hf_mrope
 from tokenzoo_adapters.hf_decoder import check_decoder
 from tokenzoo_adapters.hf_doors import Doors, Visuals
 from tokenzoo_adapters.hf_llava import IN_PROMPT
+from tokenzoo_adapters.hf_names import ENCODED, POOLED
 from tokenzoo_adapters.hf_prompt import Visual
 from tokenzoo_adapters.hf_qwen_tower import HFQwenTower, find_qwen_tower
 from tokenzoo_adapters.timm_pool import put, remove
@@ -130,7 +131,7 @@ class HFQwen(HFQwenTower):
             encoded[kind] = encode(values, new[grid], return_dict=True)
             kept[self._placeholder(kind)] = self.left()
         if encoded:
-            new["mm_encoder_outputs"] = encoded
+            new[ENCODED] = encoded
         positions, after = hf_mrope.positions(self.base, new, visuals, kept, start)
         return new, positions, kept, after
 
@@ -168,8 +169,8 @@ def _features(
         )
     finally:
         adapter.here.fills = False
-    images = zip(output.pooler_output, adapter.left(), strict=True)
-    output.pooler_output = tuple(rows[: len(left)] for rows, left in images)
+    images = zip(getattr(output, POOLED), adapter.left(), strict=True)
+    setattr(output, POOLED, tuple(rows[: len(left)] for rows, left in images))
     return output if wanted else output.to_tuple()
 
 

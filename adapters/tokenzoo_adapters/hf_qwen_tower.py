@@ -26,6 +26,7 @@ from tokenzoo.runtime import packs
 from tokenzoo.runtime.packs import Pack
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo_adapters import hf_attention
+from tokenzoo_adapters.hf_names import ANGLES, LAST, POOLED, entering
 from tokenzoo_adapters.sizes import mlp_width
 
 TOWERS = {
@@ -123,7 +124,7 @@ class HFQwenTower(PackedAdapter):
         """Angles of the groups that are left `[t]`, and boundaries of what is left of each segment."""
         if places is None:
             return extra, options
-        p, angles = self.patches, options["position_embeddings"]
+        p, angles = self.patches, options[ANGLES]
         bounds: Tensor = options["cu_seqlens"]
         at = places.to(bounds.device)
         before = torch.searchsorted(at, (bounds // p).to(at.dtype)) * p
@@ -136,7 +137,7 @@ class HFQwenTower(PackedAdapter):
         return extra, {
             **options,
             "cu_seqlens": before.to(bounds.dtype),
-            "position_embeddings": tuple(part[rows.to(part.device)] for part in angles),
+            ANGLES: tuple(part[rows.to(part.device)] for part in angles),
         }
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
@@ -150,7 +151,7 @@ class HFQwenTower(PackedAdapter):
         return n, {
             "cu_seqlens": torch.tensor([0, n * p // 2, n * p], dtype=torch.int32, device=device),
             "max_seqlen": n * p // 2,
-            "position_embeddings": (angles.cos(), angles.sin()),
+            ANGLES: (angles.cos(), angles.sin()),
         }
 
     def units(self) -> tuple[tuple[int, int], ...]:
@@ -199,7 +200,7 @@ class HFQwenTower(PackedAdapter):
             side = int(self.tower.spatial_merge_size)
             self.here.slices = tuple(t for t, _, _ in rows)
             self.here.grids = tuple((h // side, w // side) for t, h, w in rows for _ in range(t))
-            patches = args[0] if args else options.get("hidden_states")
+            patches = entering(args, options)
             wanted = sum(t * h * w for t, h, w in rows)
             if isinstance(patches, Tensor) and patches.shape[0] != wanted:
                 raise AttachError(
@@ -222,19 +223,19 @@ class HFQwenTower(PackedAdapter):
         """The rows of the groups that are left, in raster order, image by image."""
         del tower, args
         alone = isinstance(output, tuple)
-        x: Tensor = cast("Any", output)[0] if alone else output.last_hidden_state
+        x: Tensor = cast("Any", output)[0] if alone else getattr(output, LAST)
         pack = packs.of(x)
         self.here.pack = pack
         if pack is None or pack.kept is None:
             return None
-        merged: Tensor = cast("Any", output)[1] if alone else output.pooler_output
+        merged: Tensor = cast("Any", output)[1] if alone else getattr(output, POOLED)
         if self._side():
             merged = merged[pack.raster(merged.device)]
         if self.here.fills:
             merged = self._filled(merged, pack)
         if alone:
             return (x, merged, *cast("Any", output)[2:])
-        output.pooler_output = merged
+        setattr(output, POOLED, merged)
         return output
 
     def _filled(self, merged: Tensor, pack: Pack) -> Tensor:

@@ -19,6 +19,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo_adapters import hf_attention, hf_pool
+from tokenzoo_adapters.hf_names import ANGLES, MASK
 from tokenzoo_adapters.sizes import mlp_width
 from tokenzoo_adapters.timm_vit import Grid
 
@@ -148,23 +149,23 @@ class HFTower(Adapter):
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The angles of the tokens that are left; masks are refused, what asks for outputs is passed on."""
-        rest = {name: value for name, value in options.items() if name != "position_embeddings"}
+        rest = {name: value for name, value in options.items() if name != ANGLES}
         # Flags, indices and lists of them only ask for outputs.
         masks = tuple(value for value in (*extra, *rest.values()) if isinstance(value, Tensor))
         super().follow(masks, {"is_causal": options.get("is_causal")}, places)
-        angles = options.get("position_embeddings")
+        angles = options.get(ANGLES)
         if angles is None or places is None:
             return extra, options
         index = places[:, self.prefix :] - self.prefix
         return extra, {
             **options,
-            "position_embeddings": tuple(part[index][:, None] for part in angles),  # [b, 1, n, d]
+            ANGLES: tuple(part[index][:, None] for part in angles),  # [b, 1, n, d]
         }
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight tokens without a mask, at any angles where positions are rotary."""
         hf_attention.check(self.model)  # before a block is run: some run in whole models only
-        patches, options = 8, {"attention_mask": None}
+        patches, options = 8, {MASK: None}
         if not self.names.rotary:
             return patches, options
         norm: Tensor = self._layers()[index].get_submodule(self.names.block[0]).weight
@@ -172,7 +173,7 @@ class HFTower(Adapter):
         d = self.width // int(self.model.config.num_attention_heads)
         angles = torch.arange(patches * d, dtype=torch.float32, device=device).view(patches, d)
         turns = (angles.cos().to(norm.dtype), angles.sin().to(norm.dtype))
-        return patches, {**options, "position_embeddings": turns}
+        return patches, {**options, ANGLES: turns}
 
     def tokens(self) -> int:
         """Patch tokens of an image of the configured size."""

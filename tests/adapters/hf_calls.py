@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from tests.adapters import hf_models as hf
@@ -17,6 +19,12 @@ from tests.adapters.models import gap
 TEMPLE, FLOWER, TALL, WIDE, SMALL, *_ = hf.photos()
 KINDS = {make.__name__: make for make in (hf.llava, hf.llava_next, hf.llava_onevision)}
 NEW = 5  # tokens of an answer
+
+CACHES = ("cache", "past_key_values")
+"""What transformers calls the cache, from 5.24 on and before; what is attached takes both."""
+
+CACHE = CACHES["cache" not in inspect.signature(transformers.LlamaModel.forward).parameters]
+"""The name that the installed version has: bare models are called by it."""
 
 ONE = "user: <image> what is this ? assistant:"
 TWO = "<image> and <image> what is different ?"
@@ -80,6 +88,11 @@ def answer(model: Any, given: Any, **options: Any) -> Tensor:
     times = len(out) // len(ids)
     assert torch.equal(out[:, : ids.shape[1]], ids.repeat_interleave(times, 0))
     return out[:, ids.shape[1] :]
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a call returned."""
+    return getattr(output, CACHE)
 
 
 def real_gap(a: Tensor, b: Tensor, mask: Tensor) -> float:

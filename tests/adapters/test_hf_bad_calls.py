@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import tokenzoo
 from tests.adapters import hf_models as hf
 from tests.adapters.hf_calls import (
+    CACHE,
     FILMS,
     FLOWER,
     KINDS,
@@ -25,6 +26,7 @@ from tests.adapters.hf_calls import (
     TWO,
     Batch,
     answer,
+    cache_of,
     logits,
     remains,
     whole,
@@ -214,9 +216,9 @@ def test_a_static_cache_behind_a_step_in_the_language_model(kind: str) -> None:
         text = model.config.get_text_config()
         cache = transformers.StaticCache(config=text, max_cache_len=400)
         with pytest.raises(AttachError, match=rf"a static cache {says}"):
-            logits(model, given, past_key_values=cache, use_cache=True)
+            logits(model, given, **{CACHE: cache}, use_cache=True)
         with pytest.raises(AttachError, match=rf"a static cache {says}"):
-            answer(model, given, past_key_values=cache)
+            answer(model, given, **{CACHE: cache})
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_a_cache_of_another_prompt(recipe: str) -> None:
         other = hf.inputs(model, "<image> " + "is the dog a dog ? " * 4, [[FLOWER]])
         assert other["input_ids"].shape[1] > out.sequences.shape[1]
         with pytest.raises(AttachError, match=r"made of another prompt: .* do not begin with the"):
-            answer(model, other, past_key_values=out.past_key_values)
+            answer(model, other, **{CACHE: cache_of(out)})
 
 
 @pytest.mark.parametrize("recipe", ["fastv", "dart"])
@@ -256,14 +258,12 @@ def test_a_cache_that_was_cropped(recipe: str) -> None:
     given = SINGLE.given(model)
     with still_works(model, given, recipe), torch.no_grad():
         out = model(**given, use_cache=True)
-        cache = out.past_key_values
+        cache = cache_of(out)
         cache.layers[3].keys = cache.layers[3].keys[:, :, :-2]
         cache.layers[3].values = cache.layers[3].values[:, :, :-2]
         mask = torch.cat([given["attention_mask"], torch.ones(1, 1, dtype=torch.int64)], 1)
         with pytest.raises(AttachError, match=r"cache holds \d+ tokens of layer 3, and \d+ were"):
-            model(
-                input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, past_key_values=cache
-            )
+            model(input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, **{CACHE: cache})
 
 
 # --- what cannot be attached ---

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tokenzoo
 from tests.adapters import hf_models as hf
 from tests.adapters.hf_calls import (
+    CACHE,
     FLOWER,
     KINDS,
     ONE,
@@ -24,6 +25,7 @@ from tests.adapters.hf_calls import (
     WIDE,
     Batch,
     answer,
+    cache_of,
     entering,
     logits,
     real_gap,
@@ -163,7 +165,7 @@ def steps_of(model: Any, given: Any, real: Tensor, words: Sequence[Tensor]) -> G
                 input_ids=word,
                 attention_mask=real,
                 position_ids=positions,
-                past_key_values=out.past_key_values,
+                **{CACHE: cache_of(out)},
                 use_cache=True,
             )
             yield out.logits, real
@@ -254,7 +256,7 @@ def test_as_many_tokens_as_planned_enter_each_layer() -> None:
         assert attached.plan().llm == 13
         assert attached.plan().visual == 64
         assert out.shape[1] == n
-        cache = model(**given, use_cache=True).past_key_values
+        cache = cache_of(model(**given, use_cache=True))
         held = [cache.get_seq_length(layer) for layer in range(4)]
         assert held == [n, n - 64 + 26, n - 64 + 26, n - 64 + 13]
     for handle in handles:
@@ -346,10 +348,9 @@ def test_padding_is_not_carried_along(kind: str, side: str, name: str) -> None:
     given = PADDED.given(model, side)
     with recipe(name).attach(model), torch.no_grad():
         alone = [
-            model(**row, use_cache=True).past_key_values.get_seq_length(3)
-            for row in PADDED.rows(model)
+            cache_of(model(**row, use_cache=True)).get_seq_length(3) for row in PADDED.rows(model)
         ]
-        cache = model(**given, use_cache=True).past_key_values
+        cache = cache_of(model(**given, use_cache=True))
         assert cache.get_seq_length(3) == max(alone)
         assert cache.get_seq_length(0) == given["input_ids"].shape[1]
 

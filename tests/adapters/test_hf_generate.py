@@ -13,6 +13,8 @@ from torch import Tensor
 import tokenzoo
 from tests.adapters import hf_models as hf
 from tests.adapters.hf_calls import (
+    CACHE,
+    CACHES,
     FLOWER,
     KINDS,
     NEW,
@@ -23,6 +25,7 @@ from tests.adapters.hf_calls import (
     Batch,
     answer,
     batches,
+    cache_of,
     entering,
     logits,
     remains,
@@ -230,7 +233,7 @@ def test_a_dictionary_comes_back(kind: str, name: str) -> None:
         assert torch.equal(out.sequences, torch.cat([given["input_ids"], said], 1))
         assert torch.equal(torch.stack(out.logits, 1).argmax(-1), said)
         assert gap(logits(model, given)[:, -1], out.logits[0]) <= 1e-4
-        held = [out.past_key_values.get_seq_length(i) for i in range(4)]
+        held = [cache_of(out).get_seq_length(i) for i in range(4)]
         assert held[3] < n  # shorter than the caller's prompt, in the last layers at least
         assert (held[0] > held[3]) == (name in LLM)
 
@@ -269,16 +272,16 @@ def test_a_dynamic_cache_says_the_same(name: str) -> None:
         said = answer(model, given)
         assert torch.equal(answer(model, given, cache_implementation="dynamic"), said)
         fresh = transformers.DynamicCache()
-        assert torch.equal(answer(model, given, past_key_values=fresh), said)
+        assert torch.equal(answer(model, given, **{CACHE: fresh}), said)
 
 
 # --- conversations ---
 
 
-def turn(model: Any, given: Any, cache: Any) -> Any:
+def turn(model: Any, given: Any, cache: Any, name: str = CACHE) -> Any:
     return model.generate(
         **given,
-        past_key_values=cache,
+        **{name: cache},
         max_new_tokens=NEW,
         do_sample=False,
         return_dict_in_generate=True,
@@ -303,20 +306,20 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
     both = [TEMPLE, TALL]
     with built(name).attach(model) as attached, entering(model) as calls:
         one = turn(model, first, None)
-        cache = copy.deepcopy(one.past_key_values)
-        two = turn(model, said_before(one, second), one.past_key_values)
+        cache = copy.deepcopy(cache_of(one))
+        two = turn(model, said_before(one, second), cache_of(one), CACHES[0])
         prompt = said_before(one, second)["input_ids"]
         if name in LLM:  # the new image, by hand: nothing of this prompt is shortened
             new = {**second, "attention_mask": torch.ones_like(prompt)}
             new["input_ids"] = torch.cat([one.sequences[:, -1:], second["input_ids"]], 1)
-            by_hand = logits(model, new, past_key_values=cache)
+            by_hand = logits(model, new, **{CACHES[0]: cache})
             assert gap(by_hand[:, -1], two.logits[0]) <= 1e-4
         assert torch.equal(two.sequences[:, : prompt.shape[1]], prompt)
         # The first image is not read again; the answer's last token is in no cache yet.
         new = attached.shorten(second)["input_ids"].shape[1]
         assert calls[NEW]["inputs_embeds"].shape[1] == new + 1
-        cache = copy.deepcopy(two.past_key_values)
-        three = turn(model, said_before(two, third), two.past_key_values)
+        cache = copy.deepcopy(cache_of(two))
+        three = turn(model, said_before(two, third), cache_of(two), CACHES[1])
         whole_prompt = said_before(two, third)["input_ids"]
         assert torch.equal(three.sequences[:, : whole_prompt.shape[1]], whole_prompt)
         assert three.sequences.shape[1] == whole_prompt.shape[1] + NEW
@@ -328,7 +331,7 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
             model,
             {"input_ids": new, "attention_mask": mask},
             position_ids=places,
-            past_key_values=cache,
+            **{CACHES[1]: cache},
         )
         assert gap(out[:, -1], three.logits[0]) <= 1e-4
         if name in LLM:
@@ -354,18 +357,18 @@ def test_a_turn_is_the_same_decoded_by_hand(kind: str, name: str, batch: Batch) 
     b = len(given["input_ids"])
     with built(name).attach(model), torch.no_grad():
         one = turn(model, given, None)
-        cache = copy.deepcopy(one.past_key_values)
+        cache = copy.deepcopy(cache_of(one))
         words = torch.randint(len(hf.SPECIAL), len(hf.WORDS), (b, 4))
         ids = torch.cat([one.sequences, words], 1)
         mask = torch.cat([given["attention_mask"], torch.ones(b, NEW + 4, dtype=torch.int64)], 1)
-        two = turn(model, {"input_ids": ids, "attention_mask": mask}, one.past_key_values)
+        two = turn(model, {"input_ids": ids, "attention_mask": mask}, cache_of(one))
         if name not in LLM:  # there, what is kept depends on the end of the prompt
             at_once = turn(model, {**given, "input_ids": ids, "attention_mask": mask}, None)
             assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
         # The answer's last token is in no cache yet.
         new = torch.cat([one.sequences[:, -1:], words], 1)
         places = (mask.cumsum(-1) - 1).clamp_min(0)[:, -5:]
-        some = {"past_key_values": cache, "use_cache": True}
+        some = {CACHE: cache, "use_cache": True}
         out = model(input_ids=new, attention_mask=mask, position_ids=places, **some)
         assert gap(out.logits[:, -1], two.logits[0]) <= 1e-4
         for i in range(NEW - 1):
@@ -404,7 +407,7 @@ def test_a_loop_by_hand_in_the_callers_coordinates(kind: str, name: str, positio
                 out = model(
                     input_ids=out.logits[:, -1:].argmax(-1),
                     attention_mask=mask,
-                    past_key_values=out.past_key_values,
+                    **{CACHE: cache_of(out)},
                     **({"position_ids": places} if positions else {}),
                 )
                 assert gap(out.logits[:, -1], expected.logits[i + 1]) <= 1e-4

@@ -11,14 +11,26 @@ from typing import Any
 
 import pytest
 import torch
-from tokenzoo_adapters.hf_next import Coming, cached_keys
+from tokenzoo_adapters.hf_names import cached_keys
+from tokenzoo_adapters.hf_next import Coming
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
 import tokenzoo
 from tests.adapters import hf_models as hf
 from tests.adapters import hf_qwen as qwen
-from tests.adapters.hf_calls import KINDS, ONE, SINGLE, TEMPLE, Batch, answer, entering, logits
+from tests.adapters.hf_calls import (
+    CACHE,
+    KINDS,
+    ONE,
+    SINGLE,
+    TEMPLE,
+    Batch,
+    answer,
+    cache_of,
+    entering,
+    logits,
+)
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_hf_decoder import RAGGED, Told, masked
@@ -78,13 +90,13 @@ def test_it_is_what_the_layer_itself_attends_to(make: Any, config: Any, past: in
     with torch.no_grad():
         if past:
             begin = {"inputs_embeds": x[:, :past], "attention_mask": mask[:, :past]}
-            model(**begin, position_ids=positions[:, :past], past_key_values=cached)
+            model(**begin, position_ids=positions[:, :past], **{CACHE: cached})
         model.layers[1].register_forward_pre_hook(note, with_kwargs=True)
         maps = model(
             inputs_embeds=x[:, past:],
             attention_mask=mask,
             position_ids=positions[:, past:],
-            past_key_values=cached,
+            **{CACHE: cached},
             output_attentions=True,
         ).attentions[1]
         ((states, turns, keys),) = given
@@ -339,7 +351,7 @@ def test_sparsevlm_by_bare_layers(kind: str, name: str) -> None:
         for word in words:
             memory = torch.cat([memory, memory[:, :1]], 1)
             more = {} if kind.startswith("qwen") else {"attention_mask": memory}
-            out = model(input_ids=word[None, None], past_key_values=out.past_key_values, **more)
+            out = model(input_ids=word[None, None], **{CACHE: cache_of(out)}, **more)
             ours.append(out.logits[:, -1])
         said = answer(model, given)
         assert torch.equal(answer(model, given, use_cache=False), said)

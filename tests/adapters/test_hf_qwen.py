@@ -14,7 +14,17 @@ from torch import Tensor
 
 import tokenzoo
 from tests.adapters import hf_qwen as qwen
-from tests.adapters.hf_calls import answer, ends, entering, logits, real_gap, remains
+from tests.adapters.hf_calls import (
+    CACHE,
+    CACHES,
+    answer,
+    cache_of,
+    ends,
+    entering,
+    logits,
+    real_gap,
+    remains,
+)
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
@@ -350,7 +360,7 @@ def test_a_loop_by_hand(kind: str, mask: bool, places: bool) -> None:
                 more["attention_mask"] = known
             if places:
                 more["position_ids"] = following + k
-            out = model(input_ids=new[:, k : k + 1], past_key_values=out.past_key_values, **more)
+            out = model(input_ids=new[:, k : k + 1], **{CACHE: cache_of(out)}, **more)
             assert gap(out.logits[:, -1], expected.logits[k + 1]) <= 1e-4
             assert torch.equal(calls[-1]["position_ids"][-3:], following + k)
 
@@ -367,25 +377,25 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
     both = qwen.inputs(model, "<image> and <image>", [flower, tall])
     with attached_to(model, name):
         one = said(model, first)
-        by_hand = copy.deepcopy(one.past_key_values)
+        by_hand = copy.deepcopy(cache_of(one))
         logits(model, third)  # a second call in between, of another conversation
         ids = torch.cat([one.sequences, second["input_ids"]], 1)
         given = {**second, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with pytest.raises(BadArgumentError, match=r"mm_token_type_ids of shape .* for all that"):
-            said(model, given, past_key_values=copy.deepcopy(one.past_key_values))
+            said(model, given, **{CACHE: copy.deepcopy(cache_of(one))})
         given["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
-        two = said(model, given, past_key_values=one.past_key_values)
+        two = said(model, given, **{CACHES[0]: cache_of(one)})
         assert torch.equal(two.sequences[:, : ids.shape[1]], ids)
         # The same by hand; the answer's last token is in no cache yet.
         new = {k: v for k, v in second.items() if k != "attention_mask"}
         new["input_ids"] = ids[:, -second["input_ids"].shape[1] - 1 :]
         new["mm_token_type_ids"] = F.pad(second["mm_token_type_ids"], (1, 0))
-        told = logits(model, new, past_key_values=by_hand)
+        told = logits(model, new, **{CACHE: by_hand})
         assert gap(told[:, -1], two.logits[0]) <= 1e-4
         answer(model, first)
         ids = torch.cat([two.sequences, third["input_ids"]], 1)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        three = said(model, given, past_key_values=two.past_key_values)
+        three = said(model, given, **{CACHES[1]: cache_of(two)})
         assert torch.equal(three.sequences[:, : ids.shape[1]], ids)
         again = {k: both[k] for k in ("pixel_values", "image_grid_thw")}
         again |= {**given, "mm_token_type_ids": (ids == model.config.image_token_id).long()}

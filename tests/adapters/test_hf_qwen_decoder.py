@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tokenzoo
 from tests.adapters import hf_models as hf
 from tests.adapters import hf_qwen as qwen
-from tests.adapters.hf_calls import answer, logits, real_gap, remains
+from tests.adapters.hf_calls import CACHE, answer, cache_of, logits, real_gap, remains
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Scorer, Stage, Step
@@ -253,7 +253,7 @@ def by_hand(model: Any, given: Any, words: Tensor) -> list[Tensor]:
                 input_ids=word[:, None],
                 attention_mask=mask,
                 position_ids=(after + i).expand(3, -1, -1),
-                past_key_values=out.past_key_values,
+                **{CACHE: cache_of(out)},
                 use_cache=True,
             )
             found.append(out.logits)
@@ -437,7 +437,7 @@ def turn(model: Any, given: Any, before: Any) -> Any:
     """What `generate` says to a prompt, with its logits and its cache."""
     return model.generate(
         **given,
-        past_key_values=before,
+        **{CACHE: before},
         max_new_tokens=4,
         do_sample=False,
         return_dict_in_generate=True,
@@ -468,7 +468,7 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
             types = torch.cat([types, answered, new["mm_token_type_ids"]], 1)
             prompt = {**new, "input_ids": ids, "mm_token_type_ids": types}
             prompt["attention_mask"] = torch.ones_like(ids)
-            out = turn(model, prompt, out.past_key_values)
+            out = turn(model, prompt, cache_of(out))
             outs += out.logits
     assert len({call for _, call, _ in told.gone}) == 2
     begins = told.begins()
@@ -508,9 +508,9 @@ def test_a_new_image_by_hand_behind_a_cache(kind: str, name: str) -> None:
     told, outs, cache = Told(), [], None
     with attached_to(model, name, on_reduce=told), reading(model, told), torch.no_grad():
         for given in (first, second, third):
-            out = model(**given, past_key_values=cache, use_cache=True)
+            out = model(**given, **{CACHE: cache}, use_cache=True)
             outs.append(out.logits[:, -1])
-            cache = out.past_key_values
+            cache = cache_of(out)
     assert len({call for _, call, _ in told.gone}) == 2
     ends_at = [begin - 1 for begin in told.begins()[1:]]
     assert gap(torch.stack(outs, 1), plain(model, told)[:, ends_at]) <= 1e-4
@@ -540,7 +540,7 @@ def test_images_and_slices_each_keep_their_share(kind: str) -> None:
     told = Told()
     with attached_to(model, "two layers", on_reduce=told) as attached, reading(model, told):
         with torch.no_grad():
-            held = model(**given, use_cache=True).past_key_values
+            held = cache_of(model(**given, use_cache=True))
         budgets = {k: attached.plan(k) for mine in units for _, k in mine}
         last = [sum(t * budgets[k].llm for t, k in mine) for mine in units]
         assert all(budgets[k].visual == k for k in budgets)

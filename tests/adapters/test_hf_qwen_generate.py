@@ -13,7 +13,17 @@ import transformers
 from torch import Tensor
 
 from tests.adapters import hf_qwen as qwen
-from tests.adapters.hf_calls import NEW, answer, ends, entering, logits, real_gap, remains
+from tests.adapters.hf_calls import (
+    CACHE,
+    NEW,
+    answer,
+    cache_of,
+    ends,
+    entering,
+    logits,
+    real_gap,
+    remains,
+)
 from tests.adapters.hf_models import PAD, SPECIAL, _tokenizer
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
@@ -199,7 +209,7 @@ def test_a_dictionary_comes_back(kind: str, name: str) -> None:
         told = answer(model, given)
     assert torch.equal(out.sequences, torch.cat([given["input_ids"], told], 1))
     assert torch.equal(torch.stack(out.logits, 1).argmax(-1), told)
-    held = out.past_key_values.get_seq_length()
+    held = cache_of(out).get_seq_length()
     assert held == short + NEW - 1 < given["input_ids"].shape[1]
 
 
@@ -222,7 +232,7 @@ def test_other_decoders_say_the_same(kind: str) -> None:
         assert torch.equal(answer(model, given, cache_implementation="static"), told)
         assert torch.equal(answer(model, given, cache_implementation="dynamic"), told)
         fresh = transformers.DynamicCache()
-        assert torch.equal(answer(model, given, past_key_values=fresh), told)
+        assert torch.equal(answer(model, given, **{CACHE: fresh}), told)
     assert remains(helper) == []
 
 
@@ -252,7 +262,7 @@ def test_a_padded_batch_is_asked_again(kind: str, name: str) -> None:
     with attached_to(model, name):
         one = said(model, first)
         given = behind(model, one, first, second)
-        two = said(model, given, past_key_values=one.past_key_values)
+        two = said(model, given, **{CACHE: cache_of(one)})
         pixels = {name: every[name] for name in ("pixel_values", "image_grid_thw")}
         at_once = said(model, {**given, **pixels})
         assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
@@ -273,18 +283,18 @@ def test_a_video_comes_in_the_second_turn(kind: str, name: str, image: Any) -> N
     with attached_to(model, name, 20):
         one = said(model, first)
         given = behind(model, one, first, second)
-        two = said(model, given, past_key_values=one.past_key_values)
+        two = said(model, given, **{CACHE: cache_of(one)})
         more = {name: first[name] for name in ("pixel_values", "image_grid_thw") if images}
         whole_turn = {**given, **more}
         at_once = said(model, whole_turn)
         assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
         # By hand behind it: the answer's last token is in no cache yet.
         expected = logits(model, moved(whole_turn, two.sequences[:, -NEW:]))[:, -1]
-        said(model, given, past_key_values=said(model, first).past_key_values)
+        said(model, given, **{CACHE: cache_of(said(model, first))})
         out = logits(
             model,
             {"input_ids": two.sequences[:, -1:]},
-            past_key_values=two.past_key_values,
+            **{CACHE: cache_of(two)},
         )
         assert gap(out[:, -1], expected) <= 1e-4
 
@@ -300,11 +310,11 @@ def test_two_conversations_take_turns(kind: str) -> None:
         for first in firsts:
             out = said(model, first)
             given = behind(model, out, first, new)
-            alone.append(said(model, given, past_key_values=out.past_key_values))
+            alone.append(said(model, given, **{CACHE: cache_of(out)}))
         opened = [said(model, first) for first in firsts]
         for first, out, expected in zip(firsts, opened, alone, strict=True):
             given = behind(model, out, first, new)
-            told = said(model, given, past_key_values=out.past_key_values)
+            told = said(model, given, **{CACHE: cache_of(out)})
             assert torch.equal(told.sequences, expected.sequences)
             assert gap(torch.stack(told.logits), torch.stack(expected.logits)) <= 1e-5
 
@@ -315,7 +325,7 @@ def test_another_prompts_cache_is_refused() -> None:
         out = said(model, single(model))
         other = qwen.inputs(model, "what is near <image> ?", [TALL])
         with pytest.raises(AttachError, match="the cache was made of another prompt"):
-            said(model, other, past_key_values=out.past_key_values)
+            said(model, other, **{CACHE: cache_of(out)})
 
 
 # --- where it runs ---
@@ -374,8 +384,8 @@ def test_a_text_decoded_by_hand_after_detach_is_as_before(kind: str) -> None:
 
     def by_hand() -> Tensor:
         with torch.no_grad():
-            cache = model(**text, use_cache=True).past_key_values
-            return logits(model, word, past_key_values=cache)
+            cache = cache_of(model(**text, use_cache=True))
+            return logits(model, word, **{CACHE: cache})
 
     bare = by_hand()
     with attached_to(model, "evoprune"):

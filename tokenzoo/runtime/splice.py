@@ -336,14 +336,16 @@ class Site:
         return tap.seen[0]
 
 
-def hook_first(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
-    """Register a forward hook before those that are there.
+def hook_first(
+    module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False
+) -> RemovableHandle:
+    """Register a forward hook before those that are there; see `register_forward_hook`.
 
     Not by `prepend=True`: it leaves the keys in an order that torch 2.11 misreads when it compiles.
     """
     hooks: dict[int, Any] = cast("Any", module)._forward_hooks
     others = list(hooks.items())
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
     for key, other in others:
         del hooks[key]
         hooks[key] = other

@@ -1,0 +1,272 @@
+"""The proof that a language model is followed, made at attach time on random tokens.
+
+A version of transformers that hands its layers the cache, the masks or the positions in another way, or a
+layer that reads them in another way, would give wrong answers without a word; here it is a refusal. Three
+prompts of random features run through the layers next to each step, the first and the last:
+
+- through the bare layers, without a cache, the two tokens of an answer at the end;
+- with a cache and steps that keep all tokens of the first prompt and every second visual token of the
+  others: the prompts, then one token of the answer, then the other;
+- the same without a cache, in one pass.
+
+The first prompt must come out as the bare layers have it, and the others with a cache as they do without.
+These are five passes of at most 54 tokens through two layers for each step and two more: for a model of 32
+layers together less than one pass. Hooks on these layers see them. Nothing is left of them: modes, random
+numbers, gradients and caches are as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenzoo.errors import AttachError, TokenzooError
+from tokenzoo.evidence import Evidence, layer_of
+from tokenzoo.mergers import Keep
+from tokenzoo.plan import Plan
+from tokenzoo.recipe import Step
+from tokenzoo.runtime.proof import EverySecond
+from tokenzoo.schedules import Once
+from tokenzoo_adapters.hf_decoder import MROPE, Decoder
+from tokenzoo_adapters.hf_flow import Row, prompt_of
+from tokenzoo_adapters.hf_names import EMBEDS, MASK, POSITIONS, USES, cache_in, last_of, runs_on
+from tokenzoo_adapters.hf_prompt import Visual
+
+PROMPT, ANSWER = 16, 2
+PADDED = (5, 0, 2)
+"""Columns of padding at the left of each prompt."""
+
+FIRST, VISUAL = 6, (4, 8, 8)
+"""The column of the first visual token, and how many each prompt has."""
+
+
+def prove(decoder: Decoder) -> None:
+    """Compare a language model with itself, with and without steps and a cache.
+
+    Args:
+        decoder: of the recipe; nothing of it is installed yet.
+
+    Raises:
+        AttachError: a difference, or something that does not run; names the language model and the gap.
+    """
+    if not decoder.works:
+        return
+    language = cast("Any", decoder.language)
+    every, kinds = list(language.layers), dict[type, int]()
+    for i, layer in enumerate(every):
+        kinds.setdefault(type(layer), i)
+    near = {i for layer in decoder.steps for i in (layer - 1, layer)}
+    used = sorted({0, len(every) - 1, *near, *kinds.values()})
+    steps = {used.index(layer): step for layer, step in decoder.steps.items()}
+    with _only(language, [every[i] for i in used]), _quiet(language) as device:
+        _compare(language, decoder.name, steps, _sample(language, device))
+
+
+@dataclass(frozen=True)
+class Half(EverySecond):
+    """Keep the tokens 1, 3, 5, ...; evidence that the recipe needs is asked for, of other layers too."""
+
+    def match(self, evidence: Evidence, keep: int) -> Plan:
+        """Drop every other token."""
+        for need in sorted(self.wanted):
+            getattr(evidence.at(layer_of(need)), need.partition("@")[0])
+        return EverySecond().match(evidence, keep)
+
+
+class Trial(Decoder):
+    """Steps at which the first of our prompts keeps all its tokens, and the others half.
+
+    Args:
+        language: the language model, with the layers that are tried.
+        steps: by layer.
+    """
+
+    def __init__(self, language: nn.Module, steps: Mapping[int, Step]) -> None:
+        halves = [
+            replace(
+                step,
+                stage=replace(step.stage, layer=layer),
+                schedule=Once(),
+                matcher=Half(step.needs),
+                merger=Keep(),
+            )
+            for layer, step in steps.items()
+        ]
+        attached = SimpleNamespace(
+            recipe=SimpleNamespace(steps=halves), active=True, note_prompts=_unnoted
+        )
+        super().__init__(SimpleNamespace(base=SimpleNamespace(language_model=language)), attached)
+
+    def _keep(self, layer: int, row: Row) -> int:
+        if row.visuals[0].full == VISUAL[0]:
+            return VISUAL[0]
+        return row.visuals[0].full >> (1 + sorted(self.steps).index(layer))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Three prompts and their answers: features `[3, n, c]`, mask `[3, n]`, positions `[..., 3, n]`."""
+
+    x: Tensor
+    mask: Tensor
+    positions: Tensor
+
+    def run(self, language: Any, begin: int, end: int, **options: Any) -> tuple[Tensor, Any]:
+        """What a language model makes of the columns from `begin` to `end`, `[3, end - begin, c]`."""
+        output = language(
+            **{
+                EMBEDS: self.x[:, begin:end],
+                MASK: self.mask[:, :end],
+                POSITIONS: self.positions[..., begin:end],
+                **options,
+            }
+        )
+        return last_of(output), output
+
+    def decoded(self, language: Any, name: str, own: str) -> tuple[Tensor, Any]:
+        """The same of all columns, with a cache: the prompts, and one token of the answers at a time."""
+        out, output = self.run(language, 0, PROMPT, **{USES: True})
+        cache = cache_in(output, name)
+        if cache is None:
+            raise AttachError(f"{name} returns no cache, though {USES}=True. {REFUSED}")
+        outs = [out]
+        for column in range(PROMPT, PROMPT + ANSWER):
+            options = {own: cache, USES: True}
+            outs.append(self.run(language, column, column + 1, **options)[0])
+        return torch.cat(outs, 1), cache
+
+
+def _sample(language: Any, device: torch.device) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    config, n = language.config, PROMPT + ANSWER
+    x = torch.randn(len(PADDED), n, int(config.hidden_size), generator=generator)
+    # As large as embeddings are: what the layers add is to be seen.
+    x = x * float(getattr(config, "initializer_range", None) or 0.02)
+    place = torch.arange(n)
+    mask = (place >= torch.tensor(PADDED)[:, None]).long()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    if type(language).__name__ in MROPE:  # time, row and column, as in an image
+        axes = torch.stack([place * 0, place % 3, place % 2])
+        positions = positions + axes[:, None]
+    dtype = next(
+        p.dtype
+        for p in (language.embed_tokens.weight, language.norm.weight)
+        if p.is_floating_point()
+    )
+    return Sample(x.to(device, dtype), mask.to(device), positions.to(device))
+
+
+def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample) -> None:
+    n = PROMPT + ANSWER
+    trial = Trial(language, steps)
+    own = trial.takes.cache
+    if own is None:
+        raise AttachError(f"{name} has no argument for a cache whose name is known. {REFUSED}")
+    ids = torch.zeros(len(PADDED), n, dtype=torch.int64)
+    for row, count in enumerate(VISUAL):
+        ids[row, FIRST : FIRST + count] = 1
+    visuals = {1: [Visual(count, count) for count in VISUAL]}
+    mask, real = sample.mask.cpu(), sample.mask.bool()
+
+    what = "without any step"
+    try:
+        bare = sample.run(language, 0, n, **{USES: False})[0]
+        undo = trial.install()
+        try:
+            what = "with a cache"
+            trial.prompt(prompt_of(ids[:, :PROMPT], mask[:, :PROMPT], visuals))
+            cached, cache = sample.decoded(language, name, own)
+            held = int(cache.get_seq_length(trial.in_cache[-1]))
+            what = "without a cache"
+            trial.prompt(prompt_of(ids, mask, visuals, PROMPT))
+            whole = sample.run(language, 0, n, **{USES: False})[0]
+        finally:
+            undo()
+    except TokenzooError:
+        raise
+    except Exception as error:
+        raise AttachError(
+            f"{name} does not run on random tokens {what} ({type(error).__name__}: {error}). {REFUSED}"
+        ) from error
+
+    left = [
+        n - padded - count + (count >> len(steps))
+        for padded, count in zip(PADDED, VISUAL, strict=True)
+    ]
+    wanted = max(n - PADDED[0], *left[1:])
+    if held != wanted:
+        raise AttachError(
+            f"the cache of {name} holds {held} tokens where {wanted} are left: its layers are not "
+            f"followed. {REFUSED}"
+        )
+    kept, others = real[:1], real[1:]
+    scale = max(1.0, float(bare.abs().max()))
+    cases = {
+        "all random tokens are kept, with a cache, and it has no steps": (
+            cached[:1],
+            bare[:1],
+            kept,
+        ),
+        "half of the random tokens are dropped, with and without a cache": (
+            cached[1:],
+            whole[1:],
+            others,
+        ),
+    }
+    # Rounding differs by passes; where it is coarse (int8), the bare layers say how much.
+    limit = min(256 * torch.finfo(bare.dtype).eps, WORST)
+    gaps = {what: _gap(a, b, there) / scale for what, (a, b, there) in cases.items()}
+    if not max(gaps.values()) <= limit:
+        bare_cached = sample.decoded(language, name, own)[0]
+        limit = min(max(limit, 4 * _gap(bare_cached, bare, real) / scale), WORST)
+    for what, gap in gaps.items():
+        if not gap <= limit:
+            raise AttachError(
+                f"{name} differs from itself by {gap:.1e} of its largest output when {what}: it takes its "
+                f"cache, masks or positions in a way that is not followed. {REFUSED}"
+            )
+
+
+WORST = 1 / 16
+REFUSED = "Nothing was attached. Take transformers 5.20 to 5.24, or a recipe that reduces before it"
+
+
+def _gap(a: Tensor, b: Tensor, there: Tensor) -> float:
+    """The largest difference of `[b, n, c]` where `there [b, n]`; NaN where there is one."""
+    return float((a.float() - b.float()).abs()[there.to(a.device)].max())
+
+
+@contextmanager
+def _only(language: Any, layers: list[nn.Module]) -> Generator[None]:
+    """A language model with these of its layers alone."""
+    whole = language.layers
+    language.layers = nn.ModuleList(layers)
+    try:
+        yield
+    finally:
+        language.layers = whole
+
+
+@contextmanager
+def _quiet(language: nn.Module) -> Generator[torch.device]:
+    """In eval mode, without gradients and in its own dtype; gives the device of what enters."""
+    training = [module for module in language.modules() if module.training]
+    device = runs_on(cast("Any", language).embed_tokens)
+    language.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield device
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _unnoted(counts: tuple[int, ...]) -> None:
+    """Where a model keeps what its last prompts were, a trial leaves nothing."""
+    del counts

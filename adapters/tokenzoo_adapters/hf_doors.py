@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from tokenzoo.errors import AttachError
 from tokenzoo.interfaces import Attachment
 from tokenzoo.runtime.passes import PerThread, own
+from tokenzoo_adapters import hf_callbacks
+from tokenzoo_adapters.hf_callbacks import CallerPrompt
 from tokenzoo_adapters.hf_decoder import Decoder
 from tokenzoo_adapters.hf_decoder_proof import prove
 from tokenzoo_adapters.hf_flow import Prompt, prompt_of
@@ -83,8 +85,9 @@ class Doors:
         ]
         undo += [handle.remove for handle in handles]
         if hasattr(self.model, "generate"):
-            put(self.model, {"generate": partial(_generate, self)})
-            undo.append(partial(remove, self.model, ("generate",)))
+            mine = {"generate": partial(_generate, self), **hf_callbacks.methods(self.model)}
+            put(self.model, mine)
+            undo.append(partial(remove, self.model, tuple(mine)))
         return partial(_all, undo)
 
     # ------------------------------------------------------------------------------- forward
@@ -170,10 +173,10 @@ class Doors:
         self.here.memory = None
         removed = prompt["input_ids"].shape[1] - short["input_ids"].shape[1]
         self._lengths(short, removed)
-        streamer = short.get("streamer")
-        if streamer is not None and removed:
-            short["streamer"] = Whole(streamer, prompt["input_ids"])
         b, n = short["input_ids"].shape
+        if short is not prompt:
+            callers = CallerPrompt(prompt["input_ids"], n, prompt.get("attention_mask"))
+            short.update(hf_callbacks.restoring(self.model, short, callers))
         self.here.visuals, self.here.shape = visuals, (b, n)
         try:
             output = original(self.model, **short)
@@ -367,28 +370,6 @@ class Doors:
         cache = cache_of(given)
         past = 0 if cache is None or self.here.shape is None else int(cache.get_seq_length())
         return prompt_of(ids, mask, visuals, n - past, ids.shape[0] // b)
-
-
-class Whole:
-    """A streamer that is shown the caller's prompt instead of the shortened one.
-
-    Args:
-        streamer: the caller's.
-        prompt: the caller's `[b, n]`.
-    """
-
-    def __init__(self, streamer: Any, prompt: Tensor) -> None:
-        self.streamer = streamer
-        self.prompt: Tensor | None = prompt
-
-    def put(self, value: Any) -> None:
-        """Hand tokens on; the first are the prompt."""
-        prompt, self.prompt = self.prompt, None
-        self.streamer.put(value if prompt is None else prompt.cpu())
-
-    def end(self) -> None:
-        """Hand the end on."""
-        self.streamer.end()
 
 
 def _generate(doors: Doors, *args: Any, **kwargs: Any) -> Any:

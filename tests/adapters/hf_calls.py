@@ -141,6 +141,7 @@ def remains(model: nn.Module) -> list[str]:
         if "tokenzoo" in str(getattr(config, "_attn_implementation", "")):
             found.append(f"{path}.config")
         mine = ("generate", "pack_image_features", "apply_pooling", "forward")
+        mine += ("_get_logits_processor", "_get_stopping_criteria")
         found += [f"{path}.{n}" for n in vars(module) if n in mine or "tokenzoo" in n]
     return found
 

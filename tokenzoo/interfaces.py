@@ -421,6 +421,11 @@ class Adapter(Part, ABC):
     reaching: int = 0
     """Number of prefix tokens that reach the projector."""
 
+    dynamic_size: bool = False
+    """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone: a
+    budget that cannot be reached from there is a warning when the recipe is attached, and each pass is judged
+    by its own size. Otherwise it is an error when the recipe is attached."""
+
     positional: bool = False
     """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
     and what the attention adds to its logits for all tokens is gathered for those that are left."""

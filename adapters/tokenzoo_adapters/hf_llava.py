@@ -106,6 +106,11 @@ class HFLlava(Adapter):
         """The projector."""
         return f"{self.at}multi_modal_projector"
 
+    @property
+    def dynamic_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the tower takes several sizes without being asked to: nobody asks it here."""
+        return self.tower.dynamic_size and not self.tower.names.asks
+
     def blocks(self) -> tuple[BlockPath, ...]:
         """The tower's blocks that are read."""
         return self.tower.blocks()

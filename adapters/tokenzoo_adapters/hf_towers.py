@@ -88,6 +88,7 @@ class HFTower(Adapter):
     embedded: Grid = field(default_factory=Grid, repr=False)
 
     watched = True
+    dynamic_size = True  # CLIP, SigLIP and ViT by interpolate_pos_encoding=True in the call
 
     @property
     def stages(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]

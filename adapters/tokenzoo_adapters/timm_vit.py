@@ -80,6 +80,11 @@ class TimmViT(Adapter):
         """Width of the MLP."""
         return mlp_width(self.model.blocks[0].mlp, self.width)
 
+    @property
+    def dynamic_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it was made with dynamic_img_size=True."""
+        return not self.fixed
+
     def blocks(self) -> tuple[BlockPath, ...]:
         """The blocks, all of one class."""
         return tuple(

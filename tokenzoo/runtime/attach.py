@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
+    BudgetError,
     MissingEvidenceError,
     PluginError,
     UnsupportedModelError,
@@ -55,11 +57,7 @@ def attach(
     _check_runs(model)
     check_fit(recipe, adapter, type(model).__name__, restore=restore)
     attached = Attached(model, recipe, adapter, options=options, when=when)
-    tokens = adapter.tokens()
-    if tokens is not None:
-        attached.plan(
-            tokens
-        )  # a budget that cannot be reached is an error now, not in the first pass
+    _check_budget(attached)
     if previous is not None:
         previous.detach()
     try:
@@ -145,6 +143,30 @@ def _check_runs(model: nn.Module) -> None:
     if any(torch.is_inference(parameter) for parameter in model.parameters()):
         raise AttachError(
             "the model's parameters were made in inference mode; make it outside of that"
+        )
+
+
+def _check_budget(attached: Attached) -> None:
+    """See that the budget can be reached, before the first pass.
+
+    Raises:
+        BudgetError: it cannot, and the model takes images of one size only. For a model that takes several
+            this is a warning: smaller images may reach it.
+    """
+    adapter = attached.adapter
+    tokens = adapter.tokens()
+    if tokens is None:
+        return
+    try:
+        attached.plan(tokens)
+    except BudgetError as error:
+        if not adapter.dynamic_size:
+            raise
+        name = type(attached.model).__name__
+        warnings.warn(
+            f"{error}. {name} takes images of several sizes, and {tokens} tokens are those of the size in its "
+            "configuration: smaller images may reach the budget, and a pass that cannot raises this error",
+            stacklevel=4,  # the caller of Zoo.attach
         )
 
 

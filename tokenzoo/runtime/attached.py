@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenzoo.budget import Budget
 from tokenzoo.checks import check_count
-from tokenzoo.errors import AttachError
+from tokenzoo.errors import AttachError, BudgetError
 from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo.packed import PackedAdapter
@@ -222,9 +222,14 @@ class Attached:
         Args:
             tokens: patch tokens of an image; None: the model's own size.
         """
-        plan, needs = None, self.recipe.needs
+        plan, needs, image = None, self.recipe.needs, "any size: summary(tokens=196)"
         if tokens is not None or self.adapter.tokens() is not None:
-            plan = self.plan(tokens)
+            try:
+                plan = self.plan(tokens)
+            except BudgetError as error:  # of the configured size, which is only one of several
+                if tokens is not None or not self.adapter.dynamic_size:
+                    raise
+                image = f"any size: summary(tokens=196). Of the configured size, {error}"
         state = "" if self._undo else " (detached)"
         chosen = {"when": self.when, "trace": self.options.trace, "restore": self.options.restore}
         chosen |= {"debug": self.options.debug, "on_reduce": self.options.on_reduce}
@@ -242,7 +247,7 @@ class Attached:
             *((name, repr(value)) for name, value in chosen.items() if value != standard[name]),
         ]
         lines = [f"{name:<10}  {value}" for name, value in rows if value is not None]
-        lines.append("image       any size: summary(tokens=196)" if plan is None else str(plan))
+        lines.append(f"image       {image}" if plan is None else str(plan))
         if self._last.state is not None:
             for one in self.passes:
                 lines.append(f"last pass   {', '.join(map(str, one.counts))}")

@@ -3,15 +3,18 @@
 A golden file `METHOD.npz` holds what the authors' own code returned: `in/<inputs>/<name>`,
 `out/<case>/<name>` (or `<case>/<name>`), and `meta_json`, which lists the cases with their parameters.
 A mapping takes one case, does the same with tokenzoo and compares every output of the case.
+
+A case may hold any number of images. One alone may come without a batch axis; several have one in every
+input and output, and where they keep different counts, the shorter rows end in -1 (integers) or 0 (floats).
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import tokenzoo
 from tokenzoo.evidence import Evidence
@@ -77,15 +81,27 @@ class Case:
         flags = ("stable_1e-6", "f64_index_equal")
         return any(self.entry.get(flag) is False for flag in flags)
 
+    def batch(self, name: str, axes: int) -> Tensor:
+        """An input with a batch axis, `axes` in all: of a single image it may be without."""
+        value = self.inputs[name]
+        return value if value.ndim == axes else value[None]
+
     def compare(self, ours: Outputs, score: Callable[[Outputs], Tensor] | None = None) -> None:
         """Compare every output: integers exactly, floats to `TOLERANCE`.
 
-        An unstable case: the shapes, which hold the kept counts, and the `score` of the kept set.
+        An unstable case: the shapes, which hold the kept counts, and the `score [b]` of the kept sets.
+        Ours have a batch axis; an output of the file without one holds for each image.
         """
         assert set(ours) == set(self.outputs), (
             f"{self.label}: the file has {sorted(self.outputs)}, the mapping gives {sorted(ours)}"
         )
-        for name, theirs in self.outputs.items():
+        outputs = {
+            name: theirs.expand(len(ours[name]), *theirs.shape)
+            if theirs.ndim == ours[name].ndim - 1
+            else theirs
+            for name, theirs in self.outputs.items()
+        }
+        for name, theirs in outputs.items():
             assert ours[name].shape == theirs.shape, (
                 f"{self.label}: {name} is {tuple(ours[name].shape)}, not {tuple(theirs.shape)}"
             )
@@ -93,7 +109,7 @@ class Case:
                 self.equal(name, ours[name], theirs)
         if self.unstable:
             assert score is not None, f"{self.label}: unstable, and its mapping has no score"
-            got, wanted = score(ours), score(self.outputs)
+            got, wanted = score(ours), score(outputs)
             assert bool(((got - wanted).abs() <= SCORE_TOLERANCE * wanted.abs()).all()), (
                 f"{self.label}: the kept set scores {got}, theirs {wanted}"
             )
@@ -108,6 +124,30 @@ class Case:
         assert bool(gap <= tolerance), (
             f"{self.label}: {name} differs by {float(gap):.2e} > {tolerance}"
         )
+
+
+def one_of(*ways: Callable[[], None]) -> None:
+    """Run comparisons until one of them passes; if none does, raise the error of the first.
+
+    For files of several images: the authors' code mixes the images of a batch, and a file does not say
+    whether it holds one call for all of them or one call for each.
+    """
+    first: AssertionError | None = None
+    for way in ways:
+        try:
+            return way()
+        except AssertionError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def rows(tensors: Sequence[Tensor]) -> Tensor:
+    """One row for each image, the shorter ones padded with -1 (integers) or 0 (floats)."""
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(list(tensors))
+    fill = 0 if tensors[0].is_floating_point() else -1
+    return pad_sequence(list(tensors), batch_first=True, padding_value=fill)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -214,28 +254,48 @@ def visionzip(case: Case) -> None:
 
 
 def divprune(case: Case) -> None:
-    """One sequence: `indices` are the kept ones in ascending order, `order` as they were chosen."""
-    x, count = case.inputs["proj_feats"][None], case.params["keep"]
+    """`indices` are the kept ones in ascending order, `order` as they were chosen."""
+    x, count = case.batch("proj_feats", 3), case.params["keep"]
     zoo = tokenzoo.build("divprune", keep=count)
     reduced = zoo.reduce(x)
     reduced.plan.check()
     chosen = Recipe(_chosen(zoo.recipe.steps[0].matcher.stay), keep=count)
     order = tokenzoo.build(chosen).reduce(x).plan.keep
-    case.compare({"indices": reduced.plan.keep[0], "order": order[0]}, lambda o: _spread(x, o))
+    case.compare({"indices": reduced.plan.keep, "order": order}, lambda o: _spread(x, o))
     if not case.unstable:
-        case.equal("features", reduced.x, take(x, case.outputs["indices"][None]))
+        case.equal("features", reduced.x, take(x, case.outputs["indices"].view(len(x), -1)))
 
 
 def cdpruner(case: Case) -> None:
-    """Relevance from CLIP's projected patches, diversity from the projected features."""
-    x = case.inputs["proj_feats"]
-    clip, text = case.inputs["image_embeds"], case.inputs["text_embeds"]
-    zoo = tokenzoo.build("cdpruner", keep=case.params["keep"], relevance="clip")
-    reduced = zoo.reduce(x, text=text[None].expand(len(x), -1, -1), at={"clip": {"x": clip}})
-    reduced.plan.check()
-    case.compare({"indices": reduced.plan.keep}, lambda outputs: _volume(x, clip, text, outputs))
-    if not case.unstable:
-        case.equal("features", reduced.x, take(x, case.outputs["indices"]))
+    """Relevance from CLIP's projected patches, diversity from the projected features.
+
+    `text_embeds` are `[b, t, c]`, or one list: the texts of one prompt, or as many for each image in turn.
+    The authors' code scales relevance over the batch, and compares every image with all texts.
+    """
+    x, clip, text = (case.inputs[name] for name in ("proj_feats", "image_embeds", "text_embeds"))
+    b = len(x)
+
+    def compare(text: Tensor, faithful: bool) -> None:
+        zoo = tokenzoo.build(
+            "cdpruner", keep=case.params["keep"], relevance="clip", faithful=faithful
+        )
+        reduced = zoo.reduce(x, text=text, at={"clip": {"x": clip}})
+        reduced.plan.check()
+        case.compare(
+            {"indices": reduced.plan.keep}, lambda outputs: _volume(x, clip, text, outputs)
+        )
+        if not case.unstable:
+            case.equal("features", reduced.x, take(x, case.outputs["indices"]))
+
+    if text.ndim == 3:
+        return compare(text, False)
+    shared = text.expand(b, -1, -1)
+    ways = [(shared, False)]
+    if b > 1:
+        ways.append((shared, True))
+        if len(text) % b == 0:
+            ways.insert(0, (text.view(b, -1, text.shape[-1]), False))
+    return one_of(*(partial(compare, *way) for way in ways))
 
 
 def fastervlm(case: Case) -> None:
@@ -260,13 +320,13 @@ def fastv(case: Case) -> None:
         hidden[:, :behind], last_attention=attention[..., :behind], prefix=start
     )
     reduced.plan.check()
-    keep = torch.cat([reduced.plan.keep[0], torch.arange(behind, hidden.shape[1])])
+    keep = _and_text(reduced.plan.keep, behind, hidden.shape[1])
     ours = {
         "keep": keep,
         "hidden": torch.cat([reduced.x, hidden[:, behind:]], 1),
-        "position_ids": keep[None],
+        "position_ids": keep,
     }
-    case.compare(ours, lambda outputs: attention[0].mean(0)[outputs["keep"]].sum())
+    case.compare(ours, lambda outputs: take(attention.mean(1), outputs["keep"]).sum(-1))
 
 
 def dart(case: Case) -> None:
@@ -300,12 +360,12 @@ def dart(case: Case) -> None:
         of_text = tokenzoo.build(longest.recipe, keep=text_pivots).reduce(**text).plan.keep + behind
     both = torch.cat([of_image, of_text], 1)
     ours = {
-        "keep": reduced.plan.keep[0, start:],
-        "pivots_image": of_image[0].sort().values,
-        "pivots_text": of_text[0].sort().values,
-        "pivot_order": take(both, set_order(both))[0],
+        "keep": reduced.plan.keep[:, start:],
+        "pivots_image": of_image.sort().values,
+        "pivots_text": of_text.sort().values,
+        "pivot_order": take(both, set_order(both)),
     }
-    case.compare(ours, lambda outputs: unit(hidden)[0, outputs["keep"]].sum(0).norm())
+    case.compare(ours, lambda o: take(unit(hidden), o["keep"]).sum(1).norm(dim=-1))
 
 
 def pdrop(case: Case) -> None:
@@ -314,7 +374,8 @@ def pdrop(case: Case) -> None:
     `keepN` are places in the first prompt; the last token of it is the query.
     """
     hidden, start = case.inputs["hidden"], case.params["start"]
-    at, behind = torch.arange(hidden.shape[1]), start + case.params["n_img"]
+    at = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
+    behind = start + case.params["n_img"]
     ours: dict[str, Tensor] = {}
     best: list[Tensor] = []
     for stage, ratio in enumerate(case.params["ratios"]):
@@ -324,14 +385,19 @@ def pdrop(case: Case) -> None:
         shown = {"next": {"last_attention": attention[..., :behind]}}
         reduced = zoo.reduce(hidden[:, :behind], at=shown, prefix=start)
         reduced.plan.check()
-        keep = torch.cat([reduced.plan.keep[0], torch.arange(behind, hidden.shape[1])])
+        keep = _and_text(reduced.plan.keep, behind, hidden.shape[1])
         hidden = torch.cat([reduced.x, hidden[:, behind:]], 1)
-        at, behind = at[keep], start + kept
+        at, behind = take(at, keep), start + kept
         ours |= {f"keep{stage}": at, f"hidden{stage}": hidden}
-        ours[f"pos{stage}"] = torch.arange(len(at))  # positions="compact"
-        best.append(attention.mean((0, 1)))
+        ours[f"pos{stage}"] = torch.arange(at.shape[1]).expand_as(at)  # positions="compact"
+        best.append(attention.mean(1))
     assert zoo.recipe.steps[0].positions == "compact"
-    case.compare(ours, lambda outputs: best[0][outputs["keep0"]].sum())
+    case.compare(ours, lambda outputs: take(best[0], outputs["keep0"]).sum(-1))
+
+
+def _and_text(keep: Tensor, start: int, end: int) -> Tensor:
+    """The kept places `[b, m]` and those of the text, start to end: `[b, m + end - start]`."""
+    return torch.cat([keep, torch.arange(start, end).expand(len(keep), -1)], 1)
 
 
 def _next_attention(x: Tensor, weights: Outputs) -> Tensor:
@@ -369,46 +435,45 @@ def sparsevlm(case: Case) -> None:
     shown = {
         "prefix": start,
         "text_attention": attention,
-        "text_rotation": _rotation(hidden.shape[1], 16)[:, behind:, :behind],
+        "text_rotation": _rotation(len(hidden), hidden.shape[1], 16)[:, behind:, :behind],
         "at": {"embedded": {"x": embeds[:, :behind], "text": embeds[:, behind:]}},
     }
     reduced = zoo.reduce(hidden[:, :behind], **shown)
     reduced.plan.check()
-    text = torch.arange(behind, hidden.shape[1])
-    kept = torch.cat([reduced.plan.keep[0, : start + count], text])
+    kept = _and_text(reduced.plan.keep[:, : start + count], behind, hidden.shape[1])
     (step,) = zoo.recipe.steps
     scorer = step.matcher.stay.steps[0][1].scorer if first else step.matcher.stay.scorer
     chosen = raters(embeds[:, start:behind], embeds[:, behind:])
     visual = {name: value[..., start:] for name, value in shown.items() if name.startswith("text_")}
     evidence = Evidence(
         hidden[:, start:behind],
-        mass=torch.ones(1, n),
+        mass=torch.ones(len(hidden), n),
         show={name: lambda value=value: value for name, value in visual.items()},
         layers={
             "embedded": Evidence(
-                embeds[:, start:behind], mass=torch.ones(1, n), text=embeds[:, behind:]
+                embeds[:, start:behind], mass=torch.ones(len(hidden), n), text=embeds[:, behind:]
             )
         },
     )
-    positions = {"compact": torch.arange(reduced.x.shape[1] + len(text)), "keep": kept}
+    left = torch.cat([reduced.x, hidden[:, behind:]], 1)
+    compact = torch.arange(left.shape[1]).expand(left.shape[:2])
+    score = scorer.score(evidence)
     ours = {
-        "raters": chosen[0].nonzero()[:, 0],
+        "raters": rows([row.nonzero()[:, 0] for row in chosen]),
         "kept": kept,
-        "hidden": torch.cat([reduced.x, hidden[:, behind:]], 1),
-        "position_ids": positions[step.positions],
-        "v_token_num": torch.tensor(count + clusters),
-        "score": scorer.score(evidence)[0],
+        "hidden": left,
+        "position_ids": {"compact": compact, "keep": kept}[step.positions],
+        "v_token_num": torch.full((len(hidden),), count + clusters),
+        "score": score,
     }
-    case.compare(
-        ours, lambda o: scorer.score(evidence)[0, o["kept"][start : start + count] - start].sum()
-    )
+    case.compare(ours, lambda o: take(score, o["kept"][:, start : start + count] - start).sum(-1))
 
 
-def _rotation(n: int, width: int) -> Tensor:
-    """The logits of ones that are turned to n positions, `[1, n, n]`, in heads of so many channels."""
+def _rotation(b: int, n: int, width: int) -> Tensor:
+    """The logits of ones that are turned to n positions, `[b, n, n]`, in heads of so many channels."""
     angles = torch.arange(n)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
     ones = torch.cat([angles.cos() - angles.sin(), angles.cos() + angles.sin()], -1)
-    return (ones @ ones.mT / width**0.5)[None]
+    return (ones @ ones.mT / width**0.5).expand(b, -1, -1)
 
 
 def topk(case: Case) -> None:
@@ -529,7 +594,9 @@ def ats(case: Case) -> None:
         "ids": ids,
         "mask": real,
         "out": out.gather(2, rows),
-        "sample_steps": step.matcher.stay.steps(case.params["sample_count"], out),
+        "sample_steps": step.matcher.stay.steps(case.params["sample_count"], out).expand(
+            len(out), -1
+        ),
     }
     weight = step.matcher.stay.scorer.score(evidence)
     total = F.pad((weight / weight.sum(-1, keepdim=True)).cumsum(-1), (1, 0))
@@ -537,7 +604,7 @@ def ats(case: Case) -> None:
     def gap(outputs: Outputs) -> Tensor:
         """How far the steps are from the tokens that stay, on average."""
         marks = take(total, outputs["ids"].long())[:, None]  # [b, 1, m]
-        return (marks - ours["sample_steps"][:, None]).abs().amin(-1).mean(-1)
+        return (marks - ours["sample_steps"][..., None]).abs().amin(-1).mean(-1)
 
     case.compare(ours, gap)
 
@@ -558,46 +625,69 @@ def prumerge(case: Case) -> None:
 
     PruMerge+ of a fixed size repeats tokens: what is chosen both ways is there twice, and as many of the
     first others are nowhere. Ours keeps the same tokens, each once, and sums up all others; for the
-    features its merger is shown the tokens that theirs has.
+    features its merger is given the tokens that theirs has.
     """
-    hidden, theirs = case.inputs["hidden"], case.outputs["indices"][0].long()
+    hidden, listed = case.inputs["hidden"], case.outputs["indices"].long()
     plus, adaptive = case.params["plus"], case.params["adaptive"]
-    unique = torch.tensor(list(dict.fromkeys(theirs.tolist())))
-    count = 576 if adaptive else len(unique) + 1
-    options: dict[str, Any] = {"adaptive": adaptive, "plus": plus, "keep": count}
+    shown = {"queries": case.inputs["q"], "keys": case.inputs["k"], "prefix": 1}
+    theirs = [row[row >= 0] for row in listed]
+    unique = [torch.tensor(list(dict.fromkeys(row.tolist()))) for row in theirs]
+    options: dict[str, Any] = {"adaptive": adaptive, "plus": plus}
     if plus and not adaptive:
         important = case.params["keep"]
         options |= {"important": important, "step": int(1 / (important / 576))}
-    shown = {"queries": case.inputs["q"], "keys": case.inputs["k"], "prefix": 1}
-    reduced = tokenzoo.build("prumerge", **options).reduce(hidden, **shown)
-    plan = reduced.plan
-    plan.check()
-    end = plan.kept if plan.lengths is None else int(plan.lengths[0])
-    assert not bool(reduced.mass[:, end:].any()), f"{case.label}: what pads has a mass"
-    kept, merged = plan.keep[0, 1 : end - 1] - 1, (plan.dst[0, 1:] == end - 1).nonzero()[:, 0]
-    tokens = reduced.x[0, 1:end]
-    assert torch.equal(kept, unique), f"{case.label}: {kept} kept, not {unique}"
-    if len(unique) < len(theirs):
-        gone = merged[: len(theirs) - len(unique)]
-        merged = merged[len(gone) :]
-        # The same merger, shown the tokens that theirs has: some twice, and some not at all.
-        listed = torch.cat([theirs, merged])[None] + 1
-        k = len(theirs)
-        keep = F.pad(torch.arange(k), (0, 1), value=-1)[None]
-        rest = torch.arange(k, listed.shape[1])[None]
-        again = Plan.from_slots(keep, rest, torch.full_like(rest, k), listed.shape[1])
-        attention = F.softmax(
-            shown["queries"][:, :1] @ shown["keys"].mT * hidden.shape[-1] ** -0.5, -1
-        )
-        seen = Evidence(
-            hidden,
-            mass=torch.ones(hidden.shape[:2]),
-            show={"keys": lambda: shown["keys"][:, None], "cls_attention": lambda: attention},
-        ).take(listed)
-        merger = tokenzoo.build("prumerge").recipe.steps[0].merger
-        tokens = merger.merge(Tokens(seen.x, seen.mass), again, seen).x[0]
-        kept = theirs
-    case.compare({"tokens": tokens[None], "indices": kept[None], "merged": merged[None]})
+
+    def compare(faithful: bool) -> None:
+        # Of a fixed size and with repeats, how many different tokens are kept hangs on the image.
+        counts = sorted({576 if adaptive else len(row) + 1 for row in unique})
+        reduced = [
+            tokenzoo.build("prumerge", **options, keep=keep, faithful=faithful).reduce(
+                hidden, **shown
+            )
+            for keep in counts
+        ]
+        ours: dict[str, list[Tensor]] = {"tokens": [], "indices": [], "merged": []}
+        for image, (row, kept_once) in enumerate(zip(theirs, unique, strict=True)):
+            of_count = reduced[0 if adaptive else counts.index(len(kept_once) + 1)]
+            plan = of_count.plan
+            plan.check()
+            end = plan.kept if plan.lengths is None else int(plan.lengths[image])
+            assert not bool(of_count.mass[image, end:].any()), f"{case.label}: what pads has a mass"
+            kept = plan.keep[image, 1 : end - 1] - 1
+            merged = (plan.dst[image, 1:] == end - 1).nonzero()[:, 0]
+            tokens = of_count.x[image, 1:end]
+            if len(kept_once) < len(row):
+                assert torch.equal(kept, kept_once), f"{case.label}: kept {kept}, not {kept_once}"
+                merged = merged[len(row) - len(kept) :]
+                kept = row
+                one = {"hidden": hidden, **{name: shown[name] for name in ("queries", "keys")}}
+                tokens = _with_repeats(
+                    row, merged, **{name: value[image : image + 1] for name, value in one.items()}
+                )
+            for name, value in (("tokens", tokens), ("indices", kept), ("merged", merged)):
+                ours[name].append(value)
+        case.compare({name: rows(values) for name, values in ours.items()})
+
+    one_of(partial(compare, False), *([partial(compare, True)] if len(hidden) > 1 else []))
+
+
+def _with_repeats(
+    kept: Tensor, merged: Tensor, hidden: Tensor, queries: Tensor, keys: Tensor
+) -> Tensor:
+    """PruMerge's merger, given the tokens of one image that theirs has: some twice, some not at all."""
+    listed = torch.cat([kept, merged])[None] + 1
+    k = len(kept)
+    keep = F.pad(torch.arange(k), (0, 1), value=-1)[None]
+    rest = torch.arange(k, listed.shape[1])[None]
+    plan = Plan.from_slots(keep, rest, torch.full_like(rest, k), listed.shape[1])
+    attention = F.softmax(queries[:, :1] @ keys.mT * hidden.shape[-1] ** -0.5, -1)
+    seen = Evidence(
+        hidden,
+        mass=torch.ones(hidden.shape[:2]),
+        show={"keys": lambda: keys[:, None], "cls_attention": lambda: attention},
+    ).take(listed)
+    merger = tokenzoo.build("prumerge").recipe.steps[0].merger
+    return merger.merge(Tokens(seen.x, seen.mass), plan, seen).x[0]
 
 
 def fopru(case: Case) -> None:
@@ -639,49 +729,63 @@ def vscan(case: Case) -> None:
         -2: {"cls_attention": case.inputs["attn_deep"]},
     }
     zoo = tokenzoo.build("vscan", keep=case.params["keep"] - half + local, local=local)
-    _vscan(case, zoo, x, {"grid": (24, 24), "at": at}, local)
+    near, ours = _vscan(zoo, x, {"grid": (24, 24), "at": at}, local)
+    case.compare(ours | {"local": near.sort().values})
 
 
 def vscan_qwen(case: Case) -> None:
-    """One image of any grid; attention that a group of patches receives, in two layers."""
-    x, grid = case.inputs["embeds"][None], (case.params["h"], case.params["w"])
+    """Images of one grid; attention that a group of patches receives, in two layers."""
+    x, grid = case.batch("embeds", 3), (case.params["h"], case.params["w"])
     at = {
-        7: {"received_attention": case.inputs["attn_local"][None]},
-        31: {"received_attention": case.inputs["attn_global"][None]},
+        7: {"received_attention": case.batch("attn_local", 2)},
+        31: {"received_attention": case.batch("attn_global", 2)},
     }
     layers = {"shallow": 7, "deep": 31, "by": "received"}
     keep = int(case.params["ratio"] * x.shape[1])
     zoo = tokenzoo.build("vscan", keep=keep, window=4, fill="cap", **layers)
-    _vscan(case, zoo, x, {"grid": grid, "at": at}, keep // 2)
+    near, ours = _vscan(zoo, x, {"grid": grid, "at": at}, keep // 2)
+    case.compare(ours | {"local": near})
 
 
-def _vscan(case: Case, zoo: Any, x: Tensor, shown: Any, local: int) -> None:
+def _vscan(zoo: Any, x: Tensor, shown: Any, local: int) -> tuple[Tensor, Outputs]:
+    """The tokens of the windows as they were chosen, and the outputs of the whole."""
     reduced = zoo.reduce(x, **shown)
     reduced.plan.check()
     windows = Recipe(_chosen(zoo.recipe.steps[0].matcher.stay.steps[0][1]), keep=max(1, local))
     near = tokenzoo.build(windows).reduce(x, **shown).plan.keep
-    ours = {"indices": reduced.plan.keep, "tokens": reduced.x, "local": near.sort().values}
-    if case.outputs["indices"].ndim == 1:
-        ours = {name: value[0] for name, value in (ours | {"local": near}).items()}
-    case.compare(ours)
+    return near, {"indices": reduced.plan.keep, "tokens": reduced.x}
 
 
 def trim(case: Case) -> None:
-    """CLIP's last norm and projection come before; the token behind the kept ones is the mean."""
+    """CLIP's last norm and projection come before; the token after the kept ones is the mean.
+
+    `text` is one for each image, or one for all. The authors' adaptive count is that of the whole batch.
+    """
     x, text = case.inputs["feats"], case.inputs["text"]
     normed = F.layer_norm(x, x.shape[-1:], case.inputs["ln_w"], case.inputs["ln_b"], 1e-5)
     clip = normed @ case.inputs["w_proj"].mT
+    text = text if text.ndim == 3 else text[:, None].expand(len(x), -1, -1)
+    adaptive = "keep" not in case.params
     keep = case.params.get("keep", x.shape[1] - 1) + 1
-    zoo = tokenzoo.build("trim", keep=keep, relevance="clip", adaptive="keep" not in case.params)
-    reduced = zoo.reduce(x, text=text[None], at={"clip": {"x": clip}})
-    reduced.plan.check()
-    end = keep if reduced.plan.lengths is None else int(reduced.plan.lengths[0])
-    case.compare({"tokens": reduced.x[:, :end], "indices": reduced.plan.keep[:, : end - 1]})
+
+    def compare(faithful: bool) -> None:
+        zoo = tokenzoo.build(
+            "trim", keep=keep, relevance="clip", adaptive=adaptive, faithful=faithful
+        )
+        reduced = zoo.reduce(x, text=text, at={"clip": {"x": clip}})
+        reduced.plan.check()
+        lengths = reduced.plan.lengths
+        ends = [keep] * len(x) if lengths is None else lengths.tolist()
+        tokens = rows([row[:end] for row, end in zip(reduced.x, ends, strict=True)])
+        kept = rows([row[: end - 1] for row, end in zip(reduced.plan.keep, ends, strict=True)])
+        case.compare({"tokens": tokens, "indices": kept})
+
+    one_of(partial(compare, False), *([partial(compare, True)] if adaptive and len(x) > 1 else []))
 
 
 def gprune(case: Case) -> None:
     """The base image and the stitched grid are reduced one by one; newlines, its last column, stay."""
-    base, grid = case.inputs["base"], case.inputs["grid"]
+    base, grid = case.batch("base", 3), case.batch("grid", 4)  # [b, n, c], [b, rows, columns, c]
     options = {
         ours: case.params[theirs]
         for ours, theirs in (
@@ -691,28 +795,28 @@ def gprune(case: Case) -> None:
         )
         if theirs in case.params
     }
-    share = case.params["keep"] / len(base)
+    share = case.params["keep"] / base.shape[1]
     scorer = tokenzoo.build("gprune", **options).recipe.steps[0].matcher.stay.scorer
 
     def kept(x: Tensor) -> Tensor:
-        zoo = tokenzoo.build("gprune", keep=int(share * len(x)), **options)
-        reduced = zoo.reduce(x[None])
+        zoo = tokenzoo.build("gprune", keep=int(share * x.shape[1]), **options)
+        reduced = zoo.reduce(x)
         reduced.plan.check()
-        return reduced.plan.keep[0]
+        return reduced.plan.keep
 
-    of_base, of_grid = kept(base), kept(grid[:, :-1].flatten(0, 1))
-    columns = grid.shape[1]
-    newlines = torch.arange(1, len(grid) + 1) * columns - 1
+    of_base, of_grid = kept(base), kept(grid[:, :, :-1].flatten(1, 2))
+    columns = grid.shape[2]
+    newlines = torch.arange(1, grid.shape[1] + 1) * columns - 1
     of_grid = of_grid + of_grid // (columns - 1)
-    stitched = torch.cat([of_grid, newlines]).sort().values + len(base)
-    score = scorer.score(Evidence(base[None], mass=torch.ones(1, len(base))))[0]
+    stitched = torch.cat([of_grid, newlines.expand(len(base), -1)], 1).sort().values + base.shape[1]
+    score = scorer.score(Evidence(base, mass=torch.ones(base.shape[:2])))
     ours = {
         "indices_base": of_base,
-        "indices": torch.cat([of_base, stitched]),
+        "indices": torch.cat([of_base, stitched], 1),
         "score_base": score,
-        "degree_base": scorer.graph(base[None])[1][0],
+        "degree_base": scorer.graph(base)[1],
     }
-    case.compare(ours, lambda outputs: score[outputs["indices_base"]].sum())
+    case.compare(ours, lambda outputs: take(score, outputs["indices_base"]).sum(-1))
 
 
 def tome_model(case: Case) -> None:
@@ -735,11 +839,12 @@ def tome_model(case: Case) -> None:
     entry, theirs = case.entry, case.outputs
     r = tuple(entry["r"]) if isinstance(entry["r"], list) else entry["r"]
     seed = case.meta.get("images_seed", 0)
-    result = tome_pass(entry["model"], entry["seed"], r, entry["prop_attn"], seed)
+    count = len(theirs["logits"])
+    result = dict(tome_pass(entry["model"], entry["seed"], r, entry["prop_attn"], seed, count))
     planned = result.pop("planned")
     case.equal("planned counts", planned, theirs["counts"])
     if case.meta.get("images") == "numpy":
-        ours = {"base_logits": bare_logits(entry["model"], entry["seed"], seed), **result}
+        ours = {"base_logits": bare_logits(entry["model"], entry["seed"], seed, count), **result}
         case.compare(ours)
         return
     case.equal("counts", result["counts"], theirs["counts"])
@@ -816,9 +921,9 @@ def _chosen(selector: tokenzoo.Selector) -> Step:
 
 def _spread(x: Tensor, outputs: Outputs) -> Tensor:
     """The least distance (1 - cosine) between two kept tokens: what DivPrune makes large."""
-    kept = unit(take(x, outputs["indices"][None]))[0]
-    distance = 1 - kept @ kept.mT
-    return distance.fill_diagonal_(torch.inf).amin()
+    kept = unit(take(x, outputs["indices"]))
+    same = torch.eye(kept.shape[1], dtype=torch.bool)
+    return (1 - kept @ kept.mT).masked_fill(same, torch.inf).amin((1, 2))
 
 
 def _volume(x: Tensor, clip: Tensor, text: Tensor, outputs: Outputs) -> Tensor:
@@ -842,18 +947,14 @@ def _check_head(case: Case, model: torch.nn.Module, name: str) -> None:
     case.equal(f"{name} outside of the head", left, torch.zeros_like(left))
 
 
-def tome_pass(name: str, base: int, r: Any, proportional: bool, seed: int) -> dict[str, Tensor]:
-    """One pass of the attached model; counts with prefix tokens, as in the file."""
-    return dict(_tome_pass(name, base, r, proportional, seed))
-
-
 @lru_cache
-def _tome_pass(name: str, base: int, r: Any, proportional: bool, seed: int) -> dict[str, Tensor]:
+def tome_pass(name: str, base: int, r: Any, proportional: bool, seed: int, count: int) -> Outputs:
+    """One pass of the attached model; counts with prefix tokens, as in the file."""
     model = numpy_model(name, base)
     prefix = int(model.num_prefix_tokens)
     zoo = tokenzoo.build("tome", **schedule_of(r), proportional_attention=proportional)
     with zoo.attach(model, trace=True) as attached:
-        logits = model(images(seed))
+        logits = model(images(seed, count))
     attached.record.check()
     return {
         "planned": torch.tensor(attached.plan().blocks) + prefix,
@@ -897,9 +998,9 @@ def numpy_model(name: str, base: int) -> Any:
 
 
 @lru_cache(maxsize=2)
-def bare_logits(name: str, base: int, seed: int) -> Tensor:
+def bare_logits(name: str, base: int, seed: int, count: int) -> Tensor:
     """What the model says of the images while nothing is attached."""
-    return numpy_model(name, base)(images(seed))
+    return numpy_model(name, base)(images(seed, count))
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_mappings import MAPPINGS, case_names, check, read_case, read_meta
+from golden_mappings import MAPPINGS, case_names, check, read_case, read_meta, tome_pass
 
 OURS = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("TOKENZOO_GOLDEN", OURS))
@@ -102,6 +102,22 @@ def test_an_altered_number_fails_without_images(output: str, tmp_path: Path) -> 
     key = f"{case}/{output}"
     with pytest.raises(AssertionError, match=case):
         check(rewrite(path, path, {key: altered(arrays[key])}), case)
+
+
+def test_a_third_image_of_a_model(tmp_path: Path) -> None:
+    """The models make as many images as the file has outputs for."""
+    source = OURS / "tome_model.npz"
+    case = case_names(source)[-1]
+    two = read_case(source, case).outputs
+    three = {
+        f"{case}/{name}": value.numpy() if name == "counts" else np.concatenate([value, value[-1:]])
+        for name, value in two.items()
+    }
+    with pytest.raises(AssertionError, match="logits differs"):  # the third is not the second
+        check(rewrite(source, tmp_path / source.name, three), case)
+    ours = tome_pass("deit_tiny_distilled_patch16_224", 0, (20, 0, 30, 0, 10), False, 0, 3)
+    for name in ("logits", "size", "source"):
+        read_case(source, case).equal(name, ours[name][:2], two[name])
 
 
 def test_an_output_that_nobody_compares_fails(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Every golden mapping takes any number of images: a batch of several gives what each gives alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_mappings import MAPPINGS, Case, Outputs, case_names, read_case, rows
+from torch import Tensor
+
+import tokenzoo
+
+FOLDER = Path(__file__).parent / "golden"
+# Whole models make their images themselves: see test_golden.py.
+FILES = [path for path in sorted(FOLDER.glob("*.npz")) if path.stem != "tome_model"]
+# Without a file in the folder: the inputs and the parameters are made here.
+MADE = ("ats", "fopru")
+# Inputs that all images share.
+SHARED = ("ln", "wq", "wk", "ln_w", "ln_b", "w_proj")
+WITHOUT_BATCH_AXIS = ("divprune", "gprune", "vscan_qwen")
+# A case by its method: the first of the file, unless another one is more telling.
+CHOSEN = [
+    *((path.stem, case_names(path)[0]) for path in FILES),
+    ("trim", "case006"),  # of a fixed count; the first is adaptive
+    ("sparsevlm", "case04"),
+    *((method, "made") for method in MADE),
+]
+
+
+@dataclass(frozen=True)
+class Recorded(Case):
+    """A case that notes what the mapping makes of its inputs, and compares nothing."""
+
+    ours: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def unstable(self) -> bool:
+        return True
+
+    def compare(self, ours: Outputs, score: Any = None) -> None:
+        self.ours.update(ours)
+
+
+def ours_of(method: str, case: Case) -> Outputs:
+    recorded = Recorded(case.label, case.meta, case.entry, case.inputs, case.outputs)
+    MAPPINGS[method](recorded)
+    return recorded.ours
+
+
+def made(method: str) -> Case:
+    draw = torch.Generator().manual_seed(0)
+    if method == "ats":
+        inputs = {
+            "attn": torch.randn(1, 2, 10, 10, generator=draw).softmax(-1),
+            "v": torch.randn(1, 2, 10, 4, generator=draw),
+            "mask": torch.ones(1, 10, dtype=torch.bool),
+        }
+        entry: dict[str, Any] = {"inputs": "made", "params": {"sample_count": 6}}
+    else:
+        inputs = {
+            "feats": torch.randn(1, 576, 4, generator=draw),
+            "attn": torch.randn(1, 1, 576, 576, generator=draw),
+        }
+        entry = {"inputs": "made_logits", "params": {"keep": 20, "strategy": "rank"}}
+    return Case(method, {}, entry, inputs, {"ids": torch.zeros(1, 6, dtype=torch.long)})
+
+
+def is_shared(name: str) -> bool:
+    return name in SHARED or name.startswith("w.")
+
+
+def other_image(inputs: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
+    """Another image of the same kind: every axis of each input shuffled, from the axis `first` on."""
+    draw = torch.Generator().manual_seed(1)
+    result = dict(inputs)
+    for name, value in inputs.items():
+        if not is_shared(name):
+            for axis in range(first, value.ndim):
+                value = value.index_select(axis, torch.randperm(value.shape[axis], generator=draw))
+            result[name] = value
+    return result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("method", "name"), CHOSEN)
+def test_several_images_give_what_each_gives_alone(method: str, name: str) -> None:
+    one = made(method) if method in MADE else read_case(FOLDER / f"{method}.npz", name)
+    alone = method in WITHOUT_BATCH_AXIS
+    other = replace(one, inputs=other_image(one.inputs, 0 if alone else 1))
+    join = torch.stack if alone else torch.cat
+    inputs = {
+        key: value if is_shared(key) else join([value, other.inputs[key]])
+        for key, value in one.inputs.items()
+    }
+    first, second = ours_of(method, one), ours_of(method, other)
+    outputs = {key: rows([*first[key], *second[key]]) for key in first}
+    several = replace(one, inputs=inputs, outputs=outputs)
+    MAPPINGS[method](several)
+    # The last image counts as the first does.
+    turned = replace(several, outputs={key: value.flip(0) for key, value in outputs.items()})
+    with pytest.raises(AssertionError):
+        MAPPINGS[method](turned)
+
+
+def test_every_mapping_is_tried() -> None:
+    assert {method for method, _ in CHOSEN} == set(MAPPINGS) - {"tome_model"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [False, True])
+def test_cdpruner_with_one_prompt_for_all_images(batch: bool) -> None:
+    """Two texts that both images share, each image scaled alone or both together (the authors' batch)."""
+    one = read_case(FOLDER / "cdpruner.npz", case_names(FOLDER / "cdpruner.npz")[0])
+    text = one.inputs["text_embeds"]
+    other = other_image(one.inputs, 1) | {"text_embeds": text}
+    both = {key: torch.cat([one.inputs[key], other[key]]) for key in ("proj_feats", "image_embeds")}
+    zoo = tokenzoo.build("cdpruner", keep=one.params["keep"], relevance="clip", faithful=batch)
+    clip = {"clip": {"x": both["image_embeds"]}}
+    reduced = zoo.reduce(both["proj_feats"], text=text.expand(2, -1, -1), at=clip)
+    MAPPINGS["cdpruner"](
+        replace(one, inputs=both | {"text_embeds": text}, outputs={"indices": reduced.plan.keep})
+    )

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import tokenzoo
+from tokenzoo.budget import Budget
+from tokenzoo.reduce import Reduced
+from tokenzoo.runtime.attached import Attached
+from tokenzoo.runtime.reduction import Event
+from tokenzoo.zoo import Zoo
 
 HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis", "triton")
 
@@ -33,3 +44,18 @@ def test_this_check_can_fail() -> None:
 
 def test_the_kit_for_tests_is_what_needs_hypothesis() -> None:
     assert "hypothesis" in loaded("import tokenzoo.testing")
+
+
+@pytest.mark.parametrize("kind", [Attached, Budget, Event, Reduced, Zoo])
+def test_what_a_call_returns_can_be_annotated(kind: type) -> None:
+    """Types that a user's function takes or returns come from the top of the package."""
+    assert getattr(tokenzoo, kind.__name__) is kind
+    assert kind.__name__ in tokenzoo.__all__
+
+
+@pytest.mark.parametrize("package", ["tokenzoo", "tokenzoo_adapters"])
+def test_type_checkers_read_our_annotations(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    assert (Path(spec.origin).parent / "py.typed").is_file()

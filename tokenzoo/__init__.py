@@ -9,6 +9,7 @@ will happen, `reduce` applies it to bare tensors. A method is a choice of parts;
 """
 
 from tokenzoo.affinity import Affinity as Affinity
+from tokenzoo.budget import Budget as Budget
 from tokenzoo.describing import describe as describe
 from tokenzoo.errors import TokenzooError as TokenzooError
 from tokenzoo.evidence import Evidence as Evidence
@@ -25,7 +26,11 @@ from tokenzoo.plan import Plan as Plan
 from tokenzoo.recipe import Recipe as Recipe
 from tokenzoo.recipe import Stage as Stage
 from tokenzoo.recipe import Step as Step
+from tokenzoo.reduce import Reduced as Reduced
+from tokenzoo.runtime.attached import Attached as Attached
+from tokenzoo.runtime.reduction import Event as Event
 from tokenzoo.tokens import Tokens as Tokens
+from tokenzoo.zoo import Zoo as Zoo
 from tokenzoo.zoo import build as build
 from tokenzoo.zoo import list_adapters as list_adapters
 from tokenzoo.zoo import list_matchers as list_matchers
@@ -41,12 +46,16 @@ __all__ = [
     "Adapter",
     "Affinity",
     "Assigner",
+    "Attached",
+    "Budget",
+    "Event",
     "Evidence",
     "Matcher",
     "Merger",
     "PairScorer",
     "Plan",
     "Recipe",
+    "Reduced",
     "Schedule",
     "Scorer",
     "Selector",
@@ -54,6 +63,7 @@ __all__ = [
     "Step",
     "Tokens",
     "TokenzooError",
+    "Zoo",
     "build",
     "describe",
     "hookimpl",

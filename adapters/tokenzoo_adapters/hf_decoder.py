@@ -41,7 +41,6 @@ from tokenzoo_adapters.hf_flow import (
     Seen,
     find,
     join,
-    visual_budget,
 )
 from tokenzoo_adapters.hf_gather import compact_positions, layer_mask, put_back
 from tokenzoo_adapters.hf_names import (
@@ -472,7 +471,7 @@ class Decoder:
     def _keep(self, layer: int, row: Row) -> int:
         """Visual tokens of a prompt that enter this layer: the sum over its images and videos."""
         recipe = cast("Recipe", self.attached.recipe)
-        return sum(visual_budget(recipe, layer, visual) for visual in row.visuals)
+        return sum(visual.entering(recipe, layer) for visual in row.visuals)
 
     def _beside(
         self,

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tokenzoo.recipe import Recipe
 from tokenzoo_adapters.hf_prompt import Visual
 
 Seen = tuple[Tensor, Tensor, float]
@@ -161,21 +160,3 @@ def find(flow: Flow, rows: list[int], places: Tensor) -> Tensor:
     if flow.index is None:
         return places
     return torch.searchsorted(flow.index[rows].contiguous(), places.contiguous())
-
-
-def visual_budget(recipe: Recipe, layer: int, visual: Visual) -> int:
-    """Tokens of one image or video that enter a layer of the language model.
-
-    Each unit (image, crop or frame) keeps as many as the recipe's steps say; what belongs to none
-    (newlines, a remainder) is counted as kept.
-    """
-    per = (visual.short - visual.fixed) // visual.units
-    if per < 1:
-        return visual.short
-    inside = any(step.stage.name != "llm" for step in recipe.steps)
-    wanted = recipe.wanted(visual.patches if inside and visual.patches else per)
-    at = per
-    for step in recipe.steps:
-        if step.stage.name == "llm" and cast("int", step.stage.layer) <= layer:
-            at = step.counts(at, 1, min(wanted, at), 0)[-1]
-    return visual.short - visual.units * (per - at)

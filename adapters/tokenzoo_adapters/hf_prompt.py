@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.recipe import Recipe
 
 _State = Literal["full", "short"]
 _STATES: tuple[_State, ...] = ("full", "short")
@@ -52,6 +53,23 @@ class Visual:
             check_count(name, getattr(self, name))
         for name in ("fixed", "patches"):
             check_count(name, getattr(self, name), 0)
+
+    def entering(self, recipe: Recipe, layer: int) -> int:
+        """Count the tokens of this image or video that enter a layer of the language model.
+
+        Each unit (image, crop or frame) keeps as many as the recipe's steps say; what belongs to no unit
+        (newlines, a remainder) is counted as kept.
+        """
+        per = (self.short - self.fixed) // self.units
+        if per < 1:
+            return self.short
+        inside = any(step.stage.name != "llm" for step in recipe.steps)
+        wanted = recipe.wanted(self.patches if inside and self.patches else per)
+        at = per
+        for step in recipe.steps:
+            if step.stage.name == "llm" and cast("int", step.stage.layer) <= layer:
+                at = step.counts(at, 1, min(wanted, at), 0)[-1]
+        return self.short - self.units * (per - at)
 
 
 @dataclass(frozen=True)

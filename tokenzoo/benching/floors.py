@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenzoo_adapters.hf_flow import visual_budget
-
 from tokenzoo.benching.workload import Workload
 from tokenzoo.budget import Budget
 from tokenzoo.interfaces import Adapter
@@ -53,7 +51,7 @@ def prompts(work: Workload, attached: Attached | None) -> tuple[int, ...]:
     words = length - sum(visual.full for visual in each) // work.sizes.batch
 
     def entering(layer: int) -> int:
-        visible = sum(visual_budget(attached.recipe, layer, visual) for visual in each)
+        visible = sum(visual.entering(attached.recipe, layer) for visual in each)
         return words + visible // work.sizes.batch
 
     return tuple(map(entering, range(depth)))

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What test_oldest and test_newest share: which tests run, and in what. They source this file.
+# What test_oldest, test_newest and renew_constraints share. They source this file in the repository's root.
 
 quick=(tests/adapters tests/runtime tests/kernels tests/test_zoo.py tests/test_import.py)
 
@@ -20,4 +20,13 @@ run_tests() {
         --all) shift ;;
     esac
     "$venv/bin/python" -m pytest "$@"
+}
+
+# Print the versions in the environment $1 as constraints for pip. Left out is what torch's own wheels pin
+# (CUDA's libraries, triton), which differs between its builds, and the build in torch's version.
+print_constraints() {
+    echo "# The versions that the whole suite passed with; scripts/renew_constraints writes this file."
+    echo "# $("$1/bin/python" -c 'import platform, sys; print(f"Python {platform.python_version()}, {sys.platform}, {platform.machine()}")')"
+    "$1/bin/pip" freeze --exclude-editable | sed 's/+[^+]*$//' |
+        grep -E '^[A-Za-z0-9._-]+==[^ ]+$' | grep -viE '^(nvidia|cuda|triton)\b' | LC_ALL=C sort --ignore-case
 }

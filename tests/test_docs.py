@@ -64,7 +64,7 @@ def test_the_scorer_in_ten_lines_runs():
 def test_the_commands_are_there_for_ci():
     for name, command in (
         ("demo", "pip install '.[demo]' && tokenzoo demo"),
-        ("test", "pip install '.[dev]' && pytest -n 2 --dist loadfile"),
+        ("test", "pip install -c constraints.txt '.[dev]' && pytest -n 2 --dist loadfile"),
     ):
         assert f"<!-- {name} -->\n```sh\n{command}\n```" in README
 

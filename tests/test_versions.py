@@ -1,0 +1,114 @@
+"""Scripts, workflows and constraints: what tries the library on its oldest and newest versions."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from floors import RAISED, read_floors  # noqa: E402
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SCRIPTS = [
+    ROOT / ".ci" / "run",
+    ROOT / "benchmarks" / "gpu.sh",
+    *(path for path in sorted((ROOT / "scripts").iterdir()) if path.suffix in ("", ".sh")),
+]
+PATHS = r"(?<![\w/.])(?:\./)?((?:\.ci|\.github|scripts|benchmarks|tests)/[\w./-]+)"
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+)
+
+
+def key(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(("name", "floor"), read_floors().items())
+def test_a_direct_dependency_is_pinned_where_pyproject_allows_it(name: str, floor: str) -> None:
+    pins = {key(pinned): version for pinned, version in PINS.items()}
+    assert Version(pins[key(name)]) >= Version(floor)
+
+
+def test_every_floor_is_read() -> None:
+    """A requirement in another form than `name>=X` would be tried by neither script."""
+    names = re.findall(
+        r'^(?: +|\w+ = \[)"([\w.-]+)>=|, "([\w.-]+)>=',
+        (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[0],
+        re.MULTILINE,
+    )
+    assert sorted(set(read_floors())) == sorted({first or later for first, later in names})
+    assert set(RAISED) <= set(read_floors())
+
+
+def test_constraints_are_versions_alone() -> None:
+    """No local paths, no build of torch, and nothing that torch's wheels pin themselves."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    for line in lines[2:]:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+    assert all(line.startswith("# ") for line in lines[:2])
+    assert not [name for name in PINS if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_what_is_written_as_constraints(tmp_path: Path) -> None:
+    """The filter of renew_constraints, on what pip may print."""
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    frozen = "b_c==1.0\\n# Editable\\ntorch==2.14.1+cpu\\nnvidia-x==1\\na @ file:///somewhere\\nA-d==2\\n"
+    for name, text in (("pip", f"printf '{frozen}'"), ("python", "echo Python 3")):
+        (fake / name).write_text(f"#!/bin/sh\n{text}\n")
+        (fake / name).chmod(0o755)
+    command = f"source scripts/environment.sh; print_constraints {tmp_path}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert lines == ["A-d==2", "b_c==1.0", "torch==2.14.1"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_valid(path: Path) -> None:
+    subprocess.run(["bash", "-n", path], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", "-x", path], check=True, cwd=ROOT)
+    assert path.suffix == ".sh" or os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_call_what_is_there(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["name"] == path.stem
+    assert workflow[True]  # the key `on`, as YAML reads it
+    jobs = workflow["jobs"]
+    for job in jobs.values():
+        assert "uses" in job or ("runs-on" in job and job["steps"])
+        needs = job.get("needs", [])
+        assert set([needs] if isinstance(needs, str) else needs) <= set(jobs)
+        steps = job.get("steps", [])
+        called = [job["uses"]] if "uses" in job else []
+        assert all(("run" in step) != ("uses" in step) for step in steps)
+        text = "\n".join([step.get("run", "") for step in steps] + called)
+        for name in re.findall(
+            r"(?<![\w/.])(?:\./)?((?:\.ci|\.github|scripts|benchmarks|tests)/[\w./-]+)", text
+        ):
+            assert (ROOT / name).exists(), name
+
+
+def test_the_workflows_that_there_are() -> None:
+    assert [path.stem for path in WORKFLOWS] == ["gpu", "newest", "oldest", "release", "tests"]

@@ -98,17 +98,6 @@ FIGURE_4: dict[str, Options] = {
 
 
 @dataclass(frozen=True)
-class Swapped(Split):
-    """As `Alternate`, but the second, fourth, ... propose to the first, third, ..."""
-
-    def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        return free[:, 1::2], free[:, ::2]
-
-    def limit(self, tokens: int) -> int:
-        return tokens // 2
-
-
-@dataclass(frozen=True)
 class Halves(Split):
     """The upper half of the image proposes to the lower half."""
 
@@ -137,7 +126,7 @@ class Shuffled(Split):
 
 SPLITS: dict[str, Split] = {
     "alternate": Alternate(),
-    "swapped": Swapped(),
+    "swapped": Alternate("even"),
     "halves": Halves(),
     "shuffled": Shuffled(),
     "every third": Every(3),

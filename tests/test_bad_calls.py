@@ -651,6 +651,11 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     "sticky": (lambda: build("evoprune", sticky="yes"), BadArgumentError, ("sticky='yes'", "True")),
     "by_mass": (lambda: build("evoprune", by_mass=1), BadArgumentError, ("by_mass=1", "True")),
     "negated": (lambda: build("cdpruner", negated=0), BadArgumentError, ("negated=0", "True")),
+    "proposers": (
+        lambda: build("evoprune", proposers="b"),
+        BadArgumentError,
+        ("proposers='b'", "'odd'", "'even'"),
+    ),
     "own name of ctr": (lambda: build("evoprune", ctr=-1), BadArgumentError, ("ctr=-1", "[0, 1]")),
     "own name of density": (
         lambda: build("evoprune", density="y"),

@@ -69,6 +69,14 @@ def test_the_commands_are_there_for_ci():
         assert f"<!-- {name} -->\n```sh\n{command}\n```" in README
 
 
+def test_the_two_lines_of_the_readme_are_one_recipe():
+    lines = re.findall(r"^tokenzoo\.build\((.*?)\)\.attach\(vit\)", README, re.MULTILINE)
+    assert lines[:2] == ['"evoprune", keep=0.25', '"evoprune", ctr=0.25']
+    by_keep, by_ctr = (eval(f"tokenzoo.build({line})").recipe for line in lines[:2])
+    assert by_keep == by_ctr
+    assert by_keep.steps[0].matcher.protect.share == by_keep.keep == 0.25
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("docs/**/*.md")), ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(path):
     text = path.read_text()

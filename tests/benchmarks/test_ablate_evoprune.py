@@ -130,6 +130,9 @@ def test_the_splits_divide_what_is_free(name, count):
 def test_every_option_of_the_recipe_is_looked_at():
     # An estimate is no reading of the paper; benchmarks/estimate_received.py looks at it.
     options = set(inspect.signature(evoprune).parameters) - {"keep", "schedule", "stride"}
+    swapped = variants.recipe_of(variants.HOME | {"split": "swapped"}, 16)
+    assert swapped == tokenzoo.build("evoprune", keep=16, proposers="even").recipe
+    options -= {"proposers"}
     reported = {name for change in variants.JOINT for name in change}
     assert options == (set(variants.HOME) - {"split"}) | {"start", "every"}
     assert {"start", "every"} <= reported
@@ -171,12 +174,15 @@ def test_pairs_are_counted_by_cell_and_digit():
     assert merged_pairs.inked(images).nonzero().tolist() == [[0, 8 + 2]]
 
 
-def test_the_defaults_are_those_that_the_rule_chose():
+def test_the_defaults_are_the_papers_and_else_what_the_rule_chose():
+    """The paper prints one number, `ctr`; the rule, which prefers another, decided the open ones."""
     assert (CHOICE["settled"], CHOICE["collages"]["of"]["split"]) == (True, "validation")
     assert CHOICE["chosen"].keys() == variants.HOME.keys()
     for keep in (64, 16):
         chosen = variants.recipe_of(CHOICE["chosen"], keep)
-        assert chosen == tokenzoo.build("evoprune", keep=keep).recipe
+        assert chosen == tokenzoo.build("evoprune", keep=keep, ctr=0.1).recipe
+        of_the_paper = variants.recipe_of(CHOICE["chosen"] | {"ctr": CHOICE["home"]["ctr"]}, keep)
+        assert of_the_paper == tokenzoo.build("evoprune", keep=keep).recipe
 
 
 def test_the_rule_chooses_the_same_from_the_recorded_comparisons():

@@ -18,6 +18,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import Part
 from tokenzoo.matchers import (
     REST,
+    Alternate,
     Among,
     Bipartite,
     ByDepth,
@@ -109,6 +110,7 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
         Similarity("all_keys", "sigmoid"),
         cosine.nonnegative() * Diversity("x").discount(0.5),
     ),
+    "alternate": (Alternate("even"),),
     "bipartite": (Bipartite(cosine, split=Parity(), order="tome"),),
     "by_depth": (
         ByDepth(SelectAssign(TopK(length), Nearest(cosine)), SelectAssign(TopK(length), Drop())),
@@ -166,7 +168,13 @@ _select, _bipartite = SelectAssign(TopK(length), Drop()), Bipartite(cosine)
 RECIPES: Mapping[str, Recipe] = {
     **{name: tokenzoo.build(name).recipe for name in tokenzoo.list_recipes()},
     "evoprune, otherwise": tokenzoo.build(
-        "evoprune", by_mass=True, curve="sigmoid", tau=2.0, sticky=True, merger="mean"
+        "evoprune",
+        by_mass=True,
+        curve="sigmoid",
+        tau=2.0,
+        sticky=True,
+        proposers="even",
+        merger="mean",
     ).recipe,
 }
 

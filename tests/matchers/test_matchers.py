@@ -83,6 +83,17 @@ def test_alternate_can_always_halve_what_is_free(n: int) -> None:
     assert Alternate().limit(n) == n // 2 <= min(sources.shape[1], targets.shape[1] or n // 2)
 
 
+@pytest.mark.parametrize("n", [2, 7, 8])
+def test_alternate_with_the_other_half_proposing(n: int) -> None:
+    """EvoPrune's a and b as its text has them, with indices from 1: those that are even propose."""
+    free = torch.arange(n)[None]
+    sources, targets = Alternate("even").sides(free, 0)
+    counted_from_1 = free + 1
+    assert torch.equal(sources, free[counted_from_1 % 2 == 0][None])
+    assert torch.equal(targets, free[counted_from_1 % 2 == 1][None])
+    assert Alternate("even").limit(n) <= sources.shape[1]
+
+
 @pytest.mark.parametrize(("n", "prefix"), list(product(range(1, 9), range(3))))
 def test_parity_counts_the_prefix(n: int, prefix: int) -> None:
     sources, targets = Parity().sides(torch.arange(n)[None], prefix)

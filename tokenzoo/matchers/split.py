@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count
+from tokenzoo.checks import check_choice, check_count
 from tokenzoo.interfaces import Part
 from tokenzoo.ranking import ordered
 
@@ -30,12 +31,23 @@ class Split(Part, ABC):
 
 @dataclass(frozen=True)
 class Alternate(Split):
-    """Every second mergeable token, whatever its index: half of them can always merge (EvoPrune)."""
+    """Every second mergeable token, whatever its index: half of them can always merge (EvoPrune).
+
+    Args:
+        proposers: "odd": the first, third, ... of the mergeable tokens propose to the second, fourth, ...;
+            "even": these propose to those.
+    """
+
+    proposers: Literal["odd", "even"] = "odd"
+
+    def __post_init__(self) -> None:
+        check_choice("proposers", self.proposers, "odd", "even")
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        """The first, third, ... propose to the second, fourth, ..."""
+        """Divide `free [b, f]` alternately; of an odd number the first, third, ... are one more."""
         del prefix
-        return free[:, ::2], free[:, 1::2]
+        odd, even = free[:, ::2], free[:, 1::2]
+        return (odd, even) if self.proposers == "odd" else (even, odd)
 
     def limit(self, tokens: int) -> int:
         """Half of the tokens."""

@@ -20,7 +20,7 @@ MERGERS: dict[str, Merger] = {"weighted_mean": WeightedMean(), "mean": Mean()}
 def evoprune(
     *,
     keep: int | float = 0.25,
-    ctr: float = 0.1,
+    ctr: float = 0.25,
     features: str = "x",
     curve: Literal["cosine", "nonnegative", "exp", "sigmoid"] = "nonnegative",
     beta: float = 1.0,
@@ -32,6 +32,7 @@ def evoprune(
     by_mass: bool = False,
     stride: int = 1,
     sticky: bool = False,
+    proposers: Literal["odd", "even"] = "odd",
     start: int = 1,
     every: int = 2,
     schedule: Schedule | None = None,
@@ -50,9 +51,10 @@ def evoprune(
         d_i = 1 - mean over the k nearest neighbours l of exp(-|v_i - v_l|^2 / tau^2)
 
     Args:
-        keep: patch tokens to keep: a count or a fraction. (paper: 16 of 729)
-        ctr: critical token ratio, the share of a site's tokens that is held. (paper: 0.25; 0.1 is what the
-            ablation chose)
+        keep: patch tokens to keep: a count or a fraction. (paper: 128, 64 or 32 of 576; 64, 32 or 16 of a
+            frame)
+        ctr: critical token ratio, the share of a site's tokens that is held. (paper: 0.25; our ablation
+            prefers 0.1)
         features: whose cosine it is: "x" (hidden states), "keys" (mean over heads), "all_keys" or
             "queries". (open)
         curve: what makes the cosine non-negative before it is multiplied by weights. (open; the paper
@@ -66,6 +68,8 @@ def evoprune(
         by_mass: weigh the queries by mass. (open)
         stride: estimate the received attention from one query in so many. (ours)
         sticky: hold the tokens of earlier sites first, as long as there is room. (contradictory)
+        proposers: which of the mergeable tokens, counted from 1, are a: the "odd" or the "even" ones.
+            (paper: "even" where its indices are taken literally)
         start: first block that merges, counted from 0. (open; 0 or 1)
         every: distance between merging blocks. (paper: 2)
         schedule: another schedule, instead of Skip(start, every). (ours)
@@ -91,6 +95,6 @@ def evoprune(
         check_choice(name, space, *SPACES)
     affinity = Similarity(features, curve, beta) * Diversity(density, k=k, tau=tau).discount(lam)
     critical = Protect(ReceivedAttention(queries, by_mass, stride), ctr, sticky)
-    match = Bipartite(affinity, split=Alternate(), protect=critical)
+    match = Bipartite(affinity, split=Alternate(proposers), protect=critical)
     step = Step(Stage.BLOCK, schedule or Skip(start, every), match, MERGERS[merger])
     return Recipe(step, keep=keep, proportional_attention=proportional_attention)

@@ -14,7 +14,7 @@ class Skip(Weighted):
     """Sites start, start + every, ... weigh the same, the others nothing (EvoPrune's default).
 
     "Every other layer" leaves open which: with the first block left alone the arithmetic equals the
-    latencies that the paper measured.
+    relative latencies of the paper's video table; those of its image table are far above any such floor.
 
     Args:
         start: the first site that removes, from 0.

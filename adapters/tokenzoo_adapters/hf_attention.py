@@ -44,25 +44,25 @@ class Door:
     def __init__(self, config: Any, base: str) -> None:
         self.config = config
         self.base = base
-        self.users = 0
+        self.users: set[object] = set()
 
-    def open(self) -> None:
+    def open(self, user: object) -> None:
         """Register our name and set it."""
-        self.users += 1
+        self.users.add(user)
         _register(self.base)
         # As transformers itself sets it: the setter without "internal" goes into sub-configurations.
         self.config._attn_implementation_internal = OURS + self.base
         _doors[id(self.config)] = self
 
-    def close(self) -> None:
-        """Set the name that it had, behind the last user, unless somebody has set another."""
-        self.users -= 1
+    def close(self, user: object) -> None:
+        """Set the name that it had, after the last user, unless somebody has set another; twice is once."""
+        self.users.discard(user if user in self.users else None)
         if not self.users and self.config._attn_implementation == OURS + self.base:
             self.config._attn_implementation_internal = self.base
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy has one user, its own model; unpickled in another process it is registered there."""
-        self.__dict__.update(state, users=1)
+        self.__dict__.update(state, users={None})
         _register(self.base)
 
 
@@ -79,9 +79,10 @@ def install(model: nn.Module) -> Callable[[], None]:
     doors = [_door(config) for config in _configs(model)]
     for module in model.modules():
         _home(type(module))  # now, and not while a pass is compiled
+    user = object()
     for door in doors:
-        door.open()
-    return partial(_close, doors)
+        door.open(user)
+    return partial(_close, doors, user)
 
 
 def check(model: nn.Module) -> None:
@@ -96,9 +97,9 @@ def _configs(model: nn.Module) -> list[Any]:
     return list({id(one): one for one in found if hasattr(one, "_attn_implementation")}.values())
 
 
-def _close(doors: list[Door]) -> None:
+def _close(doors: list[Door], user: object) -> None:
     for door in doors:
-        door.close()
+        door.close(user)
 
 
 def _door(config: Any) -> Door:

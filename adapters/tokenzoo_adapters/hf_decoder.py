@@ -29,7 +29,7 @@ from tokenzoo.reduce import reduce_site
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo.runtime.reduction import Event
 from tokenzoo.runtime.splice import hook_first
-from tokenzoo.runtime.tap import WATCH
+from tokenzoo.runtime.tap import WATCH, unwatch
 from tokenzoo.tokens import Tokens
 from tokenzoo_adapters import hf_attention
 from tokenzoo_adapters.hf_beside import Beside, shown, unpadded
@@ -179,7 +179,7 @@ class Decoder:
                 attention, holder = layers[layer - 1].self_attn, Holder()
                 self.holders[layer] = holder
                 setattr(attention, WATCH, holder)
-                undo.append(partial(delattr, attention, WATCH))
+                undo.append(partial(unwatch, attention))
                 undo.append(
                     layers[layer - 1]
                     .register_forward_pre_hook(partial(_open, holder), with_kwargs=True)
@@ -533,7 +533,8 @@ def _nothing() -> None:
 
 def _all(undo: list[Callable[[], Any]]) -> None:
     while undo:
-        undo.pop()()
+        undo[-1]()  # it can be done twice: an interrupt must not lose it
+        undo.pop()
 
 
 def _tag(x: Tensor, flow: Flow) -> Tensor:

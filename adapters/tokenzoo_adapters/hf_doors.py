@@ -380,7 +380,8 @@ def _generate(doors: Doors, *args: Any, **kwargs: Any) -> Any:
 
 def _all(undo: list[Callable[[], Any]]) -> None:
     while undo:
-        undo.pop()()
+        undo[-1]()  # it can be done twice: an interrupt must not lose it
+        undo.pop()
 
 
 def _is_prompt(ids: object) -> bool:

@@ -199,4 +199,5 @@ def find_qwen(model: Any) -> HFQwenTower | None:
 
 def _all(undo: list[Callable[[], None]]) -> None:
     while undo:
-        undo.pop()()
+        undo[-1]()  # it can be done twice: an interrupt must not lose it
+        undo.pop()

@@ -38,9 +38,9 @@ def put(module: Any, values: Mapping[str, Any]) -> None:
 
 
 def remove(module: Any, names: tuple[str, ...]) -> None:
-    """Delete attributes of an instance, so that those of its class are seen again."""
+    """Delete attributes of an instance, so that those of its class are seen again; twice is once."""
     for name in names:
-        delattr(module, name)
+        vars(module).pop(name, None)
 
 
 def _pool(

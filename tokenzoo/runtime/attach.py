@@ -58,14 +58,15 @@ def attach(
     check_fit(recipe, adapter, type(model).__name__, restore=restore)
     attached = Attached(model, recipe, adapter, options=options, when=when)
     _check_budget(attached)
-    if previous is not None:
-        previous.detach()
     try:
+        if previous is not None:
+            previous.detach()
         attached.install()
         plugins.manager().hook.tokenzoo_attached(attached=attached)
     except BaseException:
         attached.detach()
         if previous is not None:
+            previous.detach()  # the rest of it, if that was interrupted
             previous.install()
         raise
     return attached

@@ -27,7 +27,9 @@ from tokenzoo.runtime.packs import Pack
 from tokenzoo.runtime.passed import Passed, passed
 from tokenzoo.runtime.passes import Pass, PerThread, own
 from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
+from tokenzoo.runtime.snapshot import snapshot
 from tokenzoo.runtime.splice import Site
+from tokenzoo.runtime.tap import sweep
 
 When = Literal["always", "eval", "train"]
 
@@ -262,7 +264,10 @@ class Attached:
         if self._undo:
             _forget_compiled()
         while self._undo:
-            self._undo.pop()()
+            # Each step can be done twice: after an interrupt the next detach() begins with the same one.
+            self._undo[-1]()
+            self._undo.pop()
+        sweep()
         if getattr(self.model, MARK, None) is self:
             delattr(self.model, MARK)
 
@@ -436,6 +441,7 @@ class Attached:
         """Prove and install everything, or raise and leave the model as it was."""
         adapter, model = self.adapter, self.model
         _forget_compiled()
+        put_back = snapshot(model)
         try:
             if len(self._sites()):
                 self._splice()
@@ -450,6 +456,7 @@ class Attached:
             setattr(model, MARK, self)
         except BaseException:
             self.detach()
+            put_back()
             raise
 
     def _splice(self) -> None:

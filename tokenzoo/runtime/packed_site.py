@@ -25,7 +25,7 @@ from tokenzoo.runtime.packs import Lot, Pack
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
 from tokenzoo.runtime.splice import LOST, REENTRANT, hook_first
-from tokenzoo.runtime.tap import WATCH
+from tokenzoo.runtime.tap import WATCH, unwatch
 
 Windows = tuple[Tensor, int]
 
@@ -131,7 +131,7 @@ class PackedSite:
             hook_first(block, self.leave),
         ]
         setattr(attention, WATCH, self.box)
-        return [*(handle.remove for handle in handles), partial(delattr, attention, WATCH)]
+        return [*(handle.remove for handle in handles), partial(unwatch, attention)]
 
     def enter(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -18,7 +18,6 @@ Then the hooks of the modules inside run alone: the first of them finds the stat
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -40,7 +39,7 @@ from tokenzoo.runtime.reduction import (
     masses,
     reduced,
 )
-from tokenzoo.runtime.tap import WATCH, Tap
+from tokenzoo.runtime.tap import WATCH, Tap, sweep, unwatch
 
 LOST = (
     "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
@@ -72,15 +71,6 @@ class Box(PerThread):
         """Forget the last run."""
         self.state = self.tap = self.reduced = self.branch = self.whole = None
         self.evidence = self.called = None
-
-
-class _Open(threading.local):
-    """The tap that is entered in this thread. An interrupt (Ctrl-C) can leave one behind."""
-
-    tap: Tap | None = None
-
-
-_open = _Open()
 
 
 class Site:
@@ -139,7 +129,7 @@ class Site:
         undo: list[Callable[[], Any]] = [handle.remove for handle in handles]
         if self.adapter.watched:
             setattr(attention, WATCH, self.box)
-            undo.append(partial(delattr, attention, WATCH))
+            undo.append(partial(unwatch, attention))
         return undo
 
     def enter(
@@ -148,9 +138,7 @@ class Site:
         """Read the state off the block's input, and hand the block what fits the tokens that are left."""
         del block
         x = args[0]
-        if not torch.compiler.is_compiling() and _open.tap is not None:
-            _open.tap.close()  # torch calls no hook at all after a KeyboardInterrupt
-            _open.tap = None
+        sweep()  # torch calls no hook at all after a KeyboardInterrupt
         state = passes.of(x)
         if state is None and self.start is not None:
             state = self.start(x)
@@ -201,17 +189,13 @@ class Site:
                 self.box.tap = Tap(self.adapter.prefix, bias, state.places)
             if self.adapter.watched:
                 return  # the attention asks for it
-            self.box.tap.__enter__()
-            if not torch.compiler.is_compiling():
-                _open.tap = self.box.tap
+            self.box.tap.open()
 
     def close_tap(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Stop watching."""
         del attention, args, output
         if self.box.tap is not None and not self.adapter.watched:
             self.box.tap.close()
-            if not torch.compiler.is_compiling():
-                _open.tap = None
 
     def reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Reduce what comes out of the first branch: the heart, at one site."""

@@ -1,18 +1,34 @@
-"""Seeing queries and keys, and adding log mass, without leaving the fused attention."""
+"""Seeing queries and keys, and adding log mass, without leaving the fused attention.
+
+A tap is entered by a hook before an attention and left by a hook after it. An interrupt (Ctrl-C) skips the
+second hook, and the tap stays on the thread's stack of modes. So a tap knows the stack frame that called the
+attention: it acts only while that frame runs, and lets every call through afterwards. `sweep` takes such
+taps off the stack.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+# torch has no public way to take out a mode that is not on top of the stack.
+from torch.overrides import (
+    _get_current_function_mode_stack as entered,  # pyright: ignore[reportPrivateUsage]
+)
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import SeenAttention
 from tokenzoo.runtime.key_bias import fits, widened
+
+_C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
 
 WATCH = "_tokenzoo_watch"
 """Where an attention module that looks for its tap itself (`Adapter.watched`) finds the holder of it."""
@@ -32,6 +48,8 @@ class Tap(TorchFunctionMode):
 
     Attributes:
         seen: one entry per call.
+        caller: the frame that calls the attention; None: the tap acts as long as it is entered.
+        traced: whether it was entered by code that is compiled, where there are no frames.
     """
 
     def __init__(
@@ -42,10 +60,36 @@ class Tap(TorchFunctionMode):
         self.key_bias = key_bias
         self.places = places
         self.seen: list[SeenAttention] = []
+        self.caller: FrameType | None = None
+        self.traced = False
+
+    def open(self) -> None:
+        """Enter the mode for as long as the caller of the calling function runs."""
+        if torch.compiler.is_dynamo_compiling():
+            self.traced = True
+        else:
+            self.caller = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        self.__enter__()
 
     def close(self) -> None:
-        """Leave the mode, whatever happened inside."""
-        super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
+        """Leave the mode, wherever it is on the stack; the other modes stay. Twice is once."""
+        if torch.compiler.is_dynamo_compiling():
+            super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
+            return
+        _take_out(self)
+        self.caller = None
+
+    def orphaned(self) -> bool:
+        """Whether the call that this tap was opened for has ended, and the tap was not closed."""
+        if self.caller is None:
+            return False
+        if torch.compiler.is_dynamo_compiling():
+            return not _runs(self)
+        if _runs(self):
+            return False
+        # What it holds is not to live as long as it stays on the stack.
+        self.seen, self.key_bias, self.places = [], None, None
+        return True
 
     def look(
         self,
@@ -87,9 +131,9 @@ class Tap(TorchFunctionMode):
     ) -> Any:
         """Let every call through; remember, and bias, those of the fused attention."""
         kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and not self.orphaned():
             return self._attend(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
+        if func is F.multi_head_attention_forward and not self.orphaned():
             return self._attend_heads(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -173,6 +217,47 @@ class Tap(TorchFunctionMode):
         out = self._attend(q, k, v, None, dropout_p if training else 0.0)
         joined = out.permute(2, 0, 1, 3).flatten(2)  # [n, b, c]
         return F.linear(joined, out_weight, out_bias), None
+
+
+def unwatch(attention: nn.Module) -> None:
+    """Take the holder of its tap off an attention module; twice is once."""
+    vars(attention).pop(WATCH, None)
+
+
+def sweep(*, traced: bool = True) -> None:
+    """Take the taps off this thread's stack of modes that an interrupt left there.
+
+    Args:
+        traced: those of compiled code too, of which nobody knows whether their attention still runs.
+    """
+    if torch.compiler.is_dynamo_compiling() or not _C._len_torch_function_stack():
+        return
+    for mode in entered():
+        if isinstance(mode, Tap) and (mode.orphaned() or (traced and mode.traced)):
+            mode.close()
+
+
+def _take_out(tap: Tap) -> None:
+    """Take a tap off the stack of modes; whatever was entered later stays on top of what was there before."""
+    while True:
+        modes = entered()
+        at = next((i for i, mode in enumerate(modes) if mode is tap), None)
+        if at is None:
+            return
+        above = modes[at + 1 :]
+        steps = [partial(_C._pop_torch_function_stack)] * (len(above) + 1)
+        steps += [partial(_C._push_on_torch_function_stack, mode) for mode in above]
+        # One call of C: an interrupt comes before it or after it, and never takes the others' modes away.
+        list(map(partial.__call__, steps))
+
+
+@torch.compiler.assume_constant_result
+def _runs(tap: Tap) -> bool:
+    """Whether the frame that a tap was opened for is on the stack of this thread."""
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and frame is not tap.caller:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenzoo_adapters import hf_attention, timm_pool, timm_vit
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack as entered
 from torch.utils import hooks
@@ -32,7 +33,6 @@ from tokenzoo.runtime import (
     splice,
     tap,
 )
-from tokenzoo_adapters import hf_attention, timm_pool, timm_vit
 
 PASS = (splice, packed_site, tap, reduction, passes)
 OUTSIDE = (nn.modules.module, nn.modules.activation, F)

@@ -24,7 +24,7 @@ from tokenzoo.runtime.packed_evidence import PackedAttention, seen
 from tokenzoo.runtime.packs import Lot, Pack
 from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
-from tokenzoo.runtime.splice import LOST, REENTRANT, hook_first
+from tokenzoo.runtime.splice import LOST, REENTRANT, hook_first, put_first
 from tokenzoo.runtime.tap import WATCH, unwatch
 
 Windows = tuple[Tensor, int]
@@ -116,19 +116,22 @@ class PackedSite:
         self.idle = idle
         self.options = options
         self.box = PackedBox()
+        self.leaving = 0  # the id of the block's hook, from `install`
 
     def install(self, model: nn.Module) -> list[Callable[[], Any]]:
         """Put the hooks in place; returns what takes them away."""
         block, path = model.get_submodule(self.path.name), self.path
         attention = block.get_submodule(path.attention)
+        # First of all: whoever else hooks on to the block is to see its real output.
+        leaving = hook_first(block, self.leave)
+        self.leaving = leaving.id
         handles = [
+            leaving,
             block.register_forward_pre_hook(self.enter, with_kwargs=True),
             block.get_submodule(path.first).register_forward_pre_hook(self.begin),
             attention.register_forward_pre_hook(self.open_tap, with_kwargs=True),
             block.get_submodule(path.second).register_forward_pre_hook(self.reduce),
             block.get_submodule(path.last).register_forward_hook(self.spread),
-            # First of all: whoever else hooks on to the block is to see its real output.
-            hook_first(block, self.leave),
         ]
         setattr(attention, WATCH, self.box)
         return [*(handle.remove for handle in handles), partial(unwatch, attention)]
@@ -137,7 +140,7 @@ class PackedSite:
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Read the state off the block's input, and hand the block what fits the tokens that are left."""
-        del block
+        put_first(block, self.leaving)
         x: Tensor = args[0]  # [r, c]
         self.box.clear()
         pack = packs.of(x)

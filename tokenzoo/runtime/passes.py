@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenzoo.evidence import Evidence, Layer, layer_of
@@ -43,8 +44,7 @@ class Pass:
         places: `[b, n]` int64, which of the first tokens each one stands for; only where the model's
             attention must know, and None as long as all are there.
         plan: from the first tokens to these, where it is wanted, otherwise None.
-        short: the tokens themselves, where the tensor that carries this state has been restored to full
-            length; otherwise None.
+        restored: whether the tensor that carries this state has all first tokens again (see `few`).
         trial: whether this is the proof at attach time and not a pass.
         watches: whether the step needs something that only a tap on the attention shows.
         watches_after: the same about the steps behind the last block.
@@ -66,7 +66,7 @@ class Pass:
     held: Tensor | None = None
     places: Tensor | None = None
     plan: Plan | None = None
-    short: Tensor | None = None
+    restored: bool = False
     trial: bool = False
     watches: bool = False
     watches_after: bool = False
@@ -134,10 +134,20 @@ def tag(x: Tensor, state: Pass) -> Tensor:
 
 
 def few(x: Tensor, state: Pass) -> Tensor:
-    """The tokens that are left `[b, m, c]`, out of those of a pass that may have been restored."""
-    if state.short is None or state.plan is None:
+    """The tokens that are left `[b, m, c]`, out of those of a pass that may have been restored `[b, n, c]`.
+
+    They are read from the tensor that hooks between the blocks see, so what a hook writes there counts. All
+    n rows of one token are equal until a hook changes some of them; the token moves by the mean of these
+    changes, and each row gets the same share of its gradient. Rows of dropped tokens count no more.
+    """
+    plan = state.plan
+    if not state.restored or plan is None:
         return x
-    return take(x, state.plan.keep)
+    kept = take(x, plan.sources)  # [b, m, c]
+    # The mean of the rows, so written that rows that are equal give exactly what they are.
+    change = plan.sum(x - take(kept, plan.targets))  # [b, m, c]
+    rows = plan.sum(torch.ones_like(plan.dst, dtype=torch.float32)).clamp_min(1)  # [b, m]
+    return kept + change / rows.to(x.dtype)[..., None]
 
 
 def of(x: Tensor) -> Pass | None:

@@ -8,9 +8,9 @@ A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduc
     the block                     a hook: return reduced + y; what the block itself added is ignored
 
 Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
-`restore`, the block's hook returns all tokens again, for whoever reads them in between, and lets the state
-carry the few that the next block continues with. Behind the last block the hook also takes the step of the
-stage "features", if there is one.
+`restore`, the block's hook returns all tokens again, for whoever reads or changes them in between, and the
+next block takes its few tokens from these. Behind the last block the hook also takes the step of the stage
+"features", if there is one.
 
 Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21).
 Then the hooks of the modules inside run alone: the first of them finds the state on the tokens themselves.
@@ -44,7 +44,8 @@ from tokenzoo.runtime.tap import WATCH, Tap, sweep, unwatch
 LOST = (
     "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
     "checkpointing with use_reentrant=True (use use_reentrant=False); a hook or wrapper of your own that "
-    "returns a new tensor between the blocks; blocks on two devices; features passed to forward_head that "
+    "returns a new tensor between the blocks (so does register_full_backward_hook: take register_hook of the "
+    "block's output); blocks on two devices; features passed to forward_head that "
     "are not the ones that forward_features returned"
 )
 
@@ -108,20 +109,23 @@ class Site:
         self.options = options
         self.names = names
         self.box = Box()
+        self.leaving = 0  # the id of the block's hook, from `install`
 
     def install(self, model: nn.Module) -> list[Callable[[], Any]]:
         """Put the hooks in place; returns what takes them away."""
         block = model.get_submodule(self.path.name)
         attention = block.get_submodule(self.path.attention)
+        # First of all: whoever else hooks on to the block is to see its real output.
+        leaving = hook_first(block, self.leave)
+        self.leaving = leaving.id
         handles = [
+            leaving,
             block.register_forward_pre_hook(self.enter, with_kwargs=True),
             attention.register_forward_pre_hook(self.open_tap, with_kwargs=True),
             # always_call: an exception in the attention must not leave the mode entered.
             attention.register_forward_hook(self.close_tap, always_call=True),
             block.get_submodule(self.path.second).register_forward_pre_hook(self.reduce),
             block.get_submodule(self.path.last).register_forward_hook(self.spread),
-            # First of all: whoever else hooks on to the block is to see its real output.
-            hook_first(block, self.leave),
         ]
         if self.path.first:
             first = block.get_submodule(self.path.first)
@@ -136,7 +140,7 @@ class Site:
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Read the state off the block's input, and hand the block what fits the tokens that are left."""
-        del block
+        put_first(block, self.leaving)
         x = args[0]
         sweep()  # torch calls no hook at all after a KeyboardInterrupt
         state = passes.of(x)
@@ -147,8 +151,8 @@ class Site:
         self.box.clear()
         if self.options.restore and not state.trial:
             self.box.whole = x
-            if state.short is not None:
-                x, state = state.short, replace(state, short=None)
+            if state.restored:
+                x, state = passes.few(x, state), replace(state, restored=False)
         self.box.state, self.box.called = state, True
         self.box.learns = torch.is_grad_enabled()
         if self.path.first and passes.of(x) is not state:
@@ -261,7 +265,7 @@ class Site:
             output, state = self._behind(output, state)
         if state.plan is not None and whole is not None:
             # A token that was dropped keeps the features with which it entered the block that dropped it.
-            state, output = replace(state, short=output), state.plan.unmerge(output, whole)
+            state, output = replace(state, restored=True), state.plan.unmerge(output, whole)
         self.box.clear()
         if self.finish is not None and not state.trial:
             self.finish(state)
@@ -323,14 +327,21 @@ class Site:
 def hook_first(
     module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False
 ) -> RemovableHandle:
-    """Register a forward hook before those that are there; see `register_forward_hook`.
+    """Register a forward hook before those that are there; see `register_forward_hook`."""
+    handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
+    put_first(module, handle.id)
+    return handle
+
+
+def put_first(module: nn.Module, key: int) -> None:
+    """Let the forward hook of a handle (its id) run before the others, those with `prepend=True` too.
 
     Not by `prepend=True`: it leaves the keys in an order that torch 2.11 misreads when it compiles.
     """
     hooks: dict[int, Any] = cast("Any", module)._forward_hooks
-    others = list(hooks.items())
-    handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
-    for key, other in others:
-        del hooks[key]
-        hooks[key] = other
-    return handle
+    if torch.compiler.is_dynamo_compiling() or next(iter(hooks), key) == key:
+        return
+    for other, hook in list(hooks.items()):
+        if other != key:
+            del hooks[other]
+            hooks[other] = hook

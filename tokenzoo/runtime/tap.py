@@ -1,7 +1,7 @@
 """Seeing queries and keys, and adding log mass, without leaving the fused attention.
 
 A tap is entered by a hook before an attention and left by a hook after it. An interrupt (Ctrl-C) skips the
-second hook, and the tap stays on the thread's stack of modes. So a tap knows the stack frame that called the
+second hook, and the tap stays on the thread's stack of modes. So a tap knows the frame that called the
 attention: it acts only while that frame runs, and lets every call through afterwards. `sweep` takes such
 taps off the stack.
 """
@@ -238,7 +238,7 @@ def sweep(*, traced: bool = True) -> None:
 
 
 def _take_out(tap: Tap) -> None:
-    """Take a tap off the stack of modes; whatever was entered later stays on top of what was there before."""
+    """Take a tap off the stack of modes; the other modes stay, in their order."""
     while True:
         modes = entered()
         at = next((i for i, mode in enumerate(modes) if mode is tap), None)

@@ -68,7 +68,7 @@ def _pool_by_mass(pool: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> 
 def _mean(x: Tensor) -> Tensor | None:
     """The mean of the patch tokens by mass; None where a plain one is right."""
     state = passes.of(x)
-    if state is None or state.mass is None or state.short is not None:
+    if state is None or state.mass is None or state.restored:
         return None
     weight = state.mass[:, 1:, None].to(x.dtype)
     return (x[:, 1:] * weight).sum(1) / weight.sum(1)

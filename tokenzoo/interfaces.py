@@ -384,6 +384,11 @@ class Attachment(Protocol):
         """Whether a pass would reduce."""
         ...
 
+    @property
+    def restores(self) -> bool:
+        """Whether all tokens are there again after each block (`restore=True`)."""
+        ...
+
     def plan(self, tokens: int | None = None) -> Budget:
         """The tokens at every point, for an image of so many."""
         ...
@@ -425,6 +430,10 @@ class Adapter(Part, ABC):
     """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone: a
     budget that cannot be reached from there is a warning when the recipe is attached, and each pass is judged
     by its own size. Otherwise it is an error when the recipe is attached."""
+
+    all_tokens: str = ""
+    """Why what reads the tokens after the blocks must be given all of them ("its forward_head is not
+    timm's, and ..."), so that only `restore=True` is right; "": it need not be."""
 
     positional: bool = False
     """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
@@ -489,6 +498,32 @@ class Adapter(Part, ABC):
         """(rows, columns) of that many patch tokens of the current pass, if they are a grid."""
         del tokens
         return None
+
+    def entering(self, tokens: int) -> int:
+        """How many of the tokens that enter the first block are patches of the image.
+
+        Args:
+            tokens: that enter, without the prefix tokens that this adapter knows.
+
+        Returns:
+            What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell.
+            Anything else than `tokens` is an error of the pass: prompts, or other tokens of a subclass.
+        """
+        return tokens
+
+    def with_prefix(self, prefix: int) -> Adapter:
+        """The same adapter for a model with more prefix tokens than its class has (visual prompts).
+
+        Args:
+            prefix: how many tokens come before the patches, CLS and registers counted.
+
+        Raises:
+            BadArgumentError: fewer than the model has by itself, or this adapter takes none.
+        """
+        raise BadArgumentError(
+            f"prefix={prefix!r}: {type(self).__name__} knows how many prefix tokens its model has "
+            f"({self.prefix}) and takes no other number; leave it out"
+        )
 
     def install(self, proportional: bool) -> Callable[[], None] | None:
         """Make whatever pools the tokens count their mass; returns the function that undoes it.

@@ -139,6 +139,7 @@ class Zoo:
         debug: bool = False,
         on_reduce: Callable[[Event], object] | None = None,
         replace: bool = False,
+        prefix: int | None = None,
     ) -> Attached:
         """Make a model carry fewer tokens from now on; `detach()` or a `with` block undoes it.
 
@@ -155,6 +156,9 @@ class Zoo:
             on_reduce: called in every pass after each reduction, with an `Event`: the block's index, the
                 plan, the tokens before and after.
             replace: detach whatever recipe is attached already.
+            prefix: how many tokens come before the patches in a model with prompts of its own (visual
+                prompt tuning), CLS and registers counted: CLS and five prompts are 6. None: as many as the
+                model's class has.
 
         Raises:
             UnsupportedModelError: no adapter can follow this model's tokens; says why.
@@ -172,6 +176,7 @@ class Zoo:
             debug=debug,
             on_reduce=on_reduce,
             replace=replace,
+            prefix=prefix,
         )
 
     def save(self, path: str | Path) -> None:

@@ -111,6 +111,10 @@ class HFLlava(Adapter):
         """Whether the tower takes several sizes without being asked to: nobody asks it here."""
         return self.tower.dynamic_size and not self.tower.names.asks
 
+    def entering(self, tokens: int) -> int:
+        """As the tower."""
+        return self.tower.entering(tokens)
+
     def blocks(self) -> tuple[BlockPath, ...]:
         """The tower's blocks that are read."""
         return self.tower.blocks()

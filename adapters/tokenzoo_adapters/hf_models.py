@@ -5,12 +5,13 @@ transformers is never imported: a model in hand means that it is loaded.
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from typing import Any
 
 from tokenzoo import hookimpl
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.interfaces import Adapter
+from tokenzoo_adapters.hf_around import AROUND, find_around, unknown
 from tokenzoo_adapters.hf_llava import FOLLOWED, find_llava
 from tokenzoo_adapters.hf_qwen import FOLLOWED as QWEN
 from tokenzoo_adapters.hf_qwen import find_qwen
@@ -18,29 +19,23 @@ from tokenzoo_adapters.hf_qwen_tower import TOWERS as PACKED
 from tokenzoo_adapters.hf_qwen_tower import find_qwen_tower
 from tokenzoo_adapters.hf_towers import NAMES, HFTower, find_tower
 
-# Models that read nothing but the CLS token of the tower inside: folder, class, and the tower's name.
-AROUND = (
-    ("clip", "CLIPVisionModelWithProjection", "vision_model"),
-    ("vit", "ViTForImageClassification", "vit"),
-)
-
 
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
     """Know transformers' vision towers; say of its other models what to attach to."""
-    found = find_tower(model) or _around(model) or find_llava(model) or find_qwen(model)
+    found = find_tower(model) or _inside(model) or find_llava(model) or find_qwen(model)
     if found is not None or not type(model).__module__.startswith("transformers."):
         return found
     raise UnsupportedModelError(_refusal(model))
 
 
-def _around(model: Any) -> HFTower | None:
-    """The tower inside a model that reads its CLS token alone."""
-    for folder, kind, name in AROUND:
-        module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
-        if module is not None and isinstance(model, getattr(module, kind)):
-            return find_tower(getattr(model, name), at=f"{name}.")
-    return None
+def _inside(model: Any) -> HFTower | None:
+    """The tower inside a model of which it is known how it reads the tokens."""
+    around = find_around(model)
+    if around is None:
+        return None
+    tower = find_tower(getattr(model, around.tower), at=f"{around.tower}.")
+    return None if tower is None else replace(tower, outer=model, around=around)
 
 
 def _refusal(model: Any) -> str:
@@ -59,17 +54,16 @@ def _refusal(model: Any) -> str:
         )
     if not inside:
         followed = [*(names.model for names in NAMES.values()), *PACKED.values()]
-        followed += [kind for _, kind, _ in AROUND]
+        followed += [around.model for around in AROUND]
         followed += [whole for whole, _ in (*FOLLOWED.values(), *QWEN.values())]
         return (
             f"{name} is not followed. Followed are {', '.join(followed)}. What works on it: "
             "zoo.reduce(features), behind the tower"
         )
     reason = "only its vision tower can be reduced"
-    if type(model).__name__.endswith("ForImageClassification"):
-        reason = (
-            "its classifier takes a plain mean over all tokens, in which a merged token counts once"
+    why = unknown(model)
+    if why:
+        return (
+            f"{name}: {why}. Attach to the tower inside it: attach(model.{inside[0]}, restore=True)"
         )
-    elif "Masked" in type(model).__name__:
-        reason = "behind its blocks the tokens must be the whole grid again"
     return f"{name}: {reason}. Attach to the tower inside it, model.{inside[0]}, and use what that returns"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
-from tokenzoo.interfaces import Adapter, BlockPath
-from tokenzoo_adapters import hf_attention, hf_pool
+from tokenzoo.interfaces import Adapter, Attachment, BlockPath
+from tokenzoo_adapters import hf_around, hf_attention, hf_pool
+from tokenzoo_adapters.embedded import Embedded, declared
+from tokenzoo_adapters.hf_around import Around
 from tokenzoo_adapters.hf_names import ANGLES, MASK
+from tokenzoo_adapters.own_code import own_code
 from tokenzoo_adapters.sizes import mlp_width
-from tokenzoo_adapters.timm_vit import Grid
 
 
 @dataclass(frozen=True)
@@ -79,28 +81,46 @@ class HFTower(Adapter):
         names: of its parts.
         at: its own name in the larger model, with a dot behind it; "" where it stands alone.
         depth: blocks whose result is read; None: all.
+        declared: prefix tokens that a user says there are; None: those of the class.
+        outer: the model around the tower that is attached to, where it is one of `hf_around.AROUND`.
+        around: what is known about that.
     """
 
     model: Any
     names: Names
     at: str = ""
     depth: int | None = None
-    embedded: Grid = field(default_factory=Grid, repr=False)
+    declared: int | None = None
+    outer: Any = None
+    around: Around | None = None
+    embedded: Embedded = field(default_factory=Embedded, repr=False)
 
     watched = True
     dynamic_size = True  # CLIP, SigLIP and ViT by interpolate_pos_encoding=True in the call
 
     @property
     def stages(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Images can be shrunk where they are images."""
-        return frozenset(
-            {"block", "features"} if self.names.flat else {"block", "features", "image"}
-        )
+        """Images can be shrunk where they are images, and nobody needs the grid of the whole one."""
+        fixed = self.names.flat or (self.around is not None and self.around.reads == "grid")
+        return frozenset({"block", "features"} if fixed else {"block", "features", "image"})
 
     @property
     def prefix(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """CLS and registers."""
+        """CLS and registers, or what is declared."""
+        return self._own_prefix() if self.declared is None else self.declared
+
+    def _own_prefix(self) -> int:
         return int(self.names.cls) + int(getattr(self.model.config, "num_register_tokens", 0))
+
+    def with_prefix(self, prefix: int) -> HFTower:
+        """With prompts between CLS and the patches."""
+        return replace(self, declared=declared(prefix, self._own_prefix()))
+
+    @property
+    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What of it, or of the model around it, may take a mean of its own."""
+        own = own_code(self.model, "transformers", ["forward"])
+        return own or ("" if self.outer is None else hf_around.all_tokens(self.outer, self.around))
 
     @property
     def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -216,9 +236,23 @@ class HFTower(Adapter):
             rows: list[list[int]] = [] if torch.compiler.is_compiling() else shapes.tolist()
             grids = {(height, width) for height, width in rows}
             self.embedded.size = grids.pop() if len(grids) == 1 else None
+            patches = args[0] if args else options["pixel_values"]  # [b, n, 3 * patch * patch]
+            self.embedded.made = patches.shape[1]
         else:
             image = args[0] if args else options["pixel_values"]  # [b, 3, height, width]
-            self.embedded.size = self._patches(*image.shape[-2:])
+            self.embedded.note(*self._patches(*image.shape[-2:]))
+
+    def entering(self, tokens: int) -> int:
+        """The patches of the images."""
+        return self.embedded.entering(tokens, None)
+
+    def connect(self, attached: Attachment) -> Callable[[], None]:
+        """Make the classifiers around it count masses."""
+        undo = hf_around.connect(self.model, self.outer, self._own_prefix(), attached)
+        if self.outer is not None and self.names.flat:
+            hook = self.outer.register_forward_pre_hook(_unpadded, with_kwargs=True)
+            undo.append(hook.remove)
+        return partial(_all, undo)
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Resize the images to fewer patches; the positions are interpolated by transformers itself."""

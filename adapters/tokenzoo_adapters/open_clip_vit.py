@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
 from tokenzoo import hookimpl
-from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo.runtime import passes
-from tokenzoo.runtime.splice import LOST
+from tokenzoo_adapters.embedded import Embedded, declared, note_map
+from tokenzoo_adapters.maps import forward_intermediates
+from tokenzoo_adapters.own_code import own_code
+from tokenzoo_adapters.pooling import mean, state_of
 from tokenzoo_adapters.sizes import mlp_width
 from tokenzoo_adapters.timm_pool import put, remove
 
@@ -25,12 +28,14 @@ class OpenClipViT(Adapter):
 
     Args:
         model: the tower, `model.visual`.
+        prefix: CLS, and what is declared.
     """
 
     model: Any
+    prefix: int = 1
+    embedded: Embedded = field(default_factory=Embedded, repr=False)
 
     stages = frozenset({"block", "features"})
-    prefix = 1
     provides = frozenset(
         {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
         | {"cls_attention", "grid"}
@@ -67,22 +72,47 @@ class OpenClipViT(Adapter):
         rows, columns = self.model.grid_size
         return (int(rows), int(columns)) if tokens == self.tokens() else None
 
+    READERS: ClassVar[tuple[str, ...]] = ("forward", "_pool", "_global_pool")
+    """Methods that read tokens after the blocks."""
+
+    @property
+    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What of it may take a mean of its own."""
+        own = own_code(self.model, "open_clip", self.READERS)
+        return own or own_code(self.model.transformer, "open_clip", ["forward"])
+
+    def with_prefix(self, prefix: int) -> OpenClipViT:
+        """With prompts between CLS and the patches."""
+        return replace(self, prefix=declared(prefix, 1))
+
+    def entering(self, tokens: int) -> int:
+        """What the convolution made, and the patch dropout left in training."""
+        return self.embedded.entering(tokens, self.tokens(), self.model.patch_dropout)
+
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Make a mean over tokens count masses."""
+        """Make a mean over tokens count masses, refuse maps of fewer tokens, and see the patches."""
         del proportional
-        put(self.model, {"_global_pool": partial(_global_pool, self.model)})
-        return partial(remove, self.model, ("_global_pool",))
+        own = {
+            "_global_pool": partial(_global_pool, self.model),
+            "forward_intermediates": partial(forward_intermediates, self.model, self.width),
+        }
+        own = {name: method for name, method in own.items() if hasattr(self.model, name)}
+        handle = self.model.conv1.register_forward_hook(partial(note_map, self.embedded))
+        put(self.model, own)
+        return partial(_undo, self.model, tuple(own), handle)
+
+
+def _undo(model: Any, names: tuple[str, ...], handle: Any) -> None:
+    handle.remove()
+    remove(model, names)
 
 
 def _global_pool(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The tower's pooling, with a mean by mass: `(pooled [b, c], tokens [b, n, c])`."""
-    state = passes.of(x)
-    if state is None:
-        raise AttachError(LOST.format(where="the pooling"))
+    state = state_of(x)
     if model.pool_type != "avg" or state.mass is None:
         return cast("Any", type(model))._global_pool(model, x)
-    mass, patches = state.mass[:, 1:].to(x.dtype), passes.few(x, state)[:, 1:]
-    return (patches * mass[..., None]).sum(1) / mass.sum(1, keepdim=True), x[:, 1:]
+    return mean(passes.few(x, state), state.mass, 1), x[:, 1:]
 
 
 @hookimpl

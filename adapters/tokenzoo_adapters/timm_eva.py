@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo_adapters.timm_vit import TimmViT
 
 
@@ -27,6 +28,18 @@ class TimmEva(TimmViT):
     def positional(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether it has rotary positions (EVA-1 has none)."""
         return self.model.rope is not None
+
+    def with_prefix(self, prefix: int) -> TimmViT:
+        """Where positions act inside the attention, it says itself which tokens have none."""
+        own = int(self.model.num_prefix_tokens)
+        found = {getattr(block.attn, "num_prefix_tokens", own) for block in self.model.blocks}
+        known = found - {prefix}
+        if self.positional and known:
+            raise BadArgumentError(
+                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} turns all tokens "
+                f"but the first {known.pop()} (num_prefix_tokens of its blocks' attn); set that first"
+            )
+        return super().with_prefix(prefix)
 
     @property
     def stages(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -15,14 +15,26 @@ from torch import Tensor
 
 from tokenzoo.errors import AttachError
 from tokenzoo.runtime import passes
-from tokenzoo.runtime.passes import Pass
-from tokenzoo.runtime.splice import LOST
 from tokenzoo.runtime.tap import Tap
+from tokenzoo_adapters import maps
+from tokenzoo_adapters.pooling import pooled, state_of
 
 
-def install(model: Any, proportional: bool) -> Callable[[], None]:
-    """Make the pooling of a model count masses, and its maps refuse fewer tokens; returns the undoing."""
+def install(model: Any, proportional: bool, prefix: int) -> Callable[[], None]:
+    """Make the pooling of a model count masses, and its maps refuse fewer tokens.
+
+    Args:
+        model: of timm.
+        proportional: whether an attention that pools is given log mass.
+        prefix: tokens before the patches, those that a user declares counted.
+
+    Returns:
+        The function that undoes it.
+    """
     mine: dict[str, Any] = {"forward_intermediates": partial(_intermediates, model)}
+    if hasattr(model, "get_intermediate_layers"):
+        more = prefix - int(model.num_prefix_tokens)
+        mine["get_intermediate_layers"] = partial(_layers, model, more)
     if hasattr(model, "pool"):
         mine["pool"] = partial(_pool, model, proportional=proportional)
     else:
@@ -47,7 +59,7 @@ def _pool(
     model: Any, x: Tensor, pool_type: str | None = None, *, proportional: bool = False
 ) -> Tensor:
     """The `pool` of VisionTransformer and Eva."""
-    state = _state(x)
+    state = state_of(x)
     original = cast("Any", type(model)).pool  # the class's own, not the one put on the instance
     if model.attn_pool is not None:
         _same_device(model, x)
@@ -61,50 +73,30 @@ def _pool(
         start = 0 if getattr(model, "pool_include_prefix", True) else int(model.num_prefix_tokens)
         tap = Tap(0, state.mass[:, start:].log())
         with tap:
-            pooled = original(model, x, pool_type)
+            found = original(model, x, pool_type)
         if len(tap.seen) != 1:
             raise AttachError(
                 f"{len(tap.seen)} fused attention calls in the pooling; one is expected"
             )
-        return pooled
+        return found
     kind = model.global_pool if pool_type is None else pool_type
     start = 0 if getattr(model, "pool_include_prefix", False) else int(model.num_prefix_tokens)
-    pooled = _mean(x, state.mass, start, kind)
-    return original(model, x, pool_type) if pooled is None else pooled
+    found = pooled(x, state.mass, start, kind)
+    return original(model, x, pool_type) if found is None else found
 
 
 def _head(model: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
     """The `forward_head` of models without `pool`: it is shown the one token that its mean should be."""
-    state = _state(x)
+    state = state_of(x)
     _same_device(model, x)
     original = cast("Any", type(model)).forward_head
     if state.mass is not None:
         x = passes.few(x, state)
         p = int(model.num_prefix_tokens)
-        pooled = _mean(x, state.mass, p, model.global_pool)
-        if pooled is not None:
-            x = torch.cat([x[:, :p], pooled[:, None]], 1)  # [b, p + 1, c]
+        found = pooled(x, state.mass, p, model.global_pool)
+        if found is not None:
+            x = torch.cat([x[:, :p], found[:, None]], 1)  # [b, p + 1, c]
     return original(model, x, *args, **options)
-
-
-def _mean(x: Tensor, mass: Tensor, start: int, kind: str) -> Tensor | None:
-    """The pooled tokens `[b, c]` where a mean is part of it, otherwise None."""
-    if kind not in ("avg", "avgmax"):
-        return None
-    weight = mass[:, start:].to(x.dtype)
-    patches = x[:, start:]  # [b, n, c]
-    mean = (patches * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-    if kind == "avg":
-        return mean
-    real = patches.masked_fill(weight[..., None] == 0, -torch.inf)  # what has no mass only pads
-    return 0.5 * (mean + real.amax(1))
-
-
-def _state(x: Tensor) -> Pass:
-    state = passes.of(x)
-    if state is None:
-        raise AttachError(LOST.format(where="the pooling"))
-    return state
 
 
 def _same_device(model: Any, x: Tensor) -> None:
@@ -118,25 +110,14 @@ def _same_device(model: Any, x: Tensor) -> None:
 
 
 def _intermediates(model: Any, x: Tensor, *args: Any, **options: Any) -> Any:
-    """Timm's `forward_intermediates`, whose reshape to the grid may fit fewer tokens by accident."""
+    """Timm's `forward_intermediates`."""
     _same_device(model, x)
-    original = cast("Any", type(model)).forward_intermediates
-    try:
-        result: Any = original(model, x, *args, **options)
-    except RuntimeError as error:
-        if "is invalid for input of size" in str(error):  # a reshape to the grid
-            raise AttachError(MAPS) from error
-        raise
-    found: Any = result["image_intermediates"] if hasattr(result, "keys") else result
-    features: Any = found if hasattr(found, "append") else found[1]  # beside the last features
-    for item in features:
-        y: Any = item if torch.is_tensor(item) else item[0]  # (patches, prefix)
-        if y.ndim == 4 and y.shape[1] != model.embed_dim:  # [b, c, rows, columns]
-            raise AttachError(MAPS)
-    return result
+    return maps.forward_intermediates(model, int(model.embed_dim), x, *args, **options)
 
 
-MAPS = (
-    "forward_intermediates cannot make maps of the grid's size: fewer tokens are left; attach with "
-    "restore=True, or take output_fmt='NLC', or blocks before the first reduction"
-)
+def _layers(model: Any, more: int, x: Tensor, *args: Any, **options: Any) -> Any:
+    """Timm's `get_intermediate_layers`; `more` tokens before the patches are not timm's."""
+    _same_device(model, x)
+    features: Any = cast("Any", type(model)).get_intermediate_layers(model, x, *args, **options)
+    rows, columns = model.patch_embed.dynamic_feat_size(x.shape[-2:])
+    return maps.whole(features, more + rows * columns)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo_adapters.timm_vit import TimmViT
 
 
@@ -29,6 +30,15 @@ class TimmRelPos(TimmViT):
         "ResPostRelPosBlock": "mlp",
     }
     ATTENTION: ClassVar[frozenset[str]] = frozenset({"Attention", "RelPosAttention"})
+
+    def with_prefix(self, prefix: int) -> TimmViT:
+        """Its bias is made for CLS and the patches, and for no other tokens."""
+        if prefix != self.prefix:
+            raise BadArgumentError(
+                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} adds a number per "
+                f"pair of places, made for {self.prefix} prefix tokens; leave it out"
+            )
+        return self
 
     SHARED: ClassVar[tuple[str, ...]] = ("shared_rel_pos_bias", "shared_rel_pos")
     """Names under which a block is handed the bias that all blocks share."""

@@ -6,9 +6,8 @@ has met its position once can be moved and merged freely. The other adapters of 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,21 +16,9 @@ from torch import Tensor
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.interfaces import Adapter, BlockPath
 from tokenzoo_adapters import timm_pool, timm_shrink
+from tokenzoo_adapters.embedded import Embedded, declared
+from tokenzoo_adapters.own_code import own_code
 from tokenzoo_adapters.sizes import mlp_width
-
-
-class Grid(threading.local):
-    """The grid of the patches that this thread embedded last."""
-
-    size: tuple[int, int] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Grid:
-        """A copy has embedded nothing yet."""
-        return Grid()
-
-    def __reduce__(self) -> tuple[type[Grid], tuple[()]]:
-        """Neither has an unpickled one."""
-        return Grid, ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +28,13 @@ class TimmViT(Adapter):
     Args:
         model: the transformer.
         fixed: whether it takes images of one size only; otherwise every pass has a grid of its own.
+        declared: prefix tokens that a user says there are; None: those of the class.
     """
 
     model: Any
     fixed: bool = True
-    embedded: Grid = field(default_factory=Grid, repr=False)
+    declared: int | None = None
+    embedded: Embedded = field(default_factory=Embedded, repr=False)
 
     stages = frozenset({"block", "features", "image"})
 
@@ -57,8 +46,27 @@ class TimmViT(Adapter):
 
     @property
     def prefix(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """CLS (or two, when distilled) and registers."""
-        return int(self.model.num_prefix_tokens)
+        """CLS (or two, when distilled) and registers, or what is declared."""
+        return int(self.model.num_prefix_tokens) if self.declared is None else self.declared
+
+    def with_prefix(self, prefix: int) -> TimmViT:
+        """With prompts between CLS and the patches."""
+        return replace(self, declared=declared(prefix, int(self.model.num_prefix_tokens)))
+
+    READERS: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_head", "pool")
+    """Methods that read tokens after the blocks."""
+
+    @property
+    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What of it may take a mean of its own."""
+        head = getattr(self.model, "head", None)
+        unpooled = not (self.model.global_pool or getattr(self.model, "attn_pool", None))
+        if unpooled and head is not None and not type(head).__module__.startswith("torch.nn."):
+            return (
+                f"with global_pool={self.model.global_pool!r} its head, a {type(head).__qualname__}, pools "
+                "them, and a mean would count a merged token once, however many it stands for"
+            )
+        return own_code(self.model, "timm", self.READERS)
 
     @property
     def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -112,14 +120,21 @@ class TimmViT(Adapter):
 
     def install(self, proportional: bool) -> Callable[[], None]:
         """Make the pooling count masses, refuse maps of fewer tokens than the grid, and see the grid."""
-        undo = timm_pool.install(self.model, proportional)
+        undo = timm_pool.install(self.model, proportional, self.prefix)
         handle = self.model.patch_embed.register_forward_hook(self._look)
         return partial(_both, undo, handle.remove)
 
     def _look(self, embed: Any, args: tuple[Any, ...], output: Tensor) -> None:
         del embed, args
         if output.ndim == 4:  # [b, rows, columns, c], where images have any size
-            self.embedded.size = (output.shape[1], output.shape[2])
+            self.embedded.note(output.shape[1], output.shape[2])
+        else:
+            self.embedded.made = output.shape[1]
+
+    def entering(self, tokens: int) -> int:
+        """What the patch embedding made, and the patch dropout left in training."""
+        own_size = self.tokens() if self.fixed else None
+        return self.embedded.entering(tokens, own_size, getattr(self.model, "patch_drop", None))
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Resize the images to fewer patches; the positions are interpolated by timm itself."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from tokenzoo import hookimpl
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.interfaces import Adapter, BlockPath
+from tokenzoo_adapters.embedded import Embedded, declared, note_map
+from tokenzoo_adapters.own_code import own_code
 from tokenzoo_adapters.sizes import mlp_width
 
 
@@ -18,12 +22,14 @@ class TorchvisionViT(Adapter):
 
     Args:
         model: the transformer.
+        prefix: CLS, and what is declared.
     """
 
     model: Any
+    prefix: int = 1
+    embedded: Embedded = field(default_factory=Embedded, repr=False)
 
     stages = frozenset({"block", "features"})
-    prefix = 1
     provides = frozenset(
         {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
         | {"cls_attention", "grid"}
@@ -58,6 +64,27 @@ class TorchvisionViT(Adapter):
         """The square grid of its image size."""
         side = self._side()
         return (side, side) if tokens == side * side else None
+
+    @property
+    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What of it may take a mean of its own."""
+        own = (
+            own_code(part, "torchvision", ["forward"]) for part in (self.model, self.model.encoder)
+        )
+        return next(filter(None, own), "")
+
+    def with_prefix(self, prefix: int) -> TorchvisionViT:
+        """With prompts between CLS and the patches."""
+        return replace(self, prefix=declared(prefix, 1))
+
+    def entering(self, tokens: int) -> int:
+        """What the convolution made."""
+        return self.embedded.entering(tokens, self.tokens())
+
+    def install(self, proportional: bool) -> Callable[[], None]:
+        """See how many patches there are; CLS alone is read."""
+        del proportional
+        return self.model.conv_proj.register_forward_hook(partial(note_map, self.embedded)).remove
 
     def _side(self) -> int:
         return int(self.model.image_size) // int(self.model.patch_size)

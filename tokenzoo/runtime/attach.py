@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tokenzoo import plugins
-from tokenzoo.checks import check_choice, check_flag
+from tokenzoo.checks import check_choice, check_count, check_flag
 from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
@@ -37,6 +37,7 @@ def attach(
     debug: bool = False,
     on_reduce: Callable[[Event], object] | None = None,
     replace: bool = False,
+    prefix: int | None = None,
     clock: Callable[[], None] | None = None,
 ) -> Attached:
     """Attach a recipe to a model; see `Zoo.attach`, and of the clock `Options`: it is for measuring."""
@@ -54,6 +55,8 @@ def attach(
             f"a recipe is attached already ({previous!r}): call its detach(), or attach(..., replace=True)"
         )
     adapter = find_adapter(model)
+    if prefix is not None:
+        adapter = adapter.with_prefix(check_count("prefix", prefix, least=0))
     _check_runs(model)
     check_fit(recipe, adapter, type(model).__name__, restore=restore)
     attached = Attached(model, recipe, adapter, options=options, when=when)
@@ -203,6 +206,13 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
                 f"prefix='drop' at {step.stage!r}: a model reads its CLS and register tokens itself; leave "
                 "prefix='keep' (a language model that reads none of them is given none)"
             )
+    inside = any(step.stage.name in ("block", "features") for step in recipe.steps)
+    if adapter.all_tokens and inside and not restore:
+        raise AttachError(
+            f"{name} must be given all tokens after its blocks: {adapter.all_tokens}. Attach with "
+            "restore=True, which gives them back to it while the blocks work on few; or write an Adapter "
+            "whose install() counts masses"
+        )
     if restore and adapter.projector:
         raise AttachError(
             f"restore=True: the projector of {name} reads what comes out of the tower's blocks, and would "

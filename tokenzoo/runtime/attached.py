@@ -40,6 +40,7 @@ class _Last(PerThread):
     """The last pass of this thread, and the one that is on its way from the tower to the projector."""
 
     state: Pass | Pack | None = own("state")
+    began: bool | None = own("began")
     passing: Pass | None = own("passing")
     prompts: tuple[int, ...] | None = own("prompts")
 
@@ -89,6 +90,11 @@ class Attached:
         mode = self.when == "always" or self.model.training == (self.when == "train")
         return mode and not self._pauses
 
+    @property
+    def restores(self) -> bool:
+        """Whether all tokens are there again after each block (`restore=True`)."""
+        return self.options.restore
+
     @contextmanager
     def paused(self) -> Generator[None]:
         """Within the `with` block nothing is reduced, in any thread; nothing is detached either.
@@ -132,10 +138,10 @@ class Attached:
         """What the last pass of this thread did, by the grid of its images; of a batch there is one.
 
         Raises:
-            AttachError: there was none yet.
+            AttachError: there was none yet, or the last one did not reach the last block.
         """
         if self._last.state is None:
-            raise AttachError("the model has not run in this thread since the recipe was attached")
+            raise AttachError(STOPPED if self._last.began else NOT_RUN)
         return passed(self._last.state)
 
     @property
@@ -314,13 +320,39 @@ class Attached:
             )
         return several[0]
 
+    def _enter(self, x: Tensor) -> Pass:
+        """The state of a pass whose tokens `[b, n, c]` enter the first block.
+
+        Raises:
+            AttachError: they are not the prefix tokens and the patches of the image.
+        """
+        self._begin()
+        prefix = self.adapter.prefix
+        tokens = x.shape[1] - prefix
+        patches = self.adapter.entering(tokens)
+        if patches != tokens or tokens < 1:
+            raise AttachError(_unknown(x.shape[1], prefix, patches))
+        return self._start(x)
+
+    def _begin(self) -> None:
+        """Forget the last pass: one that stops before the last block must not show another's counts."""
+        # Gradient checkpointing runs the first block again in the backward pass, which is no new pass.
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if not again and not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
+            self._last.state, self._last.began = None, True
+
     def _start(self, x: Tensor) -> Pass:
         """The state before the first block: how many tokens there are says how many there will be."""
         tokens = x.shape[1] - self.adapter.prefix
         return self._start_of(tokens, self.adapter.grid(tokens))
 
+    def _enter_packed(self, x: Tensor) -> Pack:
+        """As `_enter`, for a sequence of images `[r, c]`."""
+        self._begin()
+        return self._start_packed(x)
+
     def _start_packed(self, x: Tensor) -> Pack:
-        """The same, for a sequence of images `[r, c]`."""
+        """As `_start`, for a sequence of images `[r, c]`."""
         adapter = self.adapter
         if not isinstance(adapter, PackedAdapter):
             raise AttachError(f"{adapter!r} is about no packed tower")
@@ -485,11 +517,35 @@ class Attached:
         more: dict[str, Any] = {"idle": idle, "options": options}
         more["names"] = self._named.get(index, ())
         if isinstance(adapter, PackedAdapter):
-            start = self._start_packed if first else None
+            start = self._enter_packed if first else None
             finish = self._finish_packed if last else None
             return PackedSite(index, path, adapter, start=start, finish=finish, **more)
-        begin, end = self._start if first else None, self._finish if last else None
+        begin, end = self._enter if first else None, self._finish if last else None
         return Site(index, path, adapter, start=begin, finish=end, **more)
+
+
+NOT_RUN = "the model has not run in this thread since the recipe was attached"
+
+STOPPED = (
+    "the last pass in this thread did not reach the last block that the tower had when the recipe was "
+    "attached: it stopped early (an exception, forward_intermediates(stop_early=True)), or blocks were cut "
+    "(prune_intermediate_layers): then detach, and attach again"
+)
+
+
+def _unknown(tokens: int, prefix: int, patches: int) -> str:
+    """What to say of a pass whose tokens are not prefix tokens and patches."""
+    more = tokens - prefix - patches
+    said = (
+        f"{tokens} tokens enter the first block: {patches} patches of the image, and {tokens - patches} "
+        f"others where {prefix} prefix tokens (CLS, registers) are known. "
+    )
+    if more < 0:
+        return f"{said}Something dropped {-more} patches before the blocks, which is not followed"
+    return (
+        f"{said}If the {more} more (prompts) come before the patches, declare them: attach(..., "
+        f"prefix={prefix + more}). After the patches, or between them, they cannot be told from patches"
+    )
 
 
 def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -127,6 +127,13 @@ def reduced(
     Returns:
         The tokens that are left, the plan of the patch tokens, and the state.
     """
+    known = state.fired[-1] if state.fired else state.entered
+    if place.stage == "block" and not state.trial and x.shape[1] != place.prefix + known:
+        raise AttachError(
+            f"{x.shape[1]} tokens are in {place.name} where {place.prefix + known} are known "
+            f"({place.prefix} of them prefix tokens): a hook put some in, or took some away. Put prompts "
+            "in before the first block, attach after that, and declare them: attach(..., prefix=...)"
+        )
     tokens = Tokens(x, masses(x, state), place.prefix, state.held)
     debug = options.debug and not state.trial
     if debug:

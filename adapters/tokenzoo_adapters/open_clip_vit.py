@@ -118,11 +118,10 @@ def _global_pool(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
     """Know open_clip's vision towers; say of its other models what to attach to."""
-    family = type(model).__module__
-    if not family.startswith("open_clip."):
-        return None
     module = sys.modules.get("open_clip.transformer")
     if module is None or not isinstance(model, module.VisionTransformer):
+        if not type(model).__module__.startswith("open_clip."):
+            return None
         visual, trunk = getattr(model, "visual", None), getattr(model, "trunk", None)
         instead = "zoo.reduce(features), behind the tower"
         if visual is not None:

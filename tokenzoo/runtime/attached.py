@@ -334,6 +334,11 @@ class Attached:
             raise AttachError(_unknown(x.shape[1], prefix, patches))
         return self._start(x)
 
+    def _begin_at(self, block: nn.Module, args: tuple[Any, ...]) -> None:
+        """A pre-hook of the first block, where that is not spliced."""
+        del block, args
+        self._begin()
+
     def _begin(self) -> None:
         """Forget the last pass: one that stops before the last block must not show another's counts."""
         # Gradient checkpointing runs the first block again in the backward pass, which is no new pass.
@@ -501,6 +506,9 @@ class Attached:
             self._undo.append(undo)
         for index in sites:
             self._undo += self._site(index, paths[index], sites).install(model)
+        if sites[0] > 0:  # a pass begins at the first block of the tower, spliced or not
+            block = model.get_submodule(paths[0].name)
+            self._undo.append(block.register_forward_pre_hook(self._begin_at).remove)
         for name in adapter.followers():
             handle = model.get_submodule(name).register_forward_hook(_follow)
             self._undo.append(handle.remove)

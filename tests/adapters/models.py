@@ -205,4 +205,5 @@ def traces(model: nn.Module) -> list[str]:
         if getattr(module, name)
     ]
     mine = ("pool", "forward_intermediates", "forward_head", "_global_pool", "_tokenzoo_attached")
+    mine += ("get_intermediate_layers",)
     return found + [name for name in vars(model) if name in mine]

@@ -570,10 +570,6 @@ def whole(kind: str, **options: Any) -> Any:
     [
         ("CLIPModel", {"vision_config": vision()}, "vision_model", "only its vision tower"),
         ("SiglipModel", {"vision_config": vision()}, "vision_model", "only its vision tower"),
-        ("CLIPForImageClassification", {"vision_config": vision()}, "vision_model", "plain mean"),
-        ("SiglipForImageClassification", {"vision_config": vision()}, "vision_model", "plain mean"),
-        ("Dinov2ForImageClassification", vision(), "dinov2", "plain mean"),
-        ("ViTForMaskedImageModeling", vision(), "vit", "whole grid"),
     ],
 )
 def test_larger_models_say_what_to_attach_to(

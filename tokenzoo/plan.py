@@ -88,12 +88,12 @@ class Plan:
         b, m = keep.shape
         own = torch.arange(m, device=keep.device).expand(b, m)
         if complete:
-            dst = keep.new_empty(b, tokens).scatter_(1, moved, slots).scatter_(1, keep, own)
+            dst = keep.new_empty(b, tokens).scatter(1, moved, slots).scatter(1, keep, own)
             return cls(keep, dst, complete=True)
         # A new token (-1) has no input of its own: its column n is cut off again.
         index = keep % (tokens + 1)
         dst = keep.new_full((b, tokens + 1), -1)
-        dst = dst.scatter_(1, moved, slots).scatter_(1, index, own)
+        dst = dst.scatter(1, moved, slots).scatter(1, index, own)
         return cls(keep, dst[:, :tokens])
 
     @classmethod
@@ -106,12 +106,12 @@ class Plan:
             tokens: n.
         """
         b, m = gone.shape[0], tokens - gone.shape[1]
-        slot = gone.new_ones(b, tokens).scatter_(1, gone, 0).cumsum(1) - 1  # [b, n]
+        slot = gone.new_ones(b, tokens).scatter(1, gone, 0).cumsum(1) - 1  # [b, n]
         place = torch.arange(tokens, device=gone.device).expand(b, tokens)
         # Those that are gone write to one more slot, which is cut off again.
         dst = slot.scatter(1, gone, m)
-        keep = gone.new_empty(b, m + 1).scatter_(1, dst, place)[:, :m]
-        return cls(keep, dst.scatter_(1, gone, take(slot, into)), complete=True)
+        keep = gone.new_empty(b, m + 1).scatter(1, dst, place)[:, :m]
+        return cls(keep, dst.scatter(1, gone, take(slot, into)), complete=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up values `[b, n]` or `[b, n, c]` over the inputs of each output: `[b, m]`, `[b, m, c]`.
@@ -131,10 +131,10 @@ class Plan:
         width = m if self.complete else m + 1
         slots = self.dst if self.complete else self.dst % width
         if values.ndim == 2:
-            return values.new_zeros(b, width).scatter_add_(1, slots, values)[:, :m]
+            return values.new_zeros(b, width).scatter_add(1, slots, values)[:, :m]
         slots = slots + torch.arange(0, b * width, width, device=slots.device)[:, None]
         flat = values.reshape(b * n, *values.shape[2:])
-        sums = flat.new_zeros(b * width, *values.shape[2:]).index_add_(0, slots.flatten(), flat)
+        sums = flat.new_zeros(b * width, *values.shape[2:]).index_add(0, slots.flatten(), flat)
         return sums.view(b, width, *values.shape[2:])[:, :m]
 
     def of_kept(self, values: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class Plan:
         slots = torch.arange(self.kept, device=key.device).expand_as(order)
         # What is dropped (-1) has the last place, where -1 stands.
         width = self.kept + 1
-        rank = order.new_full((order.shape[0], width), -1).scatter_(1, order, slots)
+        rank = order.new_full((order.shape[0], width), -1).scatter(1, order, slots)
         dst = take(rank, self.dst if self.complete else self.dst % width)
         held = None if self.held is None else take(self.held, order)
         return Plan(take(self.keep, order), dst, self.lengths, held, self.complete)

@@ -22,7 +22,7 @@ def descending(scores: Tensor) -> Tensor:
 
 def choose(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Split `pool [b, p]` into its entries at the places `chosen [b, k]`, and the rest in pool order."""
-    taken = torch.zeros_like(pool).scatter_(1, chosen, 1)
+    taken = torch.zeros_like(pool).scatter(1, chosen, 1)
     free = ordered(taken)[:, : pool.shape[1] - chosen.shape[1]]  # the free places come first
     return pool.gather(1, chosen), pool.gather(1, free)
 

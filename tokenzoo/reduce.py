@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer, layer_of
 from tokenzoo.given import gather_evidence
+from tokenzoo.kernels.choice import transformed
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
 from tokenzoo.tokens import Tokens, shape_of
@@ -188,6 +189,11 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
         raise BadArgumentError(
             f"protected has shape {shape_of(protected)} and dtype {dtype}; it is one bool "
             f"for each token: shape {shape}, dtype torch.bool"
+        )
+    if transformed():
+        raise BadArgumentError(
+            "protected= inside a transform of torch.func (vmap, grad): how many tokens it leaves is looked up "
+            "in its values, which a transform does not show; call reduce outside, or without protected="
         )
 
 

@@ -43,7 +43,8 @@ def forced(form: str) -> Generator[None]:
 def use_triton(*tensors: Tensor | None) -> bool:
     """Whether the Triton form runs on these tensors; those that are None do not count.
 
-    It computes in float32 and without gradients: never for float64, or where gradients are wanted.
+    It computes in float32 and without gradients: never for float64, where gradients are wanted, or inside a
+    transform of torch.func.
 
     Raises:
         BadArgumentError: TOKENZOO_KERNELS has no such value; or it is "triton", and Triton is not installed
@@ -51,7 +52,7 @@ def use_triton(*tensors: Tensor | None) -> bool:
     """
     form = check_choice(VARIABLE, _form, *FORMS)
     given = [tensor for tensor in tensors if tensor is not None]
-    if form == "torch" or wants_gradients(*given):
+    if form == "torch" or wants_gradients(*given) or transformed():
         return False
     on_gpu = all(tensor.is_cuda for tensor in given)
     if form == "triton":
@@ -74,6 +75,25 @@ def wants_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in tensors if tensor is not None
     )
+
+
+def transformed() -> bool:
+    """Whether this runs inside a transform of torch.func (vmap, grad, jacrev), also of a compiled one.
+
+    A tensor there may stand for several: it has no memory of its own that a kernel could read, and what is
+    made outside of the transform cannot be written to.
+    """
+    return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler: torch enters a transform
+# while it traces one, and compiles what it has traced anew for another.
+transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether only the plain form of a kernel will do: torch's own operations, out of place."""
+    return wants_gradients(*tensors) or exporting() or transformed()
 
 
 def exporting() -> bool:

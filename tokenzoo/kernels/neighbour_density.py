@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenzoo.kernels.choice import exporting, use_triton, wants_gradients
+from tokenzoo.kernels.choice import exporting, plain, use_triton
 from tokenzoo.tokens import full_precision
 
 # Up to so many tokens the plain form has all distances of an image in one tensor.
@@ -61,7 +61,7 @@ def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         `([b, n, k], [b, n])`: the squared distances, and the squared lengths of the tokens; inf for a token
         whose length is no number: it is far from all others.
     """
-    if wants_gradients(features) or exporting():
+    if plain(features):
         return _plain(features, k)
     if torch.compiler.is_compiling():
         return torch.ops.tokenzoo.nearest_squares(features, k)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenzoo.kernels.choice import exporting, use_triton, wants_gradients
+from tokenzoo.kernels.choice import plain, use_triton
 from tokenzoo.kernels.received_attention_blocked import blocked
 from tokenzoo.tokens import full_precision
 
@@ -44,7 +44,7 @@ def received_attention(
         BadArgumentError: TOKENZOO_KERNELS asks for what is not there.
     """
     given = (query, key, key_bias, bias, query_weight)
-    if wants_gradients(*given) or exporting():
+    if plain(*given):
         return _plain(query, key, scale, key_bias, bias, query_weight)
     if torch.compiler.is_compiling():
         return torch.ops.tokenzoo.received_attention(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenzoo.kernels.choice import exporting, use_triton, wants_gradients
+from tokenzoo.kernels.choice import plain, use_triton
 from tokenzoo.kernels.received_attention import received_attention
 
 
@@ -42,7 +42,7 @@ def received_in_segments(
     else:
         weight = query_weight.to(dtype)
     given = (query, key, key_bias, query_weight)
-    if wants_gradients(*given) or exporting():
+    if plain(*given):
         return _padded(query, key, bounds, longest, scale, key_bias, weight)
     if torch.compiler.is_compiling():
         return torch.ops.tokenzoo.received_in_segments(

@@ -85,7 +85,7 @@ class Bipartite(Matcher):
             plan = Plan.from_joins(gone, take(targets, partner), n)
             if self.protect is None:
                 return plan
-            marks = torch.zeros_like(every, dtype=torch.bool).scatter_(1, held, True)
+            marks = torch.zeros_like(every, dtype=torch.bool).scatter(1, held, True)
             return replace(plan, held=take(marks, plan.keep))
         if evidence.prefix > 0:
             staying = staying.sort(dim=-1).values

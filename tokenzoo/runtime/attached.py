@@ -18,6 +18,7 @@ from tokenzoo.checks import check_count
 from tokenzoo.errors import AttachError, BudgetError
 from tokenzoo.evidence import Layer
 from tokenzoo.interfaces import Adapter, BlockPath
+from tokenzoo.kernels.choice import transformed
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
@@ -42,6 +43,7 @@ class _Last(PerThread):
     state: Pass | Pack | None = own("state")
     began: bool | None = own("began")
     passing: Pass | None = own("passing")
+    transformed: bool | None = own("transformed")
     prompts: tuple[int, ...] | None = own("prompts")
 
 
@@ -173,6 +175,7 @@ class Attached:
     def mass(self) -> Tensor:
         """How many input tokens each token of the last pass stands for, `[b, n]`, prefix included."""
         mass = self._passed().mass
+        self._check_outside()
         if mass is None:
             raise AttachError("nothing was reduced in the last pass: every token stands for itself")
         return mass
@@ -183,6 +186,7 @@ class Attached:
         record = self._passed().record
         if not self.options.trace:
             raise AttachError("the plans of a pass are kept with attach(..., trace=True)")
+        self._check_outside()
         if record is None:
             raise AttachError("nothing was reduced in the last pass")
         return record
@@ -346,6 +350,15 @@ class Attached:
         if not again and not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
             self._last.state, self._last.began = None, True
 
+    def _check_outside(self) -> None:
+        """Raise if the last pass ran inside a transform of torch.func."""
+        if self._last.transformed:
+            raise AttachError(
+                "the last pass ran inside a transform of torch.func (vmap, grad, jacrev), and its tensors "
+                "are known inside of that only: attached.counts are right; for masses and records run the "
+                "model once without a transform"
+            )
+
     def _start(self, x: Tensor) -> Pass:
         """The state before the first block: how many tokens there are says how many there will be."""
         tokens = x.shape[1] - self.adapter.prefix
@@ -420,8 +433,13 @@ class Attached:
 
     def _keep(self, state: Pass | Pack) -> None:
         # A traced pass has no values to look at. (is_exporting() is True in what torch 2.11 compiles, too.)
-        if not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
-            self._last.state = state
+        if torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
+            return
+        self._last.transformed = transformed() and isinstance(state, Pass)
+        if isinstance(state, Pass) and self._last.transformed:
+            # What torch.vmap stacks has a meaning inside of it only.
+            state = replace(state, mass=None, held=None, places=None, plan=None, short=None)
+        self._last.state = state
 
     def _project_packed(
         self, projector: nn.Module, args: tuple[Tensor, ...], output: Tensor

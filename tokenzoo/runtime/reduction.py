@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, SeenAttention
+from tokenzoo.kernels.choice import transformed
 from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
 from tokenzoo.reduce import reduce_patches
@@ -171,6 +172,11 @@ def check_finite(tokens: Tokens, where: str) -> None:
     if torch.compiler.is_compiling():
         raise AttachError(
             "debug=True looks at values, which cannot be compiled with fullgraph=True: attach without it"
+        )
+    if transformed():
+        raise AttachError(
+            "debug=True looks at values, which a transform of torch.func (vmap, grad) does not show: attach "
+            "without it"
         )
     bad = ~tokens.x.isfinite().all(-1)  # [b, n]
     if bool(bad.any()):

@@ -26,6 +26,7 @@ from torch.overrides import (
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import SeenAttention
+from tokenzoo.kernels.choice import transformed
 from tokenzoo.runtime.key_bias import fits, widened
 
 _C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
@@ -165,6 +166,12 @@ class Tap(TorchFunctionMode):
             out = attend(*wide, None, dropout_p, is_causal, scale=factor, **options)
             return out[..., : value.shape[-1]]
         attn_mask = self.look(query, key, attn_mask, scale, value)
+        if attn_mask is not None and torch.is_grad_enabled() and transformed():
+            # Inside torch.vmap torch does not see that a mask learns, and would take a kernel that has no
+            # gradient for it.
+            attend = torch.ops.aten._scaled_dot_product_attention_math
+            given = (query, key, value, attn_mask, dropout_p, is_causal)
+            return attend(*given, scale=scale, **options)[0]
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def _attend_heads(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tokenzoo.errors import AttachError
 from tokenzoo.interfaces import Attachment
 from tokenzoo.runtime.passes import PerThread, own
+from tokenzoo.runtime.sharding import refuse_outside
 from tokenzoo_adapters import hf_callbacks
 from tokenzoo_adapters.hf_callbacks import CallerPrompt
 from tokenzoo_adapters.hf_decoder import Decoder
@@ -374,6 +375,7 @@ class Doors:
 
 def _generate(doors: Doors, *args: Any, **kwargs: Any) -> Any:
     """The `generate` that is put on the model; a function, so that it is copied and pickled with it."""
+    refuse_outside(doors.model, "generate")
     names = tuple(inspect.signature(cast("Any", type(doors.model)).generate).parameters)[1:]
     return doors.generate({**dict(zip(names, args, strict=False)), **kwargs})
 

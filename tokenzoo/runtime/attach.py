@@ -25,6 +25,7 @@ from tokenzoo.packed import PackedAdapter
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.runtime.attached import MARK, Attached, When
 from tokenzoo.runtime.reduction import Event, Options
+from tokenzoo.runtime.sharding import refuse_sharded
 
 
 def attach(
@@ -48,6 +49,7 @@ def attach(
     if on_reduce is not None and not callable(on_reduce):
         raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
     options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce, clock)
+    refuse_sharded(model)
     model = _unwrap(model)
     previous = getattr(model, MARK, None)
     if previous is not None and not replace:
@@ -100,7 +102,7 @@ def find_adapter(model: nn.Module) -> Adapter:
 
 
 def _unwrap(model: Any) -> nn.Module:
-    """The model inside DDP, FSDP or PEFT; a compiled one is refused.
+    """The model inside DDP or PEFT; a compiled one is refused.
 
     Raises:
         AttachError: it is compiled: torch would silently ignore the hooks.
@@ -110,11 +112,7 @@ def _unwrap(model: Any) -> nn.Module:
         raise UnsupportedModelError(
             f"{model!r} is no torch.nn.Module: pass the model itself, as timm.create_model returns it"
         )
-    if type(model).__name__ in (
-        "DistributedDataParallel",
-        "FullyShardedDataParallel",
-        "DataParallel",
-    ):
+    if type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         return _unwrap(model.module)
     if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):
         return _unwrap(cast("Any", model).get_base_model())

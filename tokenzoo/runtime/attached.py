@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from tokenzoo.kernels.choice import transformed
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
-from tokenzoo.runtime import packed_site, packs, passes, proof
+from tokenzoo.runtime import packed_site, packs, passes, proof, sharding
 from tokenzoo.runtime.packed_site import PackedSite
 from tokenzoo.runtime.packs import Pack
 from tokenzoo.runtime.passed import Passed, passed
@@ -31,10 +32,13 @@ from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, redu
 from tokenzoo.runtime.snapshot import snapshot
 from tokenzoo.runtime.splice import Site
 from tokenzoo.runtime.tap import sweep
+from tokenzoo.runtime.tracing import Graphs, refuse_jit, refuse_script
 
 When = Literal["always", "eval", "train"]
 
 MARK = "_tokenzoo_attached"
+SCRIPT = "__prepare_scriptable__"
+"""What `torch.jit.script` calls first, of each module that it is given."""
 
 
 class _Last(PerThread):
@@ -81,6 +85,9 @@ class Attached:
             if index is not None:
                 self._named[index] = (*self._named.get(index, ()), layer)
         self._undo: list[Callable[[], Any]] = []
+        # The hook that begins each block, and what each block was then: fully_shard changes its class.
+        self._entries: dict[nn.Module, Callable[..., Any]] = {}
+        self._kinds: list[type] = []
         self._budgets: dict[int, Budget] = {}
         self._last = _Last()
         # As many entries as there are paused() blocks. No thread-local: a compiled model would not look.
@@ -277,6 +284,7 @@ class Attached:
             # Each step can be done twice: after an interrupt the next detach() begins with the same one.
             self._undo[-1]()
             self._undo.pop()
+        self._entries.clear()
         sweep()
         if getattr(self.model, MARK, None) is self:
             delattr(self.model, MARK)
@@ -386,7 +394,29 @@ class Attached:
         known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
         return packs.begin(grids, states, known, adapter.patches)
 
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        """Before a pass through the whole model."""
+        del model, args
+        if self.active:
+            refuse_jit()
+        self._carry()
+
+    def _carry(self) -> None:
+        """See to it that a model which was sharded since the last pass hands the state on."""
+        if torch.compiler.is_compiling():
+            return
+        kinds = self._seen_kinds()
+        if kinds != self._kinds:
+            self._kinds = kinds
+            self._undo += sharding.carry(self.model, self._entries)
+
+    def _seen_kinds(self) -> list[type]:
+        return [type(self.model), *(type(block) for block in self._entries)]
+
     def _start_of(self, tokens: int, grid: tuple[int, int] | None) -> Pass:
+        self._carry()
+        if self.active:
+            refuse_jit()
         if not self.active or self._small:
             return Pass(None, (tokens,) * self._depth, tokens)
         budget = self._plan(tokens)
@@ -508,6 +538,10 @@ class Attached:
             undo = adapter.connect(self)
             if undo is not None:
                 self._undo.append(undo)
+            self._undo.append(model.register_forward_pre_hook(self._begin).remove)
+            setattr(model, SCRIPT, refuse_script)
+            self._undo.append(partial(delattr, model, SCRIPT))
+            self._kinds = self._seen_kinds()
             setattr(model, MARK, self)
         except BaseException:
             self.detach()
@@ -523,7 +557,13 @@ class Attached:
         if undo is not None:
             self._undo.append(undo)
         for index in sites:
-            self._undo += self._site(index, paths[index], sites).install(model)
+            site = self._site(index, paths[index], sites)
+            self._undo += site.install(model)
+            block = model.get_submodule(paths[index].name)
+            if not self._entries and isinstance(site, Site):
+                graphs = Graphs(paths[index].name, site.running)
+                self._undo += [handle.remove for handle in graphs.install(block)]
+            self._entries[block] = site.enter
         if sites[0] > 0:  # a pass begins at the first block of the tower, spliced or not
             block = model.get_submodule(paths[0].name)
             self._undo.append(block.register_forward_pre_hook(self._begin_at).remove)

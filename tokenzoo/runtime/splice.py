@@ -40,6 +40,7 @@ from tokenzoo.runtime.reduction import (
     reduced,
 )
 from tokenzoo.runtime.tap import WATCH, Tap, sweep, unwatch
+from tokenzoo.runtime.tracing import refuse_symbols
 
 LOST = (
     "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
@@ -136,12 +137,17 @@ class Site:
             undo.append(partial(unwatch, attention))
         return undo
 
+    def running(self) -> bool:
+        """Whether the block is being run, in this thread."""
+        return self.box.state is not None
+
     def enter(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Read the state off the block's input, and hand the block what fits the tokens that are left."""
         put_first(block, self.leaving)
         x = args[0]
+        refuse_symbols(x)
         sweep()  # torch calls no hook at all after a KeyboardInterrupt
         state = passes.of(x)
         if state is None and self.start is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenzoo import plugins
 from tokenzoo.affinity import Affinity, Elementwise
+from tokenzoo.checks import check_kind
 from tokenzoo.errors import UnknownNameError
 from tokenzoo.interfaces import PairScorer, walk
 from tokenzoo.recipe import Recipe, Step
@@ -17,8 +18,10 @@ def describe(name: str) -> str:
     """Describe a recipe or part by its name: summary, options with defaults, parts, needs, promises.
 
     Raises:
+        BadArgumentError: the name is not a str.
         UnknownNameError: nothing has this name; names the nearest.
     """
+    check_kind("name", name, str)
     kinds: list[plugins.Kind] = [k for k in plugins.KINDS if name in plugins.collect(k)]
     if not kinds:
         known = sorted({n for kind in plugins.KINDS for n in plugins.collect(kind)})
@@ -38,7 +41,7 @@ def _one(kind: plugins.Kind, name: str) -> str:
         lines += (
             [f"What it is made of depends on {', '.join(required)}."]
             if required
-            else composition(factory())
+            else composition(plugins.make_recipe(name))
         )
     return "\n".join(lines).rstrip() + "\n"
 

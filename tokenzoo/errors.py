@@ -6,9 +6,17 @@ was found, what is allowed, and what to do; the docstrings here say what the cla
 
 from __future__ import annotations
 
+from tokenzoo.quoting import shortened
+
+LONGEST = 4000
+"""Characters of a message: more is left out of its middle, whatever value it quotes."""
+
 
 class TokenzooError(Exception):
     """The base of all our errors: catch this one to catch them all."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shortened(a, LONGEST) if isinstance(a, str) else a for a in args))
 
 
 class BadArgumentError(TokenzooError, ValueError):

@@ -39,9 +39,10 @@ from torch import Tensor
 
 from tokenzoo.affinity import Affinity
 from tokenzoo.budget import Budget
-from tokenzoo.checks import check_choice, check_finite, check_kind, check_positive
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Evidence, Layer
+from tokenzoo.kinds import NonNegative
+from tokenzoo.options import check_fields, check_when_made
 from tokenzoo.plan import Plan
 from tokenzoo.tokens import Tokens, shape_of
 
@@ -49,12 +50,25 @@ Fewest = Callable[[int], int]
 
 
 class Part:
-    """What all parts share: the evidence they need."""
+    """What all parts share: the evidence they need, and options that are what their annotations say."""
 
     needs: frozenset[str] = frozenset()
 
     differentiable: bool = False
     """Whether its scores carry gradients (a learned part); otherwise they are computed without."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the options of this kind of part before its own `__post_init__` or `__init__` runs."""
+        super().__init_subclass__(**kwargs)
+        check_when_made(cls)
+
+    def __post_init__(self) -> None:
+        """Check the options: see `tokenzoo.options`.
+
+        Raises:
+            BadArgumentError: one is not what its annotation says.
+        """
+        check_fields(self)
 
     def require(self, *names: str) -> None:
         """Declare needs that depend on the options; for `__post_init__` of a frozen dataclass."""
@@ -163,13 +177,8 @@ class Discount(Part):
     """exp(-lam * score) of a token score; made by `Scorer.discount`."""
 
     scorer: Scorer
-    lam: float
+    lam: NonNegative
     on: Literal["source", "target", "both"] = "both"
-
-    def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_positive("lam", self.lam, zero=True)
-        check_choice("on", self.on, "source", "target", "both")
 
     def weight(self, evidence: Evidence) -> Tensor:
         """The factor of each token, `[b, n]`, positive."""
@@ -195,11 +204,6 @@ class Normalized(Scorer):
     scorer: Scorer
     how: Literal["minmax", "rank", "zscore"] = "minmax"
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_choice("how", self.how, "minmax", "rank", "zscore")
-        check_finite("weight", self.weight)
 
     def score(self, evidence: Evidence) -> Tensor:
         """`weight` times the score: in [0, 1] ("minmax", "rank") or with mean 0 and variance 1."""
@@ -244,6 +248,10 @@ class Sum(Scorer):
     """A sum of normalised token scores."""
 
     terms: tuple[Normalized, ...]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise BadArgumentError("Sum: terms=(); it is a tuple of one or more normalised scores")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Add the terms up, `[b, n]`."""

@@ -131,7 +131,7 @@ def page(
         BadArgumentError: its docstring lacks something; says what.
     """
     found, factory = told(name), plugins.find("recipes", name)
-    recipe: Recipe = factory(**options)
+    recipe = plugins.make_recipe(name, options)
     parts = [
         f"# `{name}`",
         f"Made from the code by `{made_by}`: change that, not this page." if made_by else "",
@@ -162,7 +162,7 @@ def index(names: Sequence[str], **recipes: Recipe) -> str:
     """
     lines = ["| recipe | stage | needs | what it does | reference |", "|---|---|---|---|---|"]
     factories = {name: plugins.find("recipes", name) for name in names}
-    made = {name: recipes.get(name) or factory() for name, factory in factories.items()}
+    made = {name: recipes.get(name) or plugins.make_recipe(name) for name in names}
 
     def place(name: str) -> tuple[bool, int, str]:
         first = made[name].steps[0].stage.name

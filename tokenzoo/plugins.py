@@ -21,8 +21,11 @@ import pluggy
 
 from tokenzoo import hookspecs
 from tokenzoo.checks import check_kind
-from tokenzoo.errors import PluginError, UnknownNameError
+from tokenzoo.errors import PluginError, TokenzooError, UnknownNameError
 from tokenzoo.hookspecs import PROJECT
+from tokenzoo.options import check_arguments
+from tokenzoo.quoting import LONGEST, quote
+from tokenzoo.recipe import Recipe
 
 Kind = Literal["scorers", "matchers", "mergers", "schedules", "recipes"]
 KINDS: tuple[Kind, ...] = ("scorers", "matchers", "mergers", "schedules", "recipes")
@@ -182,13 +185,42 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         UnknownNameError: there is none; names the nearest.
     """
     factories = collect(kind)
-    if name not in factories:
+    if not isinstance(name, str) or name not in factories:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnknownNameError(unknown(kind[:-1], name, factories))
     return factories[name]
 
 
-def unknown(what: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
+def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
+    """What the function of this name makes.
+
+    Raises:
+        UnknownNameError: there is none; names the nearest.
+        BadArgumentError: an option is not what its annotation says, or cannot work.
+        PluginError: the function of a plugin fails, or makes something else than a recipe.
+    """
+    factory, given = find("recipes", name), dict(options or {})
+    # About keep and flops the recipe itself has better words; about others the parts have, if they look.
+    checked = {option: value for option, value in given.items() if option not in ("keep", "flops")}
+    try:
+        made: object = factory(**given)
+        check_arguments(f"build({name!r})", factory, checked)
+    except TokenzooError:
+        raise
+    except Exception as error:
+        check_arguments(f"build({name!r})", factory, checked)
+        if getattr(factory, "__module__", "").partition(".")[0] == DISTRIBUTION:
+            raise
+        raise PluginError(
+            f"the recipe {name!r} fails with {type(error).__name__}: {error}. Mend its function, which "
+            "returns a Recipe, or raises a BadArgumentError about an option that cannot work"
+        ) from error
+    if not isinstance(made, Recipe):
+        raise PluginError(f"the recipe {name!r} makes {quote(made)}; its function returns a Recipe")
+    return made
+
+
+def unknown(what: str, name: object, known: Mapping[str, Any] | list[str]) -> str:
     """The sentence for a name that is not known."""
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"no {what} {name!r}; {hint}there are {', '.join(sorted(known))}"
+    return f"no {what} {quote(name)}; {hint}there are {', '.join(sorted(known))}"

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from tokenzoo.budget import Budget, resolve_keep
-from tokenzoo.checks import check_choice, check_flag
+from tokenzoo.checks import check_flag
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
+from tokenzoo.options import check_fields
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Stage:
     LLM: ClassVar[Stage]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.name not in self.NAMES:
             raise BadArgumentError(
                 f"no stage {self.name!r}; the stages are {', '.join(self.NAMES)}"
@@ -47,8 +49,6 @@ class Stage:
             return
         if self.name not in ("block", "llm"):
             raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
-        if type(self.layer) is not int:
-            raise BadArgumentError(f"layer={self.layer!r}; it is an int, or None for all of them")
 
     def __call__(self, layer: int) -> Stage:
         """The same stage at one layer: `Stage.LLM(16)`."""
@@ -95,16 +95,7 @@ class Step:
     learns: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        kinds = {"stage": Stage, "schedule": Schedule, "matcher": Matcher, "merger": Merger}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                raise BadArgumentError(
-                    f"Step({name}={getattr(self, name)!r}); it is a {kind.__name__}: "
-                    "Step(stage, schedule, matcher, merger)"
-                )
-        check_choice("positions", self.positions, "keep", "compact")
-        check_choice("prefix", self.prefix, "keep", "drop")
-
+        check_fields(self)
         # Known once and for all: a forward pass asks at every site.
         parts = (self.matcher, self.merger)
         object.__setattr__(self, "needs", needs_of(parts))

@@ -16,9 +16,13 @@ from typing import Any, cast
 from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.interfaces import Discount, Discounted, Normalized, Part, Sum
+from tokenzoo.quoting import quote, shortened
 from tokenzoo.recipe import Recipe, Stage, Step
 
 FORMAT = 1
+
+LARGEST = 1_000_000
+"""Bytes of the largest file that is read; a recipe has a few thousand."""
 
 # What a file has in it.
 _BY_NAME = ("tokenzoo", "recipe", "options")
@@ -35,16 +39,20 @@ def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str
         BadArgumentError: a part is not registered, so that no name could be written; or the path is none.
     """
     content: dict[str, Any] = {"tokenzoo": FORMAT}
-    if name is not None:
-        content |= {"recipe": name, "options": {k: _encode(v) for k, v in options.items()}}
-    else:
-        content |= {"steps": [_encode(step) for step in recipe.steps]}
-        content |= {"keep": recipe.keep, "flops": recipe.flops}
-        content["proportional_attention"] = recipe.proportional_attention
     try:
+        if name is not None:
+            content |= {"recipe": name, "options": {k: _encode(v) for k, v in options.items()}}
+        else:
+            content |= {"steps": [_encode(step) for step in recipe.steps]}
+            content |= {"keep": recipe.keep, "flops": recipe.flops}
+            content["proportional_attention"] = recipe.proportional_attention
         Path(path).write_text(json.dumps(content, indent=2) + "\n")
-    except (OSError, TypeError) as error:
-        raise BadArgumentError(f"{path!r} cannot be written: {error}. Name a file") from error
+    except TokenzooError:
+        raise
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise BadArgumentError(
+            f"{quote(path, 200)} cannot be written: {error}. Name a file"
+        ) from error
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -54,21 +62,28 @@ def read(path: str | Path) -> dict[str, Any]:
         BadArgumentError: not a file of ours, or of a later format.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise _not_ours(path, f"it has more than {LARGEST} bytes")
+        content = json.loads(text)
+    except TokenzooError:
+        raise
     except (ValueError, OSError, TypeError, RecursionError) as error:
         raise _not_ours(path, str(error)) from error
     if not isinstance(content, dict):
         raise _not_ours(path, "it has no names in it")
     found = cast("dict[str, Any]", content)
-    if found.get("tokenzoo") != FORMAT:
+    version = found.get("tokenzoo")
+    if type(version) is not int or version != FORMAT:
         raise BadArgumentError(
-            f"{path} has format {found.get('tokenzoo')!r}; this version reads {FORMAT}: upgrade tokenzoo, "
+            f"{_named(path)} has format {quote(version)}; this version reads {FORMAT}: upgrade tokenzoo, "
             "or save the recipe again"
         )
     names = _BY_NAME if "recipe" in found else _BY_PARTS
     unknown = sorted(set(found) - set(names))
     if unknown:
-        raise _not_ours(path, f"{unknown[0]!r} is none of {', '.join(names)}")
+        raise _not_ours(path, f"{quote(unknown[0])} is none of {', '.join(names)}")
     try:
         if "recipe" in found:
             options = {k: _decode(v) for k, v in found["options"].items()}
@@ -80,12 +95,20 @@ def read(path: str | Path) -> dict[str, Any]:
         return {"steps": Recipe(*steps, flops=found.get("flops"), **options)}
     except TokenzooError:
         raise
+    except RecursionError as error:
+        raise _not_ours(path, "it is nested too deep") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _not_ours(path, repr(error)) from error
+        raise _not_ours(path, quote(error, 200)) from error
 
 
 def _not_ours(path: str | Path, why: str) -> BadArgumentError:
-    return BadArgumentError(f"{path} is not a saved recipe: {why}. Write one with zoo.save(path)")
+    return BadArgumentError(
+        f"{_named(path)} is not a saved recipe: {why}. Write one with zoo.save(path)"
+    )
+
+
+def _named(path: str | Path) -> str:
+    return shortened(str(path), 200)
 
 
 def name_of(part: Part) -> tuple[str, str] | None:
@@ -109,15 +132,15 @@ def _encode(value: Any) -> Any:
         found = ("combined", combined) if combined else name_of(value)
         if found is None or not is_dataclass(value):
             raise BadArgumentError(
-                f"{value!r} is not registered under a name, and code is never saved: bring it by a plugin "
-                "(docs/parts.md), or keep the recipe in Python"
+                f"{quote(value)} is not registered under a name, and code is never saved: bring it by a "
+                "plugin (docs/parts.md), or keep the recipe in Python"
             )
         options = {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
         return {"part": list(found), "options": options}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise BadArgumentError(
-        f"{value!r} cannot be saved: only names, numbers and registered parts are"
+        f"{quote(value)} cannot be saved: only names, numbers and registered parts are"
     )
 
 
@@ -134,7 +157,7 @@ def _decode(value: Any) -> Any:
     kind, name = entry["part"]
     known = _COMBINED if kind == "combined" else plugins.KINDS
     if (name if kind == "combined" else kind) not in known:
-        raise ValueError(f"no part {kind!r}, {name!r}; there are {', '.join(known)}")
+        raise ValueError(f"no part {quote(kind)}, {quote(name)}; there are {', '.join(known)}")
     factory = _COMBINED[name] if kind == "combined" else plugins.find(kind, name)
     options = {k: _decode(v) for k, v in entry["options"].items()}
     starred = [

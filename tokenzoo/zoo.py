@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tokenzoo import plugins, saving
 from tokenzoo.budget import Budget
-from tokenzoo.errors import BadArgumentError, PluginError, UnknownNameError
+from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evidence import Layer
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
 from tokenzoo.runtime.attach import attach
@@ -210,16 +211,16 @@ def build(recipe: str | Recipe, **options: Any) -> Zoo:
             raise UnknownNameError(plugins.unknown("option", unknown[0], ["keep", "flops"]))
         return Zoo(_with(recipe, **options) if options else recipe)
     if not isinstance(recipe, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise BadArgumentError(f"build({recipe!r}); it takes the name of a recipe, or a Recipe")
+        raise BadArgumentError(
+            f"build({quote(recipe)}); it takes the name of a recipe, or a Recipe"
+        )
     factory = plugins.find("recipes", recipe)
     known = inspect.signature(factory).parameters
     for name in options:
         if name not in known and name != "flops":
             raise UnknownNameError(plugins.unknown(f"option of {recipe}", name, [*known, "flops"]))
     own = {name: value for name, value in options.items() if name in known}
-    made: object = factory(**own)
-    if not isinstance(made, Recipe):
-        raise PluginError(f"the recipe {recipe!r} makes {made!r}; its function returns a Recipe")
+    made = plugins.make_recipe(recipe, own)
     if "flops" in options and "flops" not in known:
         made = _with(made, flops=options["flops"], keep=own.get("keep"))
     return Zoo(made, recipe, options)

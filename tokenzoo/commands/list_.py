@@ -76,7 +76,7 @@ def _fitting(
     return {
         name: factory
         for name, factory in found.items()
-        if not required_options(factory) and filters.fit(factory())
+        if not required_options(factory) and filters.fit(plugins.make_recipe(name))
     }
 
 
@@ -90,7 +90,7 @@ def _table(kind: str, found: Mapping[str, Callable[..., Any] | None]) -> Table:
         if factory is None:
             table.add_row(Text(name))
             continue
-        middle = (Text(_stages(factory)),) if kind == "recipes" else ()
+        middle = (Text(_stages(name, factory)),) if kind == "recipes" else ()
         table.add_row(Text(name), *middle, _summary(kind, name, factory))
     return table
 
@@ -103,8 +103,9 @@ def _summary(kind: str, name: str, factory: Callable[..., Any]) -> Text:
     return Text(line)
 
 
-def _stages(factory: Callable[..., Any]) -> str:
+def _stages(name: str, factory: Callable[..., Any]) -> str:
     """Where the recipe works, in the data's order; "?" where it cannot be built without options."""
     if required_options(factory):
         return "?"
-    return ", ".join(dict.fromkeys(step.stage.name for step in factory().steps))
+    steps = plugins.make_recipe(name).steps
+    return ", ".join(dict.fromkeys(step.stage.name for step in steps))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_fraction, check_kind, floor_share
+from tokenzoo.checks import floor_share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Assigner, Selector, needs_of
+from tokenzoo.kinds import Share
 from tokenzoo.plan import take
 
 
@@ -32,11 +33,10 @@ class Among(Selector):
     """
 
     stay: Selector
-    share: float = 0.3
+    share: Share = 0.3
 
     def __post_init__(self) -> None:
-        check_fraction("share", self.share)
-        whole = needs_of(check_kind("stay", self.stay, Selector)) & {"attention", "grid", "frames"}
+        whole = needs_of(self.stay) & {"attention", "grid", "frames"}
         if whole or self.stay.ragged:
             raise BadArgumentError(
                 f"stay={self.stay!r} among some of the tokens: "
@@ -66,11 +66,10 @@ class JoinFirst(Assigner):
     """
 
     join: Assigner
-    share: float = 0.3
+    share: Share = 0.3
 
     def __post_init__(self) -> None:
-        check_fraction("share", self.share)
-        if check_kind("join", self.join, Assigner).extra:
+        if self.join.extra:
             raise BadArgumentError(f"join={self.join!r} makes new tokens; pass one that makes none")
 
     def assign(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenzoo.checks import check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Assigner, PairScorer
@@ -36,11 +35,6 @@ class Nearest(Assigner):
 
     pairs: PairScorer
     group: int | None = None
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        if self.group is not None and type(self.group) is not int:
-            raise BadArgumentError(f"group={self.group!r}; it is an int, or None for all groups")
 
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 
-from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Matcher, PairScorer, Scorer, token_scores
@@ -44,13 +43,6 @@ class Bipartite(Matcher):
     rank: Scorer | None = None
 
     def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        check_kind("split", self.split, Split)
-        if self.protect is not None:
-            check_kind("protect", self.protect, Protect)
-        check_choice("order", self.order, "position", "tome")
-        if self.rank is not None:
-            check_kind("rank", self.rank, Scorer)
         if self.protect is not None and (self.order == "tome" or isinstance(self.split, Parity)):
             raise BadArgumentError(
                 "protect= needs split=Alternate() and order='position': by index parity fewer pairs "

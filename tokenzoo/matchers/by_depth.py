@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenzoo.checks import check_fraction, check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Matcher
+from tokenzoo.kinds import Share
 from tokenzoo.plan import Plan
 
 
@@ -23,12 +23,9 @@ class ByDepth(Matcher):
 
     first: Matcher
     last: Matcher
-    border: float = 0.5
+    border: Share = 0.5
 
     def __post_init__(self) -> None:
-        check_kind("first", self.first, Matcher)
-        check_kind("last", self.last, Matcher)
-        check_fraction("border", self.border)
         self.require("depth")
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:

@@ -12,10 +12,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_count, check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence
 from tokenzoo.interfaces import Scorer, Selector, needs_of, token_scores
+from tokenzoo.kinds import Count, Index
 from tokenzoo.plan import take
 from tokenzoo.ranking import choose, descending
 from tokenzoo.tokens import unit
@@ -39,15 +39,11 @@ class FarFromPivots(Selector):
     """
 
     scorer: Scorer
-    pivots: int = 4
-    text_pivots: int = 0
+    pivots: Count = 4
+    text_pivots: Index = 0
     order: Literal["score", "set"] = "score"
 
     def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_count("pivots", self.pivots)
-        check_count("text_pivots", self.text_pivots, least=0)
-        check_choice("order", self.order, "score", "set")
         if not self.text_pivots:
             return
         asked = needs_of(self.scorer)

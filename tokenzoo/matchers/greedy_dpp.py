@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_flag, check_kind, check_positive
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
+from tokenzoo.kinds import Positive
 from tokenzoo.ranking import choose, distinct
 
 
@@ -36,14 +36,8 @@ class GreedyDPP(Selector):
 
     pairs: PairScorer
     quality: Scorer
-    floor: float = 1e-10
+    floor: Positive = 1e-10
     fails: bool = False
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        check_kind("quality", self.quality, Scorer)
-        check_positive("floor", self.floor)
-        check_flag("fails", self.fails)
 
     @property
     def ragged(self) -> bool:

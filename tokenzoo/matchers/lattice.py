@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Selector
+from tokenzoo.kinds import Count
 from tokenzoo.ranking import choose, ordered
 
 
@@ -25,11 +25,7 @@ class Lattice(Selector):
         step: None: the number of tokens divided by the number to keep, rounded down.
     """
 
-    step: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.step is not None:
-            check_count("step", self.step)
+    step: Count | None = None
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens: those of the lattice, ascending, then the others in pool order."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_flag, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Selector
 from tokenzoo.plan import take
@@ -28,10 +27,6 @@ class MaxMin(Selector):
 
     pairs: PairScorer
     repeats: bool = False
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        check_flag("repeats", self.repeats)
 
     @property
     def ragged(self) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count, check_flag, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
+from tokenzoo.kinds import Index
 from tokenzoo.plan import take
 from tokenzoo.ranking import choose, descending
 
@@ -31,14 +31,8 @@ class Medoids(Selector):
 
     pairs: PairScorer
     scorer: Scorer
-    rounds: int = 3
+    rounds: Index = 3
     faithful: bool = False
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        check_kind("scorer", self.scorer, Scorer)
-        check_count("rounds", self.rounds, least=0)
-        check_flag("faithful", self.faithful)
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of the first medoids."""

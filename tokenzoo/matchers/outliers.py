@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_flag, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.plan import take
@@ -32,11 +31,6 @@ class Outliers(Selector):
     scorer: Scorer
     spread: bool = False
     over: Literal["image", "batch"] = "image"
-
-    def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_flag("spread", self.spread)
-        check_choice("over", self.over, "image", "batch")
 
     @property
     def ragged(self) -> bool:

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_count, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
+from tokenzoo.kinds import Count
 from tokenzoo.plan import take
 from tokenzoo.ranking import choose, descending, ordered
 
@@ -30,13 +30,10 @@ class PerWindow(Selector):
     """
 
     scorer: Scorer
-    size: int = 6
+    size: Count = 6
     fill: Literal["even", "cap"] = "even"
 
     def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_count("size", self.size)
-        check_choice("fill", self.fill, "even", "cap")
         self.require("grid")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +61,6 @@ class WholeRows(Selector):
     scorer: Scorer
 
     def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
         self.require("grid")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:

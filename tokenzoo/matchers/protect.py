@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_flag, check_fraction, check_kind, floor_share
+from tokenzoo.checks import floor_share
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Part, Scorer, token_scores
+from tokenzoo.kinds import Share
 from tokenzoo.plan import take
 from tokenzoo.ranking import descending, ordered
 
@@ -33,13 +34,8 @@ class Protect(Part):
     """
 
     scorer: Scorer
-    share: float = 0.25
+    share: Share = 0.25
     sticky: bool = False
-
-    def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_fraction("share", self.share)
-        check_flag("sticky", self.sticky)
 
     def count(self, tokens: int, merges: int) -> int:
         """How many of `tokens` are held where `merges` must merge."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_flag, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.matchers.per_window import places
@@ -31,11 +30,6 @@ class Sampled(Selector):
     scorer: Scorer
     fill: bool = False
     faithful: bool = False
-
-    def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_flag("fill", self.fill)
-        check_flag("faithful", self.faithful)
 
     @property
     def ragged(self) -> bool:

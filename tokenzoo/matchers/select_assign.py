@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Assigner, Matcher, Selector
@@ -34,9 +33,6 @@ class SelectAssign(Matcher):
     order: Literal["position", "groups", "selected"] = "position"
 
     def __post_init__(self) -> None:
-        check_kind("stay", self.stay, Selector)
-        check_kind("join", self.join, Assigner)
-        check_choice("order", self.order, "position", "groups", "selected")
         if self.ragged and not isinstance(self.join, Drop | Fuse):
             raise BadArgumentError(
                 f"{self.join!r} after {self.stay!r}, which keeps as many as the data say: the others can "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_count
 from tokenzoo.interfaces import Part
+from tokenzoo.kinds import Range
 from tokenzoo.ranking import ordered
 
 
@@ -39,9 +39,6 @@ class Alternate(Split):
     """
 
     proposers: Literal["odd", "even"] = "odd"
-
-    def __post_init__(self) -> None:
-        check_choice("proposers", self.proposers, "odd", "even")
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         """Divide `free [b, f]` alternately; of an odd number the first, third, ... are one more."""
@@ -90,10 +87,7 @@ class Parity(Split):
 class Every(Split):
     """ToMe's k-th split: every k-th token receives, all others propose (and are usually all merged)."""
 
-    k: int = 2
-
-    def __post_init__(self) -> None:
-        check_count("k", self.k, least=2)
+    k: Annotated[int, Range(2)] = 2
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         """The tokens k - 1, 2k - 1, ... receive; a remainder at the end proposes, and is not dropped."""

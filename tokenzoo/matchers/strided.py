@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Selector
 from tokenzoo.ranking import choose
@@ -24,9 +23,6 @@ class Strided(Selector):
     """
 
     spacing: Literal["even", "floor"] = "even"
-
-    def __post_init__(self) -> None:
-        check_choice("spacing", self.spacing, "even", "floor")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k places of the pool."""

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Annotated, Final
 
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_kind, floor_share
+from tokenzoo.checks import floor_share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Selector
+from tokenzoo.kinds import Index, OneOf, Share, Words
 
 REST: Final = "rest"
 """The share of the last selector: whatever the others have not taken."""
 
-Share = int | float | str
+Taken = Annotated[
+    Index | Share | Annotated[str, OneOf(REST)],
+    Words("a fraction in [0, 1] or a count >= 0, the last one REST", "share"),
+]
+"""What a selector takes of k."""
 
-
-def _share(step: object) -> object:
-    """The share of a `(share, selector)` pair; None for what is no pair."""
-    if not isinstance(step, tuple):
-        return None
-    pair = cast("tuple[object, ...]", step)
-    return pair[0] if len(pair) == 2 else None
+Turn = Annotated[tuple[Taken, Selector], Words("a pair (share, selector)")]
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -36,22 +35,15 @@ class Then(Selector):
             last one, `REST`.
     """
 
-    steps: tuple[tuple[Share, Selector], ...]
+    steps: tuple[Turn, ...]
 
-    def __init__(self, *steps: tuple[Share, Selector]) -> None:
-        last = [_share(step) == REST for step in steps]
+    def __init__(self, *steps: Turn) -> None:
+        last = [share == REST for share, _ in steps]
         if not steps or not last[-1] or any(last[:-1]):
             raise BadArgumentError(
                 f"Then{steps!r}; it is Then((share, selector), ..., (REST, selector)): the last share, and "
                 "no other, is REST"
             )
-        for share, selector in steps:
-            check_kind("selector", selector, Selector)
-            count = type(share) is int and share >= 0
-            if share != REST and not count and not (type(share) is float and 0 <= share <= 1):
-                raise BadArgumentError(
-                    f"share={share!r}; it is a fraction in [0, 1] or a count >= 0, the last one REST"
-                )
         object.__setattr__(self, "steps", tuple((share, selector) for share, selector in steps))
 
     def __repr__(self) -> str:

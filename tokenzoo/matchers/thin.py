@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Selector
+from tokenzoo.kinds import Count
 from tokenzoo.plan import take
 from tokenzoo.ranking import choose, descending, ordered
 
@@ -28,11 +28,7 @@ class Thin(Selector):
     """
 
     pairs: PairScorer
-    per_round: int = 8
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        check_count("per_round", self.per_round)
+    per_round: Count = 8
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of the last list: (p - k) / per_round rounds."""

@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.plan import take
@@ -28,11 +27,6 @@ class TopK(Selector):
     scorer: Scorer
     rest: Literal["position", "score"] = "position"
     kept: Literal["position", "score"] = "score"
-
-    def __post_init__(self) -> None:
-        check_kind("scorer", self.scorer, Scorer)
-        check_choice("rest", self.rest, "position", "score")
-        check_choice("kept", self.kept, "position", "score")
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose the k highest."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenzoo.checks import check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Merger, Scorer, token_scores
 from tokenzoo.plan import Plan, take
@@ -25,10 +24,6 @@ class Fused(Merger):
     """
 
     scorer: Scorer | None = None
-
-    def __post_init__(self) -> None:
-        if self.scorer is not None:
-            check_kind("scorer", self.scorer, Scorer)
 
     def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
         """Apply the plan; a kept token is unchanged, whatever joins it."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count, check_kind
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Merger, PairScorer, Scorer
+from tokenzoo.kinds import Count
 from tokenzoo.mergers.fused import new_tokens, weights
 from tokenzoo.plan import Plan
 from tokenzoo.tokens import Tokens, full_precision
@@ -31,12 +31,7 @@ class NeighbourSum(Merger):
 
     pairs: PairScorer
     scorer: Scorer
-    k: int = 32
-
-    def __post_init__(self) -> None:
-        check_kind("pairs", self.pairs, PairScorer)
-        check_kind("scorer", self.scorer, Scorer)
-        check_count("k", self.k)
+    k: Count = 32
 
     def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
         """Apply the plan; tokens with NaN or infinite features are nobody's neighbours.

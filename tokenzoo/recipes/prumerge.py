@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.checks import check_flag
+from tokenzoo.kinds import Count, Index, Share
 from tokenzoo.matchers import REST, Fuse, Lattice, Outliers, SelectAssign, Then, TopK
 from tokenzoo.mergers import NeighbourSum
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -16,9 +17,9 @@ def prumerge(
     keep: int | float = 0.25,
     adaptive: bool = False,
     plus: bool = False,
-    important: int | float = 0.5,
-    step: int | None = None,
-    k: int = 32,
+    important: Index | Share = 0.5,
+    step: Count | None = None,
+    k: Count = 32,
     by: By = "cls",
     faithful: bool = False,
 ) -> Recipe:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_choice, check_flag
+from typing import Annotated
+
+from tokenzoo.checks import check_flag
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.kinds import Count, Index, OneOf, Share
 from tokenzoo.matchers import REST, Among, Drop, JoinFirst, Nearest, SelectAssign, Then, TopK
 from tokenzoo.mergers import Keep, Mean
 from tokenzoo.recipe import Recipe
@@ -16,10 +19,10 @@ def sparsevlm(
     keep: int | float = 0.2,
     layers: tuple[int, ...] = (3, 7, 16),
     factors: tuple[float, ...] = (2.7, 1.8, 1.0),
-    version: str = "1",
-    dominant: int | float | tuple[int | float, ...] = 0.97,
-    recycled: float = 0.3,
-    heads: int | None = 14,
+    version: Annotated[str, OneOf("1", "2")] = "1",
+    dominant: Index | Share | tuple[Index | Share, ...] = 0.97,
+    recycled: Share = 0.3,
+    heads: Count | None = 14,
     positions: Positions | None = None,
     faithful: bool = False,
 ) -> Recipe:
@@ -70,7 +73,6 @@ def sparsevlm(
     Reference:
         SparseVLM, ICML 2025, arXiv 2410.04417
     """
-    check_choice("version", version, "1", "2")
     if version == "2":
         raters = Raters(heads, unturned=check_flag("faithful", faithful))
         match = SelectAssign(TopK(raters), Drop())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tokenzoo.checks import check_number
+from tokenzoo.kinds import Range
 
 from .increasing import STEEPEST, ramp
 from .weighted import Weighted
@@ -18,10 +19,7 @@ class Decreasing(Weighted):
         alpha: from 0 (the same as `Mean`) to 64; the paper takes 1.
     """
 
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, 0, STEEPEST)
+    alpha: Annotated[float, Range(0, STEEPEST)] = 1.0
 
     def weights(self, sites: int) -> tuple[float, ...]:
         """The site's number, counted from the end, to the power of alpha."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tokenzoo.checks import check_count
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.kinds import Index, Words
 
 from .fixed import Fixed
 from .weighted import too_shallow
@@ -19,16 +19,7 @@ class Explicit(Fixed):
         removals: each >= 0; a list becomes a tuple.
     """
 
-    removals: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.removals, tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise BadArgumentError(
-                f"removals={self.removals!r}; it is a tuple of ints, one per site: (16, 8, 4)"
-            )
-        for removal in self.removals:
-            check_count("removals", removal, least=0)
-        object.__setattr__(self, "removals", tuple(self.removals))
+    removals: Annotated[tuple[Index, ...], Words("a tuple of ints, one per site: (16, 8, 4)")]
 
     def removals_at(self, sites: int) -> tuple[int, ...]:
         """The list, padded with zeros."""

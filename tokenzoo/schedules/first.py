@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenzoo.checks import check_count
+from tokenzoo.kinds import Count
 
 from .weighted import Weighted, equal_weights, too_shallow
 
@@ -13,10 +13,7 @@ from .weighted import Weighted, equal_weights, too_shallow
 class First(Weighted):
     """The first n sites weigh the same, the others nothing (EvoPrune's First[N])."""
 
-    n: int
-
-    def __post_init__(self) -> None:
-        check_count("n", self.n)
+    n: Count
 
     def weights(self, sites: int) -> tuple[float, ...]:
         """1 for the first n sites."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from tokenzoo.budget import spread
 from tokenzoo.checks import check_count
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.interfaces import Fewest, Schedule
+from tokenzoo.kinds import Words
 
-from .once import Once
+from .once import Place, site_of
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,14 @@ class Geometric(Schedule):
             (): every site (PiToMe). Those that coincide on a shallow tower are one.
     """
 
-    at: tuple[int | float, ...] = (0.25, 0.5, 0.75)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.at, tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise BadArgumentError(
-                f"at={self.at!r}; it is a tuple of sites: (0.25, 0.5, 0.75), or () for all"
-            )
-        object.__setattr__(self, "at", tuple(self.at))
-        for place in self.at:
-            Once(place)
+    at: Annotated[
+        tuple[Place, ...], Words("a tuple of sites: (0.25, 0.5, 0.75), or () for all")
+    ] = (0.25, 0.5, 0.75)
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
         """Tokens after each site; the last count is `keep`, exactly."""
         check_count("sites", sites)
-        chosen = sorted({Once(place).site(sites) for place in self.at}) or list(range(sites))
+        chosen = sorted({site_of(place, sites, self) for place in self.at}) or list(range(sites))
         share = (min(keep, tokens) / tokens) ** (1 / len(chosen))
         weights = [0.0] * sites
         for number, site in enumerate(chosen):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from tokenzoo.budget import round_half_up, spread
 from tokenzoo.checks import check_count
-from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import Fewest
+from tokenzoo.interfaces import Fewest, Schedule
+from tokenzoo.kinds import Range, Share, Words
 
 from .weighted import Weighted, equal_weights, too_shallow
+
+_WORDS = "an int, the index of a site, or a float in [0, 1], a fraction of the depth"
+Place = Annotated[int | Share, Words(_WORDS)]
+"""A site: its index, negative from the end, or a fraction of the depth."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,12 @@ class Once(Weighted):
             read `keep` on average. Rounded to the nearest count (halves up), from 1 to all tokens.
     """
 
-    at: int | float | None = None
-    keep: float = 1.0
-
-    def __post_init__(self) -> None:
-        index = self.at is None or (isinstance(self.at, int) and not isinstance(self.at, bool))
-        if not index and not (isinstance(self.at, float) and 0 <= self.at <= 1):
-            raise BadArgumentError(
-                f"at={self.at!r}; it is an int, the index of a site, a float in [0, 1], a fraction "
-                "of the depth, or None for the last site"
-            )
-        number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not number or not 0 < self.keep < math.inf:
-            raise BadArgumentError(
-                f"keep={self.keep!r}; it is a factor on the recipe's keep, a finite number above 0"
-            )
+    at: Annotated[Place | None, Words(f"{_WORDS}, or None for the last site")] = None
+    keep: Annotated[
+        float,
+        Range(0, 1.7e308, above=True),
+        Words("a factor on the recipe's keep, a finite number above 0"),
+    ] = 1.0
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
         """All tokens up to the site, `keep` times the factor from there on."""
@@ -59,12 +54,19 @@ class Once(Weighted):
         Raises:
             BadArgumentError: there is none of that index.
         """
-        if self.at is None:
-            return sites - 1
-        if isinstance(self.at, float):
-            return min(sites - 1, round_half_up(self.at * sites))
-        if not -sites <= self.at < sites:
-            raise too_shallow(
-                self, sites, f"take at from {-sites} to {sites - 1}, or None for the last"
-            )
-        return self.at % sites
+        return sites - 1 if self.at is None else site_of(self.at, sites, self)
+
+
+def site_of(at: Place, sites: int, schedule: Schedule) -> int:
+    """The index of the site at a place, from 0.
+
+    Raises:
+        BadArgumentError: there is none of that index.
+    """
+    if isinstance(at, float):
+        return min(sites - 1, round_half_up(at * sites))
+    if not -sites <= at < sites:
+        raise too_shallow(
+            schedule, sites, f"take at from {-sites} to {sites - 1}, or None for the last"
+        )
+    return at % sites

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from tokenzoo.checks import check_count, check_number
+from tokenzoo.kinds import Index, Range
 
 from .fixed import Fixed
 
@@ -20,12 +21,8 @@ class PerBlock(Fixed):
         inflection: from -1 (2r falling to 0) over 0 (r everywhere) to 1 (0 rising to 2r).
     """
 
-    r: int
-    inflection: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count("r", self.r, least=0)
-        check_number("inflection", self.inflection, -1, 1)
+    r: Index
+    inflection: Annotated[float, Range(-1, 1)] = 0.0
 
     def removals_at(self, sites: int) -> tuple[int, ...]:
         """The line from r * (1 - inflection) to 2r minus that, truncated at every block."""

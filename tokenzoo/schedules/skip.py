@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenzoo.checks import check_count
+from tokenzoo.kinds import Count, Index
 
 from .weighted import Weighted, equal_weights, too_shallow
 
@@ -21,12 +21,8 @@ class Skip(Weighted):
         every: steps between sites that do; 2 is every other one.
     """
 
-    start: int = 1
-    every: int = 2
-
-    def __post_init__(self) -> None:
-        check_count("start", self.start, least=0)
-        check_count("every", self.every)
+    start: Index = 1
+    every: Count = 2
 
     def weights(self, sites: int) -> tuple[float, ...]:
         """1 for the sites that remove, 0 for the others."""

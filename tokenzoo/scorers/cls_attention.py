@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.tokens import full_precision
@@ -26,7 +25,6 @@ class CLSAttention(Scorer):
     layer: int | str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("heads", self.heads, "mean", "sum", "max")
         self.require("cls_attention" if self.layer is None else f"cls_attention@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count, check_fraction, floor_share
+from tokenzoo.checks import floor_share
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
-from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.kinds import Count, Share
+from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.scorers.nearness import Nearness
 
 
@@ -30,15 +31,11 @@ class DensityPeak(Scorer):
             of the tokens, rounded down, and one more.
     """
 
-    on: str = "x"
-    k: int | float = 5
+    on: Space = "x"
+    k: Count | Share = 5
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
-        if isinstance(self.k, float):
-            check_fraction("k", self.k)
-        else:
-            check_count("k", self.k)
+        self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from tokenzoo.checks import check_count
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
 from tokenzoo.kernels import neighbour_density
-from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.kinds import Count, OneOf, Range, Words
+from tokenzoo.scorers.feature_norm import Space
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,15 @@ class Diversity(Scorer):
             mean square distance to those neighbours. Not given in the paper.
     """
 
-    on: str = "keys"
-    k: int = 5
-    tau: float | str = "image"
+    on: Space = "keys"
+    k: Count = 5
+    tau: Annotated[
+        Annotated[float, Range(1e-15, 1e15)] | Annotated[str, OneOf("image")],
+        Words("a number > 0 (from 1e-15 to 1e15), or 'image'"),
+    ] = "image"
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
-        check_count("k", self.k)
-        bandwidth = type(self.tau) in (int, float) and 0 < float(self.tau) < math.inf
-        if self.tau != "image" and not bandwidth:
-            raise BadArgumentError(f"tau={self.tau!r}; it is a finite number > 0, or 'image'")
+        self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]` in [0, 1]; NaN for tokens with NaN or infinite features."""

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
+from tokenzoo.kinds import OneOf
 from tokenzoo.tokens import full_precision, norm
 
 SPACES = ("x", "keys", "queries", "all_keys")
 
-
-def check_space(on: str) -> str:
-    """Return the name of a feature space.
-
-    Raises:
-        BadArgumentError: there is none of this name.
-    """
-    return check_choice("on", on, *SPACES)
+Space = Annotated[str, OneOf(*SPACES)]
+"""Whose features an option names."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +27,11 @@ class FeatureNorm(Scorer):
         power: 2, the Euclidean norm, or 1, the sum of the absolute values (DART).
     """
 
-    on: str = "x"
+    on: Space = "x"
     power: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
-        if type(self.power) is not int or self.power not in (1, 2):
-            raise BadArgumentError(f"power={self.power!r}; it is 1 or 2")
+        self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0."""

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenzoo.affinity import Affinity, Curve, Elementwise
-from tokenzoo.checks import check_choice, check_finite, check_positive
+from tokenzoo.checks import check_positive
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
-from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.kinds import NonNegative, Positive
+from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import unit
 
 
@@ -32,18 +33,14 @@ class GraphEnergy(Scorer):
         alpha: what a dissimilar token takes away at most.
     """
 
-    on: str = "keys"
+    on: Space = "keys"
     margin: float = 0.5
     curve: Literal["elu", "gaussian"] = "elu"
-    alpha: float = 1.0
-    fall: float = 0.0
+    alpha: Positive = 1.0
+    fall: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
-        check_finite("margin", self.margin)
-        check_choice("curve", self.curve, "elu", "gaussian")
-        check_positive("alpha", self.alpha)
-        check_positive("fall", self.fall, zero=True)
+        self.require(needed(self.on))
         if self.fall:
             self.require("depth")
         if self.curve == "gaussian":

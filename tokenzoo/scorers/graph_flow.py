@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count, check_number, check_positive
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
-from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.kinds import Count, Positive, Range
+from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import norm, unit
 
 
@@ -30,16 +31,13 @@ class GraphFlow(Scorer):
         steps: of the walk.
     """
 
-    on: str = "x"
-    threshold: float = 0.5
-    temperature: float = 0.03
-    steps: int = 5
+    on: Space = "x"
+    threshold: Annotated[float, Range(-1, 1)] = 0.5
+    temperature: Positive = 0.03
+    steps: Count = 5
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
-        check_number("threshold", self.threshold, -1, 1)
-        check_positive("temperature", self.temperature)
-        check_count("steps", self.steps)
+        self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""

@@ -9,7 +9,7 @@ import torch
 from tokenzoo.affinity import Affinity
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import PairScorer
-from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import full_precision
 
 
@@ -21,10 +21,10 @@ class Nearness(PairScorer):
         on: the features: "x", "keys" (mean over heads), "all_keys" or "queries".
     """
 
-    on: str = "x"
+    on: Space = "x"
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
+        self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Affinity:
         """The scores of all pairs, <= 0 up to rounding."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
+from tokenzoo.kinds import Range, Words
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,7 @@ class Random(Scorer):
     No generator is involved: the same image gets the same result in every batch, compiled or not.
     """
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
-            raise BadArgumentError(f"seed={self.seed!r}; it is an int from 0 to 2**31 - 1")
+    seed: Annotated[int, Range(0), Words("an int from 0 to 2**31 - 1")] = 0
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, uniform in [0, 1), the same for each image of the batch."""

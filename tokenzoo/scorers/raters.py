@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_count, check_flag
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import EMBEDDED, Evidence
 from tokenzoo.interfaces import Scorer
+from tokenzoo.kinds import Count
 from tokenzoo.plan import take
 from tokenzoo.ranking import descending
 from tokenzoo.tokens import full_precision
@@ -30,14 +30,12 @@ class Raters(Scorer):
             SparseVLM+). That factor can be negative, or nearly 0.
     """
 
-    heads: int | None = None
+    heads: Count | None = None
     unturned: bool = False
 
     def __post_init__(self) -> None:
-        if self.heads is not None:
-            check_count("heads", self.heads)
         self.require("text_attention", f"x@{EMBEDDED}", f"text@{EMBEDDED}")
-        if check_flag("unturned", self.unturned):
+        if self.unturned:
             self.require("text_rotation")
 
     def score(self, evidence: Evidence) -> Tensor:

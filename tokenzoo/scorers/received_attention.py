@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_count, check_flag
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
+from tokenzoo.kinds import Count
 from tokenzoo.tokens import full_precision
 
 
@@ -30,13 +30,10 @@ class ReceivedAttention(Scorer):
 
     queries: Literal["all", "patches"] = "all"
     by_mass: bool = False
-    stride: int = 1
+    stride: Count = 1
     layer: int | str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("queries", self.queries, "all", "patches")
-        check_flag("by_mass", self.by_mass)
-        check_count("stride", self.stride)
         name = "received_attention" if self._plain else "attention"
         self.require(name if self.layer is None else f"{name}@{self.layer}")
 

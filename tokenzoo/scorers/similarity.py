@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from tokenzoo.affinity import LINEAR, Affinity, Curve, Elementwise, Exp, Linear
-from tokenzoo.checks import check_choice, check_positive
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import PairScorer
-from tokenzoo.scorers.feature_norm import check_space
+from tokenzoo.kinds import Positive
+from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import unit
 
 
@@ -26,14 +26,12 @@ class Similarity(PairScorer):
         beta: steepness of the last two.
     """
 
-    on: str = "keys"
+    on: Space = "keys"
     curve: Literal["cosine", "nonnegative", "exp", "sigmoid"] = "cosine"
-    beta: float = 1.0
+    beta: Positive = 1.0
 
     def __post_init__(self) -> None:
-        self.require(needed(check_space(self.on)))
-        check_choice("curve", self.curve, "cosine", "nonnegative", "exp", "sigmoid")
-        check_positive("beta", self.beta)
+        self.require(needed(self.on))
 
     def nonnegative(self) -> Similarity:
         """(1 + cos) / 2: monotone and >= 0, so that a weight below 1 always lowers it."""

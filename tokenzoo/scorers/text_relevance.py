@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
@@ -34,8 +33,6 @@ class TextRelevance(Scorer):
     over: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
-        check_flag("negated", self.negated)
-        check_choice("over", self.over, "image", "batch")
         self.require("text", "x" if self.layer is None else f"x@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_flag
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.scorers.text_relevance import check_one_space
@@ -28,7 +27,6 @@ class TextSoftmax(Scorer):
     negated: bool = True
 
     def __post_init__(self) -> None:
-        check_flag("negated", self.negated)
         self.require("text", "x" if self.layer is None else f"x@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:

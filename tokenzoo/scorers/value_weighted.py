@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.tokens import full_precision, norm
@@ -25,7 +24,6 @@ class ValueWeighted(Scorer):
     by: Literal["cls", "received"] = "cls"
 
     def __post_init__(self) -> None:
-        check_choice("by", self.by, "cls", "received")
         self.require("values", f"{self.by}_attention")
 
     def score(self, evidence: Evidence) -> Tensor:

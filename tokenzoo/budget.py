@@ -18,6 +18,8 @@ from itertools import groupby, pairwise
 
 from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError, BudgetError
+from tokenzoo.kinds import INT_END, limits
+from tokenzoo.quoting import quote
 
 Fewest = Callable[[int], int]
 
@@ -37,13 +39,13 @@ def resolve_keep(keep: int | float, tokens: int) -> int:
         BadArgumentError: `keep` is neither, or `tokens` is no int >= 1.
     """
     check_count("tokens", tokens)
-    if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1:
+    if isinstance(keep, int) and not isinstance(keep, bool) and 1 <= keep < INT_END:
         return min(keep, tokens)
     if isinstance(keep, float) and 0 < keep <= 1:
         return max(1, round_half_up(tokens * keep))
     raise BadArgumentError(
-        f"keep={keep!r}; it is an int >= 1, a count of tokens, or a float in (0, 1], a fraction of "
-        "them: pass keep=64 for 64 tokens, keep=0.25 for a quarter, keep=1.0 for all"
+        f"keep={quote(keep)}; it is an int >= 1, a count of tokens{limits(keep)}, or a float in (0, 1], a "
+        "fraction of them: pass keep=64 for 64 tokens, keep=0.25 for a quarter, keep=1.0 for all"
     )
 
 

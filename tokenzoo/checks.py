@@ -6,6 +6,8 @@ import math
 from typing import TypeVar
 
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.kinds import INT_END, Range, limits
+from tokenzoo.quoting import quote
 
 _T = TypeVar("_T")
 
@@ -16,8 +18,8 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     Raises:
         BadArgumentError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadArgumentError(f"{name}={value!r}; it is an int >= {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < INT_END:
+        raise BadArgumentError(f"{name}={quote(value)}; it is an int >= {least}{limits(value)}")
     return value
 
 
@@ -32,7 +34,7 @@ def check_number(name: str, value: float, low: float, high: float) -> float:
         BadArgumentError: it is not.
     """
     if not _is_number(value) or not low <= value <= high:
-        raise BadArgumentError(f"{name}={value!r}; it is a number from {low:g} to {high:g}")
+        raise BadArgumentError(f"{name}={quote(value)}; it is a number from {low:g} to {high:g}")
     return value
 
 
@@ -42,8 +44,11 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     Raises:
         BadArgumentError: it is not.
     """
-    if not _is_number(value) or not math.isfinite(value) or not (value >= 0 if zero else value > 0):
-        raise BadArgumentError(f"{name}={value!r}; it is a finite number {'>=' if zero else '>'} 0")
+    if not _is_number(value) or not Range(0, above=not zero).holds(value):
+        sign = ">=" if zero else ">"
+        raise BadArgumentError(
+            f"{name}={quote(value)}; it is a finite number {sign} 0{limits(value)}"
+        )
     return value
 
 
@@ -53,8 +58,8 @@ def check_finite(name: str, value: float) -> float:
     Raises:
         BadArgumentError: it is not.
     """
-    if not _is_number(value) or not math.isfinite(value):
-        raise BadArgumentError(f"{name}={value!r}; it is a finite number")
+    if not _is_number(value) or not Range().holds(value):
+        raise BadArgumentError(f"{name}={quote(value)}; it is a finite number{limits(value)}")
     return value
 
 
@@ -65,7 +70,7 @@ def check_fraction(name: str, value: float) -> float:
         BadArgumentError: it is not.
     """
     if not _is_number(value) or not 0 <= value <= 1:
-        raise BadArgumentError(f"{name}={value!r}; it is a fraction in [0, 1]")
+        raise BadArgumentError(f"{name}={quote(value)}; it is a fraction in [0, 1]")
     return value
 
 
@@ -77,7 +82,7 @@ def check_choice(name: str, value: str, *choices: str) -> str:
     """
     if not isinstance(value, str) or value not in choices:  # pyright: ignore[reportUnnecessaryIsInstance]
         *some, last = map(repr, choices)
-        raise BadArgumentError(f"{name}={value!r}; it is {', '.join(some)} or {last}")
+        raise BadArgumentError(f"{name}={quote(value)}; it is {', '.join(some)} or {last}")
     return value
 
 
@@ -88,7 +93,7 @@ def check_flag(name: str, value: object) -> bool:
         BadArgumentError: it is not.
     """
     if not isinstance(value, bool):
-        raise BadArgumentError(f"{name}={value!r}; it is True or False")
+        raise BadArgumentError(f"{name}={quote(value)}; it is True or False")
     return value
 
 
@@ -99,7 +104,7 @@ def check_kind(name: str, value: object, kind: type[_T]) -> _T:
         BadArgumentError: it is not.
     """
     if not isinstance(value, kind):
-        raise BadArgumentError(f"{name}={value!r}; it is a {kind.__name__}")
+        raise BadArgumentError(f"{name}={quote(value)}; it is a {kind.__name__}")
     return value
 
 

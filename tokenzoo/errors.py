@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokenzoo.quoting import shortened
 
-LONGEST = 4000
+LONGEST = 2000
 """Characters of a message: more is left out of its middle, whatever value it quotes."""
 
 

@@ -16,6 +16,7 @@ from tokenzoo.checks import check_flag
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
 from tokenzoo.options import check_fields
+from tokenzoo.quoting import quote
 
 
 @dataclass(frozen=True)
@@ -306,11 +307,11 @@ def _check_flops(flops: object, keep: object, steps: tuple[Step, ...]) -> None:
     """Raise unless flops= stands alone and means something."""
     if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 < flops <= 1:
         raise BadArgumentError(
-            f"flops={flops!r}; it is a share of the blocks' operations: a number in (0, 1]"
+            f"flops={quote(flops)}; it is a share of the blocks' operations: a number in (0, 1]"
         )
     if keep is not None:
         raise BadArgumentError(
-            f"flops={flops!r} and keep={keep!r}; pass one of them: Recipe(..., keep=None, flops=0.5)"
+            f"flops={flops!r} and keep={quote(keep)}; pass one of them: Recipe(..., keep=None, flops=0.5)"
         )
     if not all(step.schedule.uses_keep for step in steps):
         raise BadArgumentError(

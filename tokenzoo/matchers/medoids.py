@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
-from tokenzoo.kinds import Index
+from tokenzoo.kinds import Range, Words
 from tokenzoo.plan import take
 from tokenzoo.ranking import choose, descending
 
@@ -31,7 +32,7 @@ class Medoids(Selector):
 
     pairs: PairScorer
     scorer: Scorer
-    rounds: Index = 3
+    rounds: Annotated[int, Range(0, 1000), Words("an int >= 0, at most 1000")] = 3
     faithful: bool = False
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:

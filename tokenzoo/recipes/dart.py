@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_count, check_flag
+from tokenzoo.kinds import Count
 from tokenzoo.matchers import Drop, FarFromPivots, SelectAssign
 from tokenzoo.mergers import Keep
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -13,7 +13,7 @@ from tokenzoo.scorers import FeatureNorm
 def dart(
     *,
     keep: int | float = 0.25,
-    layer: int = 2,
+    layer: Count = 2,
     pivots: int = 4,
     text_pivots: int = 4,
     faithful: bool = False,
@@ -55,8 +55,7 @@ def dart(
     Reference:
         Stop Looking for Important Tokens: Duplication Matters More (DART), EMNLP 2025, arXiv 2502.11494
     """
-    check_count("layer", layer)
-    order = "set" if check_flag("faithful", faithful) else "score"
+    order = "set" if faithful else "score"
     norms = FeatureNorm("all_keys", power=1)
     stay = FarFromPivots(norms, pivots=pivots, text_pivots=text_pivots, order=order)
     step = Step(Stage.LLM(layer), Once(), SelectAssign(stay, Drop()), Keep(), positions="keep")

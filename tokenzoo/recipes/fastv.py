@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_count
+from tokenzoo.kinds import Count
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Keep
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -10,7 +10,7 @@ from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention
 
 
-def fastv(*, keep: int | float = 0.5, layer: int = 2) -> Recipe:
+def fastv(*, keep: int | float = 0.5, layer: Count = 2) -> Recipe:
     """Keep the visual tokens to which the last token of the prompt attends most; drop the rest.
 
     Behind its first layers a language model attends little to most of the image. So the visual tokens are
@@ -36,7 +36,6 @@ def fastv(*, keep: int | float = 0.5, layer: int = 2) -> Recipe:
     Reference:
         FastV, ECCV 2024, arXiv 2403.06764
     """
-    check_count("layer", layer)
     match = SelectAssign(TopK(LastTokenAttention()), Drop())
     step = Step(Stage.LLM(layer), Once(), match, Keep(), positions="keep")
     return Recipe(step, keep=keep)

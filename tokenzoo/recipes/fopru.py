@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tokenzoo.checks import check_choice, check_flag
 from tokenzoo.matchers import Drop, SelectAssign, TopK, WholeRows
 from tokenzoo.mergers import Keep
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -46,7 +45,6 @@ def fopru(
     Reference:
         FoPru: Focal Pruning for Efficient Large Vision-Language Models, 2024, arXiv 2411.14164
     """
-    check_choice("strategy", strategy, "rank", "row")
-    scorer = MeanLogits() if check_flag("faithful", faithful) else ReceivedAttention("patches")
+    scorer = MeanLogits() if faithful else ReceivedAttention("patches")
     stay = TopK(scorer) if strategy == "rank" else WholeRows(scorer)
     return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)

@@ -9,6 +9,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import NEXT
 from tokenzoo.interfaces import Matcher, Merger
 from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention
@@ -39,7 +40,7 @@ def stairs(
     given: Any = (layers, factors)
     if any(not isinstance(each, tuple | list) for each in given) or len(layers) != len(factors):
         raise BadArgumentError(
-            f"layers={layers!r} and factors={factors!r}; each layer has one factor on keep: "
+            f"layers={quote(layers)} and factors={quote(factors)}; each layer has one factor on keep: "
             "layers=(8, 16, 24), factors=(4.0, 2.0, 1.0)"
         )
     for layer, factor in zip(layers, factors, strict=True):
@@ -49,7 +50,8 @@ def stairs(
     matches = matches * len(layers) if len(matches) == 1 else matches
     if len(matches) != len(layers):
         raise BadArgumentError(
-            f"{len(matches)} choices for the {len(layers)} layers {layers!r}; one for each, or one for all"
+            f"{len(matches)} choices for the {len(layers)} layers {quote(layers)}; one for each, or one "
+            "for all"
         )
     return tuple(
         Step(Stage.LLM(layer), Once(keep=factor), each, merger, positions=positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_flag
 from tokenzoo.kinds import Count, Index, Share
 from tokenzoo.matchers import REST, Fuse, Lattice, Outliers, SelectAssign, Then, TopK
 from tokenzoo.mergers import NeighbourSum
@@ -66,10 +65,9 @@ def prumerge(
         LLaVA-PruMerge, ICCV 2025, arXiv 2403.15388
     """
     scorer = attention_by(by)
-    check_flag("faithful", faithful)
-    if check_flag("adaptive", adaptive):
+    if adaptive:
         stay = Outliers(scorer, plus, "batch" if faithful else "image")
-    elif check_flag("plus", plus):
+    elif plus:
         stay = Then((important, TopK(scorer, rest="score")), (REST, Lattice(step)))
     else:
         stay = TopK(scorer)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from tokenzoo.checks import check_flag
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.kinds import Count, Index, OneOf, Share
 from tokenzoo.matchers import REST, Among, Drop, JoinFirst, Nearest, SelectAssign, Then, TopK
 from tokenzoo.mergers import Keep, Mean
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, stairs
 from tokenzoo.scorers import DensityPeak, Nearness, Raters
@@ -74,11 +74,13 @@ def sparsevlm(
         SparseVLM, ICML 2025, arXiv 2410.04417
     """
     if version == "2":
-        raters = Raters(heads, unturned=check_flag("faithful", faithful))
+        raters = Raters(heads, unturned=faithful)
         match = SelectAssign(TopK(raters), Drop())
         return Recipe(*stairs(layers, factors, match, Keep(), positions or "keep"), keep=keep)
     if faithful is not False:
-        raise BadArgumentError(f'faithful={faithful!r} is about version="2" alone; leave it out')
+        raise BadArgumentError(
+            f'faithful={quote(faithful)} is about version="2" alone; leave it out'
+        )
     best = TopK(Raters(), rest="score", kept="position")
     clusters = Among(TopK(DensityPeak(k=0.1)), recycled)
     join = JoinFirst(Nearest(Nearness(), group=-1), recycled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Bipartite, Parity
 from tokenzoo.mergers import WeightedMean
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Explicit, Mean, PerBlock
 from tokenzoo.scorers import Similarity
@@ -51,11 +52,11 @@ def tome(
     """
     if keep is not None and r is not None:
         raise BadArgumentError(
-            f"keep={keep!r} and r={r!r}; r fixes the removals of every block: pass one of the two"
+            f"keep={quote(keep)} and r={quote(r)}; r fixes the removals of every block: pass one of the two"
         )
     if inflection != 0 and not isinstance(r, int):
         raise BadArgumentError(
-            f"inflection={inflection!r} with r={r!r}; it bends an int r over the blocks: pass r=16, "
+            f"inflection={inflection!r} with r={quote(r)}; it bends an int r over the blocks: pass r=16, "
             "or leave it 0"
         )
     match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
@@ -63,7 +64,7 @@ def tome(
         schedule = Mean()
     elif not isinstance(r, int | tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(
-            f"r={r!r}; it is an int, tokens removed per block, or a list of them"
+            f"r={quote(r)}; it is an int, tokens removed per block, or a list of them"
         )
     else:
         schedule = PerBlock(r, inflection) if isinstance(r, int) else Explicit(tuple(r))

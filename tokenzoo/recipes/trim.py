@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_flag
 from tokenzoo.matchers import Fuse, Outliers, SelectAssign, TopK
 from tokenzoo.mergers import Fused
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -51,7 +50,7 @@ def trim(
         Less is More: A Simple yet Effective Token Reduction Method (TRIM), COLING 2025, arXiv 2409.10994
     """
     scorer = TextSoftmax(relevance, negated)
-    over = "batch" if check_flag("faithful", faithful) else "image"
-    stay = Outliers(scorer, over=over) if check_flag("adaptive", adaptive) else TopK(scorer)
+    over = "batch" if faithful else "image"
+    stay = Outliers(scorer, over=over) if adaptive else TopK(scorer)
     match = SelectAssign(stay, Fuse())
     return Recipe(Step(Stage.FEATURES, Once(), match, Fused()), keep=keep)

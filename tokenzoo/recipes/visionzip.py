@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.checks import check_fraction
+from tokenzoo.kinds import Index, Share
 from tokenzoo.matchers import REST, Nearest, SelectAssign, Strided, Then, TopK
 from tokenzoo.mergers import TargetPlusMean
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -12,7 +13,7 @@ from tokenzoo.scorers.attention_by import By
 
 
 def visionzip(
-    *, keep: int | float = 0.25, dominant: int | float = 27 / 32, by: By = "cls"
+    *, keep: int | float = 0.25, dominant: Index | Share = 27 / 32, by: By = "cls"
 ) -> Recipe:
     """Keep what CLS attends to; of the rest, every s-th token takes in those with similar keys.
 
@@ -44,8 +45,10 @@ def visionzip(
     Reference:
         VisionZip, CVPR 2025, arXiv 2412.04467
     """
-    if not isinstance(dominant, int) or isinstance(dominant, bool) or dominant < 0:
-        check_fraction("dominant", dominant)
+    if not isinstance(dominant, int):
+        check_fraction(
+            "dominant", dominant
+        )  # under the name of the option, which is not that of the part
     stay = Then(
         (dominant, TopK(attention_by(by, sum_heads=True))), (REST, Strided(spacing="floor"))
     )

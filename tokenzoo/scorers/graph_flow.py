@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import Count, Positive, Range
+from tokenzoo.kinds import Positive, Range, Words
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import norm, unit
 
@@ -34,7 +34,7 @@ class GraphFlow(Scorer):
     on: Space = "x"
     threshold: Annotated[float, Range(-1, 1)] = 0.5
     temperature: Positive = 0.03
-    steps: Count = 5
+    steps: Annotated[int, Range(1, 1000), Words("an int >= 1, at most 1000")] = 5
 
     def __post_init__(self) -> None:
         self.require(needed(self.on))

@@ -34,6 +34,7 @@ from tokenzoo.testing.laws.forms import (
 from tokenzoo.testing.laws.honest import frozen_data, needs_honest, static_shapes
 from tokenzoo.testing.laws.learning import gradients
 from tokenzoo.testing.laws.odd import degenerate, nan_harmless, nan_lowest
+from tokenzoo.testing.laws.options import options_checked
 from tokenzoo.testing.laws.recipes import (
     budget_kept,
     budget_refused,
@@ -64,6 +65,7 @@ LAWS: Mapping[str, Law] = {
         *(partition_formed, features_formed, exact_budget, plan_total, plans_compose),
         *(fewest_honest, protected_untouched, held_untouched, conserved, batch_independent),
         *(gradients, degenerate, nan_harmless, nan_lowest, static_shapes),
+        options_checked,
         *(repr_is_code, saved_and_loaded, budget_kept, budget_refused),
         *(fits_somewhere, counts_formed, counts_possible, counts_exact, counts_all, counts_pure),
         *(identity_kept, detached_bare, weights_untouched, counts_planned, tower_told),

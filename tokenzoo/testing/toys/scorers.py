@@ -169,6 +169,18 @@ class ListOption(Scorer):
 
 
 @dataclass(frozen=True)
+class LooksUpLate(Scorer):
+    """Finds out what its option means when it runs: a wrong word is a KeyError then."""
+
+    length: str = "euclidean"
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """Look it up."""
+        power = {"euclidean": 2.0, "taxicab": 1.0}[self.length]
+        return torch.linalg.vector_norm(evidence.x.double(), power, dim=-1)  # pyright: ignore
+
+
+@dataclass(frozen=True)
 class Halves(Scorer):
     """Halves its option when it is made: a copy made from its repr has half of it."""
 

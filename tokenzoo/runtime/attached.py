@@ -394,8 +394,8 @@ class Attached:
         known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
         return packs.begin(grids, states, known, adapter.patches)
 
-    def _begin(self, model: nn.Module, args: Any) -> None:
-        """Before a pass through the whole model."""
+    def _before_pass(self, model: nn.Module, args: Any) -> None:
+        """A pre-hook of the whole model."""
         del model, args
         if self.active:
             refuse_jit()
@@ -538,7 +538,7 @@ class Attached:
             undo = adapter.connect(self)
             if undo is not None:
                 self._undo.append(undo)
-            self._undo.append(model.register_forward_pre_hook(self._begin).remove)
+            self._undo.append(model.register_forward_pre_hook(self._before_pass).remove)
             setattr(model, SCRIPT, refuse_script)
             self._undo.append(partial(delattr, model, SCRIPT))
             self._kinds = self._seen_kinds()

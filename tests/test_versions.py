@@ -112,3 +112,21 @@ def test_workflows_call_what_is_there(path: Path) -> None:
 
 def test_the_workflows_that_there_are() -> None:
     assert [path.stem for path in WORKFLOWS] == ["gpu", "newest", "oldest", "release", "tests"]
+
+
+@pytest.mark.parametrize(("found", "asked"), [("", "issue create"), ("7", "issue comment 7")])
+def test_a_failing_night_has_one_issue(found: str, asked: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("\n".join(map(str, range(100))))
+    fake = tmp_path / "gh"
+    fake.write_text(
+        f'#!/bin/sh\n[ "$2" = list ] && echo "{found}" || echo "$@" >>"{tmp_path}/said"\n'
+    )
+    fake.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN": "the run"}
+    command = [ROOT / "scripts" / "report_failure", tmp_path / "log"]
+    subprocess.run(command, env=environment, check=True)
+    said = (tmp_path / "said").read_text()
+    assert said.startswith(asked)
+    assert "the run" in said
+    assert "\n99\n" in said
+    assert "\n39\n" not in said  # the end of the log alone

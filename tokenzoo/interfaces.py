@@ -435,9 +435,9 @@ class Adapter(Part, ABC):
     """Number of prefix tokens that reach the projector."""
 
     dynamic_size: bool = False
-    """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone: a
-    budget that cannot be reached from there is a warning when the recipe is attached, and each pass is judged
-    by its own size. Otherwise it is an error when the recipe is attached."""
+    """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone:
+    a budget that cannot be reached from there is a warning when the recipe is attached, and each pass is
+    judged by its own size. Otherwise it is an error when the recipe is attached."""
 
     all_tokens: str = ""
     """Why what reads the tokens after the blocks must be given all of them ("its forward_head is not

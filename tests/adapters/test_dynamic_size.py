@@ -1,4 +1,4 @@
-"""A model that takes images of several sizes is judged by the size of each pass, not by its configuration."""
+"""A model that takes images of several sizes is judged by the size of each pass, not the configured one."""
 
 from __future__ import annotations
 

@@ -166,8 +166,8 @@ def _check_budget(attached: Attached) -> None:
             raise
         name = type(attached.model).__name__
         warnings.warn(
-            f"{error}. {name} takes images of several sizes, and {tokens} tokens are those of the configured "
-            "one: smaller images may reach the budget, and a pass that cannot raises this error",
+            f"{error}. {name} takes images of several sizes, and {tokens} tokens are of the configured one: "
+            "smaller images may reach the budget, and a pass that cannot raises this error",
             stacklevel=4,  # the caller of Zoo.attach
         )
 

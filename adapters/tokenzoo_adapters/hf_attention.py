@@ -1,9 +1,9 @@
 """transformers' attention, seen through its own door: a function registered under a name of ours.
 
 An attention module of transformers looks its function up by the name in its configuration ("sdpa",
-"eager", "flash_attention_2", ...). Here that name becomes `tokenzoo_<name>`, whose function asks the module
-for a tap: without one it is the function of that name, with one it shows queries and keys, and adds log
-mass.
+"eager", "flash_attention_2", ...). Here that name becomes one of ours, whose function asks the module for a
+tap: without one it is the function of that name, with one it shows queries and keys, and adds log mass.
+Ours begins with the name that the user knows and says that tokenzoo is attached, for transformers quotes it.
 
 Two names are registered for each, for transformers makes its masks by the same name: a language model whose
 name has no mask function gets no padding mask, and says nothing. Ours contains "flash" exactly if the other
@@ -25,12 +25,22 @@ from tokenzoo.runtime.key_bias import fits, widened
 from tokenzoo.runtime.tap import WATCH, Tap
 from tokenzoo_adapters.hf_names import MASK
 
-OURS = "tokenzoo_"
+OURS = " (tokenzoo is attached: "
 FOLLOWED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 Result = tuple[Tensor, Tensor | None]
 
 _homes: dict[type, Any] = {}
+
+
+def name_of(base: str) -> str:
+    """Our name for the implementation `base`.
+
+    transformers quotes it where `config.output_attentions = True` is set, which it takes with the name "eager"
+    alone: then it says what to do.
+    """
+    advice = "pass output_attentions=True in the call" if base == "eager" else "detach, then set it"
+    return f"{base}{OURS}{advice})"
 
 
 class Door:
@@ -51,13 +61,13 @@ class Door:
         self.users.add(user)
         _register(self.base)
         # As transformers itself sets it: the setter without "internal" goes into sub-configurations.
-        self.config._attn_implementation_internal = OURS + self.base
+        self.config._attn_implementation_internal = name_of(self.base)
         _doors[id(self.config)] = self
 
     def close(self, user: object) -> None:
         """Set the name that it had, after the last user, unless somebody has set another; twice is once."""
         self.users.discard(user if user in self.users else None)
-        if not self.users and self.config._attn_implementation == OURS + self.base:
+        if not self.users and self.config._attn_implementation == name_of(self.base):
             self.config._attn_implementation_internal = self.base
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -109,7 +119,7 @@ def _door(config: Any) -> Door:
         AttachError: its implementation cannot be seen.
     """
     name = str(config._attn_implementation)
-    base = name.removeprefix(OURS)
+    base = name.partition(OURS)[0]
     if base not in FOLLOWED:
         raise AttachError(
             f"the attention of {type(config).__name__} is {name!r}; seen are {', '.join(FOLLOWED)}: call "
@@ -125,9 +135,9 @@ def _register(base: str) -> None:
     masks = sys.modules.get("transformers.masking_utils")
     if models is None or masks is None:
         raise AttachError("this is for a model of transformers, and transformers is not loaded")
-    models.AttentionInterface.register(OURS + base, partial(_attend, base))
+    models.AttentionInterface.register(name_of(base), partial(_attend, base))
     function = masks.ALL_MASK_ATTENTION_FUNCTIONS[base]
-    masks.AttentionMaskInterface.register(OURS + base, partial(_mask, function))
+    masks.AttentionMaskInterface.register(name_of(base), partial(_mask, function))
 
 
 def _mask(function: Callable[..., Tensor | None], **given: Any) -> Tensor | None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tokenzoo_adapters.hf_attention import install
+from tokenzoo_adapters.hf_attention import install, name_of
 from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
@@ -57,7 +57,7 @@ def test_without_a_tap_nothing_changes_and_undo_restores_the_name(base: str) -> 
     x = pixels(model)
     bare = features(model, x)
     undo = install(model)
-    assert model.config._attn_implementation == f"tokenzoo_{base}"
+    assert model.config._attn_implementation == name_of(base)
     assert torch.equal(features(model, x), bare)
     undo()
     assert model.config._attn_implementation == base
@@ -104,9 +104,9 @@ def test_padded_batches_of_a_language_model_keep_their_masks(base: str, side: st
         undo = install(model)
         assert torch.equal(model(ids, attention_mask=mask).last_hidden_state, bare)
         # Without its mask function it would be another answer, and no error.
-        removed = AttentionMaskInterface._global_mapping.pop(f"tokenzoo_{base}")
+        removed = AttentionMaskInterface._global_mapping.pop(name_of(base))
         assert gap(model(ids, attention_mask=mask).last_hidden_state, bare) > 1e-2
-        AttentionMaskInterface.register(f"tokenzoo_{base}", removed)
+        AttentionMaskInterface.register(name_of(base), removed)
         undo()
 
 
@@ -161,13 +161,28 @@ def test_the_file_of_the_forward_says_what_eager_is() -> None:
         assert torch.equal(features(model, x), expected)
 
 
+@pytest.mark.parametrize("name", ["clip", "dinov3_vit", "llama"])
+def test_transformers_quotes_the_name_that_the_user_knows(name: str) -> None:
+    """It takes config.output_attentions = True with one name alone: what it says is what can be done."""
+    model = llama() if name == "llama" else tower(name)
+    for base, advice in (
+        ("sdpa", "detach, then set it"),
+        ("eager", "output_attentions=True in the"),
+    ):
+        model.set_attn_implementation(base)
+        undo = install(model)
+        with pytest.raises(ValueError, match=rf"set to {base} \(tokenzoo is attached: .*{advice}"):
+            model.config.output_attentions = True
+        undo()
+
+
 @pytest.mark.parametrize("recipe", ["evoprune", "tome"])
 def test_another_implementation_while_attached_is_an_error_not_silence(recipe: str) -> None:
     model = tower("siglip")
     x = pixels(model)
     attached = tokenzoo.build(recipe, keep=16).attach(model)
     model.set_attn_implementation("eager")
-    with pytest.raises(AttachError, match="0 fused attention calls"):
+    with pytest.raises(AttachError, match="0 fused attention calls.* was changed while the recipe"):
         features(model, x)
     attached.detach()
     assert model.config._attn_implementation == "eager"  # what the user has set stays
@@ -230,7 +245,7 @@ def test_a_copy_is_attached_by_itself(base: str) -> None:
     attached.detach()
     assert torch.equal(features(model, x), bare)
     assert torch.equal(features(twin, x), reduced)
-    assert twin.config._attn_implementation == f"tokenzoo_{base}"
+    assert twin.config._attn_implementation == name_of(base)
     twin._tokenzoo_attached.detach()
     assert twin.config._attn_implementation == base
     assert torch.equal(features(twin, x), bare)

@@ -322,12 +322,25 @@ class Site:
         if len(tap.seen) != 1:
             raise AttachError(
                 f"{len(tap.seen)} fused attention calls were seen in "
-                f"{self.path.name}.{self.path.attention}, and exactly one is needed. Is fused "
-                "attention off? timm: set fused_attn = True on the attention modules, or "
-                "timm.layers.set_fused_attn(True) before the model is made. transformers: "
-                "set_attn_implementation(...) takes our watch away: call it before attach"
+                f"{self.path.name}.{self.path.attention}, and exactly one is needed. {self._reason(len(tap.seen))}"
             )
         return tap.seen[0]
+
+    def _reason(self, calls: int) -> str:
+        """Why so many calls of the attention were seen and not one, for a message."""
+        if calls:
+            return "This block attends more than once, and one attention a block is followed"
+        if not self.adapter.watched:
+            return (
+                "Is fused attention off? timm: set fused_attn = True on the attention modules, or "
+                "timm.layers.set_fused_attn(True) before the model is made"
+            )
+        if self._state().trial:
+            return "Its forward does not call the attention function that the model's config names"
+        return (
+            "The attention implementation was changed while the recipe was attached: "
+            "set_attn_implementation(...) takes our watch away, call it before attach"
+        )
 
 
 def hook_first(

@@ -1,8 +1,8 @@
 """transformers' attention, seen through its own door: a function registered under a name of ours.
 
 An attention module of transformers looks its function up by the name in its configuration ("sdpa",
-"eager", "flash_attention_2", ...). Here that name becomes one of ours, whose function asks the module for a
-tap: without one it is the function of that name, with one it shows queries and keys, and adds log mass.
+"eager", "flash_attention_2", ...). Here that name becomes one of ours, whose function asks the module for
+a tap: without one it is the function of that name, with one it shows queries and keys, and adds log mass.
 Ours begins with the name that the user knows and says that tokenzoo is attached, for transformers quotes it.
 
 Two names are registered for each, for transformers makes its masks by the same name: a language model whose
@@ -36,8 +36,8 @@ _homes: dict[type, Any] = {}
 def name_of(base: str) -> str:
     """Our name for the implementation `base`.
 
-    transformers quotes it where `config.output_attentions = True` is set, which it takes with the name "eager"
-    alone: then it says what to do.
+    transformers quotes it where `config.output_attentions = True` is set, which it takes with the name
+    "eager" alone: then it says what to do.
     """
     advice = "pass output_attentions=True in the call" if base == "eager" else "detach, then set it"
     return f"{base}{OURS}{advice})"

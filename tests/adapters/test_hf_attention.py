@@ -182,7 +182,9 @@ def test_another_implementation_while_attached_is_an_error_not_silence(recipe: s
     x = pixels(model)
     attached = tokenzoo.build(recipe, keep=16).attach(model)
     model.set_attn_implementation("eager")
-    with pytest.raises(AttachError, match="0 fused attention calls.* was changed while the recipe"):
+    with pytest.raises(
+        AttachError, match=r"0 fused attention calls.* was changed while the recipe"
+    ):
         features(model, x)
     attached.detach()
     assert model.config._attn_implementation == "eager"  # what the user has set stays

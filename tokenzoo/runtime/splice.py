@@ -322,7 +322,8 @@ class Site:
         if len(tap.seen) != 1:
             raise AttachError(
                 f"{len(tap.seen)} fused attention calls were seen in "
-                f"{self.path.name}.{self.path.attention}, and exactly one is needed. {self._reason(len(tap.seen))}"
+                f"{self.path.name}.{self.path.attention}, and exactly one is needed. "
+                f"{self._reason(len(tap.seen))}"
             )
         return tap.seen[0]
 

@@ -192,8 +192,8 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
         )
     if transformed():
         raise BadArgumentError(
-            "protected= inside a transform of torch.func (vmap, grad): how many tokens it leaves is looked up "
-            "in its values, which a transform does not show; call reduce outside, or without protected="
+            "protected= inside a transform of torch.func (vmap, grad): how many tokens it leaves is looked "
+            "up in its values, which a transform does not show; call reduce outside, or without protected="
         )
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenzoo.errors import BudgetError
+from tokenzoo.runtime.tracing import refuse_symbols
 from tokenzoo.tokens import full_precision
 from tokenzoo_adapters.timm_pool import put
 
@@ -59,6 +60,7 @@ class _Shrink:
 
     def __call__(self, embed: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         image = args[0]  # [b, 3, height, width]
+        refuse_symbols(image)
         patch = embed.patch_size
         grid = (image.shape[-2] // patch[0], image.shape[-1] // patch[1])
         small = smaller_grid(grid, self.wanted(grid[0] * grid[1]))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.interfaces import Adapter, BlockPath
+from tokenzoo.runtime.tracing import refuse_symbols
 from tokenzoo_adapters import timm_pool, timm_shrink
 from tokenzoo_adapters.embedded import Embedded, declared
 from tokenzoo_adapters.own_code import own_code
@@ -126,6 +127,7 @@ class TimmViT(Adapter):
 
     def _look(self, embed: Any, args: tuple[Any, ...], output: Tensor) -> None:
         del embed, args
+        refuse_symbols(output)
         if output.ndim == 4:  # [b, rows, columns, c], where images have any size
             self.embedded.note(output.shape[1], output.shape[2])
         else:

@@ -26,6 +26,7 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.runtime.attached import MARK, Attached, When
 from tokenzoo.runtime.reduction import Event, Options
 from tokenzoo.runtime.sharding import refuse_sharded
+from tokenzoo.runtime.tracing import refuse_programs
 
 
 def attach(
@@ -50,6 +51,7 @@ def attach(
         raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
     options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce, clock)
     refuse_sharded(model)
+    refuse_programs(model)
     model = _unwrap(model)
     previous = getattr(model, MARK, None)
     if previous is not None and not replace:

@@ -438,6 +438,8 @@ class Attached:
 
     def _wanted(self, tokens: int) -> int:
         """Patch tokens of an image that is to be shrunk from so many."""
+        if self.active:
+            refuse_jit()
         return self._plan(tokens).entering if self.active else tokens
 
     def _finish(self, state: Pass) -> None:
@@ -463,7 +465,8 @@ class Attached:
 
     def _keep(self, state: Pass | Pack) -> None:
         # A traced pass has no values to look at. (is_exporting() is True in what torch 2.11 compiles, too.)
-        if torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
+        traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if torch.compiler._is_exporting_flag or traced:  # pyright: ignore[reportPrivateUsage]
             return
         self._last.transformed = transformed() and isinstance(state, Pass)
         if isinstance(state, Pass) and self._last.transformed:
@@ -535,10 +538,11 @@ class Attached:
                 packed = isinstance(adapter, PackedAdapter)
                 hook: Any = self._project_packed if packed else self._project
                 self._undo.append(projector.register_forward_hook(hook).remove)
+            # Before what an adapter makes of the arguments.
+            self._undo.append(model.register_forward_pre_hook(self._before_pass).remove)
             undo = adapter.connect(self)
             if undo is not None:
                 self._undo.append(undo)
-            self._undo.append(model.register_forward_pre_hook(self._before_pass).remove)
             setattr(model, SCRIPT, refuse_script)
             self._undo.append(partial(delattr, model, SCRIPT))
             self._kinds = self._seen_kinds()

@@ -26,6 +26,7 @@ from tokenzoo.runtime.passes import PerThread, own
 from tokenzoo.runtime.reduction import Options, Place, evidence_of, masses, reduced
 from tokenzoo.runtime.splice import LOST, REENTRANT, hook_first, put_first
 from tokenzoo.runtime.tap import WATCH, unwatch
+from tokenzoo.runtime.tracing import refuse_symbols
 
 Windows = tuple[Tensor, int]
 
@@ -142,6 +143,7 @@ class PackedSite:
         """Read the state off the block's input, and hand the block what fits the tokens that are left."""
         put_first(block, self.leaving)
         x: Tensor = args[0]  # [r, c]
+        refuse_symbols(x)
         self.box.clear()
         pack = packs.of(x)
         if pack is None and self.start is not None:

@@ -175,8 +175,8 @@ def check_finite(tokens: Tokens, where: str) -> None:
         )
     if transformed():
         raise AttachError(
-            "debug=True looks at values, which a transform of torch.func (vmap, grad) does not show: attach "
-            "without it"
+            "debug=True looks at values, which a transform of torch.func (vmap, grad) does not show: "
+            "attach without it"
         )
     bad = ~tokens.x.isfinite().all(-1)  # [b, n]
     if bool(bad.any()):

@@ -1,4 +1,4 @@
-"""Models whose parameters torch spreads over processes: `fully_shard` (FSDP2), FullyShardedDataParallel (FSDP1).
+"""Models whose parameters torch spreads over processes: FSDP2 (`fully_shard`) and FSDP1.
 
 Attach first, then shard. `fully_shard` puts hooks around a module that hand it copies of its inputs (in
 training, or where a policy casts them), on which the state of a pass would be lost. So they are wrapped

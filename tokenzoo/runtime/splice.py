@@ -40,7 +40,7 @@ from tokenzoo.runtime.reduction import (
     reduced,
 )
 from tokenzoo.runtime.tap import WATCH, Tap, sweep, unwatch
-from tokenzoo.runtime.tracing import refuse_symbols
+from tokenzoo.runtime.tracing import refuse_graphs, refuse_symbols
 
 LOST = (
     "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
@@ -312,6 +312,7 @@ class Site:
 
     def _state(self) -> Pass:
         if self.box.state is None:
+            refuse_graphs(self.path.name)
             raise AttachError(LOST.format(where=self.path.name))
         return self.box.state
 

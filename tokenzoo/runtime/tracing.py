@@ -1,4 +1,4 @@
-"""torch.jit and torch.fx write down what one pass did, without the hooks that reduce: refused, with what to use.
+"""torch.jit and torch.fx write down what one pass did, without our hooks: refused, with what to use.
 
 `torch.jit.trace` (in FLOP counters and converters, too) would fix the counts of one image size, and
 `torch.fx` hands our hooks symbols in the place of tokens. `torch.export` and `torch.compile` work.
@@ -17,9 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from tokenzoo.errors import AttachError
 
 _INSTEAD = (
-    "To hand the model on as a program: torch.export.export(model, (images,)), or exporting.export for ONNX. "
-    "To count operations: attached.plan().flops, or torch.utils.flop_counter.FlopCounterMode around a pass. "
-    "For features of a block: a forward hook, or the model's own intermediate outputs, with "
+    "To hand the model on as a program: torch.export.export(model, (images,)), or exporting.export for "
+    "ONNX. To count operations: attached.plan().flops, or torch.utils.flop_counter.FlopCounterMode around "
+    "a pass. For features of a block: a forward hook, or the model's own intermediate outputs, with "
     "attach(..., restore=True)"
 )
 
@@ -38,17 +38,56 @@ def refuse_jit() -> None:
 
 
 def refuse_symbols(x: Any) -> None:
-    """Raise if a block is called with something that stands for tokens, as `torch.fx` does.
+    """Raise if something that stands for a tensor comes in its place, as under `torch.fx`.
 
     Raises:
         AttachError: says what to use.
     """
     if not isinstance(x, Tensor):
         raise AttachError(
-            f"a block of an attached model is called with a {type(x).__name__} instead of tokens. torch.fx "
+            f"an attached model is called with a {type(x).__name__} in the place of a tensor. torch.fx "
             "(symbolic_trace, create_feature_extractor, FeatureGraphNet) follows no hooks, and its graph "
             f"would reduce nothing. {_INSTEAD}"
         )
+
+
+def refuse_graphs(name: str) -> None:
+    """Raise if a graph of `torch.fx` is running, which was made before attach.
+
+    Such a graph has the modules of torch.nn as they are, and in the place of all others their operations:
+    it would run the bare model, although the recipe is attached.
+
+    Args:
+        name: of the block that one of the modules belongs to.
+
+    Raises:
+        AttachError: says what to use.
+    """
+    if torch.compiler.is_compiling():
+        return
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<eval_with_key>"):  # the code of a GraphModule
+            raise AttachError(
+                f"a graph of torch.fx runs the modules of {name} one by one: it was made before the recipe "
+                f"was attached, and would reduce nothing. {_INSTEAD}"
+            )
+        frame = frame.f_back
+
+
+def refuse_programs(model: Any) -> None:
+    """Raise if a model is the program that torch.fx, torch.export or torch.jit made of another one.
+
+    Raises:
+        AttachError: says what to attach to.
+    """
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    for kind, made in {"GraphModule": "a graph", "ScriptModule": "TorchScript"}.items():
+        if kind in kinds:
+            raise AttachError(
+                f"{type(model).__name__} is {made}: operations in the place of blocks, around which "
+                f"nothing can be attached. Attach to the model that it was made of. {_INSTEAD}"
+            )
 
 
 def refuse_script() -> NoReturn:
@@ -61,39 +100,24 @@ def refuse_script() -> NoReturn:
 
 
 class Graphs:
-    """Notices that a graph of `torch.fx`, made before attach, runs modules of a block without the block.
-
-    Such a graph has the modules of torch.nn as they are, and in place of the others their operations: it
-    would run the bare model, although the recipe is attached.
+    """Sees that a graph of `torch.fx`, made before attach, runs modules of a block without the block.
 
     Args:
         name: of the block.
-        inside: whether the block is being run.
+        running: whether the block itself is being run.
     """
 
-    def __init__(self, name: str, inside: Callable[[], bool]) -> None:
+    def __init__(self, name: str, running: Callable[[], bool]) -> None:
         self.name = name
-        self.inside = inside
+        self.running = running
 
     def install(self, block: nn.Module) -> list[RemovableHandle]:
-        """Put a hook on one linear layer of the block, if it has one."""
+        """Put a hook on a linear layer of the block, if it has one: a graph has that as it is."""
         layers = [module for module in block.modules() if type(module) is nn.Linear]
         return [layer.register_forward_pre_hook(self.look) for layer in layers[-1:]]
 
     def look(self, layer: nn.Module, args: Any) -> None:
-        """Raise if the layer is called by a graph; a call by hand is the caller's own affair.
-
-        Raises:
-            AttachError: says in which order it works.
-        """
+        """Raise if the layer is called by a graph; a call by hand is right without a recipe, too."""
         del layer, args
-        if torch.compiler.is_compiling() or self.inside():
-            return
-        frame = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code.co_filename.startswith("<eval_with_key>"):  # the code of a GraphModule
-                raise AttachError(
-                    f"a graph of torch.fx runs the layers of {self.name} one by one; it was made before the "
-                    f"recipe was attached, and reduces nothing. {_INSTEAD}"
-                )
-            frame = frame.f_back
+        if not self.running():
+            refuse_graphs(self.name)

@@ -85,8 +85,8 @@ class Attached:
             if index is not None:
                 self._named[index] = (*self._named.get(index, ()), layer)
         self._undo: list[Callable[[], Any]] = []
-        # The hook that begins each block, and what each block was then: fully_shard changes its class.
-        self._entries: dict[nn.Module, Callable[..., Any]] = {}
+        # The spliced blocks, and the classes of them and of the model: fully_shard changes those.
+        self._blocks: list[nn.Module] = []
         self._kinds: list[type] = []
         self._budgets: dict[int, Budget] = {}
         self._last = _Last()
@@ -284,7 +284,7 @@ class Attached:
             # Each step can be done twice: after an interrupt the next detach() begins with the same one.
             self._undo[-1]()
             self._undo.pop()
-        self._entries.clear()
+        self._blocks.clear()
         sweep()
         if getattr(self.model, MARK, None) is self:
             delattr(self.model, MARK)
@@ -408,10 +408,10 @@ class Attached:
         kinds = self._seen_kinds()
         if kinds != self._kinds:
             self._kinds = kinds
-            self._undo += sharding.carry(self.model, self._entries)
+            self._undo += sharding.carry(self.model)
 
     def _seen_kinds(self) -> list[type]:
-        return [type(self.model), *(type(block) for block in self._entries)]
+        return [type(self.model), *map(type, self._blocks)]
 
     def _start_of(self, tokens: int, grid: tuple[int, int] | None) -> Pass:
         self._carry()
@@ -564,10 +564,10 @@ class Attached:
             site = self._site(index, paths[index], sites)
             self._undo += site.install(model)
             block = model.get_submodule(paths[index].name)
-            if not self._entries and isinstance(site, Site):
+            if not self._blocks and isinstance(site, Site):
                 graphs = Graphs(paths[index].name, site.running)
                 self._undo += [handle.remove for handle in graphs.install(block)]
-            self._entries[block] = site.enter
+            self._blocks.append(block)
         if sites[0] > 0:  # a pass begins at the first block of the tower, spliced or not
             block = model.get_submodule(paths[0].name)
             self._undo.append(block.register_forward_pre_hook(self._begin_at).remove)

@@ -7,7 +7,7 @@ when the first pass begins: what a tensor carried, its copy carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -103,21 +103,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def carry(
-    model: nn.Module, entries: Mapping[nn.Module, Callable[..., Any]]
-) -> list[Callable[[], None]]:
-    """Wrap the hooks of `fully_shard` in a model, and let ours come before them where a block begins.
-
-    What a block really works on must go through theirs: they learn from it when the block's gradients are
-    complete. With `restore=True` that is other tokens than those that the block is called with.
-
-    Args:
-        model: that a recipe is attached to.
-        entries: the pre-hook of each block that reads the state of the pass.
-
-    Returns:
-        What unwraps the hooks.
-    """
+def carry(model: nn.Module) -> list[Callable[[], None]]:
+    """Wrap the hooks of `fully_shard` in a model; returns what unwraps them."""
     undo: list[Callable[[], None]] = []
     for module in model.modules():
         hooks = cast("Any", module)
@@ -126,12 +113,6 @@ def carry(
                 if (getattr(hook, "__module__", None) or "").startswith(_THEIRS):
                     found[key] = Carrying(hook)
                     undo.append(partial(_restore, found, key, hook))
-    for block, entry in entries.items():
-        found: dict[int, Any] = cast("Any", block)._forward_pre_hooks
-        for key, hook in list(found.items()):
-            if hook != entry:  # to the end, in the order in which they are
-                del found[key]
-                found[key] = hook
     return undo
 
 

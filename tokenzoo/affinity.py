@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.kernels.best_match import best_match, in_blocks, row_blocks, worst_if_nan
+from tokenzoo.kernels.best_match import best_match, highest, in_blocks, row_blocks, worst_if_nan
 from tokenzoo.plan import take
+from tokenzoo.precision import precise
 from tokenzoo.ranking import ordered
 
 
@@ -157,17 +158,17 @@ class Affinity:
             return torch.full_like(nobody, worst), torch.zeros_like(nobody, dtype=torch.int64)
         folded = self.folded()
         if folded is None:
-            return self._in_blocks(lambda part: worst_if_nan(part.dense()).max(-1))
+            return self._in_blocks(lambda part: highest(part.dense()))
         scale, shift = folded
         found, index = best_match(self.left, self.right, scale=scale, shift=shift)
-        value = found
+        value = precise(found)
         if self.target is None:
             value = self.curve(value)
         elif isinstance(self.curve, Exp):
             value = (value * self.curve.beta).exp()
         if self.source is not None:
             value = value * self.source
-        return (value if value is found else worst_if_nan(value)), index  # what is found is finite
+        return (value if value is found else worst_if_nan(value.to(found.dtype))), index
 
     def nearest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k highest scores of each source, descending, and their targets: `[b, n, k]` each."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.kernels import attention_rows, received_attention
 from tokenzoo.plan import Plan, take
+from tokenzoo.precision import exact
 
 Layer = int | str
 
@@ -305,7 +306,8 @@ class Evidence:
             return self.x
         if on == "all_keys":
             return self.keys.transpose(1, 2).flatten(2)
-        return self._value(on).mean(1)
+        heads = self._value(on)
+        return heads.mean(1, dtype=torch.float64 if exact(heads) else None)
 
     def at(self, layer: Layer | None) -> Evidence:
         """The evidence of another layer; None: this one."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenzoo.checks import check_number
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence, Layer, SeenAttention
+from tokenzoo.precision import precise
 from tokenzoo.tokens import Tokens, shape_of
 
 # What `reduce` takes beside x, and the shapes allowed; `N` counts the prefix tokens too.
@@ -76,7 +77,7 @@ def gather_evidence(
             raise BadArgumentError(
                 f"queries {tuple(query.shape)} and keys {tuple(key.shape)} have different shapes"
             )
-        attention = SeenAttention(query, key, query.shape[-1] ** -0.5, p)
+        attention = SeenAttention(precise(query), precise(key), query.shape[-1] ** -0.5, p)
     show = {
         name: (lambda value=value, name=name: _without_prefix(value, p, name == "text_attention"))
         for name, value in given.items()

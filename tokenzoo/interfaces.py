@@ -44,6 +44,7 @@ from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.kinds import NonNegative
 from tokenzoo.options import check_fields, check_when_made
 from tokenzoo.plan import Plan
+from tokenzoo.precision import comparable, precise
 from tokenzoo.tokens import Tokens, shape_of
 
 Fewest = Callable[[int], int]
@@ -137,7 +138,7 @@ class Scorer(Part, ABC):
 
 
 def token_scores(scorer: Scorer, evidence: Evidence) -> Tensor:
-    """The scores of a scorer, `[b, n]`.
+    """The scores of a scorer, `[b, n]`: float32, or float64 where the features are.
 
     Raises:
         BadArgumentError: it gives something else.
@@ -149,7 +150,7 @@ def token_scores(scorer: Scorer, evidence: Evidence) -> Tensor:
             f"{scorer!r} gives scores of shape {shape_of(scores)}; a scorer gives one number per token, "
             f"here a tensor {list(wanted)}"
         )
-    return scores
+    return scores.to(torch.promote_types(evidence.x.dtype, torch.float32))
 
 
 class PairScorer(Part, ABC):
@@ -182,7 +183,7 @@ class Discount(Part):
 
     def weight(self, evidence: Evidence) -> Tensor:
         """The factor of each token, `[b, n]`, positive."""
-        return (-self.lam * token_scores(self.scorer, evidence)).exp()
+        return (-self.lam * precise(token_scores(self.scorer, evidence))).exp()
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,8 @@ class Normalized(Scorer):
             score = centred / (variance.sqrt() + tiny)
         elif self.how == "rank":
             # How many are lower: equal ones are equal. searchsorted wants its input in one piece.
-            raw = raw.contiguous()
-            lower = torch.searchsorted(raw.sort(dim=-1).values, raw)
+            seen = comparable(raw).contiguous()
+            lower = torch.searchsorted(seen.sort(dim=-1).values, seen)
             score = lower.to(raw.dtype) / max(1, raw.shape[-1] - 1)
         else:
             score = (raw - low) / (high - low + tiny)
@@ -316,6 +317,11 @@ class Assigner(Part, ABC):
 
 class Matcher(Part, ABC):
     """Who stays, and who joins whom."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether how many tokens stay comes from the data; only such a matcher is asked to keep all."""
+        return False
 
     @abstractmethod
     def match(self, evidence: Evidence, keep: int) -> Plan:

@@ -1,13 +1,19 @@
-"""Orders and partitions of tokens: stable, with ties to the lower index, and NaN last."""
+"""Orders and partitions of tokens: stable, with ties to the lower index, and NaN last.
+
+Scores are compared in float32, whatever they are computed in (`tokenzoo.precision`).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tokenzoo.precision import comparable
+
 
 def ordered(values: Tensor, *, descending: bool = False) -> Tensor:
     """Indices that sort the last dimension of `values [..., n]`; of equal ones the lower comes first."""
+    values = comparable(values)
     if torch.onnx.is_in_onnx_export():
         # ONNX has no stable sort; its TopK takes the smaller index first, which is the same order.
         return values.topk(values.shape[-1], dim=-1, largest=descending).indices
@@ -16,6 +22,7 @@ def ordered(values: Tensor, *, descending: bool = False) -> Tensor:
 
 def descending(scores: Tensor) -> Tensor:
     """Indices of `scores [b, n]` from the highest to the lowest; what is not finite comes last."""
+    scores = comparable(scores)  # before the infinities: the largest numbers overflow
     worst = torch.finfo(scores.dtype).min
     return ordered(scores.nan_to_num(nan=worst, posinf=worst, neginf=worst), descending=True)
 

@@ -62,12 +62,21 @@ def reduce_patches(
     ordered: bool = False,
 ) -> tuple[Tokens, Plan]:
     """The same as `reduce_site`, with the plan of the patch tokens alone."""
+    if _whole(step, evidence, keep):
+        b, n = evidence.x.shape[:2]
+        return tokens, Plan.identity(b, n, device=evidence.x.device)
     plan = _matched(step, evidence, keep)
     if check:
         plan.check()
     if ordered:
         plan = plan.by_position()
     return step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens), plan
+
+
+def _whole(step: Step, evidence: Evidence, keep: int) -> bool:
+    """Whether nothing is to be removed: then no part is asked, and all tokens stay as they are."""
+    n = evidence.x.shape[1]
+    return keep == n and (n == 0 or not step.matcher.ragged)
 
 
 def _matched(step: Step, evidence: Evidence, keep: int) -> Plan:
@@ -143,10 +152,13 @@ def reduce(
     beside = evidence.take(free) if held.shape[1] else evidence
     check_needs(step, beside, beside=held.shape[1] > 0)
     keep = _reachable(recipe, tokens, held.shape[1])
-    if free.shape[1] == 0:
-        plan = Plan.identity(1, held.shape[1], device=x.device)
+    if whole := _whole(step, beside, keep):
+        plan = Plan.identity(1, keep, device=x.device)
     else:
-        plan = _matched(step, beside, keep).beside(free, held)
+        plan = _matched(step, beside, keep)
+    plan = plan.beside(free, held)
+    if whole:
+        return Reduced(tokens.x, tokens.mass, plan.after_prefix(prefix))
     reduced = step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens)
     return Reduced(reduced.x, reduced.mass, plan.after_prefix(prefix))
 

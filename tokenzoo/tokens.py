@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """Return `values` in at least float32: scores, masses and densities are never computed in half."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+from tokenzoo.precision import UNIT_BITS, exact, precise, rounded
+from tokenzoo.precision import full_precision as full_precision
 
 
 def shape_of(value: object) -> object:
@@ -21,14 +18,18 @@ def shape_of(value: object) -> object:
 
 
 def norm(vectors: Tensor) -> Tensor:
-    """The Euclidean length of vectors `[..., d]`, in at least float32: `[...]`."""
-    return torch.linalg.vector_norm(full_precision(vectors), dim=-1)  # pyright: ignore
+    """The Euclidean length of vectors `[..., d]`, in `precise` precision: `[...]`."""
+    return torch.linalg.vector_norm(precise(vectors), dim=-1)  # pyright: ignore
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Scale vectors `[..., d]` to length 1, in at least float32; a zero vector stays zero."""
-    vectors = full_precision(vectors)
-    return vectors / norm(vectors)[..., None].clamp_min(1e-12)
+    """Scale vectors `[..., d]` to length 1, in `precise` precision; a zero vector stays zero.
+
+    Where that is float64 they have a fixed point, so that their inner products are exact.
+    """
+    vectors = precise(vectors)
+    vectors = vectors / norm(vectors)[..., None].clamp_min(1e-12)
+    return rounded(vectors, 2.0**-UNIT_BITS) if exact(vectors) else vectors
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_energy_is_low_where_a_token_stands_alone(curve: str, fall: float) -> No
                 else:
                     s = 1 - margin
                     energy += math.exp(-(((1 - cos) / s) ** 2) / 2) / (s * math.sqrt(2 * math.pi))
-            assert float(found[i, t]) == pytest.approx(-energy / N, rel=1e-9)
+            assert float(found[i, t]) == pytest.approx(-energy / N, abs=1e-8)
     assert ("depth" in GraphEnergy(fall=fall).needs) == (fall > 0)
 
 
@@ -144,7 +144,7 @@ def test_nearness_is_minus_the_squared_distance() -> None:
     evidence = seen()
     x = evidence.x + 1e3  # far from the origin
     pairs = Nearness().score(Evidence(x, mass=evidence.mass))
-    torch.testing.assert_close(pairs.dense(), -torch.cdist(x, x).square(), atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(pairs.dense(), -torch.cdist(x, x).square(), atol=1e-5, rtol=1e-6)
     _, best = pairs.best()
     assert torch.equal(best, torch.arange(N).expand(2, N))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.kernels.choice import exporting, use_triton
-from tokenzoo.tokens import full_precision
+from tokenzoo.precision import comparable, precise
 
 # Scores at once: 1 MiB where there is a cache to stay in; elsewhere 16 MiB an image, to bound the memory.
 CACHED, LARGE = 2**18, 2**22
@@ -39,19 +39,22 @@ def best_match(
         if torch.compiler.is_compiling():
             return torch.ops.tokenzoo.best_match(*given)
         return _in_triton(*given)
-    left, right = full_precision(left), full_precision(right)
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    left, right = precise(left), precise(right)
     (b, a, _), p = left.shape, right.shape[1]
     images = blocks(b, a * p, CACHED) if in_cache(left) else [EVERY]
     rows = row_blocks(left, p)
     if len(images) == len(rows) == 1:  # small ones are as fast as they can be
-        return _best(left, right, scale, shift)
+        value, index = _best(left, right, scale, shift)
+        return value.to(dtype), index
 
     def of_images(own: slice) -> tuple[Tensor, Tensor]:
         x, y = left[own], right[own]
         w, c = (None if t is None else t[own] for t in (scale, shift))
         return in_blocks(lambda r: _best(x[:, r], y, w, c), rows, a, 1)
 
-    return in_blocks(of_images, images, b, 0)
+    value, index = in_blocks(of_images, images, b, 0)
+    return value.to(dtype), index
 
 
 def _in_triton(
@@ -97,6 +100,14 @@ def blocks(count: int, each: int, most: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, count, step)]
 
 
+def highest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest of each row of `scores [..., p]`, finite, and the first place that has it."""
+    value, index = worst_if_nan(comparable(scores)).max(-1)
+    if scores.dtype != value.dtype:
+        value = worst_if_nan(scores.gather(-1, index[..., None])[..., 0])
+    return value, index
+
+
 def worst_if_nan(scores: Tensor) -> Tensor:
     """Replace NaN by the lowest finite number (max would pick it first), infinities by finite ones."""
     return scores.nan_to_num(nan=torch.finfo(scores.dtype).min)
@@ -111,8 +122,7 @@ def _best(
         scores = scores * scale[:, None]
     if shift is not None:
         scores = scores + shift[:, None]
-    value, index = worst_if_nan(scores).max(-1)
-    return value, index
+    return highest(scores)
 
 
 def in_blocks(

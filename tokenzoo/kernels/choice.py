@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenzoo.checks import check_choice
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.precision import exporting as exporting
 
 VARIABLE = "TOKENZOO_KERNELS"
 FORMS = ("auto", "torch", "triton")
@@ -94,11 +95,6 @@ transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemb
 def plain(*tensors: Tensor | None) -> bool:
     """Whether only the plain form of a kernel will do: torch's own operations, out of place."""
     return wants_gradients(*tensors) or exporting() or transformed()
-
-
-def exporting() -> bool:
-    """Whether a program is made that runs where this library is not: of torch's own operations only."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _devices(tensors: list[Tensor]) -> str:

@@ -28,6 +28,11 @@ class ByDepth(Matcher):
     def __post_init__(self) -> None:
         self.require("depth")
 
+    @property
+    def ragged(self) -> bool:
+        """Whether one of the two takes its count from the data."""
+        return self.first.ragged or self.last.ragged
+
     def fewest(self, tokens: int, prefix: int = 0) -> int:
         """The least that both can leave."""
         return max(self.first.fewest(tokens, prefix), self.last.fewest(tokens, prefix))

@@ -64,13 +64,14 @@ class GreedyDPP(Selector):
         kernel = self.pairs.score(evidence).weighted(weight).at(pool, pool)
         gain = kernel.diagonal()  # [b, p]
         # A NaN token is chosen when all others are, and takes nothing from their gains.
-        gain = gain.masked_fill(~gain.isfinite(), torch.finfo(gain.dtype).min / 2)
+        bad = ~gain.isfinite()
+        gain = gain.masked_fill(bad, torch.finfo(gain.dtype).min / 2)
         factor = gain.new_zeros(b, k, p)
         taken = torch.zeros_like(gain, dtype=torch.bool)
         chosen: list[Tensor] = []
         for step in range(k):
             # A NaN is the largest of all: where the code fails, all gains are, the chosen ones' too.
-            free = gain if self.fails else gain.masked_fill(taken, -torch.inf)
+            free = gain if self.fails else self._units(gain, bad).masked_fill(taken, -torch.inf)
             pick = free.argmax(-1, keepdim=True)  # [b, 1]
             chosen.append(pick)
             taken = taken.scatter(1, pick, True)
@@ -90,3 +91,7 @@ class GreedyDPP(Selector):
             if self.fails:
                 gain = gain.scatter(1, pick, -torch.inf)
         return torch.cat(chosen, 1)
+
+    def _units(self, gain: Tensor, bad: Tensor) -> Tensor:
+        """Gains in units of the floor: what is below it is rounding error, and equal. Bad ones are less."""
+        return (gain / self.floor).round().clamp_min(0).masked_fill(bad, -1)

@@ -12,6 +12,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
 from tokenzoo.kinds import Range, Words
 from tokenzoo.plan import take
+from tokenzoo.precision import comparable, precise
 from tokenzoo.ranking import choose, descending
 
 
@@ -43,20 +44,20 @@ class Medoids(Selector):
         scores = take(token_scores(self.scorer, evidence), pool)
         square = -self.pairs.score(evidence).at(pool, pool).dense()  # [b, p, p]
         known = square.diagonal(dim1=1, dim2=2).isfinite() & scores.isfinite()
-        both, most = known[:, None] & known[..., None], torch.finfo(square.dtype).max / 2
+        both, most = known[:, None] & known[..., None], torch.finfo(torch.float32).max / 2
         distance = square.clamp_min(0).sqrt().where(both, 0)
         apart = distance.masked_fill(~both, most)
-        weight = scores.where(known, 0)
+        weight = precise(scores).where(known, 0)
         medoids = descending(scores.where(known, torch.nan))[:, :k]  # [b, k]
         index = torch.arange(k, device=pool.device).expand(b, k)
         for _ in range(self.rounds):
             to = take(apart, medoids)  # [b, k, p]
-            own = to.argmin(1).scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
+            own = comparable(to).argmin(1).scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
             member = own[:, None] == index[..., None]  # [b, k, p]
             if self.faithful:
                 cost = distance.sum(-1)[:, None] * weight[:, None]
             else:
                 cost = (member.to(distance.dtype) @ distance) * weight[:, None]
             cost = cost.masked_fill(~known[:, None], most)  # the last choice in its cluster
-            medoids = cost.masked_fill(~member, torch.inf).argmin(-1)
+            medoids = comparable(cost).masked_fill(~member, torch.inf).argmin(-1)
         return choose(pool, medoids)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.plan import take
+from tokenzoo.precision import comparable
 from tokenzoo.ranking import choose, descending, ordered
 
 
@@ -49,7 +50,7 @@ class Outliers(Selector):
     def _ordered(self, evidence: Evidence, pool: Tensor) -> tuple[Tensor, Tensor]:
         """The places of the pool in their order `[b, p]`, and how many of them stay `[b]`."""
         n, p = evidence.x.shape[1], pool.shape[1]
-        scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
+        scores = comparable(take(token_scores(self.scorer, evidence), pool))  # [b, p]
         order = descending(scores)
         if p == 0:
             return order, order.new_zeros(len(order))

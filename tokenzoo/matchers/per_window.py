@@ -12,6 +12,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.kinds import Count
 from tokenzoo.plan import take
+from tokenzoo.precision import precise
 from tokenzoo.ranking import choose, descending, ordered
 
 
@@ -68,8 +69,8 @@ class WholeRows(Selector):
         rows, columns = evidence.grid
         scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
         known = scores.isfinite()
-        sums = scores.new_zeros(pool.shape[0], rows)
-        sums = sums.scatter_add(1, pool // columns, scores.where(known, 0))
+        addends = precise(scores).where(known, 0)
+        sums = addends.new_zeros(pool.shape[0], rows).scatter_add(1, pool // columns, addends)
         row = take(places(descending(sums)), pool // columns)
         return choose(pool, _first(k, (~known).long(), row, places(descending(scores))))
 

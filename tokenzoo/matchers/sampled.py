@@ -11,6 +11,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.matchers.per_window import places
 from tokenzoo.plan import take
+from tokenzoo.precision import comparable, precise
 from tokenzoo.ranking import choose, descending, ordered
 
 
@@ -55,13 +56,13 @@ class Sampled(Selector):
         if k == 0 or pool.shape[1] == 0:
             return scores, met
         known = scores.isfinite()
-        weight = scores.where(known, 0)
+        weight = precise(scores).where(known, 0)
         total = (weight / (weight.sum(-1, keepdim=True) + 1e-6)).cumsum(-1)
         if self.faithful:
             total = total + 0.1 * (take(evidence.mass, pool) == 0).to(total.dtype)
         total = total.masked_fill(~known, torch.inf)  # far from every step
         gap = (total[:, None] - self.steps(k, total)[:, None]).abs()  # [b, k, p]
-        return scores, met.scatter(1, gap.argmin(-1), True)
+        return scores, met.scatter(1, comparable(gap).argmin(-1), True)
 
     def steps(self, k: int, like: Tensor) -> Tensor:
         """The steps `[k]`, in the dtype and on the device of a tensor."""

@@ -11,6 +11,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Selector
 from tokenzoo.kinds import Count
 from tokenzoo.plan import take
+from tokenzoo.precision import comparable
 from tokenzoo.ranking import choose, descending, ordered
 
 
@@ -38,7 +39,7 @@ class Thin(Selector):
             return pool[:, :0], pool
         if k == p:
             return pool, pool[:, :0]
-        scores = self.pairs.score(evidence).at(pool, pool).dense()  # [b, p, p]
+        scores = comparable(self.pairs.score(evidence).at(pool, pool).dense())  # [b, p, p]
         worst, most = torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).max
         bad = ~scores.diagonal(dim1=1, dim2=2).isfinite()  # [b, p]
         scores = scores.nan_to_num(nan=worst, posinf=worst, neginf=worst)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
-from tokenzoo.tokens import full_precision
+from tokenzoo.precision import precise
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CLSAttention(Scorer):
 
 def over_heads(attention: Tensor, heads: str) -> Tensor:
     """The mean, sum or maximum of `attention [b, h, n]` over the heads, in at least float32: `[b, n]`."""
-    attention = full_precision(attention)
+    attention = precise(attention)
     if heads == "max":
         return attention.amax(1)
     return attention.sum(1) if heads == "sum" else attention.mean(1)

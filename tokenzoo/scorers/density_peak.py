@@ -12,6 +12,7 @@ from tokenzoo.checks import floor_share
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
 from tokenzoo.kinds import Count, Share
+from tokenzoo.precision import comparable
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.scorers.nearness import Nearness
 
@@ -49,7 +50,7 @@ class DensityPeak(Scorer):
         square = square.clamp_min(0).masked_fill(own, 0)
         k = floor_share(self.k, n) + 1 if isinstance(self.k, float) else self.k
         nearest = square.where(both, torch.inf).topk(min(k, n), dim=-1, largest=False).values
-        density = (-nearest.mean(-1)).exp()  # [b, n]
+        density = comparable((-nearest.mean(-1)).exp())  # [b, n]
         index = torch.arange(n, device=square.device)
         one, other = density[..., None], density[:, None]
         denser = (other > one) | ((other == one) & (index < index[:, None]))

@@ -10,7 +10,8 @@ from torch import Tensor
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
 from tokenzoo.kinds import OneOf
-from tokenzoo.tokens import full_precision, norm
+from tokenzoo.precision import precise
+from tokenzoo.tokens import norm
 
 SPACES = ("x", "keys", "queries", "all_keys")
 
@@ -36,4 +37,4 @@ class FeatureNorm(Scorer):
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0."""
         features = evidence.features(self.on)
-        return norm(features) if self.power == 2 else full_precision(features).abs().sum(-1)
+        return norm(features) if self.power == 2 else precise(features).abs().sum(-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
-from tokenzoo.tokens import full_precision
+from tokenzoo.precision import precise
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MeanLogits(Scorer):
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`; NaN for a token with a NaN or infinite query or key, which nobody else sees."""
-        query, key = full_precision(evidence.queries), full_precision(evidence.keys)
+        query, key = precise(evidence.queries), precise(evidence.keys)
         known = (query + key).sum((1, 3)).isfinite()  # [b, n]
         kept = known[:, None, :, None]
         query, key = query.where(kept, 0), key.where(kept, 0)

@@ -9,8 +9,8 @@ import torch
 from tokenzoo.affinity import Affinity
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import PairScorer
+from tokenzoo.precision import fixed_point, precise
 from tokenzoo.scorers.feature_norm import Space
-from tokenzoo.tokens import full_precision
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,12 @@ class Nearness(PairScorer):
 
     def score(self, evidence: Evidence) -> Affinity:
         """The scores of all pairs, <= 0 up to rounding."""
-        features = full_precision(evidence.features(self.on))  # [b, n, d]
+        features = precise(evidence.features(self.on))  # [b, n, d]
         # Distances do not change with the origin; near it, the squares lose fewer digits.
         known = features.isfinite()
         count = known.sum(1, keepdim=True).clamp_min(1)
         features = features - features.where(known, 0).sum(1, keepdim=True) / count
+        features = fixed_point(features)
         square = features.square().sum(-1, keepdim=True)
         one = torch.ones_like(square)
         return Affinity(

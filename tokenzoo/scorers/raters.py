@@ -12,8 +12,8 @@ from tokenzoo.evidence import EMBEDDED, Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.kinds import Count
 from tokenzoo.plan import take
+from tokenzoo.precision import comparable, precise
 from tokenzoo.ranking import descending
-from tokenzoo.tokens import full_precision
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Raters(Scorer):
         """Score `[b, n]`."""
         embedded = evidence.at(EMBEDDED)
         chosen = raters(embedded.x, embedded.text)[:, None, :, None]  # [b, 1, t, 1]
-        attention = full_precision(evidence.text_attention)  # [b, h, t, n]
+        attention = precise(evidence.text_attention)  # [b, h, t, n]
         if attention.shape[2] != chosen.shape[2]:
             raise BadArgumentError(
                 f"text_attention is of {attention.shape[2]} text tokens and text@{EMBEDDED} of "
                 f"{chosen.shape[2]}; both are about those after the last visual token"
             )
         if self.unturned:
-            attention = attention / full_precision(evidence.text_rotation)[:, None]
+            attention = attention / precise(evidence.text_rotation)[:, None]
         count = chosen.sum(2).clamp_min(1)  # [b, 1, 1]
         paid = attention.where(chosen, 0).sum(2) / count  # [b, h, n]
         if self.heads is not None:
@@ -69,9 +69,9 @@ def raters(x: Tensor, text: Tensor) -> Tensor:
             f"text@{EMBEDDED} has {text.shape[-1]} channels and x@{EMBEDDED} {x.shape[-1]}; both are "
             "embeddings of one prompt"
         )
-    x, text = full_precision(x), full_precision(text)
+    x, text = precise(x), precise(text)
     share = torch.softmax(x @ text.mT, -1)  # [b, n, t]
     known = x.isfinite().all(-1, keepdim=True)  # a NaN token has no say
     share = share.where(known, 0).sum(1) / known.sum(1).clamp_min(1)  # [b, t]
-    more = share > share.mean(-1, keepdim=True)
+    more = comparable(share) > comparable(share.mean(-1, keepdim=True))
     return more | ~more.any(-1, keepdim=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.scorers.text_relevance import check_one_space
-from tokenzoo.tokens import full_precision
+from tokenzoo.precision import precise
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class TextSoftmax(Scorer):
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`; of the tokens without NaN they add up to 1."""
-        x = full_precision(evidence.at(self.layer).x)  # [b, n, c]
+        x = precise(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
-        product = (x @ full_precision(evidence.text).mT).mean(-1)  # [b, n]
+        product = (x @ precise(evidence.text).mT).mean(-1)  # [b, n]
         known = product.isfinite()
         logits = (-product if self.negated else product).where(known, torch.finfo(x.dtype).min)
         return logits.softmax(-1).masked_fill(~known, torch.nan)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
-from tokenzoo.tokens import full_precision, norm
+from tokenzoo.precision import precise
+from tokenzoo.tokens import norm
 
 
 @dataclass(frozen=True)
@@ -30,5 +31,5 @@ class ValueWeighted(Scorer):
         """Score `[b, n]`, >= 0."""
         length = norm(evidence.values)  # [b, h, n]
         if self.by == "cls":
-            return (full_precision(evidence.cls_attention) * length).sum(1)
-        return full_precision(evidence.received_attention) * length.sum(1)
+            return (precise(evidence.cls_attention) * length).sum(1)
+        return precise(evidence.received_attention) * length.sum(1)

@@ -8,7 +8,7 @@ import torch
 
 from tokenzoo.budget import resolve_keep
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Matcher
+from tokenzoo.interfaces import Matcher, PairScorer, Scorer
 from tokenzoo.matchers import Among, Bipartite, Drop, SelectAssign
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
@@ -37,6 +37,8 @@ def degenerate(subject: Subject, example: Example) -> None:
     )
     for what, case in cases:
         quietly(lambda case=case: exact_budget.function(subject, case), what)
+        if isinstance(subject, Scorer | PairScorer):  # where all stay, a reduction asks no part
+            quietly(lambda case=case: subject.score(case.evidence(subject.needs)), what)
     if needs_all(recipe_of(subject)):
         return
     everything = torch.ones_like(example.protected)

@@ -37,7 +37,7 @@ def exact_budget(subject: Subject, example: Example) -> None:
 @law(*MATCHERS, "recipe", read="tokenzoo.plan.Plan")
 def plan_total(subject: Subject, example: Example) -> None:
     """The plan is about all tokens: each is in one place at most, and keep and dst agree."""
-    plan = example.reduce(asked(subject, example)).plan
+    plan = plan_of(subject, example).after_prefix(example.prefix)
     integers = plan.keep.dtype == plan.dst.dtype == torch.int64
     demand(integers, "int64 indices", f"{plan.keep.dtype}, {plan.dst.dtype}")
     try:

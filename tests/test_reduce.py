@@ -22,6 +22,7 @@ from tokenzoo.scorers import (
     ReceivedAttention,
     Similarity,
 )
+from tokenzoo.testing import Example
 
 B, N, C = 2, 9, 4  # one prefix token and eight patches
 
@@ -77,6 +78,24 @@ def test_masses_are_carried_and_weigh() -> None:
     )
     expected = reduced.plan.sum(X * mass[..., None]) / reduced.plan.sum(mass)[..., None]
     torch.testing.assert_close(reduced.x, expected)
+
+
+@pytest.mark.parametrize("name", tokenzoo.list_recipes())
+@pytest.mark.parametrize("keep", [1.0, 12, 99])
+def test_where_nothing_is_to_be_removed_x_comes_back_as_it_is(name: str, keep: int | float) -> None:
+    recipe = tokenzoo.build(name).recipe
+    if recipe.steps[0].matcher.ragged:
+        pytest.skip("how many stay comes from the data")
+    example = Example.drawn(grid=(3, 4), prefix=1, dtype=torch.bfloat16)
+    held = torch.zeros(2, 13, dtype=torch.bool)
+    held[:, 5:9] = True
+    for protected in (None, held):
+        if protected is not None and "grid" in recipe.needs | {*recipe.steps[0].matcher.needs}:
+            continue  # some of the tokens are no grid
+        out = example.reduce(Recipe(recipe.steps[0], keep=keep), protected=protected)
+        assert torch.equal(out.x, example.x)
+        assert torch.equal(out.mass, example.mass)
+        assert out.plan.keep.tolist() == out.plan.dst.tolist() == [list(range(13))] * 2
 
 
 def test_no_more_tokens_than_wanted_are_left_whole() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.watching import Watch
+from tokenzoo import precision
 from tokenzoo.kernels import neighbour_density
 from tokenzoo.kernels.neighbour_density import _by_triangle, _known, _plain, nearest_squares
 
@@ -88,8 +89,14 @@ def test_where_fewer_than_k_others_are_numbers_the_rest_is_infinitely_far() -> N
     assert bool((nearest[0, 2:] == math.inf).all())
 
 
-def test_equal_tokens_are_one_crowd_in_any_block() -> None:
-    features = draws(3, 2, 1, 6).expand(2, LONG, 6).float()
+@pytest.mark.parametrize(("n", "d"), [(9, 1152), (64, 768), (LONG, 6), (LONG, 768)])
+@pytest.mark.parametrize("exact", [True, False])
+def test_equal_tokens_are_one_crowd_in_any_block(
+    n: int, d: int, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exact:  # as on a GPU, and in exported programs
+        monkeypatch.setattr(precision, "exact", lambda values: False)
+    features = (draws(3, 2, 1, d) * 3).expand(2, n, d).float()
     assert bool((neighbour_density(features, 5, None) > 0.9).all())
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenzoo.kernels.choice import plain, use_triton
+from tokenzoo.kernels.choice import exporting, plain, use_triton
 from tokenzoo.precision import full_precision, precise
 
 # Up to so many tokens the plain form has all distances of an image in one tensor.
@@ -47,7 +47,7 @@ def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
     total = nearest.where(finite, 0).sum((1, 2), keepdim=True)
     square = total / finite.sum((1, 2), keepdim=True).clamp_min(1)
     # All tokens equal: the distances are rounding errors of the squares, and everything is a crowd.
-    error = max(1e-6, features.shape[-1] * torch.finfo(dtype).eps)
+    error = max(1e-6, (features.shape[-1] + 32) * torch.finfo(dtype).eps)
     floor = squares.where(squares.isfinite(), 0).mean(-1)[:, None, None] * error
     return (-nearest / torch.maximum(square, floor).clamp_min(1e-30)).exp().mean(-1).to(dtype)
 

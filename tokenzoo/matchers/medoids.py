@@ -52,7 +52,8 @@ class Medoids(Selector):
         index = torch.arange(k, device=pool.device).expand(b, k)
         for _ in range(self.rounds):
             to = take(apart, medoids)  # [b, k, p]
-            own = comparable(to).argmin(1).scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
+            nearest = comparable(to).argmin(1)
+            own = nearest.scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
             member = own[:, None] == index[..., None]  # [b, k, p]
             if self.faithful:
                 cost = distance.sum(-1)[:, None] * weight[:, None]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
-from tokenzoo.scorers.text_relevance import check_one_space
 from tokenzoo.precision import precise
+from tokenzoo.scorers.text_relevance import check_one_space
 
 
 @dataclass(frozen=True)

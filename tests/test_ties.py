@@ -1,0 +1,87 @@
+"""Repeated patches (a plain background): ties go to the lower index, whatever the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import tokenzoo
+from tokenzoo import Recipe
+from tokenzoo.precision import fixed_point
+from tokenzoo.tokens import unit
+
+RECIPES = ("dpcknn", "kmedoids", "pitome", "fopru", "cdpruner", "sparsevlm")
+
+
+def repeated(n: int, c: int, images: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Images of at most n // 2 different tokens, and what the recipes ask about them."""
+    g = torch.Generator().manual_seed(seed)
+    index = torch.randint(0, n // 2, (images, n), generator=g)[..., None]
+
+    def tokens(width: int) -> torch.Tensor:
+        some = torch.randn(images, n, width, generator=g).to(dtype)
+        return some.take_along_dim(index.expand(-1, -1, width), 1)
+
+    x, text = tokens(c), torch.randn(images, 3, c, generator=g).to(dtype)
+    return {"x": x, "keys": x, "queries": tokens(c), "text": text, "asked": tokens(6).softmax(1)}
+
+
+def decided(name: str, shown: dict[str, torch.Tensor], image: slice) -> list[Any]:
+    x, keys, queries, text, asked = (value[image] for value in shown.values())
+    n = x.shape[1]
+    recipe = tokenzoo.build(name).recipe
+    zoo = tokenzoo.build(Recipe(recipe.steps[0], keep=n * 2 // 3))
+    given: dict[str, Any] = {} if name == "fopru" else {"received_attention": asked[..., 0]}
+    plan = zoo.reduce(
+        x,
+        keys=keys,
+        queries=queries,
+        text=text,
+        text_attention=asked[..., :3].mT,
+        at={"embedded": {"x": x, "text": text}},
+        grid=(1, n),
+        depth=0.5,
+        **given,
+    ).plan
+    return [list(pair) for pair in zip(plan.keep.tolist(), plan.dst.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_image_of_repeated_patches_alone_and_in_a_batch(name: str) -> None:
+    for n, c, images, dtype in (
+        (9, 8, 6, torch.float32),
+        (25, 16, 3, torch.float64),
+        (7, 64, 9, torch.float16),
+        (33, 100, 2, torch.float32),
+        (81, 8, 9, torch.float32),
+        (100, 24, 2, torch.float32),
+    ):
+        for seed in range(3):
+            shown = repeated(n, c, images, seed, dtype)
+            whole = decided(name, shown, slice(None))
+            alone = [decided(name, shown, slice(i, i + 1))[0] for i in range(images)]
+            assert alone == whole, (n, c, dtype, seed)
+
+
+def test_of_equal_tokens_the_first_stay() -> None:
+    x = torch.randn(1, 1, 24, generator=torch.Generator().manual_seed(0)).expand(2, 23, 24)
+    for name in ("dpcknn", "kmedoids", "divprune", "gprune"):
+        ones = torch.full((2, 23), 1 / 23)
+        plan = tokenzoo.build(name, keep=9).reduce(x, received_attention=ones).plan
+        assert plan.keep.tolist() == [list(range(9))] * 2, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_inner_products_are_exact_in_any_order(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(1)
+    x = (torch.randn(2, 40, 301, generator=g) * 37).to(dtype)
+    shuffle = torch.randperm(301, generator=g)
+    for vectors in (unit(x), fixed_point(x)):
+        mixed = vectors[..., shuffle].contiguous()
+        assert torch.equal(vectors @ vectors.mT, mixed @ mixed.mT)
+        squares = vectors.square().sum(-1)
+        again = (mixed * mixed).flip(-1).cumsum(-1)[..., -1]
+        assert torch.equal(squares, again)
+    torch.testing.assert_close(fixed_point(x), x.double(), rtol=0, atol=2e-4)

@@ -2,7 +2,7 @@
 
 A version of transformers that hands its layers the cache, the masks or the positions in another way, or a
 layer that reads them in another way, would give wrong answers without a word; here it is a refusal. Three
-prompts of random features run through the layers next to each step, the first and the last:
+prompts of random features run through the first layer and the two layers at each step:
 
 - through the bare layers, without a cache, the two tokens of an answer at the end;
 - with a cache and steps that keep all tokens of the first prompt and every second visual token of the
@@ -10,8 +10,8 @@ prompts of random features run through the layers next to each step, the first a
 - the same without a cache, in one pass.
 
 The first prompt must come out as the bare layers have it, and the others with a cache as they do without.
-These are five passes of at most 54 tokens through two layers for each step and two more: for a model of 32
-layers together less than one pass. Hooks on these layers see them. Nothing is left of them: modes, random
+These are five passes of at most 54 tokens through two layers for each step and one more: for a model of 32
+layers together about half a pass. Hooks on these layers see them. Nothing is left of them: modes, random
 numbers, gradients and caches are as before.
 """
 
@@ -62,7 +62,7 @@ def prove(decoder: Decoder) -> None:
     for i, layer in enumerate(every):
         kinds.setdefault(type(layer), i)
     near = {i for layer in decoder.steps for i in (layer - 1, layer)}
-    used = sorted({0, len(every) - 1, *near, *kinds.values()})
+    used = sorted({0, *near, *kinds.values()})
     steps = {used.index(layer): step for layer, step in decoder.steps.items()}
     with _only(language, [every[i] for i in used]), _quiet(language) as device:
         _compare(language, decoder.name, steps, _sample(language, device))
@@ -165,7 +165,7 @@ def _sample(language: Any, device: torch.device) -> Sample:
 def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample) -> None:
     n = PROMPT + ANSWER
     trial = Trial(language, steps)
-    own = trial.takes.cache
+    own = trial.takes.own
     if own is None:
         raise AttachError(f"{name} has no argument for a cache whose name is known. {REFUSED}")
     ids = torch.zeros(len(PADDED), n, dtype=torch.int64)

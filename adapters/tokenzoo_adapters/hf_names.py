@@ -54,12 +54,12 @@ class Takes:
 
     Attributes:
         names: of its arguments that may be given by position, in order.
-        cache: its own name of the cache; None: it has no argument of a name that is known.
-        wraps: whether it hands on whatever it is given, and so names nothing.
+        own: its name of the cache; None: it has no argument of a name that is known.
+        wraps: whether it hands on what it is given, and names no more than what enters.
     """
 
     names: tuple[str, ...]
-    cache: str | None
+    own: str | None
     wraps: bool = False
 
     def given(
@@ -79,10 +79,10 @@ class Takes:
         """
         named = dict(zip(self.names[first:], args, strict=False))
         if len(args) > len(named) and any(is_cache(value) for value in args[len(named) :]):
-            raise AttachError(_unknown(f"argument {first + len(named) + 1}", what, self.cache))
+            raise AttachError(_unknown(f"argument {first + len(named) + 1}", what, self.own))
         named.update(kwargs)
         cache = cache_of(named, what)
-        own = self.cache
+        own = self.own
         if cache is None:
             return named
         if own is None and not self.wraps:
@@ -102,7 +102,8 @@ def takes(kind: type) -> Takes:
     names = tuple(one.name for one in parameters if one.kind in kinds)
     known = {one.name for one in parameters}
     own = next((name for name in CACHES if name in known), None)
-    return Takes(names, own, wraps=not names)
+    rest = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
+    return Takes(names, own, wraps=rest and len(names) < 2)
 
 
 def is_cache(value: object) -> bool:

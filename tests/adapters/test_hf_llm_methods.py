@@ -383,7 +383,7 @@ def test_raters_are_those_of_the_whole_prompt_at_every_step() -> None:
     seen: list[Any] = []
     match = SelectAssign(TopK(Spy()), Drop())
     steps = [Step(Stage.LLM(k), Once(keep=f), match, Keep()) for k, f in ((1, 2.0), (2, 1.0))]
-    with entering(model) as calls, tokenzoo.build(Recipe(*steps, keep=13)).attach(model):
+    with tokenzoo.build(Recipe(*steps, keep=13)).attach(model), entering(model) as calls:
         logits(model, given)
     ids = given["input_ids"][0]
     places = (ids == hf.IMAGE).nonzero()[:, 0]
@@ -427,7 +427,7 @@ def test_what_positions_make_of_a_pair(kind: str) -> None:
             return super().score(evidence)
 
     step = Step(Stage.LLM(2), Once(), SelectAssign(TopK(Spy()), Drop()), Keep())
-    with entering(model) as calls, tokenzoo.build(Recipe(step, keep=8)).attach(model):
+    with tokenzoo.build(Recipe(step, keep=8)).attach(model), entering(model) as calls:
         logits(model, given)
     language = model.model.language_model
     x, positions = calls[0]["inputs_embeds"], calls[0].get("position_ids")

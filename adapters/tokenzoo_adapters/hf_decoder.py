@@ -120,7 +120,7 @@ class Decoder:
         self.options: Any = getattr(attached, "options", None)
         self.here = _Here()
         self.holders: dict[int, Holder] = {}
-        layers = list(cast("Any", self.language).layers)
+        layers: list[nn.Module] = list(cast("Any", self.language).layers)
         self.depth = len(layers)
         self.name = f"the language model {type(self.language).__name__}"
         self.takes = takes(type(self.language))

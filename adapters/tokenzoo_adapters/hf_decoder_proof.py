@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError, TokenzooError
 from tokenzoo.evidence import Evidence, layer_of
+from tokenzoo.interfaces import Attachment
 from tokenzoo.mergers import Keep
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Step
@@ -35,7 +36,16 @@ from tokenzoo.runtime.proof import EverySecond
 from tokenzoo.schedules import Once
 from tokenzoo_adapters.hf_decoder import MROPE, Decoder
 from tokenzoo_adapters.hf_flow import Row, prompt_of
-from tokenzoo_adapters.hf_names import EMBEDS, MASK, POSITIONS, USES, cache_in, last_of, runs_on
+from tokenzoo_adapters.hf_names import (
+    EMBEDS,
+    MASK,
+    POSITIONS,
+    USES,
+    cache_in,
+    last_of,
+    runs_on,
+    takes,
+)
 from tokenzoo_adapters.hf_prompt import Visual
 
 PROMPT, ANSWER = 16, 2
@@ -58,7 +68,8 @@ def prove(decoder: Decoder) -> None:
     if not decoder.works:
         return
     language = cast("Any", decoder.language)
-    every, kinds = list(language.layers), dict[type, int]()
+    every: list[nn.Module] = list(language.layers)
+    kinds: dict[type, int] = {}
     for i, layer in enumerate(every):
         kinds.setdefault(type(layer), i)
     near = {i for layer in decoder.steps for i in (layer - 1, layer)}
@@ -98,10 +109,9 @@ class Trial(Decoder):
             )
             for layer, step in steps.items()
         ]
-        attached = SimpleNamespace(
-            recipe=SimpleNamespace(steps=halves), active=True, note_prompts=_unnoted
-        )
-        super().__init__(SimpleNamespace(base=SimpleNamespace(language_model=language)), attached)
+        recipe, adapter = SimpleNamespace(steps=halves), SimpleNamespace(language_model=language)
+        attached = SimpleNamespace(recipe=recipe, active=True, note_prompts=_unnoted)
+        super().__init__(SimpleNamespace(base=adapter), cast("Attachment", attached))
 
     def _keep(self, layer: int, row: Row) -> int:
         if row.visuals[0].full == VISUAL[0]:
@@ -143,38 +153,58 @@ class Sample:
 
 
 def _sample(language: Any, device: torch.device) -> Sample:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     config, n = language.config, PROMPT + ANSWER
-    x = torch.randn(len(PADDED), n, int(config.hidden_size), generator=generator)
+    x = torch.randn(len(PADDED), n, int(config.hidden_size), generator=generator, device="cpu")
     # As large as embeddings are: what the layers add is to be seen.
     x = x * float(getattr(config, "initializer_range", None) or 0.02)
-    place = torch.arange(n)
-    mask = (place >= torch.tensor(PADDED)[:, None]).long()
+    place = torch.arange(n, device="cpu")
+    mask = (place >= torch.tensor(PADDED, device="cpu")[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     if type(language).__name__ in MROPE:  # time, row and column, as in an image
         axes = torch.stack([place * 0, place % 3, place % 2])
         positions = positions + axes[:, None]
-    dtype = next(
-        p.dtype
-        for p in (language.embed_tokens.weight, language.norm.weight)
-        if p.is_floating_point()
-    )
+    weights = (language.embed_tokens.weight, language.norm.weight)  # the first may be quantised
+    dtype = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
     return Sample(x.to(device, dtype), mask.to(device), positions.to(device))
 
 
 def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample) -> None:
-    n = PROMPT + ANSWER
-    trial = Trial(language, steps)
+    """Demand that the first prompt is as it is without steps, and the others as without a cache."""
+    bare, cached, whole = _passes(language, name, steps, sample)
+    real = sample.mask.bool()
+    cases = (
+        (KEPT, cached[:1], bare[:1], real[:1]),
+        (HALF, cached[1:], whole[1:], real[1:]),
+    )
+    scale = max(1.0, float(bare.abs().max()))
+    gaps = {what: _gap(a, b, there) / scale for what, a, b, there in cases}
+    limit = min(256 * torch.finfo(bare.dtype).eps, WORST)
+    if not all(gap <= limit for gap in gaps.values()):
+        # Where numbers are coarse (8 bits), the bare layers with and without a cache say how coarse.
+        again = sample.decoded(language, name, takes(type(language)).own or "")[0]
+        limit = min(max(limit, 4 * _gap(again, bare, real) / scale), WORST)
+    for what, gap in gaps.items():
+        if not gap <= limit:
+            raise AttachError(
+                f"{name} differs from itself by {gap:.1e} of its largest output when {what}: it takes its "
+                f"cache, masks or positions in a way that is not followed. {REFUSED}"
+            )
+
+
+def _passes(
+    language: Any, name: str, steps: Mapping[int, Step], sample: Sample
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All columns `[3, n, c]`: by the bare layers; with steps and a cache; with steps and without."""
+    trial, n = Trial(language, steps), PROMPT + ANSWER
     own = trial.takes.own
     if own is None:
         raise AttachError(f"{name} has no argument for a cache whose name is known. {REFUSED}")
-    ids = torch.zeros(len(PADDED), n, dtype=torch.int64)
+    ids = torch.zeros(len(PADDED), n, dtype=torch.int64, device="cpu")
     for row, count in enumerate(VISUAL):
         ids[row, FIRST : FIRST + count] = 1
     visuals = {1: [Visual(count, count) for count in VISUAL]}
-    mask, real = sample.mask.cpu(), sample.mask.bool()
-
-    what = "without any step"
+    mask, what = sample.mask.cpu(), "without any step"
     try:
         bare = sample.run(language, 0, n, **{USES: False})[0]
         undo = trial.install()
@@ -194,47 +224,23 @@ def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample
         raise AttachError(
             f"{name} does not run on random tokens {what} ({type(error).__name__}: {error}). {REFUSED}"
         ) from error
-
-    left = [
-        n - padded - count + (count >> len(steps))
-        for padded, count in zip(PADDED, VISUAL, strict=True)
-    ]
-    wanted = max(n - PADDED[0], *left[1:])
+    gone = [0, *(count - (count >> len(steps)) for count in VISUAL[1:])]
+    wanted = max(n - padded - less for padded, less in zip(PADDED, gone, strict=True))
     if held != wanted:
         raise AttachError(
             f"the cache of {name} holds {held} tokens where {wanted} are left: its layers are not "
             f"followed. {REFUSED}"
         )
-    kept, others = real[:1], real[1:]
-    scale = max(1.0, float(bare.abs().max()))
-    cases = {
-        "all random tokens are kept, with a cache, and it has no steps": (
-            cached[:1],
-            bare[:1],
-            kept,
-        ),
-        "half of the random tokens are dropped, with and without a cache": (
-            cached[1:],
-            whole[1:],
-            others,
-        ),
-    }
-    # Rounding differs by passes; where it is coarse (int8), the bare layers say how much.
-    limit = min(256 * torch.finfo(bare.dtype).eps, WORST)
-    gaps = {what: _gap(a, b, there) / scale for what, (a, b, there) in cases.items()}
-    if not max(gaps.values()) <= limit:
-        bare_cached = sample.decoded(language, name, own)[0]
-        limit = min(max(limit, 4 * _gap(bare_cached, bare, real) / scale), WORST)
-    for what, gap in gaps.items():
-        if not gap <= limit:
-            raise AttachError(
-                f"{name} differs from itself by {gap:.1e} of its largest output when {what}: it takes its "
-                f"cache, masks or positions in a way that is not followed. {REFUSED}"
-            )
+    return bare, cached, whole
 
 
-WORST = 1 / 16
-REFUSED = "Nothing was attached. Take transformers 5.20 to 5.24, or a recipe that reduces before it"
+KEPT = "all random tokens are kept, with a cache"
+HALF = "half of the random tokens are dropped, with a cache and without one"
+WORST = 1 / 16  # of the largest output
+REFUSED = (
+    "Nothing was attached. Take transformers 5.20 to 5.24, or a recipe that reduces before the "
+    "language model"
+)
 
 
 def _gap(a: Tensor, b: Tensor, there: Tensor) -> float:

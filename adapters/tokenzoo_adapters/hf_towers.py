@@ -171,8 +171,10 @@ class HFTower(Adapter):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The angles of the tokens that are left; masks are refused, what asks for outputs is passed on."""
         rest = {name: value for name, value in options.items() if name != ANGLES}
-        # Flags, indices and lists of them only ask for outputs.
-        masks = tuple(value for value in (*extra, *rest.values()) if isinstance(value, Tensor))
+        # Flags, indices and lists of them only ask for outputs, and one number (the count of labels that a
+        # Trainer passes) is no mask.
+        given = (*extra, *rest.values())
+        masks = tuple(value for value in given if isinstance(value, Tensor) and value.ndim)
         super().follow(masks, {"is_causal": options.get("is_causal")}, places)
         angles = options.get(ANGLES)
         if angles is None or places is None:

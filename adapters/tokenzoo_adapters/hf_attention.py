@@ -3,7 +3,7 @@
 An attention module of transformers looks its function up by the name in its configuration ("sdpa",
 "eager", "flash_attention_2", ...). Here that name becomes one of ours, whose function asks the module for
 a tap: without one it is the function of that name, with one it shows queries and keys, and adds log mass.
-Ours begins with the name that the user knows and says that tokenzoo is attached, for transformers quotes it.
+Ours begins with the name that the user knows and says that tokenzoo is attached: transformers quotes it.
 
 Two names are registered for each, for transformers makes its masks by the same name: a language model whose
 name has no mask function gets no padding mask, and says nothing. Ours contains "flash" exactly if the other

@@ -67,6 +67,13 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
     family = type(model).__module__
     if not family.startswith("timm.models."):
         return None
+    if type(model).__name__ == "FeatureGetterNet":
+        tokenzoo_adapter(model.model)  # says why not, if the model inside is not followed either
+        raise UnsupportedModelError(
+            f"{name} (features_only=True) only reads maps off a {type(model.model).__name__}. Attach to "
+            "that model inside it, attach(net.model, restore=True), and call the outer one: its maps have "
+            "all tokens again. Without restore=True maps of fewer tokens are an error"
+        )
     reason = _REASONS.get(family.rpartition(".")[2], _OTHERS)
     followed = ", ".join(known for known, _ in FOLLOWED.values())
     raise UnsupportedModelError(

@@ -168,7 +168,7 @@ def _check_budget(attached: Attached) -> None:
             raise
         name = type(attached.model).__name__
         warnings.warn(
-            f"{error}. {name} takes images of several sizes, and {tokens} are of the configured one: "
+            f"{error}. {name} takes images of several sizes, and the configured one has {tokens} tokens: "
             "smaller images may reach the budget, and a pass that cannot raises this error",
             stacklevel=4,  # the caller of Zoo.attach
         )

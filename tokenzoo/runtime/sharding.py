@@ -26,7 +26,10 @@ def refuse_sharded(model: Any) -> None:
     Raises:
         AttachError: names the module, and the order that works.
     """
-    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+    named: list[tuple[str, nn.Module]] = []
+    if isinstance(model, nn.Module):
+        named = list(cast("Any", model).named_modules())
+    for name, module in named:
         kinds = {kind.__name__ for kind in type(module).__mro__}
         if "FSDPModule" in kinds:
             how = "by fully_shard (FSDP2)"
@@ -74,12 +77,11 @@ class Carrying:
 
     def __call__(self, module: nn.Module, args: Any, last: Any) -> Any:
         """Call the hook, and let what it returns carry what it was given."""
-        result = self.hook(module, args, last)
-        if isinstance(result, tuple) and isinstance(last, dict):
-            given, returned = (args, last), cast("Any", result)
-        else:
-            given, returned = last, result
-        for before, after in zip(_tensors(given), _tensors(returned), strict=False):
+        result: Any = self.hook(module, args, last)
+        # Before forward the last argument are its keyword arguments, afterwards its output.
+        before_forward = [type(last), type(result)] == [dict, tuple]
+        given: Any = (args, last) if before_forward else last
+        for before, after in zip(_tensors(given), _tensors(result), strict=False):
             if after is not before:
                 _carry(before, after)
         return result

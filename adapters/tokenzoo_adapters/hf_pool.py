@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
 from tokenzoo.runtime import passes
-from tokenzoo.runtime.splice import LOST
 from tokenzoo.tokens import full_precision
+from tokenzoo_adapters.pooling import state_of
 from tokenzoo_adapters.timm_shrink import smaller_grid
 
 
@@ -33,9 +33,7 @@ def _few(
     """A pre-hook of `attention(probe, x, x)`."""
     del attention
     probe, x = args[:2]
-    state = passes.of(x)
-    if state is None:
-        raise AttachError(LOST.format(where="the pooling"))
+    state = state_of(x)
     if state.mass is None:
         return args, options
     x = passes.few(x, state)

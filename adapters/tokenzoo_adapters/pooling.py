@@ -19,7 +19,8 @@ def state_of(x: Tensor) -> Pass:
     """
     state = passes.of(x)
     if state is None:
-        raise AttachError(LOST.format(where="the pooling"))
+        cut = "; blocks that were cut after the recipe was attached"
+        raise AttachError(LOST.format(where="the pooling") + cut)
     if state.counts and not state.left:
         raise AttachError(
             f"{len(state.fired)} of {len(state.counts)} blocks ran before the pooling: blocks were cut "

@@ -8,6 +8,7 @@ the linear layer reads. Where the tower inside is attached to, it looks who call
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def _refuse(attached: Attachment, tower: nn.Module, args: Any) -> None:
         if _is_inside(id(tower)):  # there are no frames to look at
             raise AttachError(CALLED.format(model="a model around this tower"))
         return
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "forward":
             model = frame.f_locals.get("self")
@@ -128,7 +129,7 @@ def _refuse(attached: Attachment, tower: nn.Module, args: Any) -> None:
         frame = frame.f_back
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
 def _is_inside(tower: int) -> bool:
     """Whether the module of this `id` is a child of a model that takes a mean; asked once a compilation."""
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
@@ -162,7 +163,7 @@ CALLED = (
 def _remember(found: _Mean, prefix: int, tower: nn.Module, args: Any, output: Any) -> None:
     """A hook of the tower: take the mean of what leaves it."""
     del tower, args
-    x: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state  # [b, n, c]
+    x: Tensor = output[0]  # the last hidden state [b, n, c], of a tuple or of an output of transformers
     state = state_of(x)
     found.value = None if state.mass is None else mean(passes.few(x, state), state.mass, prefix)
 

@@ -27,7 +27,7 @@ def own_code(model: Any, library: str, names: Iterable[str]) -> str:
         "" where all are the library's own, or there are none of that name.
     """
     for name in names:
-        found = vars(model).get(name)
+        found: Any = getattr(model, "__dict__", {}).get(name)
         where = f"set on this very {type(model).__name__}"
         if found is None:
             owner = next((kind for kind in type(model).__mro__ if name in vars(kind)), None)

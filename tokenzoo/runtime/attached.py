@@ -354,7 +354,8 @@ class Attached:
     def _begin(self) -> None:
         """Forget the last pass: one that stops before the last block must not show another's counts."""
         # Gradient checkpointing runs the first block again in the backward pass, which is no new pass.
-        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        task: Any = torch._C._current_graph_task_id  # pyright: ignore[reportPrivateUsage]
+        again = not torch.compiler.is_compiling() and task() != -1
         if not again and not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
             self._last.state, self._last.began = None, True
 

@@ -23,6 +23,7 @@ from tokenzoo.evidence import layer_of
 from tokenzoo.interfaces import Adapter, Assigner, Selector, walk
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.runtime import regional
 from tokenzoo.runtime.attached import MARK, Attached, When
 from tokenzoo.runtime.reduction import Event, Options
 from tokenzoo.runtime.sharding import refuse_sharded
@@ -129,12 +130,7 @@ def _unwrap(model: Any) -> nn.Module:
 
 def _compiled(model: nn.Module) -> nn.Module | None:
     """The first module of a model that is compiled, if one is."""
-    for module in model.modules():
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            return module
-        if type(module).__name__ == "OptimizedModule":
-            return module
-    return None
+    return next((module for module in model.modules() if regional.compiled(module)), None)
 
 
 def _check_runs(model: nn.Module) -> None:

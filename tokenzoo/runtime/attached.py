@@ -23,7 +23,7 @@ from tokenzoo.kernels.choice import transformed
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
-from tokenzoo.runtime import packed_site, packs, passes, proof, sharding
+from tokenzoo.runtime import packed_site, packs, passes, proof, regional, sharding
 from tokenzoo.runtime.packed_site import PackedSite
 from tokenzoo.runtime.packs import Pack
 from tokenzoo.runtime.passed import Passed, passed
@@ -572,6 +572,7 @@ class Attached:
         if sites[0] > 0:  # a pass begins at the first block of the tower, spliced or not
             block = model.get_submodule(paths[0].name)
             self._undo.append(block.register_forward_pre_hook(self._begin_at).remove)
+        self._undo += regional.watch(model, [paths[index] for index in sites])
         for name in adapter.followers():
             handle = model.get_submodule(name).register_forward_hook(_follow)
             self._undo.append(handle.remove)

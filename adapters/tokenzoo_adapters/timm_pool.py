@@ -52,7 +52,7 @@ def put(module: Any, values: Mapping[str, Any]) -> None:
 def remove(module: Any, names: tuple[str, ...]) -> None:
     """Delete attributes of an instance, so that those of its class are seen again; twice is once."""
     for name in names:
-        vars(module).pop(name, None)
+        module.__dict__.pop(name, None)
 
 
 def _pool(

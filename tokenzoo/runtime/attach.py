@@ -71,13 +71,13 @@ def attach(
             previous.detach()
         attached.install()
         plugins.manager().hook.tokenzoo_attached(attached=attached)
+        return attached
     except BaseException:
         attached.detach()
         if previous is not None:
             previous.detach()  # the rest of it, if that was interrupted
             previous.install()
         raise
-    return attached
 
 
 def find_adapter(model: nn.Module) -> Adapter:

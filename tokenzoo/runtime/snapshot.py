@@ -32,13 +32,17 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
     return partial(_put_back, before)
 
 
+def _own(owner: Any) -> dict[str, Any]:
+    return owner.__dict__
+
+
 def _values(owner: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(owner).items() if name not in _CONTENTS}
+    return {name: value for name, value in _own(owner).items() if name not in _CONTENTS}
 
 
 def _hooks(owner: Any) -> dict[str, dict[Any, Any]]:
     """The contents of the dictionaries of hooks, which stay the same objects."""
-    found = vars(owner).items()
+    found = _own(owner).items()
     return {name: dict(value) for name, value in found if _holds_hooks(owner, name, value)}
 
 
@@ -48,7 +52,7 @@ def _holds_hooks(owner: Any, name: str, value: Any) -> bool:
 
 def _put_back(before: list[tuple[Any, dict[str, Any], dict[str, dict[Any, Any]]]]) -> None:
     for owner, values, hooks in before:
-        own = vars(owner)
+        own = _own(owner)
         for name in own.keys() - values.keys() - _CONTENTS:
             own.pop(name, None)
         own.update(values)

@@ -46,7 +46,7 @@ LOST = (
     "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
     "checkpointing with use_reentrant=True (use use_reentrant=False); a hook or wrapper of your own that "
     "returns a new tensor between the blocks (so does register_full_backward_hook: take register_hook of "
-    "the block's output); blocks on two devices; features passed to forward_head that are not the ones that "
+    "the block's output); blocks on two devices; features passed to forward_head that are not those that "
     "forward_features returned"
 )
 

@@ -8,6 +8,7 @@ taps off the stack.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -252,13 +253,13 @@ def _take_out(tap: Tap) -> None:
         if at is None:
             return
         above = modes[at + 1 :]
-        steps = [partial(_C._pop_torch_function_stack)] * (len(above) + 1)
+        steps: list[Callable[[], object]] = [_C._pop_torch_function_stack] * (len(above) + 1)
         steps += [partial(_C._push_on_torch_function_stack, mode) for mode in above]
         # One call of C: an interrupt comes before it or after it, and never takes the others' modes away.
-        list(map(partial.__call__, steps))
+        list(map(operator.call, steps))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
 def _runs(tap: Tap) -> bool:
     """Whether the frame that a tap was opened for is on the stack of this thread."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tokenzoo.checks import check_flag, check_positive
+from tokenzoo.checks import check_flag, check_kind, check_positive
 from tokenzoo.errors import (
     BadArgumentError,
     ExportError,
@@ -32,6 +32,7 @@ from tokenzoo.errors import (
     UnsupportedModelError,
 )
 from tokenzoo.packed import PackedAdapter
+from tokenzoo.quoting import quote
 from tokenzoo.runtime.attach import find_adapter
 from tokenzoo.zoo import Zoo
 
@@ -101,6 +102,7 @@ def export(
         BadArgumentError: a model in training mode or not in float32, or an example without images.
         AttachError: the recipe and the model do not go together (and what else `Zoo.attach` raises).
     """
+    check_kind("zoo", zoo, Zoo)
     check_flag("dynamic", dynamic)
     check_positive("tolerance", tolerance)
     need()
@@ -110,7 +112,7 @@ def export(
     images = max(2, _images(example)) if dynamic else _images(example)
     given = _of(example, images)
     batches = (1, images + 1) if dynamic else (images,)
-    place = Path(path).absolute()
+    place = _place(path)
     with (
         zoo.attach(model) as attached,
         torch.no_grad(),
@@ -149,6 +151,24 @@ def export(
     )
 
 
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Where the file is to be.
+
+    Raises:
+        BadArgumentError: no such place can be, or its folder is not there.
+    """
+    try:
+        place = Path(path).absolute()
+        there = place.parent.is_dir() and not place.is_dir()
+    except (TypeError, ValueError, OSError) as error:
+        raise BadArgumentError(f"path={quote(path)} ({error}); it names a file") from error
+    if not there:
+        raise BadArgumentError(
+            f"path={quote(path)}; it names a file, in a folder that is there: make {place.parent} first"
+        )
+    return place
+
+
 def need() -> None:
     """Raise unless the libraries are there.
 
@@ -169,8 +189,8 @@ def _check_example(example: object) -> None:
     values: list[Any] = tree_leaves(example)
     if not values or not all(isinstance(v, Tensor) and v.ndim and len(v) for v in values):
         raise BadArgumentError(
-            f"example={example!r}; it is a batch of images, or a mapping of the model's arguments, each of "
-            "them a tensor with at least one image"
+            f"example={quote(example)}; it is a batch of images, or a mapping of the model's arguments, "
+            "each of them a tensor with at least one image"
         )
 
 

@@ -26,7 +26,10 @@ PACKED = ("qwen2_vl", "qwen2_5_vl")
 
 def is_folder(name: str) -> bool:
     """Whether this is the folder of a checkpoint, as `save_pretrained` writes it."""
-    return (Path(name) / "config.json").is_file()
+    try:
+        return (Path(name) / "config.json").is_file()
+    except (OSError, ValueError):  # too long a name, or one with a null in it
+        return False
 
 
 def names() -> list[str]:
@@ -136,6 +139,11 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
     if size is None or not hasattr(adapter, "visuals"):
         if hasattr(vision, "num_patches"):
             return _flat(vision, batch, generator)
+        if size is None:
+            raise BadArgumentError(
+                f"the configuration of {type(model).__name__} has no image_size; only models that take images "
+                "are tried"
+            )
         height, width = (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
         return {"pixel_values": torch.randn(batch, 3, height, width, generator=generator)}
     given: dict[str, Any] = {}

@@ -11,7 +11,10 @@ from torch import Tensor
 from tokenzoo.checks import check_number
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence, Layer, SeenAttention
+from tokenzoo.kinds import INT_END
 from tokenzoo.precision import precise
+from tokenzoo.quoting import LONGEST, quote, shortened
+from tokenzoo.tensors import FLOATS, check_dense
 from tokenzoo.tokens import Tokens, shape_of
 
 # What `reduce` takes beside x, and the shapes allowed; `N` counts the prefix tokens too.
@@ -37,16 +40,25 @@ def gather_evidence(
         BadArgumentError: an unknown name, or a shape that does not fit.
     """
     known = {*_SHAPES, "grid", "frames", "depth"}
-    unknown = sorted(set(shown) - known)
+    unknown = sorted(
+        name if isinstance(name, str) else quote(name) for name in shown if name not in known
+    )
     if unknown:
+        names = ", ".join(shortened(name, LONGEST) for name in unknown)
         raise BadArgumentError(
-            f"unknown evidence {', '.join(unknown)}; reduce takes x, mass, prefix, protected, at, "
+            f"unknown evidence {names}; reduce takes x, mass, prefix, protected, at, "
             f"{', '.join(sorted(known))}"
         )
     if not isinstance(at, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(
-            f"at={at!r}; it maps a layer to what it shows: {{-2: {{'cls_attention': ...}}}}"
+            f"at={quote(at)}; it maps a layer to what it shows: {{-2: {{'cls_attention': ...}}}}"
         )
+    for layer in at:
+        number = isinstance(layer, int) and not isinstance(layer, bool) and abs(layer) < INT_END
+        if not number and not isinstance(layer, str):
+            raise BadArgumentError(
+                f"at has the layer {quote(layer)}; a layer is an int or a name: -2, 'text', 'clip'"
+            )
     p, n = tokens.prefix, tokens.x.shape[1]
     b = tokens.x.shape[0]
     given: dict[str, Tensor] = {}
@@ -54,12 +66,14 @@ def gather_evidence(
         value = shown.get(name)
         if value is None:
             continue
+        check_dense(name, value)
         sizes = {"b": b, "N": n}
         if not any(_fits(value, shape, sizes) for shape in shapes):
             wanted = " or ".join("[" + ", ".join(shape) + "]" for shape in shapes)
             raise BadArgumentError(
                 f"{name} has shape {shape_of(value)}; it is a tensor {wanted} with "
-                f"b = {b} images and N = {n} tokens, prefix tokens included"
+                f"b = {b} images and N = {n} tokens, prefix tokens included, and at least one head and "
+                "channel"
             )
         given[name] = _check_real(name, value, tokens.x)
     for name in ("keys", "queries", "values"):
@@ -102,16 +116,17 @@ def _layer(tokens: Tokens, layer: Layer, shown: Mapping[str, Any]) -> Evidence:
     """The evidence of another layer: its own x, or, where only attention is given, this one's."""
     if not isinstance(shown, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(
-            f"at[{layer!r}] is a {type(shown).__name__}; it maps names to tensors: "
+            f"at[{quote(layer)}] is a {type(shown).__name__}; it maps names to tensors: "
             "{'cls_attention': ...}, or 'x', 'keys', 'queries', 'received_attention'"
         )
     values = dict(shown)
     if layer == TEXT:
         return gather_evidence(_text(tokens, values.pop("x", None)), {}, values)
     x = values.pop("x", tokens.x)
+    check_dense(f"at[{quote(layer)}]['x']", x)
     if not isinstance(x, Tensor) or x.shape[:2] != tokens.x.shape[:2]:
         raise BadArgumentError(
-            f"at[{layer!r}]['x'] has shape {shape_of(x)}; it has the same images and "
+            f"at[{quote(layer)}]['x'] has shape {shape_of(x)}; it has the same images and "
             f"tokens as x: {tuple(tokens.x.shape[:2])}"
         )
     return gather_evidence(Tokens(x, tokens.mass, tokens.prefix), {}, values)
@@ -120,6 +135,7 @@ def _layer(tokens: Tokens, layer: Layer, shown: Mapping[str, Any]) -> Evidence:
 def _text(tokens: Tokens, x: Any) -> Tokens:
     """The text tokens behind the visual ones: as many as there are, and none of them is a prefix token."""
     b, _, c = tokens.x.shape
+    check_dense(f"at['{TEXT}']['x']", x)
     if not _fits(x, "btc", {"b": b, "c": c}):
         raise BadArgumentError(
             f"at['{TEXT}']['x'] has shape {shape_of(x)}; it holds the hidden states of the t text tokens "
@@ -132,10 +148,10 @@ def _text(tokens: Tokens, x: Any) -> Tokens:
 
 def _check_real(name: str, value: Tensor, x: Tensor) -> Tensor:
     """Return what goes together with x: floating-point, on its device."""
-    if not value.is_floating_point() or value.device != x.device:
+    if value.dtype not in FLOATS or value.device != x.device:
         raise BadArgumentError(
-            f"{name} has dtype {value.dtype} on {value.device}; it is floating-point, on the device of "
-            f"x, {x.device}"
+            f"{name} has dtype {value.dtype} on {value.device}; it is floating-point, of 16 bits or more, "
+            f"on the device of x, {x.device}"
         )
     return value
 
@@ -144,7 +160,8 @@ def _fits(value: Any, shape: str, sizes: Mapping[str, int]) -> bool:
     if not isinstance(value, Tensor) or value.ndim != len(shape):
         return False
     return all(
-        sizes.get(letter, size) == size for letter, size in zip(shape, value.shape, strict=True)
+        sizes.get(letter, size) == size and (size > 0 or letter not in "hdc")
+        for letter, size in zip(shape, value.shape, strict=True)
     )
 
 
@@ -160,11 +177,11 @@ def _check_grid(grid: Any, tokens: int) -> tuple[int, int] | None:
         return None
     sizes = tuple(cast("tuple[Any, ...]", grid)) if isinstance(grid, list | tuple) else ()
     if len(sizes) != 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise BadArgumentError(f"grid={grid!r}; it is (rows, columns) of the patch tokens")
+        raise BadArgumentError(f"grid={quote(grid)}; it is (rows, columns) of the patch tokens")
     rows, columns = int(sizes[0]), int(sizes[1])
     if rows * columns != tokens:
         raise BadArgumentError(
-            f"grid={grid!r} has {rows * columns} places for {tokens} patch tokens"
+            f"grid={quote(grid)} has {rows * columns} places for {tokens} patch tokens"
         )
     return rows, columns
 
@@ -174,7 +191,7 @@ def _check_frames(frames: Any, tokens: int) -> int | None:
         return None
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or tokens % frames:
         raise BadArgumentError(
-            f"frames={frames!r}; it is a number of frames that divides the {tokens} patch tokens"
+            f"frames={quote(frames)}; it is a number of frames that divides the {tokens} patch tokens"
         )
     return frames
 

@@ -21,6 +21,7 @@ import torch
 
 from tokenzoo.checks import check_count, check_kind
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.quoting import quote
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,11 @@ def interleaved(
     check_kind("functions", functions, Mapping)
     for name, function in (*functions.items(), ("between", between or _wait)):
         if not callable(function):
-            raise BadArgumentError(f"{name}={function!r}; it is a function without arguments")
-    if baseline not in list(functions):
+            raise BadArgumentError(f"{name}={quote(function)}; it is a function without arguments")
+    if not isinstance(baseline, str) or baseline not in functions:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(
-            f"baseline={baseline!r}; it is one of the functions: {', '.join(functions) or 'none given'}"
+            f"baseline={quote(baseline)}; it is one of the functions: "
+            f"{', '.join(functions) or 'none given'}"
         )
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -7,6 +7,7 @@ positions and debugging alike.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from tokenzoo.checks import check_kind
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.kinds import INT_END, limits
+from tokenzoo.quoting import quote
 from tokenzoo.ranking import ordered
 from tokenzoo.tokens import Tokens, shape_of
 
@@ -24,6 +27,17 @@ def take(values: Tensor, index: Tensor) -> Tensor:
         return values.gather(1, index)  # [b, m]
     # Whole rows: a gather reads an index per channel, which takes a CPU longer.
     return values[torch.arange(index.shape[0], device=index.device)[:, None], index]  # [b, m, c]
+
+
+def _holds(dtype: torch.dtype, number: float) -> bool:
+    """Whether a number is within the range of a dtype; floats hold infinities and NaN, too."""
+    if dtype is torch.bool:
+        return number in (0, 1)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        info = torch.iinfo(dtype)
+        return info.min <= number <= info.max
+    most = torch.finfo(dtype).max
+    return -most <= number <= most or (isinstance(number, float) and not math.isfinite(number))
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,15 @@ class Plan:
 
     @classmethod
     def identity(cls, batch: int, tokens: int, *, device: torch.device | None = None) -> Plan:
-        """The plan that changes nothing."""
+        """The plan that changes nothing.
+
+        Raises:
+            BadArgumentError: a number that is not an int >= 0.
+        """
+        for name, size in (("batch", batch), ("tokens", tokens)):
+            whole = isinstance(size, int | torch.SymInt) and not isinstance(size, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not whole or (isinstance(size, int) and not 0 <= size < INT_END):
+                raise BadArgumentError(f"{name}={quote(size)}; it is an int >= 0{limits(size)}")
         index = torch.arange(tokens, device=device).expand(batch, tokens)  # [b, n]
         return cls(index, index, complete=True)
 
@@ -121,9 +143,9 @@ class Plan:
         """
         b, n = self.dst.shape
         m = self.kept
-        if values.shape[:2] != self.dst.shape:
+        if not isinstance(values, Tensor) or values.shape[:2] != self.dst.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(
-                f"values have shape {tuple(values.shape)}; this plan begins with {n} tokens for each of "
+                f"values have shape {shape_of(values)}; this plan begins with {n} tokens for each of "
                 f"{b} images: [{b}, {n}, ...]"
             )
         # One more slot per image takes what is dropped: -1 becomes m. Rows, not elements, are added
@@ -171,6 +193,8 @@ class Plan:
             )
         whole = (*self.dst.shape, *y.shape[2:])
         number = isinstance(fill, int | float)
+        if number and not _holds(y.dtype, fill):
+            raise BadArgumentError(f"fill={quote(fill)}; it is a number that {y.dtype} holds")
         if not number and (not isinstance(fill, Tensor) or fill.shape != whole):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(
                 f"fill has shape {shape_of(fill)}; it is one number, or a tensor {list(whole)}"

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from tokenzoo.budget import Budget, resolve_keep
-from tokenzoo.checks import check_flag
+from tokenzoo.checks import check_count, check_flag, check_kind
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
 from tokenzoo.options import check_fields
 from tokenzoo.quoting import quote
+
+DEEPEST = 10_000
+"""Blocks of the deepest tower that is planned."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Recipe:
     ) -> None:
         for step in steps:
             if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise BadArgumentError(f"Recipe({step!r}); it takes one or more Step(...)")
+                raise BadArgumentError(f"Recipe({quote(step)}); it takes one or more Step(...)")
         orders = [step.stage.order for step in steps]
         if not steps or orders != sorted(orders) or len(set(orders)) < len(orders):
             raise BadArgumentError(
@@ -184,6 +187,7 @@ class Recipe:
 
     def step_at(self, stage: Stage) -> Step | None:
         """The step at this stage (of any layer), if there is one."""
+        check_kind("stage", stage, Stage)
         return next((step for step in self.steps if step.stage.name == stage.name), None)
 
     def wanted(self, tokens: int) -> int:
@@ -224,13 +228,13 @@ class Recipe:
         Raises:
             BudgetError: `keep` (or `flops`) cannot be reached; names the fewest.
         """
-        for name, value, least in (
-            ("tokens", tokens, 1),
-            ("depth", depth, 1),
-            ("prefix", prefix, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise BadArgumentError(f"{name}={value!r}; it is an int >= {least}")
+        check_count("tokens", tokens)
+        if check_count("depth", depth) > DEEPEST:
+            raise BadArgumentError(f"depth={depth}; it is an int >= 1, at most {DEEPEST}")
+        check_count("prefix", prefix, least=0)
+        check_count("width", width)
+        if type(hidden) is not int or hidden != 0:
+            check_count("hidden", hidden)
         tower = _Tower(tokens, depth, prefix, width, hidden or 4 * width, patches, reach)
         if self.flops is None:
             return self._budget(tower, self.wanted(tokens))

@@ -19,6 +19,7 @@ from tokenzoo.given import gather_evidence
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
+from tokenzoo.tensors import NUMBERS, check_dense, check_dtype
 from tokenzoo.tokens import Tokens, shape_of
 
 
@@ -113,6 +114,11 @@ class Reduced:
 
     def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
         """Spread `y [b, m, ...]` back over the input tokens: `[b, n, ...]`; dropped ones get `fill`."""
+        check_dense("y", y)
+        if isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            check_dtype("y", y, NUMBERS, "it holds numbers of the usual dtypes")
+            if y.device != self.x.device:
+                raise BadArgumentError(f"y is on {y.device}; the tokens are on {self.x.device}")
         return self.plan.unmerge(y, fill)
 
 
@@ -139,9 +145,11 @@ def reduce(
     tokens = Tokens.of(x, mass=mass, prefix=prefix)
     if protected is not None:
         check_protected(protected, tokens)
-        if x.shape[0] > 1:
-            return _each_alone(recipe, tokens, protected, at or {}, shown)
-    evidence = gather_evidence(tokens, at or {}, shown)
+        if x.shape[0] == 0:
+            protected = None  # nobody's: as many would be kept of each image if there were one
+        elif x.shape[0] > 1:
+            return _each_alone(recipe, tokens, protected, {} if at is None else at, shown)
+    evidence = gather_evidence(tokens, {} if at is None else at, shown)
     if protected is None:
         check_needs(step, evidence)
         reduced, plan = reduce_site(step, tokens, evidence, _reachable(recipe, tokens, 0))
@@ -195,6 +203,7 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
     Raises:
         BadArgumentError: another shape or dtype.
     """
+    check_dense("protected", protected)
     shape = tuple(tokens.x.shape[:2])
     dtype = getattr(protected, "dtype", None)
     if shape_of(protected) != shape or dtype != torch.bool:
@@ -206,6 +215,11 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
         raise BadArgumentError(
             "protected= inside a transform of torch.func (vmap, grad): how many tokens it leaves is looked "
             "up in its values, which a transform does not show; call reduce outside, or without protected="
+        )
+    if protected.device != tokens.x.device or protected.device.type == "meta":
+        raise BadArgumentError(
+            f"protected is on {protected.device}; how many tokens it protects is read, so it is on the "
+            f"device of x, {tokens.x.device}, and has values"
         )
 
 

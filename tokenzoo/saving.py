@@ -21,6 +21,9 @@ from tokenzoo.recipe import Recipe, Stage, Step
 
 FORMAT = 1
 
+DEEPEST = 50
+"""Parts in parts, and lists in lists, that are read."""
+
 LARGEST = 1_000_000
 """Bytes of the largest file that is read; a recipe has a few thousand."""
 
@@ -108,7 +111,7 @@ def _not_ours(path: str | Path, why: str) -> BadArgumentError:
 
 
 def _named(path: str | Path) -> str:
-    return shortened(str(path), 200)
+    return shortened(str(path), 200) if isinstance(path, str | Path) else quote(path)  # pyright: ignore[reportUnnecessaryIsInstance]
 
 
 def name_of(part: Part) -> tuple[str, str] | None:
@@ -144,22 +147,28 @@ def _encode(value: Any) -> Any:
     )
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, depth: int = 0) -> Any:
+    if depth > DEEPEST:
+        raise ValueError("it is nested too deep")
+
+    def inner(value: Any) -> Any:
+        return _decode(value, depth + 1)
+
     if isinstance(value, list):
-        return tuple(_decode(item) for item in cast("list[Any]", value))
+        return tuple(inner(item) for item in cast("list[Any]", value))
     if not isinstance(value, dict):
         return value
     entry = cast("dict[str, Any]", value)
     if "stage" in entry:
         return Stage(entry["stage"], entry["layer"])
     if "step" in entry:
-        return Step(**{k: _decode(v) for k, v in entry["step"].items()})
+        return Step(**{k: inner(v) for k, v in entry["step"].items()})
     kind, name = entry["part"]
     known = _COMBINED if kind == "combined" else plugins.KINDS
     if (name if kind == "combined" else kind) not in known:
         raise ValueError(f"no part {quote(kind)}, {quote(name)}; there are {', '.join(known)}")
     factory = _COMBINED[name] if kind == "combined" else plugins.find(kind, name)
-    options = {k: _decode(v) for k, v in entry["options"].items()}
+    options = {k: inner(v) for k, v in entry["options"].items()}
     starred = [
         p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.VAR_POSITIONAL
     ]

@@ -10,6 +10,8 @@ from torch import Tensor
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.precision import UNIT_BITS, exact, precise, rounded
 from tokenzoo.precision import full_precision as full_precision
+from tokenzoo.quoting import quote
+from tokenzoo.tensors import FLOATS, INTS, check_dense, check_dtype
 
 
 def shape_of(value: object) -> object:
@@ -56,19 +58,18 @@ class Tokens:
             BadArgumentError: the shapes do not fit, features that are no floats, or a mass that is not
                 positive.
         """
-        if not torch.is_tensor(x) or x.ndim != 3 or x.shape[1] < 1:
+        check_dense("x", x)
+        check_dense("mass", mass)
+        if not torch.is_tensor(x) or x.ndim != 3 or x.shape[1] < 1 or x.shape[2] < 1:
             raise BadArgumentError(
                 f"x has shape {shape_of(x)}; tokens are a tensor [batch, tokens, channels] with at least "
-                "one token: add a batch dimension with x[None], or flatten a grid with "
+                "one token and one channel: add a batch dimension with x[None], or flatten a grid with "
                 "x.flatten(1, 2)"
             )
-        if not x.is_floating_point():
-            raise BadArgumentError(
-                f"x has dtype {x.dtype}; features are floating-point numbers: pass x.float()"
-            )
+        check_dtype("x", x, FLOATS, "features are floating-point numbers of 16 bits or more")
         if type(prefix) is not int or not 0 <= prefix < x.shape[1]:
             raise BadArgumentError(
-                f"prefix={prefix!r} with {x.shape[1]} tokens; it counts the CLS and register tokens "
+                f"prefix={quote(prefix)} with {x.shape[1]} tokens; it counts the CLS and register tokens "
                 f"at the front: an int from 0 to {x.shape[1] - 1}"
             )
         if mass is None:
@@ -78,7 +79,12 @@ class Tokens:
                 f"mass has shape {shape_of(mass)}; a tensor with one number per token is needed: "
                 f"{tuple(x.shape[:2])}"
             )
-        elif mass.is_complex() or not bool(((mass > 0) & mass.isfinite()).all()):
+        elif mass.dtype not in (*FLOATS, *INTS) or mass.device != x.device:
+            raise BadArgumentError(
+                f"mass has dtype {mass.dtype} on {mass.device}; it holds real numbers, on the device of x, "
+                f"{x.device}: pass mass.float().to(x.device)"
+            )
+        elif mass.device.type != "meta" and not bool(((mass > 0) & mass.isfinite()).all()):
             raise BadArgumentError(
                 "mass has values that are <= 0, infinite or NaN; a token stands for a positive amount"
             )

@@ -25,6 +25,7 @@ from torch import Tensor
 from tokenzoo.checks import check_count, check_kind, check_number
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.plan import Plan
+from tokenzoo.quoting import quote
 from tokenzoo.tokens import shape_of
 
 SIDE = 448  # pixels of the shorter side that a picture has at least: room for thin lines
@@ -219,7 +220,9 @@ def _check_image(image: Tensor) -> None:
 def _check_grid(grid: tuple[int, int]) -> tuple[int, int]:
     sizes = tuple(grid) if isinstance(grid, tuple | list) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
     if len(sizes) != 2 or any(type(size) is not int for size in sizes):
-        raise BadArgumentError(f"grid={grid!r}; it is (rows, columns) of the patches, two ints")
+        raise BadArgumentError(
+            f"grid={quote(grid)}; it is (rows, columns) of the patches, two ints"
+        )
     return sizes
 
 

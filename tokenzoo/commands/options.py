@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenzoo import plugins
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.quoting import quote
 from tokenzoo.recipes import controls
 
 _COUNT = re.compile(r"[0-9]+")
@@ -40,7 +41,7 @@ def parse_keep(text: str) -> Keep:
     value: int | float | None = None
     if typed != number and _NUMBER.fullmatch(number):
         value = float(number) / 100
-    elif _COUNT.fullmatch(typed):
+    elif _COUNT.fullmatch(typed) and len(typed) < 20:
         value = int(typed)
     elif _NUMBER.fullmatch(typed):
         value = float(typed)
@@ -50,7 +51,7 @@ def parse_keep(text: str) -> Keep:
         resolve_keep(value, 1)
     except BadArgumentError:
         raise BadArgumentError(
-            f"keep {text!r}; it is a count of tokens from 1 on (64), or a fraction above 0 and up to all "
+            f"keep {quote(text)}; it is a count of tokens from 1 on (64), or a fraction above 0 and up to all "
             "of them (0.25 or 25%; 1.0 or 100% is all, 1 is one token)"
         ) from None
     return Keep(typed, value)

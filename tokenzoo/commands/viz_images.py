@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from tokenzoo import digits, from_transformers, towers
+from tokenzoo.quoting import quote
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 
 COLLAGE = "collage:"
@@ -124,7 +125,9 @@ def load(model: nn.Module, path: Path) -> None:
             state = state.get(key, state)
         state = {name.removeprefix("module."): value for name, value in state.items()}
         model.load_state_dict(state)
-    except _UNREADABLE as error:
+    except (
+        Exception
+    ) as error:  # what a file that is no checkpoint makes of torch.load is of any kind
         raise BadArgumentError(
             f"{path} cannot be loaded into {type(model).__name__}; it is a .safetensors or .pth file with "
             f"the state dict of exactly this model: {textwrap.shorten(str(error), 400)}"
@@ -134,15 +137,15 @@ def load(model: nn.Module, path: Path) -> None:
 def _collage(name: str) -> Tensor:
     """The collage of a seed, of test digits: `[3, 64, 64]` in -1..1."""
     seed = name.removeprefix(COLLAGE)
-    if not (seed.isascii() and seed.isdigit()):
-        raise BadArgumentError(f"{name!r}; a collage has a seed: {COLLAGE}0")
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
+        raise BadArgumentError(f"{quote(name)}; a collage has a seed: {COLLAGE}0")
     return digits.collages("test", 1, seed=int(seed)).images[0]
 
 
 def _open(images: Any, name: str) -> Any:
     try:
         return images.open(name).convert("RGB")
-    except OSError as error:  # UnidentifiedImageError is one
+    except (OSError, ValueError) as error:  # UnidentifiedImageError is an OSError
         raise BadArgumentError(
             f"{name} cannot be read as an image ({error}); it is a file that Pillow reads, or {COLLAGE}0"
         ) from error

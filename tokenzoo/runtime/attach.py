@@ -22,6 +22,7 @@ from tokenzoo.errors import (
 from tokenzoo.evidence import layer_of
 from tokenzoo.interfaces import Adapter, Assigner, Selector, walk
 from tokenzoo.packed import PackedAdapter
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.runtime import regional
 from tokenzoo.runtime.attached import MARK, Attached, When
@@ -49,7 +50,9 @@ def attach(
     for name, value in flags.items():
         check_flag(name, value)
     if on_reduce is not None and not callable(on_reduce):
-        raise BadArgumentError(f"on_reduce={on_reduce!r}; it is a function that takes an Event")
+        raise BadArgumentError(
+            f"on_reduce={quote(on_reduce)}; it is a function that takes an Event"
+        )
     options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce, clock)
     refuse_sharded(model)
     refuse_programs(model)
@@ -98,8 +101,8 @@ def find_adapter(model: nn.Module) -> Adapter:
         )
     if not isinstance(adapter, Adapter):
         raise PluginError(
-            f"a plugin returns {adapter!r} from tokenzoo_adapter for {type(model).__qualname__}; it is an "
-            "Adapter, or None for a model that it does not know"
+            f"a plugin returns {quote(adapter)} from tokenzoo_adapter for {type(model).__qualname__}; it "
+            "is an Adapter, or None for a model that it does not know"
         )
     return adapter
 
@@ -113,7 +116,7 @@ def _unwrap(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
-            f"{model!r} is no torch.nn.Module: pass the model itself, as timm.create_model returns it"
+            f"{quote(model)} is no torch.nn.Module: pass the model itself, as timm.create_model returns it"
         )
     if type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         return _unwrap(model.module)

@@ -148,7 +148,8 @@ def _sample(
     like = next((p for p in floats if p.ndim == 1), floats[0])
     generator = torch.Generator().manual_seed(seed)
     width = adapter.width * (adapter.patches if isinstance(adapter, PackedAdapter) else 1)
-    x = torch.randn(images, adapter.prefix + patches, width, generator=generator)
+    # The caller's own default device may be another one (torch.device("meta")).
+    x = torch.randn(images, adapter.prefix + patches, width, generator=generator, device="cpu")
     device = torch.device("cpu") if like.is_meta else like.device
     return x.to(device=device, dtype=like.dtype)
 

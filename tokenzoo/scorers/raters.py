@@ -14,6 +14,7 @@ from tokenzoo.kinds import Count
 from tokenzoo.plan import take
 from tokenzoo.precision import comparable, precise
 from tokenzoo.ranking import descending
+from tokenzoo.scorers.text_relevance import products
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def raters(x: Tensor, text: Tensor) -> Tensor:
             "embeddings of one prompt"
         )
     x, text = precise(x), precise(text)
-    share = torch.softmax(x @ text.mT, -1)  # [b, n, t]
+    share = torch.softmax(products(x, text), -1)  # [b, n, t]
     known = x.isfinite().all(-1, keepdim=True)  # a NaN token has no say
     share = share.where(known, 0).sum(1) / known.sum(1).clamp_min(1)  # [b, t]
     more = comparable(share) > comparable(share.mean(-1, keepdim=True))

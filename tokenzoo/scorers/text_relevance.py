@@ -39,7 +39,7 @@ class TextRelevance(Scorer):
         """Score `[b, n]` in (0, 1]."""
         x = unit(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
-        cosine = (x @ unit(evidence.text).mT).mean(-1)  # [b, n]
+        cosine = products(x, unit(evidence.text)).mean(-1)  # [b, n]
         relevance = -cosine if self.negated else cosine
         known = relevance.isfinite()  # a NaN token has no part in the scale, and stays NaN
         low = relevance.where(known, torch.inf).amin(-1, keepdim=True)
@@ -48,6 +48,12 @@ class TextRelevance(Scorer):
             low, high = low.amin(), high.amax()
         # A flat text score would divide by 0: every token is then equally (ir)relevant.
         return (relevance - low + 1e-6) / (high - low).clamp_min(1e-6)
+
+
+def products(x: Tensor, text: Tensor) -> Tensor:
+    """The inner products of tokens `[b, n, c]` and text embeddings `[b, t, c]`: `[b, n, t]`."""
+    dtype = torch.promote_types(x.dtype, text.dtype)
+    return x.to(dtype) @ text.to(dtype).mT
 
 
 def check_one_space(x: Tensor, text: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.precision import precise
-from tokenzoo.scorers.text_relevance import check_one_space
+from tokenzoo.scorers.text_relevance import check_one_space, products
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class TextSoftmax(Scorer):
         """Score `[b, n]`; of the tokens without NaN they add up to 1."""
         x = precise(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
-        product = (x @ precise(evidence.text).mT).mean(-1)  # [b, n]
+        product = products(x, precise(evidence.text)).mean(-1)  # [b, n]
         known = product.isfinite()
-        logits = (-product if self.negated else product).where(known, torch.finfo(x.dtype).min)
+        logits = (-product if self.negated else product).where(
+            known, torch.finfo(product.dtype).min
+        )
         return logits.softmax(-1).masked_fill(~known, torch.nan)

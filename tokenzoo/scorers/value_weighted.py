@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import Scorer
 from tokenzoo.precision import precise
@@ -31,5 +32,11 @@ class ValueWeighted(Scorer):
         """Score `[b, n]`, >= 0."""
         length = norm(evidence.values)  # [b, h, n]
         if self.by == "cls":
-            return (precise(evidence.cls_attention) * length).sum(1)
+            attention = precise(evidence.cls_attention)  # [b, h, n]
+            if 1 not in (heads := {attention.shape[1], length.shape[1]}) and len(heads) > 1:
+                raise BadArgumentError(
+                    f"cls_attention has {attention.shape[1]} heads and values {length.shape[1]}; both are "
+                    "of one attention: as many, or one"
+                )
+            return (attention * length).sum(1)
         return precise(evidence.received_attention) * length.sum(1)

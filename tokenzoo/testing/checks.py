@@ -22,6 +22,7 @@ from tokenzoo.interfaces import (
     Selector,
 )
 from tokenzoo.matchers import Protect, Split
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe
 from tokenzoo.runtime.attach import find_adapter
 from tokenzoo.testing import strategies
@@ -144,9 +145,9 @@ def check(subject: object, *laws: str, examples: int = EXAMPLES, max_tokens: int
     kind = kind_of(instance)
     binding = {name: law for name, law in LAWS.items() if kind in law.binds}
     for name in laws:
-        if name not in binding:
+        if not isinstance(name, str) or name not in binding:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(
-                f"{name!r} is no law for a {kind}; these are: {', '.join(binding)}"
+                f"{quote(name)} is no law for a {kind}; these are: {', '.join(binding)}"
             )
     if kind != "schedule":
         _check_needs(cast("Part | Recipe", instance))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tokenzoo.errors import BadArgumentError, BudgetError
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe
 from tokenzoo.runtime.attached import Attached
 from tokenzoo.testing.broken import BrokenError
@@ -59,7 +60,8 @@ class Models:
     def __post_init__(self) -> None:
         if not callable(self.make):
             raise BadArgumentError(
-                f"{self.make!r} is no model, and no function that makes one: check_adapter(make, image=...)"
+                f"{quote(self.make)} is no model, and no function that makes one: "
+                "check_adapter(make, image=...)"
             )
         if not isinstance(self.image, Tensor) or self.image.ndim < 2 or self.image.shape[0] < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(

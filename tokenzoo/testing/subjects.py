@@ -34,6 +34,7 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
@@ -84,7 +85,7 @@ def kind_of(subject: object) -> str:
 
 
 def _named(subject: object) -> str:
-    return f"{subject!r}, a {type(subject).__name__},"
+    return f"{quote(subject, 200)}, a {type(subject).__name__},"
 
 
 def _instead(subject: object) -> str:
@@ -116,7 +117,7 @@ def expect(function: str, subject: object) -> str:
     if CHECKS[kind] != function:
         article = "an" if kind[0] in "aeiou" else "a"
         raise BadArgumentError(
-            f"{function}({subject!r}): it is {article} {kind}, and {CHECKS[kind]} is for those"
+            f"{function}({quote(subject, 200)}): it is {article} {kind}, and {CHECKS[kind]} is for those"
         )
     return kind
 
@@ -144,9 +145,13 @@ def made(subject: object) -> object:
 def required_of(factory: Callable[..., Any]) -> list[str]:
     """The arguments that a factory cannot be called without."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # of some builtins nothing is known
+        return []
     return [
         name
-        for name, parameter in inspect.signature(factory).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
     ]
 

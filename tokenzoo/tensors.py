@@ -1,0 +1,50 @@
+"""Tensors that a caller hands in: dense ones, of the usual dtypes, in one piece of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from tokenzoo.errors import BadArgumentError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+NUMBERS = (*FLOATS, *INTS, torch.complex64, torch.complex128)
+
+
+def check_dense(name: str, value: object) -> None:
+    """Raise if this is a tensor of another make: nested, sparse, quantised, masked, or not initialised.
+
+    What is not a tensor passes: its message is about shapes.
+
+    Raises:
+        BadArgumentError: names what it is, and what makes a dense tensor of it.
+    """
+    if not isinstance(value, Tensor):
+        return
+    found, do = "", ""
+    if is_lazy(value):
+        found, do = "not initialised", "run its module once"
+    elif value.is_nested:
+        found, do = "nested", f"pass {name}.to_padded_tensor(0.0), or one image at a time"
+    elif value.is_quantized:
+        found, do = "quantised", f"pass {name}.dequantize()"
+    elif type(value).__name__ == "MaskedTensor":  # its module is not imported unless somebody does
+        found, do = "a MaskedTensor", f"pass {name}.get_data()"
+    elif value.layout is not torch.strided:
+        found, do = f"of the layout {value.layout}", f"pass {name}.to_dense()"
+    if found:
+        raise BadArgumentError(f"{name} is {found}; it is a dense tensor: {do}")
+
+
+def check_dtype(name: str, value: Tensor, dtypes: Sequence[torch.dtype], kind: str) -> None:
+    """Raise unless a tensor has one of some dtypes.
+
+    Raises:
+        BadArgumentError: names its own, and the kind that is allowed.
+    """
+    if value.dtype not in dtypes:
+        raise BadArgumentError(f"{name} has dtype {value.dtype}; {kind}: pass {name}.float()")

@@ -141,8 +141,8 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
             return _flat(vision, batch, generator)
         if size is None:
             raise BadArgumentError(
-                f"the configuration of {type(model).__name__} has no image_size; only models that take images "
-                "are tried"
+                f"the configuration of {type(model).__name__} has no image_size; only models that take "
+                "images are tried"
             )
         height, width = (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
         return {"pixel_values": torch.randn(batch, 3, height, width, generator=generator)}

@@ -49,16 +49,7 @@ def gather_evidence(
             f"unknown evidence {names}; reduce takes x, mass, prefix, protected, at, "
             f"{', '.join(sorted(known))}"
         )
-    if not isinstance(at, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise BadArgumentError(
-            f"at={quote(at)}; it maps a layer to what it shows: {{-2: {{'cls_attention': ...}}}}"
-        )
-    for layer in at:
-        number = isinstance(layer, int) and not isinstance(layer, bool) and abs(layer) < INT_END
-        if not number and not isinstance(layer, str):
-            raise BadArgumentError(
-                f"at has the layer {quote(layer)}; a layer is an int or a name: -2, 'text', 'clip'"
-            )
+    check_layers(at)
     p, n = tokens.prefix, tokens.x.shape[1]
     b = tokens.x.shape[0]
     given: dict[str, Tensor] = {}
@@ -112,13 +103,31 @@ def gather_evidence(
     )
 
 
+def check_layers(at: Any) -> None:
+    """Raise unless `at` maps layers to what each of them shows.
+
+    Raises:
+        BadArgumentError: it does not.
+    """
+    if not isinstance(at, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise BadArgumentError(
+            f"at={quote(at)}; it maps a layer to what it shows: {{-2: {{'cls_attention': ...}}}}"
+        )
+    for layer, shown in at.items():
+        number = isinstance(layer, int) and not isinstance(layer, bool) and abs(layer) < INT_END
+        if not number and not isinstance(layer, str):
+            raise BadArgumentError(
+                f"at has the layer {quote(layer)}; a layer is an int or a name: -2, 'text', 'clip'"
+            )
+        if not isinstance(shown, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BadArgumentError(
+                f"at[{quote(layer)}] is a {type(shown).__name__}; it maps names to tensors: "
+                "{'cls_attention': ...}, or 'x', 'keys', 'queries', 'received_attention'"
+            )
+
+
 def _layer(tokens: Tokens, layer: Layer, shown: Mapping[str, Any]) -> Evidence:
     """The evidence of another layer: its own x, or, where only attention is given, this one's."""
-    if not isinstance(shown, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise BadArgumentError(
-            f"at[{quote(layer)}] is a {type(shown).__name__}; it maps names to tensors: "
-            "{'cls_attention': ...}, or 'x', 'keys', 'queries', 'received_attention'"
-        )
     values = dict(shown)
     if layer == TEXT:
         return gather_evidence(_text(tokens, values.pop("x", None)), {}, values)

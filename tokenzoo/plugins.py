@@ -21,7 +21,7 @@ import pluggy
 
 from tokenzoo import hookspecs
 from tokenzoo.checks import check_kind
-from tokenzoo.errors import PluginError, TokenzooError, UnknownNameError
+from tokenzoo.errors import BadArgumentError, PluginError, TokenzooError, UnknownNameError
 from tokenzoo.hookspecs import PROJECT
 from tokenzoo.options import check_arguments
 from tokenzoo.quoting import LONGEST, quote
@@ -30,6 +30,7 @@ from tokenzoo.recipe import Recipe
 Kind = Literal["scorers", "matchers", "mergers", "schedules", "recipes"]
 KINDS: tuple[Kind, ...] = ("scorers", "matchers", "mergers", "schedules", "recipes")
 DISTRIBUTION = "tokenzoo"
+LONGEST_PATTERN = 1000
 
 _lock = threading.RLock()
 _manager: pluggy.PluginManager | None = None
@@ -172,9 +173,12 @@ def names(kind: Kind, pattern: str = "*") -> list[str]:
     """The names of a kind that match a shell pattern, sorted.
 
     Raises:
-        BadArgumentError: the pattern is no text.
+        BadArgumentError: the pattern is not a text, or a very long one.
     """
-    check_kind("pattern", pattern, str)
+    if len(check_kind("pattern", pattern, str)) > LONGEST_PATTERN:
+        raise BadArgumentError(
+            f"pattern={quote(pattern)}; it is a shell pattern of at most {LONGEST_PATTERN} characters"
+        )
     return sorted(name for name in collect(kind) if fnmatch(name, pattern))
 
 

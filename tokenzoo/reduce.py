@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer, layer_of
-from tokenzoo.given import gather_evidence
+from tokenzoo.given import check_layers, gather_evidence
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
@@ -143,6 +143,7 @@ def reduce(
         raise BadArgumentError("keep=None; on tensors the schedule is not consulted: pass keep=")
     step = recipe.steps[0]
     tokens = Tokens.of(x, mass=mass, prefix=prefix)
+    check_layers({} if at is None else at)
     if protected is not None:
         check_protected(protected, tokens)
         if x.shape[0] == 0:

@@ -51,8 +51,8 @@ def parse_keep(text: str) -> Keep:
         resolve_keep(value, 1)
     except BadArgumentError:
         raise BadArgumentError(
-            f"keep {quote(text)}; it is a count of tokens from 1 on (64), or a fraction above 0 and up to all "
-            "of them (0.25 or 25%; 1.0 or 100% is all, 1 is one token)"
+            f"keep {quote(text)}; it is a count of tokens from 1 on (64), or a fraction above 0 and up to "
+            "all of them (0.25 or 25%; 1.0 or 100% is all, 1 is one token)"
         ) from None
     return Keep(typed, value)
 

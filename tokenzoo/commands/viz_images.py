@@ -16,8 +16,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from tokenzoo import digits, from_transformers, towers
-from tokenzoo.quoting import quote
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.quoting import quote
 
 COLLAGE = "collage:"
 # The shipped model reads images in -1..1 and no other size.

@@ -14,6 +14,7 @@ from tokenzoo_adapters import hf_names
 from transformers import DynamicCache
 
 import tokenzoo
+from tests.adapters import hf_models as hf
 from tests.adapters import hf_qwen as qwen
 from tests.adapters.hf_calls import CACHES, PADDED, SINGLE, answer, cache_of, logits, whole
 from tests.adapters.models import gap
@@ -207,3 +208,17 @@ def test_logits_with_a_cache_are_those_without(kind: str, name: str) -> None:
         assert gap(torch.stack(cached.logits), torch.stack(anew.logits)) <= 1e-4
         assert cache_of(cached).get_seq_length(0) >= cache_of(cached).get_seq_length(3)
         assert gap(cached.logits[-1], bare.logits[-1]) > 1e-3
+
+
+@pytest.mark.parametrize("recipe", ["fastv", "pyramiddrop"])
+def test_a_cache_that_checkpointed_layers_leave_alone(recipe: str) -> None:
+    """While it is trained, a layer that is checkpointed neither reads nor writes the cache of its caller."""
+    model = hf.llava().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    given, (_, options) = SINGLE.given(model), METHODS[recipe]
+    with tokenzoo.build(recipe, keep=8, **options).attach(model):
+        losses = [
+            model(**given, labels=given["input_ids"], **more).loss
+            for more in ({}, {CACHES[0]: DynamicCache()})
+        ]
+    assert gap(losses[0], losses[1]) == 0.0

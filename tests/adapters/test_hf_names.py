@@ -212,7 +212,7 @@ def test_logits_with_a_cache_are_those_without(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["fastv", "pyramiddrop"])
 def test_a_cache_that_checkpointed_layers_leave_alone(recipe: str) -> None:
-    """While it is trained, a layer that is checkpointed neither reads nor writes the cache of its caller."""
+    """In training, a layer that is checkpointed neither reads nor writes the cache of its caller."""
     model = hf.llava().train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     given, (_, options) = SINGLE.given(model), METHODS[recipe]

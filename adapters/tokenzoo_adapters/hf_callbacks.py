@@ -201,7 +201,7 @@ def _processors(model: Any, *args: Any, **kwargs: Any) -> Any:
         },
     )
     mask = prompt.padding(model, config)
-    whole = {
+    whole: dict[str, Any] = {
         "logits_processor": list(callbacks),
         "generation_config": prompt.lengths(config),
         "input_ids_seq_length": prompt.ids.shape[1],

@@ -182,7 +182,6 @@ TAKES: dict[str, Callable[[Any], object]] = {
     },
     "attach": lambda value: build("evoprune").attach(value),
     "on_reduce": lambda value: build("evoprune").attach(nn.Identity(), on_reduce=value),
-    "identity": lambda value: Plan.identity(1, value),
     "sum": lambda value: Plan.identity(1, 4).sum(value),
     "export": lambda value: exporting.export(value, nn.Identity(), EXAMPLE.x, "a.onnx"),
     "measure": lambda value: measure.interleaved({"a": list}, rounds=1, baseline=value),
@@ -375,6 +374,12 @@ def test_attach_works_whatever_the_default_device_is(model: str, recipe: str) ->
         finally:
             attached.detach()
         assert traces(made) == []
+
+
+@pytest.mark.parametrize("size", [None, 0.5, "a", [1], torch.ones(2)])
+def test_an_identity_has_whole_numbers_of_tokens(size: Any) -> None:
+    refused(lambda: Plan.identity(1, size), "tokens=", "int")
+    refused(lambda: Plan.identity(size, 1), "batch=", "int")
 
 
 def test_a_long_value_is_quoted_in_part() -> None:

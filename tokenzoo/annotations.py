@@ -156,7 +156,7 @@ def _class(annotation: Any) -> Kind | None:
     return Kind(f"{article} {annotation.__name__}", partial(_is_instance, annotation))
 
 
-def _is_instance(cls: type, value: Any) -> bool:
+def _is_instance(cls: Any, value: Any) -> bool:
     return isinstance(value, cls)
 
 

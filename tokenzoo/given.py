@@ -13,7 +13,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence, Layer, SeenAttention
 from tokenzoo.kinds import INT_END
 from tokenzoo.precision import precise
-from tokenzoo.quoting import LONGEST, quote, shortened
+from tokenzoo.quoting import quote
 from tokenzoo.tensors import FLOATS, check_dense
 from tokenzoo.tokens import Tokens, shape_of
 
@@ -40,11 +40,10 @@ def gather_evidence(
         BadArgumentError: an unknown name, or a shape that does not fit.
     """
     known = {*_SHAPES, "grid", "frames", "depth"}
-    unknown = sorted(
-        name if isinstance(name, str) else quote(name) for name in shown if name not in known
-    )
+    unknown = [name for name in shown if name not in known]
     if unknown:
-        names = ", ".join(shortened(name, LONGEST) for name in unknown)
+        # Another layer's can have any names.
+        names = ", ".join(sorted(quote(name).strip("'") for name in unknown))
         raise BadArgumentError(
             f"unknown evidence {names}; reduce takes x, mass, prefix, protected, at, "
             f"{', '.join(sorted(known))}"
@@ -109,17 +108,17 @@ def check_layers(at: Any) -> None:
     Raises:
         BadArgumentError: it does not.
     """
-    if not isinstance(at, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(at, Mapping):
         raise BadArgumentError(
             f"at={quote(at)}; it maps a layer to what it shows: {{-2: {{'cls_attention': ...}}}}"
         )
-    for layer, shown in at.items():
+    for layer, shown in cast("Mapping[Any, Any]", at).items():
         number = isinstance(layer, int) and not isinstance(layer, bool) and abs(layer) < INT_END
         if not number and not isinstance(layer, str):
             raise BadArgumentError(
                 f"at has the layer {quote(layer)}; a layer is an int or a name: -2, 'text', 'clip'"
             )
-        if not isinstance(shown, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(shown, Mapping):
             raise BadArgumentError(
                 f"at[{quote(layer)}] is a {type(shown).__name__}; it maps names to tensors: "
                 "{'cls_attention': ...}, or 'x', 'keys', 'queries', 'received_attention'"

@@ -129,7 +129,9 @@ def _after_arguments(function: Callable[..., None]) -> Callable[..., None]:
         for option in found[0]:
             value = bound.arguments.get(option.name, option.default)
             values: Any = value if option.many and option.name in bound.arguments else (value,)
-            for one in values.values() if isinstance(values, dict) else values:
+            if isinstance(values, dict):  # **named
+                values = cast("dict[str, Any]", values).values()
+            for one in values:
                 option.check(type(self).__name__, one)
         function(self, *args, **kwargs)
 

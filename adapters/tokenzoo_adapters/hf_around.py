@@ -163,7 +163,7 @@ CALLED = (
 def _remember(found: _Mean, prefix: int, tower: nn.Module, args: Any, output: Any) -> None:
     """A hook of the tower: take the mean of what leaves it."""
     del tower, args
-    x: Tensor = output[0]  # the last hidden state [b, n, c], of a tuple or of an output of transformers
+    x: Tensor = output[0]  # the last hidden state, [b, n, c]
     state = state_of(x)
     found.value = None if state.mass is None else mean(passes.few(x, state), state.mass, prefix)
 

@@ -90,3 +90,19 @@ def test_links_of_the_readme_lead_somewhere():
     assert len(targets) > 5
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_each_way_of_running_is_held_by_the_tests_that_it_names():
+    table = (ROOT / "docs" / "attaching.md").read_text().partition("## Ways of running")[2]
+    rows = [
+        row.split(" | ") for row in table.splitlines() if row.startswith("| ") and "test_" in row
+    ]
+    assert len(rows) >= 14
+    for row in rows:
+        for part in row[-1].split(";"):
+            path, *names = re.findall(r"`([\w/.]+)`", part)
+            found = re.findall(
+                r"^def (test_\w+)", (ROOT / "tests" / path).read_text(), re.MULTILINE
+            )
+            assert names, part
+            assert set(names) <= set(found), part

@@ -245,12 +245,12 @@ def test_as_many_tokens_as_planned_enter_each_layer() -> None:
     model = whole("llava")
     given = SINGLE.given(model)
     lengths: list[int] = []
-    handles = [
-        layer.register_forward_hook(lambda module, args, out: lengths.append(out.shape[1]))
-        for layer in model.model.language_model.layers
-    ]
     n = given["input_ids"].shape[1]
     with recipe("two layers").attach(model) as attached:
+        handles = [
+            layer.register_forward_hook(lambda module, args, out: lengths.append(out.shape[1]))
+            for layer in model.model.language_model.layers
+        ]
         out = logits(model, given)
         assert lengths == [n, n - 64 + 26, n - 64 + 26, n - 64 + 13]
         assert attached.plan().llm == 13

@@ -6,7 +6,7 @@ last digit, and which of them is higher depends on the rest of the batch. So on 
 
     features have a fixed point     `fixed_point`, `unit`: their products need fewer than 53 bits,
     what follows is float64         `precise`: it adds such products up exactly, in any order,
-    scores are compared in float32  `comparable`: what exp() and the like round differently is gone.
+    scores are compared rounded     `comparable`: what exp() and the like round differently is gone.
 
 Elsewhere, and in exported programs, it is all float32: docs/decisions/0009.
 """
@@ -21,6 +21,9 @@ BITS = 24
 
 UNIT_BITS = 26
 """The same of vectors of length 1, whose products are no longer than 1: they have 52."""
+
+SCORE_BITS = 25
+"""Digits of a score that is compared: one more than float32 has. A copy's cosine is 1 in so many."""
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -44,8 +47,12 @@ def precise(values: Tensor) -> Tensor:
 
 
 def comparable(scores: Tensor) -> Tensor:
-    """Return `scores` as they are compared, in float32: what differs by rounding is equal."""
-    return scores.float() if scores.dtype == torch.float64 else scores
+    """Return `scores` as they are compared: those of float64 with `SCORE_BITS` digits."""
+    if scores.dtype != torch.float64:
+        return scores
+    # Dekker's splitting: the first digits of a number, in three operations without a view of its bits.
+    large = scores * (2.0 ** (53 - SCORE_BITS) + 1)
+    return torch.where(large.isfinite(), large - (large - scores), scores)
 
 
 def fixed_point(vectors: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Orders and partitions of tokens: stable, with ties to the lower index, and NaN last.
 
-Scores are compared in float32, whatever they are computed in (`tokenzoo.precision`).
+Scores are compared as they are rounded by `tokenzoo.precision`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ def ordered(values: Tensor, *, descending: bool = False) -> Tensor:
 
 def descending(scores: Tensor) -> Tensor:
     """Indices of `scores [b, n]` from the highest to the lowest; what is not finite comes last."""
-    scores = comparable(scores)  # before the infinities: the largest numbers overflow
     worst = torch.finfo(scores.dtype).min
     return ordered(scores.nan_to_num(nan=worst, posinf=worst, neginf=worst), descending=True)
 

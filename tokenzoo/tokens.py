@@ -27,11 +27,12 @@ def norm(vectors: Tensor) -> Tensor:
 def unit(vectors: Tensor) -> Tensor:
     """Scale vectors `[..., d]` to length 1, in `precise` precision; a zero vector stays zero.
 
-    Where that is float64 they have a fixed point, so that their inner products are exact.
+    Where that is more than their own they have a fixed point, so that their inner products are exact.
     """
-    vectors = precise(vectors)
+    given, vectors = vectors.dtype, precise(vectors)
     vectors = vectors / norm(vectors)[..., None].clamp_min(1e-12)
-    return rounded(vectors, 2.0**-UNIT_BITS) if exact(vectors) else vectors
+    more = exact(vectors) and given != torch.float64
+    return rounded(vectors, 2.0**-UNIT_BITS) if more else vectors
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_energy_is_low_where_a_token_stands_alone(curve: str, fall: float) -> No
                 else:
                     s = 1 - margin
                     energy += math.exp(-(((1 - cos) / s) ** 2) / 2) / (s * math.sqrt(2 * math.pi))
-            assert float(found[i, t]) == pytest.approx(-energy / N, abs=1e-8)
+            assert float(found[i, t]) == pytest.approx(-energy / N, rel=1e-9)
     assert ("depth" in GraphEnergy(fall=fall).needs) == (fall > 0)
 
 

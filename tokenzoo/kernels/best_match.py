@@ -103,7 +103,7 @@ def blocks(count: int, each: int, most: int) -> list[slice]:
 def highest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The highest of each row of `scores [..., p]`, finite, and the first place that has it."""
     value, index = worst_if_nan(comparable(scores)).max(-1)
-    if scores.dtype != value.dtype:
+    if scores.dtype == torch.float64:  # it was rounded
         value = worst_if_nan(scores.gather(-1, index[..., None])[..., 0])
     return value, index
 

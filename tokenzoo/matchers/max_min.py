@@ -10,7 +10,6 @@ from torch import Tensor
 from tokenzoo.evidence import Evidence
 from tokenzoo.interfaces import PairScorer, Selector
 from tokenzoo.plan import take
-from tokenzoo.precision import comparable
 from tokenzoo.ranking import choose, distinct
 
 
@@ -50,7 +49,7 @@ class MaxMin(Selector):
     def _picks(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
         """The places that are chosen, one after another: `[b, k]`."""
         p = pool.shape[1]
-        scores = comparable(self.pairs.score(evidence).at(pool, pool).dense())
+        scores = self.pairs.score(evidence).at(pool, pool).dense().float()  # a copy is at 0
         bad = scores.diagonal(dim1=1, dim2=2).isnan()  # [b, p]
         # A NaN token is chosen when all others are, and nobody is near to it.
         distance = (1 - scores).nan_to_num(nan=torch.inf)  # [b, p, p]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
 from tokenzoo.kinds import Positive, Range, Words
+from tokenzoo.precision import comparable
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import norm, unit
 
@@ -54,6 +55,6 @@ class GraphFlow(Scorer):
         """Probabilities of a step from i to j `[b, n, n]`, and numbers of neighbours `[b, n]`."""
         cosine = unit(features) @ unit(features).mT
         own = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
-        near = (cosine >= self.threshold) | own
+        near = (comparable(cosine) >= self.threshold) | own
         chance = (cosine / self.temperature).masked_fill(~near, -torch.inf).softmax(-1)
         return chance, near.sum(-1)

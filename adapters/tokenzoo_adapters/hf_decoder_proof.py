@@ -183,7 +183,7 @@ def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample
     if not all(gap <= limit for gap in gaps.values()):
         # Where numbers are coarse (8 bits), the bare layers with and without a cache say how coarse: with
         # one scale for all tokens of a call they differ by tenths.
-        again = sample.decoded(language, name, takes(cast("type", type(language))).own or "")[0]
+        again = sample.decoded(language, name, takes(language.__class__).own or "")[0]
         limit = max(limit, min(4 * _gap(again, bare, real) / scale, WORST))
     for what, gap in gaps.items():
         if not gap <= limit:

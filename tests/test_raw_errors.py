@@ -265,12 +265,12 @@ def test_no_more_of_a_file_is_read_than_a_recipe_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "option", "value", "words"),
     [
-        ("matcher", "pairs", None, "Bipartite: pairs=None; it is a PairScorer"),
-        ("matcher", "split", 3, "Bipartite: split=3; it is a Split"),
-        ("schedule", "start", True, "Skip: start=True; it is an int >= 0"),
-        ("schedule", "every", 2**63, "Skip: every=9223372036854775808; it is an int >= 1"),
-        (None, "merger", [], "Step: merger=(); it is a Merger"),
-        (None, "schedule", 0, "Step: schedule=0; it is a Schedule"),
+        ("matcher", "pairs", None, "pairs=None; it is a PairScorer"),
+        ("matcher", "split", 3, "split=3; it is a Split"),
+        ("schedule", "start", True, "start=True; it is an int >= 0"),
+        ("schedule", "every", 2**63, "every=9223372036854775808; it is an int >= 1"),
+        (None, "merger", [], "merger=(); it is a Merger"),
+        (None, "schedule", 0, "schedule=0; it is a Schedule"),
     ],
 )
 def test_a_wrong_part_in_a_part_is_found_when_it_is_loaded(

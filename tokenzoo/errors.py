@@ -15,8 +15,8 @@ LONGEST = 2000
 class TokenzooError(Exception):
     """The base of all our errors: catch this one to catch them all."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(shortened(a, LONGEST) if isinstance(a, str) else a for a in args))
+    def __str__(self) -> str:
+        return shortened(super().__str__(), LONGEST)
 
 
 class BadArgumentError(TokenzooError, ValueError):
@@ -40,7 +40,7 @@ class UnknownNameError(TokenzooError, KeyError):
 
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, which would bury a sentence in quotes and escapes.
-        return str(self.args[0]) if self.args else ""
+        return shortened(str(self.args[0]), LONGEST) if self.args else ""
 
 
 class UnsupportedModelError(TokenzooError, TypeError):

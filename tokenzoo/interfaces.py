@@ -252,7 +252,7 @@ class Sum(Scorer):
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise BadArgumentError("Sum: terms=(); it is a tuple of one or more normalised scores")
+            raise BadArgumentError("terms=(); it is a tuple of one or more normalised scores")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Add the terms up, `[b, n]`."""

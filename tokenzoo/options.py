@@ -44,7 +44,7 @@ class Option:
         """
         if self.kind is None or value is self.default or self.kind.holds(value):
             return
-        raise BadArgumentError(f"{owner}: {self.kind.complaint(self.name, value)}")
+        raise BadArgumentError(f"{self.kind.complaint(self.name, value)} (an option of {owner})")
 
 
 _of_classes: WeakKeyDictionary[type, tuple[Option, ...]] = WeakKeyDictionary()

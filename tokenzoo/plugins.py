@@ -207,11 +207,11 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
     checked = {option: value for option, value in given.items() if option not in ("keep", "flops")}
     try:
         made: object = factory(**given)
-        check_arguments(f"build({name!r})", factory, checked)
+        check_arguments(name, factory, checked)
     except TokenzooError:
         raise
     except Exception as error:
-        check_arguments(f"build({name!r})", factory, checked)
+        check_arguments(name, factory, checked)
         if getattr(factory, "__module__", "").partition(".")[0] == DISTRIBUTION:
             raise
         raise PluginError(

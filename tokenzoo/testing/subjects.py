@@ -85,7 +85,7 @@ def kind_of(subject: object) -> str:
 
 
 def _named(subject: object) -> str:
-    return f"{quote(subject, 200)}, a {type(subject).__name__},"
+    return f"{quote(subject, 1000)}, a {type(subject).__name__},"
 
 
 def _instead(subject: object) -> str:
@@ -117,7 +117,7 @@ def expect(function: str, subject: object) -> str:
     if CHECKS[kind] != function:
         article = "an" if kind[0] in "aeiou" else "a"
         raise BadArgumentError(
-            f"{function}({quote(subject, 200)}): it is {article} {kind}, and {CHECKS[kind]} is for those"
+            f"{function}({quote(subject, 1000)}): it is {article} {kind}, and {CHECKS[kind]} is for those"
         )
     return kind
 

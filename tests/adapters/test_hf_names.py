@@ -210,6 +210,7 @@ def test_logits_with_a_cache_are_those_without(kind: str, name: str) -> None:
         assert gap(cached.logits[-1], bare.logits[-1]) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the method that turns it on
 @pytest.mark.parametrize("recipe", ["fastv", "pyramiddrop"])
 def test_a_cache_that_checkpointed_layers_leave_alone(recipe: str) -> None:
     """In training, a layer that is checkpointed neither reads nor writes the cache of its caller."""

@@ -129,7 +129,7 @@ def test_every_stage_calls_it_before_and_after(name, recipe, times):
 
 
 def test_a_compiled_model_has_no_clock():
-    work = load("vit-b/16", Sizes(tiny=True))
+    work = load("vit-b/16", Sizes(tiny=True, depth=2))
     model, ticks = copy_of(work.model), []
     attached = attaching(tokenzoo.build("tome", keep=0.5))(model, lambda: ticks.append(1))
     ticks.clear()

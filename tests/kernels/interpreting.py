@@ -1,7 +1,7 @@
 """Triton's kernels without a GPU: the same tests, in a process in which Triton interprets them.
 
-A file of such tests marks them with `runs` and has one, unmarked, that calls `again(__file__)`. On CUDA
-they run as they stand.
+A file of such tests, `test_*_triton.py`, marks them with `runs`; `test_in_the_interpreter.py` runs all of
+these files in one such process. On CUDA they run as they stand.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ runs = pytest.mark.skipif(
 )
 
 
-def again(file: str) -> None:
-    """Run the tests of a file in the interpreter; all of them have to pass."""
+def again(*files: str) -> None:
+    """Run the tests of some files in the interpreter; all of them have to pass."""
     if not INSTALLED:
         pytest.skip("Triton is not installed")
     if INTERPRETED:
         pytest.skip("this is the interpreter")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", file],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *files],
         env={**inherited, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.interpreting import DEVICE, INSTALLED, INTERPRETED, again, ptx, runs
+from tests.kernels.interpreting import DEVICE, INSTALLED, INTERPRETED, ptx, runs
 from tokenzoo.kernels.best_match import best_match
 from tokenzoo.kernels.choice import forced
 
@@ -29,10 +29,6 @@ def in_triton(
         value, index = best_match(left, right, scale=scale, shift=shift)
     assert (value.dtype, index.dtype) == (torch.float32, torch.int64)
     return value, index
-
-
-def test_in_the_interpreter() -> None:
-    again(__file__)
 
 
 @runs

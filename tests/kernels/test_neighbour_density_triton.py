@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.interpreting import DEVICE, INSTALLED, INTERPRETED, again, ptx, runs
+from tests.kernels.interpreting import DEVICE, INSTALLED, INTERPRETED, ptx, runs
 from tokenzoo.kernels import neighbour_density
 from tokenzoo.kernels.choice import forced
 from tokenzoo.kernels.neighbour_density import nearest_squares
@@ -27,10 +27,6 @@ def both(features: torch.Tensor, k: int) -> list[torch.Tensor]:
     expected, _ = nearest_squares(features.double(), k)
     assert found.dtype == torch.float32
     return [found.double().sort(-1).values, expected.sort(-1).values]
-
-
-def test_in_the_interpreter() -> None:
-    again(__file__)
 
 
 @runs

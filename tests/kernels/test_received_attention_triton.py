@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.interpreting import DEVICE, INSTALLED, INTERPRETED, again, ptx, runs
+from tests.kernels.interpreting import DEVICE, INSTALLED, INTERPRETED, ptx, runs
 from tokenzoo.kernels import received_attention, received_in_segments
 from tokenzoo.kernels.choice import forced
 
@@ -33,10 +33,6 @@ def both(query: Tensor, key: Tensor, **others: Tensor | None) -> tuple[Tensor, T
 
 def check(found: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=1e-7)
-
-
-def test_in_the_interpreter() -> None:
-    again(__file__)
 
 
 @runs

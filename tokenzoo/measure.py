@@ -91,10 +91,10 @@ def interleaved(
     for name, function in (*functions.items(), ("between", between or _wait)):
         if not callable(function):
             raise BadArgumentError(f"{name}={quote(function)}; it is a function without arguments")
-    if not isinstance(baseline, str) or baseline not in functions:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if baseline not in list(functions):
         raise BadArgumentError(
             f"baseline={quote(baseline)}; it is one of the functions: "
-            f"{', '.join(functions) or 'none given'}"
+            f"{', '.join(map(str, functions)) or 'none given'}"
         )
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -129,12 +129,15 @@ def _refuse(attached: Attachment, tower: nn.Module, args: Any) -> None:
         frame = frame.f_back
 
 
-@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
 def _is_inside(tower: int) -> bool:
     """Whether the module of this `id` is a child of a model that takes a mean; asked once a compilation."""
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
     around = [one for one in modules if any(id(child) == tower for child in one.children())]
     return any(_takes_all(model) for model in around)
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler.
+_is_inside._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _takes_all(model: Any) -> bool:

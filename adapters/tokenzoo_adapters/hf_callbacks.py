@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
+from tokenzoo_adapters.hf_names import MASK
 
 METHODS = ("_get_logits_processor", "_get_stopping_criteria")
 """The methods in which transformers collects what `generate` calls with ids."""
@@ -206,7 +207,7 @@ def _processors(model: Any, *args: Any, **kwargs: Any) -> Any:
         "generation_config": prompt.lengths(config),
         "input_ids_seq_length": prompt.ids.shape[1],
         "encoder_input_ids": prompt.ids,
-        "model_kwargs": {**(given.get("model_kwargs") or {}), "attention_mask": mask},
+        "model_kwargs": {**(given.get("model_kwargs") or {}), MASK: mask},
     }
     return Processors(original(model, **{**given, **whole}), draft, prompt)
 

@@ -176,7 +176,7 @@ class Doors:
         self._lengths(short, removed)
         b, n = short["input_ids"].shape
         if short is not prompt:
-            callers = CallerPrompt(prompt["input_ids"], n, prompt.get("attention_mask"))
+            callers = CallerPrompt(prompt["input_ids"], n, prompt.get(MASK))
             short.update(hf_callbacks.restoring(self.model, short, callers))
         self.here.visuals, self.here.shape = visuals, (b, n)
         try:

@@ -58,12 +58,6 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
             found = adapter(model, fixed=not getattr(model, "dynamic_img_size", False))
             found.check(name)
             return found
-    inner = getattr(model, "model", None)
-    if type(model).__name__ == "FeatureGetterNet" and inner is not None:
-        raise UnsupportedModelError(
-            f"{name} (features_only=True) only calls forward_intermediates of the model inside it. Attach "
-            "to that, attach(net.model, restore=True), and call net as before"
-        )
     family = type(model).__module__
     if not family.startswith("timm.models."):
         return None

@@ -22,9 +22,9 @@ import types, tokenzoo
 
 def put_on(model, prop_attn=False):
     class Patched(type(model)):
-        def forward(self, x):
+        def __call__(self, x):
             with tokenzoo.build("tome", r=self.r, proportional_attention=prop_attn).attach(self):
-                return super().forward(x)
+                return super().__call__(x)
     model.__class__ = Patched
 
 patch = types.SimpleNamespace(timm=put_on)

@@ -356,7 +356,7 @@ class Attached:
         # Gradient checkpointing runs the first block again in the backward pass, which is no new pass.
         task: Any = torch._C._current_graph_task_id  # pyright: ignore[reportPrivateUsage]
         again = not torch.compiler.is_compiling() and task() != -1
-        if not again and not torch.compiler._is_exporting_flag:  # pyright: ignore[reportPrivateUsage]
+        if not again and not _traced():
             self._last.state, self._last.began = None, True
 
     def _check_outside(self) -> None:
@@ -465,14 +465,12 @@ class Attached:
             )
 
     def _keep(self, state: Pass | Pack) -> None:
-        # A traced pass has no values to look at. (is_exporting() is True in what torch 2.11 compiles, too.)
-        traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if torch.compiler._is_exporting_flag or traced:  # pyright: ignore[reportPrivateUsage]
+        if _traced():
             return
         self._last.transformed = transformed() and isinstance(state, Pass)
         if isinstance(state, Pass) and self._last.transformed:
             # What torch.vmap stacks has a meaning inside of it only.
-            state = replace(state, mass=None, held=None, places=None, plan=None, short=None)
+            state = replace(state, mass=None, held=None, places=None, plan=None)
         self._last.state = state
 
     def _project_packed(
@@ -618,6 +616,13 @@ def _unknown(tokens: int, prefix: int, patches: int) -> str:
         f"{said}If the {more} more (prompts) come before the patches, declare them: attach(..., "
         f"prefix={prefix + more}). After the patches, or between them, they cannot be told from patches"
     )
+
+
+def _traced() -> bool:
+    """Whether the pass is written down, by torch.export or torch.jit, and has no values to look at."""
+    # is_exporting() is True in what torch 2.11 compiles, too.
+    exported: bool = torch.compiler._is_exporting_flag  # pyright: ignore[reportPrivateUsage]
+    return exported or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _follow(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

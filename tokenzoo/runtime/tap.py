@@ -259,13 +259,16 @@ def _take_out(tap: Tap) -> None:
         list(map(operator.call, steps))
 
 
-@torch.compiler.assume_constant_result  # pyright: ignore[reportUnknownMemberType]
 def _runs(tap: Tap) -> bool:
     """Whether the frame that a tap was opened for is on the stack of this thread."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and frame is not tap.caller:
         frame = frame.f_back
     return frame is not None
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler.
+_runs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -103,9 +103,15 @@ class Models:
         recipe = self.recipe.recipe if isinstance(self.recipe, Zoo) else self.recipe
         for share in (keep, (1 + keep) / 2):
             try:
-                return build(recipe, keep=share).attach(model)
+                attached = build(recipe, keep=share).attach(model)
             except BudgetError:
                 continue
+            try:  # a model that takes several sizes is attached to all the same
+                if attached.adapter.tokens() is not None:
+                    attached.plan()
+                return attached
+            except BudgetError:
+                attached.detach()
         return build(recipe, keep=1.0).attach(model)
 
 

@@ -1,4 +1,4 @@
-"""The tests of all Triton kernels in one process in which Triton interprets them: its start takes longest."""
+"""The tests of all Triton kernels in one process in which Triton interprets them."""
 
 from __future__ import annotations
 

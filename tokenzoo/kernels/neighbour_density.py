@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenzoo.kernels.choice import exporting, plain, use_triton
-from tokenzoo.precision import full_precision, precise
+from tokenzoo.precision import full_precision
 
 # Up to so many tokens the plain form has all distances of an image in one tensor.
 WHOLE = 2048
@@ -40,16 +40,15 @@ def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
     if k < 1:
         return full_precision(features.new_zeros(features.shape[:2]))
     nearest, squares = nearest_squares(features, k)
-    dtype, nearest = nearest.dtype, precise(nearest)
     if tau is not None:
-        return (-nearest / tau**2).exp().mean(-1).to(dtype)
+        return (-nearest / tau**2).exp().mean(-1)
     finite = nearest.isfinite()
     total = nearest.where(finite, 0).sum((1, 2), keepdim=True)
     square = total / finite.sum((1, 2), keepdim=True).clamp_min(1)
     # All tokens equal: the distances are rounding errors of the squares, and everything is a crowd.
-    error = max(1e-6, (features.shape[-1] + 32) * torch.finfo(dtype).eps)
+    error = max(1e-6, (features.shape[-1] + 32) * torch.finfo(nearest.dtype).eps)
     floor = squares.where(squares.isfinite(), 0).mean(-1)[:, None, None] * error
-    return (-nearest / torch.maximum(square, floor).clamp_min(1e-30)).exp().mean(-1).to(dtype)
+    return (-nearest / torch.maximum(square, floor).clamp_min(1e-30)).exp().mean(-1)
 
 
 def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +63,7 @@ def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         whose length is no number: it is far from all others.
     """
     if plain(features):
-        return _like_given(features, _plain(features, k))
+        return _plain(features, k)
     if torch.compiler.is_compiling():
         return torch.ops.tokenzoo.nearest_squares(features, k)
     return _fastest(features, k)
@@ -80,15 +79,8 @@ def _fastest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # Rows of 64 k: where they are that long, torch finds the k smallest with a heap.
     block = max(256, 64 * k)
     if features.device.type == "cpu" and features.shape[1] > block:
-        return _like_given(features, _by_triangle(*_known(features), k, block))
-    return _like_given(features, _plain(features, k))
-
-
-def _like_given(features: Tensor, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What was found, in the precision of the features, or float32."""
-    nearest, squares = found
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    return nearest.to(dtype), squares.to(dtype)
+        return _by_triangle(*_known(features), k, block)
+    return _plain(features, k)
 
 
 # To torch.compile it is one operation: it would unroll the loop, and not write to one buffer.
@@ -110,7 +102,7 @@ def _like(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _known(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features and squared lengths; a token whose length is no number gets zeros, infinitely long."""
-    features = precise(features)
+    features = full_precision(features)
     squares = features.square().sum(-1)  # [b, n]
     known = squares.isfinite()
     return features.where(known[..., None], 0), squares.where(known, torch.inf)

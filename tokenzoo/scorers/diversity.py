@@ -12,7 +12,6 @@ from tokenzoo.evidence import Evidence, needed
 from tokenzoo.interfaces import Scorer
 from tokenzoo.kernels import neighbour_density
 from tokenzoo.kinds import Count, OneOf, Range, Words
-from tokenzoo.precision import fixed_point
 from tokenzoo.scorers.feature_norm import Space
 
 
@@ -40,7 +39,7 @@ class Diversity(Scorer):
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]` in [0, 1]; NaN for tokens with NaN or infinite features."""
         tau = None if isinstance(self.tau, str) else self.tau
-        features = fixed_point(evidence.features(self.on))
+        features = evidence.features(self.on)
         score = 1 - neighbour_density(features, self.k, tau)
         # A NaN token is alone, which would be the highest score: NaN is the lowest.
         return score.masked_fill(~features.sum(-1).isfinite(), math.nan)

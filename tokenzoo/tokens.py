@@ -30,9 +30,13 @@ def unit(vectors: Tensor) -> Tensor:
     Where that is more than their own they have a fixed point, so that their inner products are exact.
     """
     given, vectors = vectors.dtype, precise(vectors)
-    vectors = vectors / norm(vectors)[..., None].clamp_min(1e-12)
-    more = exact(vectors) and given != torch.float64
-    return rounded(vectors, 2.0**-UNIT_BITS) if more else vectors
+    length = norm(vectors)[..., None].clamp_min(1e-12)
+    if not exact(vectors) or given == torch.float64:
+        return vectors / length
+    if vectors.requires_grad:
+        return rounded(vectors / length, 2.0**-UNIT_BITS)
+    # The same with fewer passes over the memory.
+    return (vectors * (2.0**UNIT_BITS / length)).round() * 2.0**-UNIT_BITS
 
 
 @dataclass(frozen=True)

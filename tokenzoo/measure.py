@@ -91,7 +91,7 @@ def interleaved(
     for name, function in (*functions.items(), ("between", between or _wait)):
         if not callable(function):
             raise BadArgumentError(f"{name}={quote(function)}; it is a function without arguments")
-    if baseline not in list(functions):
+    if not isinstance(baseline, str | int) or baseline not in functions:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(
             f"baseline={quote(baseline)}; it is one of the functions: "
             f"{', '.join(map(str, functions)) or 'none given'}"

@@ -63,6 +63,8 @@ class Tap(TorchFunctionMode):
         self.places = places
         self.seen: list[SeenAttention] = []
         self.caller: FrameType | None = None
+        # Text, which torch's compiler takes as a constant; it takes no mode (torch 2.11) and no frame.
+        self.caller_id = ""
         self.traced = False
 
     def open(self) -> None:
@@ -71,6 +73,7 @@ class Tap(TorchFunctionMode):
             self.traced = True
         else:
             self.caller = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+            self.caller_id = str(id(self.caller))
         self.__enter__()
 
     def close(self) -> None:
@@ -86,8 +89,8 @@ class Tap(TorchFunctionMode):
         if self.caller is None:
             return False
         if torch.compiler.is_dynamo_compiling():
-            return not _runs(self)
-        if _runs(self):
+            return not _runs(self.caller_id)
+        if _runs(self.caller_id):
             return False
         # What it holds is not to live as long as it stays on the stack.
         self.seen, self.key_bias, self.places = [], None, None
@@ -259,10 +262,10 @@ def _take_out(tap: Tap) -> None:
         list(map(operator.call, steps))
 
 
-def _runs(tap: Tap) -> bool:
-    """Whether the frame that a tap was opened for is on the stack of this thread."""
+def _runs(frame_id: str) -> bool:
+    """Whether the frame with this `id`, which a tap holds, is on the stack of this thread."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and frame is not tap.caller:
+    while frame is not None and str(id(frame)) != frame_id:
         frame = frame.f_back
     return frame is not None
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 import tokenzoo
-from tokenzoo import Recipe, digits
+from tokenzoo import Recipe
+from tokenzoo.tools import digits
 
 Z95 = NormalDist().inv_cdf(0.975)
 BATCH = 25  # a small model is fastest where its activations fit into the cache
@@ -107,7 +108,7 @@ class Collages:
 
 
 def right(logits: Tensor, data: digits.Collages) -> Answers:
-    """Which answers of `[n, 60]` logits are right; `tokenzoo.digits.accuracy` is their mean."""
+    """Which answers of `[n, 60]` logits are right; `tokenzoo.tools.digits.accuracy` is their mean."""
     target = data.counts.clamp(max=digits.COUNT_CLASSES - 1)  # [n, 10]
     guess = logits[:, 10:].reshape(-1, 10, digits.COUNT_CLASSES).argmax(dim=2)  # [n, 10]
     return Answers(logits[:, :10].argmax(dim=1) == data.answer, guess == target)

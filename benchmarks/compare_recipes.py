@@ -22,7 +22,7 @@ from torch import nn
 
 import tokenzoo
 from tokenzoo import Recipe
-from tokenzoo.measure import interleaved
+from tokenzoo.tools.timing import interleaved
 
 RECIPES = ["evoprune", "tome", "random", "uniform", "pool", "downsample"]
 # What the recorded figures were measured with, the choice of the ablation.

@@ -28,10 +28,11 @@ from kernel_time import WIDTH, figures, tensors
 from torch import Tensor
 
 import tokenzoo
-from tokenzoo.evidence import Evidence, SeenAttention
-from tokenzoo.interfaces import Scorer
-from tokenzoo.measure import interleaved
+from tokenzoo.attention import SeenAttention
+from tokenzoo.evidence import Evidence
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers import ReceivedAttention
+from tokenzoo.tools.timing import interleaved
 
 SITES = 64  # tokens that are kept of 256, and so the sites at which scores are compared
 CTR = 0.1  # what the recorded figures were measured with, the choice of the ablation

@@ -34,7 +34,7 @@ bench() { # seconds, a model, a name for the file, then options
 }
 
 run 80 "$python" benchmarks/kernel_time.py --device cuda --dtype bfloat16 --out "$out/gpu-kernel-time.json"
-run 60 "$python" -m pytest -q tests/kernels tests/runtime -k cuda
+run 60 "$python" -m pytest -q tests/kernels tests/hooks -k cuda
 bench 110 llava-video-7b llava-video-7b --frames 64 --keep 64,32,16 --recipe evoprune,divprune,random,uniform \
     --attention "$attention" --rounds 7 --warmup 2 --plot "$out/gpu-llava-video-7b.png"
 bench 60 llava-1.5-7b llava-1.5-7b --keep 128,64,32 --recipe evoprune,divprune,visionzip,random,uniform \

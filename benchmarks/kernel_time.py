@@ -37,7 +37,7 @@ from torch import Tensor
 import tokenzoo
 from tokenzoo.kernels import choice, neighbour_density, received_attention
 from tokenzoo.kernels.best_match import best_match
-from tokenzoo.measure import Timing, interleaved
+from tokenzoo.tools.timing import Timing, interleaved
 
 HEADS, WIDTH, MLP = 16, 72, 4304
 BLOCK, AGAIN = "block", "block again"

@@ -1,7 +1,7 @@
 """The table of docs/models.md: which models work, and why the others are refused.
 
-Every model is made with random weights and tried (`tokenzoo.examining`); nothing is downloaded. Run it with
-`python -m benchmarks.make_models_table`, timm, torchvision and open_clip installed. It fails, and writes
+Every model is made with random weights and tried (`tokenzoo.tools.compatibility`); nothing is
+downloaded. Run it with `python -m benchmarks.make_models_table`, timm, torchvision and open_clip installed. It fails, and writes
 nothing, if a model neither works nor is refused; `--only transformers` makes that section anew and leaves
 the others as they are. `tests/adapters/test_models_table.py` tries some again.
 """
@@ -21,7 +21,7 @@ import torch
 
 import tokenzoo
 from benchmarks.models_to_try import SIZES, named
-from tokenzoo.examining import Verdict, examine
+from tokenzoo.tools.compatibility import Verdict, examine
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 RECIPE, KEEP, DEPTH, BATCH = "evoprune", 0.5, 4, 2

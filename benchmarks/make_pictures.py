@@ -15,9 +15,9 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 import tokenzoo
-from tokenzoo.commands import app
+from tokenzoo.cli import app
 from tokenzoo.plan import Plan
-from tokenzoo.viz import Panel, gallery, merged_groups
+from tokenzoo.tools.viz import Panel, gallery, merged_groups
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 PATCH, GRID = 16, (26, 26)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.make_recipe_pages
 
-What a page says comes from the recipe and its docstring (`tokenzoo.pages`), from the table of models
-(docs/recipes/matrix.md, made by `tests/adapters/test_matrix.py`) and from the measured cost of selection
+What a page says comes from the recipe and its docstring (`tokenzoo.tools.recipe_pages`), from the table
+of models (docs/recipes/matrix.md, made by `tests/adapters/test_matrix.py`) and from the measured cost of selection
 (docs/results/selection-time-cpu.json, made by `benchmarks/selection_time.py`). It fails, and writes
 nothing, where a docstring lacks something. `tests/test_recipe_pages.py` holds that the pages are what it
 makes now.
@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tokenzoo import pages, plugins
+from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.tools import recipe_pages as pages
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "recipes"

@@ -13,7 +13,8 @@ from collage_runs import BATCH, PREFIX, Collages
 from torch import Tensor
 
 import tokenzoo
-from tokenzoo import Recipe, digits
+from tokenzoo import Recipe
+from tokenzoo.tools import digits
 
 
 def pairs(collages: Collages, recipe: Recipe) -> dict[str, float]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenzoo
-from tokenzoo.measure import interleaved
+from tokenzoo.tools.timing import interleaved
 from tokenzoo.zoo import Zoo
 
 HEADS, WIDTH, MLP = 16, 64, 4.0

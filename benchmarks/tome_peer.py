@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 import tokenzoo
 from tokenzoo.errors import BadArgumentError, TokenzooError
-from tokenzoo.measure import Timing, interleaved
+from tokenzoo.tools.timing import Timing, interleaved
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-b/16": ("vit_base_patch16_224", {}),

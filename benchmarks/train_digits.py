@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenzoo.digits import (
+from tokenzoo.tools.digits import (
     CELL,
     COUNT_CLASSES,
     PATCH,

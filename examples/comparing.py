@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import tokenzoo
-from tokenzoo.measure import interleaved
+from tokenzoo.tools.timing import interleaved
 
 
 def options(description: str | None, checkpoint: str, question: str) -> ArgumentParser:

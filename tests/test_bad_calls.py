@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import DINO_REG, GAP, RELPOS, SIGLIP, VIT, images, traces
-from tokenzoo import Plan, Recipe, Stage, Step, digits, errors
-from tokenzoo.commands import app
+from tokenzoo import Plan, Recipe, Stage, Step, errors
+from tokenzoo.cli import app
 from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
@@ -49,7 +49,6 @@ from tokenzoo.matchers import (
     Then,
     TopK,
 )
-from tokenzoo.measure import interleaved
 from tokenzoo.mergers import Keep, TargetPlusMean, WeightedMean
 from tokenzoo.plugins import registered
 from tokenzoo.schedules import Explicit, First, Once, Skip
@@ -62,8 +61,10 @@ from tokenzoo.scorers import (
     Similarity,
     TextRelevance,
 )
-from tokenzoo.towers import create
-from tokenzoo.viz import Panel, gallery, merged_groups, shrunk_image
+from tokenzoo.tools import digits
+from tokenzoo.tools.model_loading import create
+from tokenzoo.tools.timing import interleaved
+from tokenzoo.tools.viz import Panel, gallery, merged_groups, shrunk_image
 
 # With an older click the runner mixes stdout and stderr unless it is told not to.
 SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}

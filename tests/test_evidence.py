@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenzoo import Evidence, Plan
+from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError, TokenzooError
-from tokenzoo.evidence import NAMES, SeenAttention, needed
+from tokenzoo.evidence import NAMES, needed
 from tokenzoo.testing.strategies import Example, examples
 
 close = {"rtol": 1e-12, "atol": 1e-12}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_mappings import MAPPINGS, case_names, check, read_case, read_meta, tome_pass
+from tests.golden_mappings import MAPPINGS, case_names, check, read_case, read_meta, tome_pass
 
 OURS = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("TOKENZOO_GOLDEN", OURS))

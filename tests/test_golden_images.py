@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_mappings import MAPPINGS, Case, Outputs, case_names, read_case, rows
+from tests.golden_mappings import MAPPINGS, Case, Outputs, case_names, read_case, rows
 from torch import Tensor
 
 import tokenzoo

@@ -11,9 +11,9 @@ import pytest
 
 import tokenzoo
 from tokenzoo.budget import Budget
+from tokenzoo.hooks.handle import Attached
+from tokenzoo.hooks.reduction import Event
 from tokenzoo.reduce import Reduced
-from tokenzoo.runtime.attached import Attached
-from tokenzoo.runtime.reduction import Event
 from tokenzoo.zoo import Zoo
 
 HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis", "triton")

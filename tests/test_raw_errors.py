@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import VIT, images, traces
-from tokenzoo import Plan, exporting, measure, plugins
-from tokenzoo.commands import app
+from tokenzoo import Plan, plugins
+from tokenzoo.cli import app
 from tokenzoo.errors import LONGEST, BadArgumentError, PluginError, TokenzooError
-from tokenzoo.saving import LARGEST
+from tokenzoo.serialization import LARGEST
 from tokenzoo.testing import Example
 from tokenzoo.testing.toys import adapters as toys
+from tokenzoo.tools import onnx as exporting
+from tokenzoo.tools import timing as measure
 
 build = tokenzoo.build
 EXAMPLE = Example.drawn(prefix=0, dtype=torch.float32)
@@ -329,7 +331,7 @@ def test_a_plugins_recipe_is_checked_by_its_annotations() -> None:
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_that_are_none_are_refused(content: Any, suffix: str, tmp_path: Path) -> None:
-    from tokenzoo.commands.viz_images import load
+    from tokenzoo.cli.viz_images import load
 
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tokenzoo
-from tokenzoo import Plan, Recipe, Stage, Step, interfaces, matchers, mergers, schedules, scorers
+from tokenzoo import Plan, Recipe, Stage, Step, matchers, mergers, parts, schedules, scorers
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, Strided, TopK
 from tokenzoo.mergers import Keep, WeightedMean
@@ -24,7 +24,7 @@ LAST = Step(Stage.FEATURES, Once(), SELECT, Keep())
 
 NAMES: dict[str, Any] = {
     name: value
-    for module in (matchers, mergers, scorers, schedules, interfaces, tokenzoo)
+    for module in (matchers, mergers, scorers, schedules, parts, tokenzoo)
     for name, value in vars(module).items()
     if not name.startswith("_")
 }

@@ -10,9 +10,10 @@ import pytest
 
 import tokenzoo
 from benchmarks import make_recipe_pages as script
-from tokenzoo import pages, plugins
+from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.recipes.divprune import divprune
+from tokenzoo.tools import recipe_pages as pages
 
 FORM = """Keep some.
 

@@ -9,7 +9,7 @@ import torch
 
 import tokenzoo
 from tokenzoo import Recipe
-from tokenzoo.precision import fixed_point
+from tokenzoo._core.precision import fixed_point
 from tokenzoo.tokens import unit
 
 RECIPES = ("dpcknn", "kmedoids", "pitome", "fopru", "cdpruner", "sparsevlm")

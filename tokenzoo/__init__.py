@@ -5,30 +5,30 @@
     tokenzoo.build("evoprune", ctr=0.25).attach(vit)     # a whole program
 
 `build` makes a published method ready by name, `attach` splices it into a model, `plan` says exactly what
-will happen, `reduce` applies it to bare tensors. A method is a choice of parts; see `interfaces`.
+will happen, `reduce` applies it to bare tensors. A method is a choice of parts; see `parts`.
 """
 
+from tokenzoo.adapter import Adapter as Adapter
 from tokenzoo.affinity import Affinity as Affinity
 from tokenzoo.budget import Budget as Budget
-from tokenzoo.describing import describe as describe
+from tokenzoo.description import describe as describe
 from tokenzoo.errors import TokenzooError as TokenzooError
 from tokenzoo.evidence import Evidence as Evidence
+from tokenzoo.hooks.handle import Attached as Attached
+from tokenzoo.hooks.reduction import Event as Event
 from tokenzoo.hookspecs import hookimpl as hookimpl
-from tokenzoo.interfaces import Adapter as Adapter
-from tokenzoo.interfaces import Assigner as Assigner
-from tokenzoo.interfaces import Matcher as Matcher
-from tokenzoo.interfaces import Merger as Merger
-from tokenzoo.interfaces import PairScorer as PairScorer
-from tokenzoo.interfaces import Schedule as Schedule
-from tokenzoo.interfaces import Scorer as Scorer
-from tokenzoo.interfaces import Selector as Selector
+from tokenzoo.parts import Assigner as Assigner
+from tokenzoo.parts import Matcher as Matcher
+from tokenzoo.parts import Merger as Merger
+from tokenzoo.parts import PairScorer as PairScorer
+from tokenzoo.parts import Schedule as Schedule
+from tokenzoo.parts import Scorer as Scorer
+from tokenzoo.parts import Selector as Selector
 from tokenzoo.plan import Plan as Plan
 from tokenzoo.recipe import Recipe as Recipe
 from tokenzoo.recipe import Stage as Stage
 from tokenzoo.recipe import Step as Step
 from tokenzoo.reduce import Reduced as Reduced
-from tokenzoo.runtime.attached import Attached as Attached
-from tokenzoo.runtime.reduction import Event as Event
 from tokenzoo.tokens import Tokens as Tokens
 from tokenzoo.zoo import Zoo as Zoo
 from tokenzoo.zoo import build as build

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import precise
+from tokenzoo._core.sorting import ordered
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.kernels.best_match import best_match, highest, in_blocks, row_blocks, worst_if_nan
 from tokenzoo.plan import take
-from tokenzoo.precision import precise
-from tokenzoo.ranking import ordered
 
 
 class Curve(ABC):

@@ -16,10 +16,10 @@ from fractions import Fraction
 from functools import cmp_to_key
 from itertools import groupby, pairwise
 
-from tokenzoo.checks import check_count
+from tokenzoo._core.kinds import INT_END, limits
+from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import check_count
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.kinds import INT_END, limits
-from tokenzoo.quoting import quote
 
 Fewest = Callable[[int], int]
 

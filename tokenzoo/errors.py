@@ -6,10 +6,16 @@ was found, what is allowed, and what to do; the docstrings here say what the cla
 
 from __future__ import annotations
 
-from tokenzoo.quoting import shortened
-
 LONGEST = 2000
 """Characters of a message: more is left out of its middle, whatever value it quotes."""
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its end with dots between."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
 class TokenzooError(Exception):

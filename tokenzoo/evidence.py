@@ -8,17 +8,16 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import exact
+from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError
-from tokenzoo.kernels import attention_rows, received_attention
 from tokenzoo.plan import Plan, take
-from tokenzoo.precision import exact
 
 Layer = int | str
 
@@ -42,91 +41,6 @@ NEXT: Final = "next"
 
 _OTHERS = (TEXT, EMBEDDED)
 """Layers whose tokens are others than the n of the site."""
-
-
-@dataclass(frozen=True)
-class SeenAttention:
-    """Queries and keys of one attention, prefix tokens included, and what its softmax adds.
-
-    Attributes:
-        query, key: `[b, h, n, d]`.
-        scale: the factor on the inner products.
-        prefix: how many of the n are prefix tokens.
-        key_bias: `[b, n]` added to the logits (log mass), or None.
-        bias: what the model itself adds to the logits (relative positions), with four dimensions, each of
-            them that of `[b, h, n, n]` or 1; or None.
-        value: `[b, h, n, d]`, where it was seen.
-    """
-
-    query: Tensor
-    key: Tensor
-    scale: float
-    prefix: int = 0
-    key_bias: Tensor | None = None
-    bias: Tensor | None = None
-    value: Tensor | None = None
-
-    def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
-        """Mean attention that each patch token receives: `[b, n - prefix]`.
-
-        Args:
-            queries: "all" or "patches": whether CLS and registers are asked too.
-            mass: `[b, n - prefix]` weights of the queries; prefix tokens have weight 1.
-            stride: one in so many of them is asked: an estimate.
-        """
-        p = self.prefix
-        asked = every_so_often(self.query.shape[2], p if queries == "patches" else 0, stride)
-        weight = mass
-        if mass is not None:
-            weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)[:, asked]
-        column = received_attention(
-            self.query[:, :, asked],
-            self.key,
-            scale=self.scale,
-            key_bias=self.key_bias,
-            bias=self._bias_of(asked),
-            query_weight=weight,
-        )
-        return column[:, p:]
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Attention of the patch queries `index [b, q]` to the patch tokens: `[b, h, q, n - prefix]`."""
-        b, h, _, d = self.query.shape
-        at = (index + self.prefix)[:, None, :, None]  # [b, 1, q, 1]
-        bias = self.bias
-        if bias is not None and bias.shape[2] > 1:
-            full = bias.expand(b, -1, -1, -1)
-            bias = full.gather(2, at.expand(-1, full.shape[1], -1, full.shape[3]))
-        rows = attention_rows(
-            self.query.gather(2, at.expand(b, h, -1, d)),
-            self.key,
-            scale=self.scale,
-            key_bias=self.key_bias,
-            bias=bias,
-        )
-        return rows[..., self.prefix :]
-
-    def cls(self) -> Tensor:
-        """Attention of the first token (CLS) to the patch tokens: `[b, h, n - prefix]`."""
-        row = attention_rows(
-            self.query[:, :, :1],
-            self.key,
-            scale=self.scale,
-            key_bias=self.key_bias,
-            bias=self._bias_of(slice(0, 1)),
-        )
-        return row[:, :, 0, self.prefix :]
-
-    def _bias_of(self, queries: slice) -> Tensor | None:
-        """The model's bias for some of the queries."""
-        if self.bias is None or self.bias.shape[2] == 1:
-            return self.bias
-        return self.bias[:, :, queries]
-
-
-def every_so_often(tokens: int, first: int, stride: int) -> slice:
-    """Which of the tokens from `first` on are asked, where it is one in `stride`; one at least."""
-    return slice(first + min(stride, tokens - first) // 2, None, stride)
 
 
 class Evidence:

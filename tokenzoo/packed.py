@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo.interfaces import Adapter
+from tokenzoo.adapter import Adapter
 
 
 class PackedAdapter(Adapter, ABC):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_kind
+from tokenzoo._core.quoting import quote
+from tokenzoo._core.sorting import ordered
+from tokenzoo._core.validation import check_kind
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.quoting import quote
-from tokenzoo.ranking import ordered
 from tokenzoo.tokens import Tokens, shape_of
 
 

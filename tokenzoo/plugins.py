@@ -20,11 +20,11 @@ from typing import Any, Literal, cast
 import pluggy
 
 from tokenzoo import hookspecs
-from tokenzoo.checks import check_kind
+from tokenzoo._core.options import check_arguments
+from tokenzoo._core.quoting import LONGEST, quote
+from tokenzoo._core.validation import check_kind
 from tokenzoo.errors import BadArgumentError, PluginError, TokenzooError, UnknownNameError
 from tokenzoo.hookspecs import PROJECT
-from tokenzoo.options import check_arguments
-from tokenzoo.quoting import LONGEST, quote
 from tokenzoo.recipe import Recipe
 
 Kind = Literal["scorers", "matchers", "mergers", "schedules", "recipes"]

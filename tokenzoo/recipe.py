@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from tokenzoo._core.options import check_fields
+from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import check_count, check_flag, check_kind
 from tokenzoo.budget import Budget, resolve_keep
-from tokenzoo.checks import check_count, check_flag, check_kind
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.interfaces import Matcher, Merger, Schedule, needs_of, walk
-from tokenzoo.options import check_fields
-from tokenzoo.quoting import quote
+from tokenzoo.parts import Matcher, Merger, Schedule, needs_of, walk
 
 DEEPEST = 10_000
 """Blocks of the deepest tower that is planned."""

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.tensors import NUMBERS, check_dense, check_dtype
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer, layer_of
-from tokenzoo.given import check_layers, gather_evidence
+from tokenzoo.evidence_inputs import check_layers, gather_evidence
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
-from tokenzoo.tensors import NUMBERS, check_dense, check_dtype
 from tokenzoo.tokens import Tokens, shape_of
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import UNIT_BITS, exact, precise, rounded
+from tokenzoo._core.precision import full_precision as full_precision
+from tokenzoo._core.quoting import quote
+from tokenzoo._core.tensors import FLOATS, INTS, check_dense, check_dtype
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.precision import UNIT_BITS, exact, precise, rounded
-from tokenzoo.precision import full_precision as full_precision
-from tokenzoo.quoting import quote
-from tokenzoo.tensors import FLOATS, INTS, check_dense, check_dtype
 
 
 def shape_of(value: object) -> object:

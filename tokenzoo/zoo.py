@@ -10,16 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo import plugins, saving
+from tokenzoo import plugins
+from tokenzoo import serialization as saving
+from tokenzoo._core.quoting import quote
 from tokenzoo.budget import Budget
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evidence import Layer
-from tokenzoo.quoting import quote
+from tokenzoo.hooks.attach import attach
+from tokenzoo.hooks.handle import Attached, When
+from tokenzoo.hooks.reduction import Event
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
-from tokenzoo.runtime.attach import attach
-from tokenzoo.runtime.attached import Attached, When
-from tokenzoo.runtime.reduction import Event
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from tokenzoo import hookimpl
+from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo.interfaces import Adapter, BlockPath
-from tokenzoo.runtime import passes
-from tokenzoo_adapters.embedded import Embedded, declared, note_map
-from tokenzoo_adapters.maps import forward_intermediates
-from tokenzoo_adapters.own_code import own_code
-from tokenzoo_adapters.pooling import mean, state_of
-from tokenzoo_adapters.sizes import mlp_width
-from tokenzoo_adapters.timm_pool import put, remove
+from tokenzoo.hooks import state as passes
+from tokenzoo_adapters.common.embedded import Embedded, declared, note_map
+from tokenzoo_adapters.common.feature_maps import forward_intermediates
+from tokenzoo_adapters.common.own_code import own_code
+from tokenzoo_adapters.common.pooling import mean, state_of
+from tokenzoo_adapters.common.sizes import mlp_width
+from tokenzoo_adapters.timm.pool import put, remove
 
 
 @dataclass(frozen=True, eq=False)

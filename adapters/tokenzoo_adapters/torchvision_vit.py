@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from tokenzoo import hookimpl
+from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo.interfaces import Adapter, BlockPath
-from tokenzoo_adapters.embedded import Embedded, declared, note_map
-from tokenzoo_adapters.own_code import own_code
-from tokenzoo_adapters.sizes import mlp_width
+from tokenzoo_adapters.common.embedded import Embedded, declared, note_map
+from tokenzoo_adapters.common.own_code import own_code
+from tokenzoo_adapters.common.sizes import mlp_width
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenzoo import Evidence, Recipe, Scorer, Stage, Step, hookimpl
-from tokenzoo.checks import check_positive
+from tokenzoo._core.validation import check_positive
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Keep
 from tokenzoo.schedules import Skip

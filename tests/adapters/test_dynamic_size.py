@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tokenzoo
-from tests.adapters import hf_models as hf
+from tests.adapters.hf import models as hf
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BudgetError
 

@@ -10,7 +10,7 @@ import timm
 import torch
 
 import tokenzoo
-from tests.adapters.hf_models import pixels, tower
+from tests.adapters.hf.models import pixels, tower
 from tests.adapters.models import DINO_REG, DINOV3, VIT, images, randomise, small
 from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit

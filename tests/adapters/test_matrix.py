@@ -18,15 +18,16 @@ import torch
 
 import tokenzoo
 from benchmarks.make_recipe_pages import MATRIX, matrix, ours
-from tests.adapters import hf_models, hf_qwen
+from tests.adapters.hf import models as hf_models
+from tests.adapters.hf.vlm import qwen as hf_qwen
 from tests.adapters.models import EVA02, SIGLIP, VIT, images
 from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import AttachError, MissingEvidenceError, UnsupportedModelError
-from tokenzoo.from_transformers import inputs
+from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.plugins import find
-from tokenzoo.runtime.attach import find_adapter
+from tokenzoo.tools.transformers_loading import inputs
 
 REFUSED = (AttachError, MissingEvidenceError, UnsupportedModelError)
 KEEP = 0.25

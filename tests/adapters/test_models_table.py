@@ -11,8 +11,8 @@ import timm
 from benchmarks import make_models_table as script
 from benchmarks import models_to_try as models
 from tests.adapters.models import one_thread as one_thread
-from tokenzoo import towers
-from tokenzoo.examining import examine
+from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools.compatibility import examine
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 WORKS = re.compile(

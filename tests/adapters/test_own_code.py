@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchVision
 
 import tokenzoo
-from tests.adapters.hf_models import pixels, randomise, tower
+from tests.adapters.hf.models import pixels, randomise, tower
 from tests.adapters.models import DEIT, VIT, gap, images
 from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit

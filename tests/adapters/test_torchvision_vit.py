@@ -18,10 +18,10 @@ from tests.adapters.models import gap, images, randomise, traces
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.hooks.attach import find_adapter
+from tokenzoo.hooks.tap import Tap
 from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
 from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.runtime.attach import find_adapter
-from tokenzoo.runtime.tap import Tap
 from tokenzoo.schedules import Last, Once
 from tokenzoo.scorers import CLSAttention
 

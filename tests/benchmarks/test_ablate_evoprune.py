@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import tokenzoo
-from tokenzoo import digits
 from tokenzoo.recipes.evoprune import evoprune
+from tokenzoo.tools import digits
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from tokenzoo.benching import NAMES
-from tokenzoo.commands import bench, options
+from tokenzoo.cli import bench, options
+from tokenzoo.tools.benchmark import NAMES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"

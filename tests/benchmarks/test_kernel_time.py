@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenzoo.measure import Timing
+from tokenzoo.tools.timing import Timing
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 SEES = "import site; site.addsitedir({!r})\n"
 
 TOKENZOO = """#!/bin/sh
-exec "{python}" -c 'from tokenzoo.commands import app; app(prog_name="tokenzoo")' "$@"
+exec "{python}" -c 'from tokenzoo.cli import app; app(prog_name="tokenzoo")' "$@"
 """
 
 # Nothing but the plugin itself is installed, and nothing is fetched if its build backend is here.

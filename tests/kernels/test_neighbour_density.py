@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.watching import Watch
-from tokenzoo import precision
+from tokenzoo._core import precision
 from tokenzoo.kernels import neighbour_density
 from tokenzoo.kernels.neighbour_density import _by_triangle, _known, _plain, nearest_squares
 

@@ -15,7 +15,6 @@ from hypothesis import settings
 import tokenzoo
 from tokenzoo import Recipe, Stage, Step, plugins
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import Part
 from tokenzoo.matchers import (
     REST,
     Alternate,
@@ -47,6 +46,7 @@ from tokenzoo.matchers import (
     WholeRows,
 )
 from tokenzoo.mergers import Fused, Keep, NeighbourSum, WeightedMean
+from tokenzoo.parts import Part
 from tokenzoo.schedules import (
     Decreasing,
     Explicit,

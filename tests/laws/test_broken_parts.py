@@ -10,7 +10,7 @@ import pytest
 
 import tokenzoo
 from tokenzoo import Recipe, plugins
-from tokenzoo.interfaces import Part, walk
+from tokenzoo.parts import Part, walk
 from tokenzoo.testing import LAWS, LawBroken, Models, check, check_adapter
 from tokenzoo.testing.checks import hold
 from tokenzoo.testing.toys import BROKEN, Toy, adapters

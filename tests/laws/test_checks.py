@@ -15,7 +15,6 @@ import tokenzoo
 from tests.laws.instances import EXAMPLES
 from tokenzoo import Affinity, Evidence, Recipe, plugins
 from tokenzoo.errors import BadArgumentError, UnknownNameError, UnsupportedModelError
-from tokenzoo.interfaces import Discount
 from tokenzoo.matchers import (
     Alternate,
     Bipartite,
@@ -27,6 +26,7 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.mergers import Mean, WeightedMean
+from tokenzoo.parts import Discount
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import FeatureNorm, Similarity
 from tokenzoo.testing import (

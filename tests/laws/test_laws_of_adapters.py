@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import tokenzoo
-from tests.adapters.hf_models import tower
+from tests.adapters.hf.models import tower
 from tests.adapters.models import randomise
 from tests.laws.instances import EXAMPLES
 from tokenzoo import plugins

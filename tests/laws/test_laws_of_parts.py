@@ -9,7 +9,7 @@ import pytest
 import tokenzoo
 from tests.laws.instances import BY_HAND, cases, registered
 from tokenzoo import plugins
-from tokenzoo.interfaces import Part
+from tokenzoo.parts import Part
 from tokenzoo.scorers import Random
 from tokenzoo.testing import check
 

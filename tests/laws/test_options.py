@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import tokenzoo
 from tokenzoo import Recipe, Stage, Step, plugins
+from tokenzoo._core.kinds import Count, OneOf, Range, Share, Words
+from tokenzoo._core.options import options_of
 from tokenzoo.errors import LONGEST, BadArgumentError, TokenzooError
-from tokenzoo.interfaces import Discounted, Sum
-from tokenzoo.kinds import Count, OneOf, Range, Share, Words
 from tokenzoo.matchers import Alternate, Drop, SelectAssign, Then, TopK
 from tokenzoo.mergers import Keep
-from tokenzoo.options import options_of
+from tokenzoo.parts import Discounted, Sum
 from tokenzoo.schedules import Explicit, Geometric, Once
 from tokenzoo.scorers import FeatureNorm, Random, ReceivedAttention, Similarity
 from tokenzoo.testing import Example

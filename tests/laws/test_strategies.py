@@ -13,7 +13,8 @@ import tokenzoo
 from tokenzoo import Evidence, Plan, Recipe, Tokens, plugins
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.interfaces import (
+from tokenzoo.matchers import REST, SameCell, SelectAssign, Split, Then, TopK
+from tokenzoo.parts import (
     Assigner,
     Matcher,
     Merger,
@@ -23,7 +24,6 @@ from tokenzoo.interfaces import (
     Selector,
     walk,
 )
-from tokenzoo.matchers import REST, SameCell, SelectAssign, Split, Then, TopK
 from tokenzoo.schedules import Mean
 from tokenzoo.testing import (
     LAWS,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tokenzoo.budget import removals_of
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.interfaces import Schedule
+from tokenzoo.parts import Schedule
 from tokenzoo.schedules import (
     Decreasing,
     Explicit,

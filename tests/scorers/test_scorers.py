@@ -10,8 +10,8 @@ import torch
 
 from tokenzoo.affinity import Elementwise, Exp, Linear
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import Discount, PairScorer, Scorer, Sum
 from tokenzoo.kernels import neighbour_density
+from tokenzoo.parts import Discount, PairScorer, Scorer, Sum
 from tokenzoo.scorers import (
     CLSAttention,
     Diversity,

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import comparable, precise
 from tokenzoo.kernels.choice import exporting, use_triton
-from tokenzoo.precision import comparable, precise
 
 # Scores at once: 1 MiB where there is a cache to stay in; elsewhere 16 MiB an image, to bound the memory.
 CACHED, LARGE = 2**18, 2**22

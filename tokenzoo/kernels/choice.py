@@ -14,9 +14,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
+from tokenzoo._core.precision import exporting as exporting
+from tokenzoo._core.validation import check_choice
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.precision import exporting as exporting
 
 VARIABLE = "TOKENZOO_KERNELS"
 FORMS = ("auto", "torch", "triton")

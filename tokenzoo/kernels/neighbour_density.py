@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenzoo._core.precision import full_precision
 from tokenzoo.kernels.choice import exporting, plain, use_triton
-from tokenzoo.precision import full_precision
 
 # Up to so many tokens the plain form has all distances of an image in one tensor.
 WHOLE = 2048

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import floor_share
+from tokenzoo._core.kinds import Share
+from tokenzoo._core.validation import floor_share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Assigner, Selector, needs_of
-from tokenzoo.kinds import Share
+from tokenzoo.parts import Assigner, Selector, needs_of
 from tokenzoo.plan import take
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Assigner, PairScorer
+from tokenzoo.parts import Assigner, PairScorer
 
 
 @dataclass(frozen=True)

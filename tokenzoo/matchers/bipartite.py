@@ -12,13 +12,13 @@ from typing import Literal
 
 import torch
 
+from tokenzoo._core.sorting import descending, ordered
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Matcher, PairScorer, Scorer, token_scores
 from tokenzoo.matchers.protect import Protect
 from tokenzoo.matchers.split import Alternate, Parity, Split
+from tokenzoo.parts import Matcher, PairScorer, Scorer, token_scores
 from tokenzoo.plan import Plan, take
-from tokenzoo.ranking import descending, ordered
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenzoo._core.kinds import Share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Matcher
-from tokenzoo.kinds import Share
+from tokenzoo.parts import Matcher
 from tokenzoo.plan import Plan
 
 

@@ -12,12 +12,12 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count, Index
+from tokenzoo._core.sorting import choose, descending
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence
-from tokenzoo.interfaces import Scorer, Selector, needs_of, token_scores
-from tokenzoo.kinds import Count, Index
+from tokenzoo.parts import Scorer, Selector, needs_of, token_scores
 from tokenzoo.plan import take
-from tokenzoo.ranking import choose, descending
 from tokenzoo.tokens import unit
 
 

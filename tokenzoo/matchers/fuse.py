@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Assigner
+from tokenzoo.parts import Assigner
 
 
 @dataclass(frozen=True)

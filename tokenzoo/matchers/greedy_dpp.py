@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Positive
+from tokenzoo._core.sorting import choose, distinct
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
-from tokenzoo.kinds import Positive
-from tokenzoo.ranking import choose, distinct
+from tokenzoo.parts import PairScorer, Scorer, Selector, token_scores
 
 
 @dataclass(frozen=True)

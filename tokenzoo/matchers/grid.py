@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.sorting import choose
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Assigner, Selector
+from tokenzoo.parts import Assigner, Selector
 from tokenzoo.plan import take
-from tokenzoo.ranking import choose
 
 
 def bands(rows: int, columns: int, cells: int) -> int:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count
+from tokenzoo._core.sorting import choose, ordered
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Selector
-from tokenzoo.kinds import Count
-from tokenzoo.ranking import choose, ordered
+from tokenzoo.parts import Selector
 
 
 @dataclass(frozen=True)

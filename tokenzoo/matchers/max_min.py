@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.sorting import choose, distinct
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import PairScorer, Selector
+from tokenzoo.parts import PairScorer, Selector
 from tokenzoo.plan import take
-from tokenzoo.ranking import choose, distinct
 
 
 @dataclass(frozen=True)

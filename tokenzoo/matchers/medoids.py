@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Range, Words
+from tokenzoo._core.precision import comparable, precise
+from tokenzoo._core.sorting import choose, descending
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import PairScorer, Scorer, Selector, token_scores
-from tokenzoo.kinds import Range, Words
+from tokenzoo.parts import PairScorer, Scorer, Selector, token_scores
 from tokenzoo.plan import take
-from tokenzoo.precision import comparable, precise
-from tokenzoo.ranking import choose, descending
 
 
 @dataclass(frozen=True)

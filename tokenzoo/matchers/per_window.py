@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count
+from tokenzoo._core.precision import precise
+from tokenzoo._core.sorting import choose, descending, ordered
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer, Selector, token_scores
-from tokenzoo.kinds import Count
+from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.plan import take
-from tokenzoo.precision import precise
-from tokenzoo.ranking import choose, descending, ordered
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import floor_share
+from tokenzoo._core.kinds import Share
+from tokenzoo._core.sorting import descending, ordered
+from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Part, Scorer, token_scores
-from tokenzoo.kinds import Share
+from tokenzoo.parts import Part, Scorer, token_scores
 from tokenzoo.plan import take
-from tokenzoo.ranking import descending, ordered
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import comparable, precise
+from tokenzoo._core.sorting import choose, descending, ordered
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer, Selector, token_scores
 from tokenzoo.matchers.per_window import places
+from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.plan import take
-from tokenzoo.precision import comparable, precise
-from tokenzoo.ranking import choose, descending, ordered
 
 
 @dataclass(frozen=True)

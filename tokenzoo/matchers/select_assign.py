@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Assigner, Matcher, Selector
 from tokenzoo.matchers.assigners import Drop
 from tokenzoo.matchers.fuse import Fuse
+from tokenzoo.parts import Assigner, Matcher, Selector
 from tokenzoo.plan import Plan
 
 

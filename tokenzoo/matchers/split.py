@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.interfaces import Part
-from tokenzoo.kinds import Range
-from tokenzoo.ranking import ordered
+from tokenzoo._core.kinds import Range
+from tokenzoo._core.sorting import ordered
+from tokenzoo.parts import Part
 
 
 class Split(Part, ABC):

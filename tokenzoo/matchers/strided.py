@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenzoo._core.sorting import choose
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Selector
-from tokenzoo.ranking import choose
+from tokenzoo.parts import Selector
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Annotated, Final
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import floor_share
+from tokenzoo._core.kinds import Index, OneOf, Share, Words
+from tokenzoo._core.validation import floor_share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Selector
-from tokenzoo.kinds import Index, OneOf, Share, Words
+from tokenzoo.parts import Selector
 
 REST: Final = "rest"
 """The share of the last selector: whatever the others have not taken."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count
+from tokenzoo._core.precision import comparable
+from tokenzoo._core.sorting import choose, descending, ordered
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import PairScorer, Selector
-from tokenzoo.kinds import Count
+from tokenzoo.parts import PairScorer, Selector
 from tokenzoo.plan import take
-from tokenzoo.precision import comparable
-from tokenzoo.ranking import choose, descending, ordered
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from tokenzoo._core.sorting import choose, descending
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer, Selector, token_scores
+from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.plan import take
-from tokenzoo.ranking import choose, descending
 
 
 @dataclass(frozen=True)

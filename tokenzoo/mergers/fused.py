@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Merger, Scorer, token_scores
+from tokenzoo.parts import Merger, Scorer, token_scores
 from tokenzoo.plan import Plan, take
 from tokenzoo.tokens import Tokens, full_precision
 

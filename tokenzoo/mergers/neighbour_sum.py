@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Merger, PairScorer, Scorer
-from tokenzoo.kinds import Count
 from tokenzoo.mergers.fused import new_tokens, weights
+from tokenzoo.parts import Merger, PairScorer, Scorer
 from tokenzoo.plan import Plan
 from tokenzoo.tokens import Tokens, full_precision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Merger
+from tokenzoo.parts import Merger
 from tokenzoo.plan import Plan, take
 from tokenzoo.tokens import Tokens, full_precision
 

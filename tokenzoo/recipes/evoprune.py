@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tokenzoo.checks import check_choice, check_fraction
+from tokenzoo._core.validation import check_choice, check_fraction
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import Merger, Schedule
 from tokenzoo.matchers import Alternate, Bipartite, Protect
 from tokenzoo.mergers import Mean, WeightedMean
+from tokenzoo.parts import Merger, Schedule
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Skip
 from tokenzoo.scorers import Diversity, ReceivedAttention, Similarity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.kinds import Count
+from tokenzoo._core.kinds import Count
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Keep
 from tokenzoo.recipe import Recipe, Stage, Step

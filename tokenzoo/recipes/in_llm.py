@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from tokenzoo.checks import check_count, check_positive
+from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import check_count, check_positive
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import NEXT
-from tokenzoo.interfaces import Matcher, Merger
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.quoting import quote
+from tokenzoo.parts import Matcher, Merger
 from tokenzoo.recipe import Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.kinds import Count, Index, Share
+from tokenzoo._core.kinds import Count, Index, Share
 from tokenzoo.matchers import REST, Fuse, Lattice, Outliers, SelectAssign, Then, TopK
 from tokenzoo.mergers import NeighbourSum
 from tokenzoo.recipe import Recipe, Stage, Step

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from tokenzoo._core.kinds import Count, Index, OneOf, Share
+from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.kinds import Count, Index, OneOf, Share
 from tokenzoo.matchers import REST, Among, Drop, JoinFirst, Nearest, SelectAssign, Then, TopK
 from tokenzoo.mergers import Keep, Mean
-from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, stairs
 from tokenzoo.scorers import DensityPeak, Nearness, Raters

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Bipartite, Parity
 from tokenzoo.mergers import WeightedMean
-from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Explicit, Mean, PerBlock
 from tokenzoo.scorers import Similarity

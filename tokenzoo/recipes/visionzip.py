@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_fraction
-from tokenzoo.kinds import Index, Share
+from tokenzoo._core.kinds import Index, Share
+from tokenzoo._core.validation import check_fraction
 from tokenzoo.matchers import REST, Nearest, SelectAssign, Strided, Then, TopK
 from tokenzoo.mergers import TargetPlusMean
 from tokenzoo.recipe import Recipe, Stage, Step

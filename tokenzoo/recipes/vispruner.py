@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.checks import check_fraction
+from tokenzoo._core.validation import check_fraction
 from tokenzoo.matchers import REST, Drop, SelectAssign, Then, Thin, TopK
 from tokenzoo.mergers import Keep
 from tokenzoo.recipe import Recipe, Stage, Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tokenzoo.kinds import Range
+from tokenzoo._core.kinds import Range
 
 from .increasing import STEEPEST, ramp
 from .weighted import Weighted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tokenzoo.kinds import Index, Words
+from tokenzoo._core.kinds import Index, Words
 
 from .fixed import Fixed
 from .weighted import too_shallow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from tokenzoo._core.validation import check_count
 from tokenzoo.budget import capped
-from tokenzoo.checks import check_count
-from tokenzoo.interfaces import Fewest, Schedule
+from tokenzoo.parts import Fewest, Schedule
 
 
 class Fixed(Schedule):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from tokenzoo._core.kinds import Words
+from tokenzoo._core.validation import check_count
 from tokenzoo.budget import spread
-from tokenzoo.checks import check_count
-from tokenzoo.interfaces import Fewest, Schedule
-from tokenzoo.kinds import Words
+from tokenzoo.parts import Fewest, Schedule
 
 from .once import Place, site_of
 

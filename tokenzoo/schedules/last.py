@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenzoo.kinds import Count
+from tokenzoo._core.kinds import Count
 
 from .weighted import Weighted, equal_weights, too_shallow
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from tokenzoo._core.kinds import Range, Share, Words
+from tokenzoo._core.validation import check_count
 from tokenzoo.budget import round_half_up, spread
-from tokenzoo.checks import check_count
-from tokenzoo.interfaces import Fewest, Schedule
-from tokenzoo.kinds import Range, Share, Words
+from tokenzoo.parts import Fewest, Schedule
 
 from .weighted import Weighted, equal_weights, too_shallow
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 
+from tokenzoo._core.validation import check_count
 from tokenzoo.budget import spread
-from tokenzoo.checks import check_count
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import Fewest, Schedule
+from tokenzoo.parts import Fewest, Schedule
 
 
 class Weighted(Schedule):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tokenzoo.checks import check_choice
-from tokenzoo.interfaces import Scorer
+from tokenzoo._core.validation import check_choice
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers.cls_attention import CLSAttention
 from tokenzoo.scorers.received_attention import ReceivedAttention
 

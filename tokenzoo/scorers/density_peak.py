@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import floor_share
+from tokenzoo._core.kinds import Count, Share
+from tokenzoo._core.precision import comparable
+from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import Count, Share
-from tokenzoo.precision import comparable
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.scorers.nearness import Nearness
 

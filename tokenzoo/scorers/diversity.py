@@ -8,10 +8,10 @@ from typing import Annotated
 
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count, OneOf, Range, Words
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import Scorer
 from tokenzoo.kernels import neighbour_density
-from tokenzoo.kinds import Count, OneOf, Range, Words
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers.feature_norm import Space
 
 

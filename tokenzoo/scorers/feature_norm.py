@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
+from tokenzoo._core.kinds import OneOf
+from tokenzoo._core.precision import precise
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import OneOf
-from tokenzoo.precision import precise
+from tokenzoo.parts import Scorer
 from tokenzoo.tokens import norm
 
 SPACES = ("x", "keys", "queries", "all_keys")

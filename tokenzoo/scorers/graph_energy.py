@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenzoo._core.kinds import NonNegative, Positive
+from tokenzoo._core.validation import check_positive
 from tokenzoo.affinity import Affinity, Curve, Elementwise
-from tokenzoo.checks import check_positive
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import NonNegative, Positive
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import unit
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Positive, Range, Words
+from tokenzoo._core.precision import comparable
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import Positive, Range, Words
-from tokenzoo.precision import comparable
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import norm, unit
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from tokenzoo.checks import check_choice
+from tokenzoo._core.validation import check_choice
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer
+from tokenzoo.parts import Scorer
 from tokenzoo.scorers.cls_attention import over_heads
 
 

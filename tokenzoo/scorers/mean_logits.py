@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import precise
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer
-from tokenzoo.precision import precise
+from tokenzoo.parts import Scorer
 
 
 @dataclass(frozen=True)

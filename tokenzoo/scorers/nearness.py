@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tokenzoo._core.precision import fixed_point, precise
 from tokenzoo.affinity import Affinity
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import PairScorer
-from tokenzoo.precision import fixed_point, precise
+from tokenzoo.parts import PairScorer
 from tokenzoo.scorers.feature_norm import Space
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Range, Words
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import Range, Words
+from tokenzoo.parts import Scorer
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count
+from tokenzoo._core.precision import comparable, precise
+from tokenzoo._core.sorting import descending
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import EMBEDDED, Evidence
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import Count
+from tokenzoo.parts import Scorer
 from tokenzoo.plan import take
-from tokenzoo.precision import comparable, precise
-from tokenzoo.ranking import descending
 from tokenzoo.scorers.text_relevance import products
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from tokenzoo._core.kinds import Count
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer
-from tokenzoo.kinds import Count
+from tokenzoo.parts import Scorer
 from tokenzoo.tokens import full_precision
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
+from tokenzoo._core.kinds import Positive
 from tokenzoo.affinity import LINEAR, Affinity, Curve, Elementwise, Exp, Linear
 from tokenzoo.evidence import Evidence, needed
-from tokenzoo.interfaces import PairScorer
-from tokenzoo.kinds import Positive
+from tokenzoo.parts import PairScorer
 from tokenzoo.scorers.feature_norm import Space
 from tokenzoo.tokens import unit
 

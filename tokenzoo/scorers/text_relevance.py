@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer
+from tokenzoo.parts import Scorer
 from tokenzoo.tokens import unit
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from tokenzoo._core.precision import precise
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Scorer
-from tokenzoo.precision import precise
+from tokenzoo.parts import Scorer
 from tokenzoo.tokens import norm
 
 

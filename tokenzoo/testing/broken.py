@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from tokenzoo.interfaces import Part
+from tokenzoo.parts import Part
 from tokenzoo.recipe import Recipe, Stage, Step
 
 

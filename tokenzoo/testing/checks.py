@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import FlakyFailure
 from torch import Tensor, nn
 
+from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import (
+from tokenzoo.hooks.attach import find_adapter
+from tokenzoo.matchers import Protect, Split
+from tokenzoo.parts import (
     Assigner,
     Matcher,
     Merger,
@@ -21,10 +24,7 @@ from tokenzoo.interfaces import (
     Scorer,
     Selector,
 )
-from tokenzoo.matchers import Protect, Split
-from tokenzoo.quoting import quote
 from tokenzoo.recipe import Recipe
-from tokenzoo.runtime.attach import find_adapter
 from tokenzoo.testing import strategies
 from tokenzoo.testing.broken import LawBroken
 from tokenzoo.testing.example import Example

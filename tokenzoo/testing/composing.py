@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import (
+from tokenzoo.matchers import REST, GridCentres, SameCell, SelectAssign, Split, Then
+from tokenzoo.parts import (
     Assigner,
     Matcher,
     Merger,
@@ -29,7 +30,6 @@ from tokenzoo.interfaces import (
     needs_of,
     walk,
 )
-from tokenzoo.matchers import REST, GridCentres, SameCell, SelectAssign, Split, Then
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.testing.strategies import budgets
 from tokenzoo.testing.subjects import required_of

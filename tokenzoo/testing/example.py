@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.evidence import TEXT, Evidence, Layer
-from tokenzoo.given import gather_evidence
+from tokenzoo.evidence_inputs import gather_evidence
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce

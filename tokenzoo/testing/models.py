@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.quoting import quote
+from tokenzoo.hooks.handle import Attached
 from tokenzoo.recipe import Recipe
-from tokenzoo.runtime.attached import Attached
 from tokenzoo.testing.broken import BrokenError
 from tokenzoo.tokens import shape_of
 from tokenzoo.zoo import Zoo, build

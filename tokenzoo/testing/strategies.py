@@ -18,8 +18,8 @@ import torch
 from hypothesis import strategies as st
 
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Fewest
 from tokenzoo.matchers import Every
+from tokenzoo.parts import Fewest
 from tokenzoo.plan import Plan
 from tokenzoo.testing.example import KINDS as KINDS
 from tokenzoo.testing.example import Example as Example

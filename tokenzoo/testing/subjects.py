@@ -10,19 +10,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from tokenzoo._core.quoting import quote
+from tokenzoo.adapter import Adapter
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.interfaces import (
-    Adapter,
-    Assigner,
-    Matcher,
-    Merger,
-    PairScorer,
-    Part,
-    Schedule,
-    Scorer,
-    Selector,
-)
 from tokenzoo.matchers import (
     Bipartite,
     Drop,
@@ -34,7 +25,7 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.quoting import quote
+from tokenzoo.parts import Assigner, Matcher, Merger, PairScorer, Part, Schedule, Scorer, Selector
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Matcher
+from tokenzoo.hooks.handle import Attached
 from tokenzoo.matchers import Bipartite
 from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.parts import Matcher
 from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage, Step
-from tokenzoo.runtime.attached import Attached
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 from tokenzoo.testing.broken import BrokenError, demand
@@ -26,7 +26,7 @@ from tokenzoo.testing.models import Models, Run, call, gap, lengths, outputs
 from tokenzoo.zoo import build
 
 CLOSE = 1e-5
-READ = "tokenzoo.interfaces.Adapter"
+READ = "tokenzoo.parts.Adapter"
 
 
 @law("adapter", cases="runs", read="tokenzoo.zoo.Zoo.attach")
@@ -39,7 +39,7 @@ def identity_kept(subject: Models, run: Run) -> None:
     demand(found <= CLOSE, f"a difference of at most {CLOSE} at keep=1.0", f"{found:.2g}")
 
 
-@law("adapter", cases="runs", read="tokenzoo.runtime.attached.Attached.detach")
+@law("adapter", cases="runs", read="tokenzoo.hooks.handle.Attached.detach")
 def detached_bare(subject: Models, run: Run) -> None:
     """After detach it is the bare model: the same outputs bit for bit, and nothing left on any module."""
     model, images = subject.fresh(), subject.images(run)
@@ -71,7 +71,7 @@ def weights_untouched(subject: Models, run: Run) -> None:
         demand(modes == training, "each module in its own mode", "another one")
 
 
-@law("adapter", cases="runs", read="tokenzoo.runtime.attached.Attached.counts")
+@law("adapter", cases="runs", read="tokenzoo.hooks.handle.Attached.counts")
 def counts_planned(subject: Models, run: Run) -> None:
     """After each block there are as many tokens as `plan()` says, at any budget."""
     model, images = subject.fresh(), subject.images(run)
@@ -174,7 +174,7 @@ def attached_once(subject: Models, run: Run) -> None:
         )
 
 
-@law("adapter", cases="runs", read="tokenzoo.interfaces.Adapter.install")
+@law("adapter", cases="runs", read="tokenzoo.parts.Adapter.install")
 def pooled_by_mass(subject: Models, run: Run) -> None:
     """What pools the tokens counts each as often as its mass.
 

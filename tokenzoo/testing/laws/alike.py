@@ -15,7 +15,7 @@ from tokenzoo.testing.laws.common import same, same_decisions, seeded
 from tokenzoo.testing.subjects import SITE, Subject, asked
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def deterministic(subject: Subject, example: Example) -> None:
     """The same data give the same result, bit for bit, whatever torch's generator and whatever came before.
 
@@ -46,7 +46,7 @@ def _copy(subject: Subject) -> Subject:
         return subject
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def batch_independent(subject: Subject, example: Example) -> None:
     """An image alone has the result that it has in a batch.
 

@@ -13,7 +13,7 @@ from tokenzoo.testing.laws.common import plan_of, quietly
 from tokenzoo.testing.subjects import MATCHERS, SITE, Subject, asked, recipe_of
 
 
-@law(*SITE, read="tokenzoo.interfaces.Matcher.match")
+@law(*SITE, read="tokenzoo.parts.Matcher.match")
 def exact_budget(subject: Subject, example: Example) -> None:
     """Exactly `keep` patch tokens stay beside the prefix: a function of shapes alone."""
     recipe = asked(subject, example)
@@ -72,7 +72,7 @@ def plans_compose(subject: Subject, example: Example) -> None:
     demand(torch.equal(both.keep, kept), f"p.then(q) to keep {text(kept)}", both.keep)
 
 
-@law(*MATCHERS, "recipe", read="tokenzoo.interfaces.Matcher.fewest")
+@law(*MATCHERS, "recipe", read="tokenzoo.parts.Matcher.fewest")
 def fewest_honest(subject: Subject, example: Example) -> None:
     """`fewest` is an int from 1 to the number of tokens; so many can really stay, and not far fewer.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenzoo.interfaces import Assigner, PairScorer, Scorer, Selector, needs_of
 from tokenzoo.matchers import Protect, Split
+from tokenzoo.parts import Assigner, PairScorer, Scorer, Selector, needs_of
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
 from tokenzoo.testing.law import law
@@ -15,7 +15,7 @@ from tokenzoo.testing.subjects import Subject, asked
 PRECISE = (torch.float32, torch.float64)
 
 
-@law("scorer", read="tokenzoo.interfaces.Scorer.score")
+@law("scorer", read="tokenzoo.parts.Scorer.score")
 def scores_formed(subject: Scorer, example: Example) -> None:
     """Scores are `[b, n]`, float32 or better (also of features in bfloat16), and finite on finite data."""
     for case in (example, example.to(torch.bfloat16)):
@@ -58,7 +58,7 @@ def pairs_formed(subject: PairScorer, example: Example) -> None:
     )
 
 
-@law("selector", read="tokenzoo.interfaces.Selector.select")
+@law("selector", read="tokenzoo.parts.Selector.select")
 def selection_formed(subject: Selector, example: Example) -> None:
     """Kept and rest are the pool, each token once, in groups of the sizes that `groups` says.
 
@@ -85,7 +85,7 @@ def selection_formed(subject: Selector, example: Example) -> None:
             )
 
 
-@law("assigner", read="tokenzoo.interfaces.Assigner.assign")
+@law("assigner", read="tokenzoo.parts.Assigner.assign")
 def slots_formed(subject: Assigner, example: Example) -> None:
     """Each of the rest has one slot: -1 (dropped), a kept token's, or that of one of `extra` new ones."""
     recipe = asked(subject, example)
@@ -145,7 +145,7 @@ def partition_formed(subject: Protect, example: Example) -> None:
         demand(ascending, "ascending indices", f"held={text(held)}, free={text(free)}")
 
 
-@law("merger", read="tokenzoo.interfaces.Merger.merge")
+@law("merger", read="tokenzoo.parts.Merger.merge")
 def features_formed(subject: Subject, example: Example) -> None:
     """Merged tokens have the dtype and channels of the tokens, also in bfloat16; masses are float32."""
     for case in (example, example.to(torch.bfloat16)):

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer
-from tokenzoo.interfaces import Part, walk
+from tokenzoo.parts import Part, walk
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import BrokenError, demand
 from tokenzoo.testing.example import Example, layers_in
@@ -23,7 +23,7 @@ from tokenzoo.testing.law import law
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, SITE, Subject, asked
 
 
-@law(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.interfaces.Part")
+@law(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.parts.Part")
 def frozen_data(subject: Part) -> None:
     """A part is a frozen dataclass, hashable, and equal to its copy; or a torch module, when it learns.
 
@@ -46,7 +46,7 @@ def frozen_data(subject: Part) -> None:
         demand(deepcopy(part) == part, f"{name} to be equal to its copy", "another one")
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part.needs")
+@law(*SITE, read="tokenzoo.parts.Part.needs")
 def needs_honest(subject: Subject, example: Example) -> None:
     """What is declared is enough: with the evidence named in `needs` and nothing else, it works."""
     recipe = asked(subject, example)
@@ -103,7 +103,7 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
     return shown(full, declared_at(""), layers)
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def static_shapes(subject: Subject, example: Example) -> None:
     """Nothing waits for a value: no `.item()`, `nonzero()`, boolean index, or shape that depends on data.
 

@@ -14,7 +14,7 @@ from tokenzoo.testing.subjects import Subject, asked
 from tokenzoo.tokens import Tokens
 
 
-@law("merger", "recipe", read="tokenzoo.interfaces.Merger")
+@law("merger", "recipe", read="tokenzoo.parts.Merger")
 def gradients(subject: Subject, example: Example) -> None:
     """Gradients reach the features: finite, and those that the merger's arithmetic has.
 

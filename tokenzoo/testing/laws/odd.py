@@ -8,8 +8,8 @@ import torch
 
 from tokenzoo.budget import resolve_keep
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Matcher, PairScorer, Scorer
 from tokenzoo.matchers import Among, Bipartite, Drop, SelectAssign
+from tokenzoo.parts import Matcher, PairScorer, Scorer
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import demand, text
@@ -22,7 +22,7 @@ from tokenzoo.testing.subjects import SITE, Subject, asked, needs_all, recipe_of
 BAD = (nan, inf, -inf)
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def degenerate(subject: Subject, example: Example) -> None:
     """Nothing odd in the data raises, and every count stays exact.
 
@@ -47,7 +47,7 @@ def degenerate(subject: Subject, example: Example) -> None:
     demand(same(out.x, example.x), "nothing changed where all is protected", out.x)
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def nan_harmless(subject: Subject, example: Example) -> None:
     """NaN or infinities in one token, in some or in all never raise, and every count stays exact."""
     n = example.patches
@@ -58,7 +58,7 @@ def nan_harmless(subject: Subject, example: Example) -> None:
         quietly(lambda case=case: exact_budget.function(subject, case), f"{value} in {what}")
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def nan_lowest(subject: Subject, example: Example) -> None:
     """A token with NaN or inf scores lowest: a selection drops it, and a pair without one merges first.
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+from tokenzoo._core.options import options_of
+from tokenzoo._core.quoting import quote
 from tokenzoo.errors import TokenzooError
-from tokenzoo.interfaces import Part, Schedule
 from tokenzoo.matchers import Drop
-from tokenzoo.options import options_of
-from tokenzoo.quoting import quote
+from tokenzoo.parts import Part, Schedule
 from tokenzoo.scorers import Random
 from tokenzoo.testing.broken import BrokenError
 from tokenzoo.testing.example import Example
@@ -22,7 +22,7 @@ NUMBERS = (math.nan, math.inf, -math.inf, 1e300, 2**63, -1, 0, 2.5)
 OTHERS = (None, True, "a", "", (), [1], object(), Random(), Drop())
 
 
-@law(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.options")
+@law(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo._core.options")
 def options_checked(subject: Part) -> None:
     """Each option is what its annotation says; a value that cannot work is refused when the part is made.
 

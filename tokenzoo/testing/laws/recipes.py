@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenzoo import saving
+from tokenzoo import serialization as saving
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.interfaces import walk
+from tokenzoo.parts import walk
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import demand, text

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from tokenzoo.budget import capped, round_half_up
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.interfaces import Schedule
+from tokenzoo.parts import Schedule
 from tokenzoo.schedules import Once
 from tokenzoo.testing.broken import BrokenError, demand
 from tokenzoo.testing.law import law
 from tokenzoo.testing.strategies import Sites
 
-READ = "tokenzoo.interfaces.Schedule.counts"
+READ = "tokenzoo.parts.Schedule.counts"
 DEEPEST = 48
 
 

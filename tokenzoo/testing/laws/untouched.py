@@ -71,7 +71,7 @@ def held_untouched(subject: Subject, example: Example) -> None:
     )
 
 
-@law("merger", "recipe", read="tokenzoo.interfaces.Merger")
+@law("merger", "recipe", read="tokenzoo.parts.Merger")
 def conserved(subject: Subject, example: Example) -> None:
     """Where nothing is dropped, what the merger says it conserves (`conserves`) is conserved.
 
@@ -101,7 +101,7 @@ def conserved(subject: Subject, example: Example) -> None:
         )
 
 
-@law(*SITE, read="tokenzoo.interfaces.Part")
+@law(*SITE, read="tokenzoo.parts.Part")
 def input_untouched(subject: Subject, example: Example) -> None:
     """Nothing that is shown is changed: features, masses, keys and attention are the model's own."""
     names = (*PER_TOKEN, *ABOUT_TEXT)

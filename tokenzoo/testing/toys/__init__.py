@@ -11,7 +11,6 @@ from functools import partial
 
 from torch import nn
 
-from tokenzoo.interfaces import Part, Schedule, Scorer
 from tokenzoo.matchers import (
     Alternate,
     Drop,
@@ -22,6 +21,7 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.mergers import Keep, Mean, WeightedMean
+from tokenzoo.parts import Part, Schedule, Scorer
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Mean as MeanSchedule
 from tokenzoo.scorers import CLSAttention, FeatureNorm, Random, Similarity

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenzoo.adapter import Adapter, BlockPath
+from tokenzoo.hooks import state as passes
 from tokenzoo.hookspecs import hookimpl
-from tokenzoo.interfaces import Adapter, BlockPath
-from tokenzoo.runtime import passes
 from tokenzoo.testing.toys.tiny_vit import HEADS, SIDE, WIDTH, TinyViT
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokenzoo.checks import floor_share
+from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Assigner, Matcher, Selector
 from tokenzoo.matchers import Alternate, Protect
+from tokenzoo.parts import Assigner, Matcher, Selector
 from tokenzoo.plan import Plan
 
 

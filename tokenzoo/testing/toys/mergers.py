@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import Merger
+from tokenzoo.parts import Merger
 from tokenzoo.plan import Plan, take
 from tokenzoo.tokens import Tokens, full_precision
 

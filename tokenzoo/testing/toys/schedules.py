@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tokenzoo.budget import spread
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.interfaces import Fewest, Schedule
+from tokenzoo.parts import Fewest, Schedule
 
 
 def _even(tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo.affinity import Affinity, Elementwise
 from tokenzoo.evidence import Evidence
-from tokenzoo.interfaces import PairScorer, Scorer
+from tokenzoo.parts import PairScorer, Scorer
 from tokenzoo.tokens import norm, unit
 
 

@@ -1,0 +1,1 @@
+"""Reducing visual tokens between the decoder layers of a language model."""

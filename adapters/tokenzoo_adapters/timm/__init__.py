@@ -1,0 +1,1 @@
+"""Adapters of timm's vision transformers."""

@@ -1,0 +1,67 @@
+"""timm's ViTs with relative positions: BEiT, BEiTv2, `vit_relpos_*` and `vit_srelpos_*`.
+
+Their attention adds a number per pair of places to its logits. They make it for all tokens of the image;
+the tap gathers the rows and columns of those that are left. So these keep a `[b, h, n, n]` tensor, as
+they did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo_adapters.timm.vit import TimmViT
+
+
+@dataclass(frozen=True, eq=False)
+class TimmRelPos(TimmViT):
+    """A `Beit` or `VisionTransformerRelPos` of timm."""
+
+    stages = frozenset({"block", "features"})
+    positional = True
+
+    SECOND: ClassVar[dict[str, str]] = {
+        "Block": "norm2",
+        "RelPosBlock": "norm2",
+        "ResPostRelPosBlock": "mlp",
+    }
+    ATTENTION: ClassVar[frozenset[str]] = frozenset({"Attention", "RelPosAttention"})
+
+    def with_prefix(self, prefix: int) -> TimmViT:
+        """Its bias is made for CLS and the patches, and for no other tokens."""
+        if prefix != self.prefix:
+            raise BadArgumentError(
+                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} adds a number per "
+                f"pair of places, made for {self.prefix} prefix tokens; leave it out"
+            )
+        return self
+
+    SHARED: ClassVar[tuple[str, ...]] = ("shared_rel_pos_bias", "shared_rel_pos")
+    """Names under which a block is handed the bias that all blocks share."""
+
+    def follow(
+        self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The shared bias goes on as it is, to be gathered with the block's own."""
+        shared = {name: value for name, value in options.items() if name in self.SHARED}
+        rest = {name: value for name, value in options.items() if name not in self.SHARED}
+        extra, rest = super().follow(extra, rest, places)
+        return extra, {**rest, **shared}
+
+    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+        """All tokens: the bias has no other size."""
+        del index
+        rows, columns = self._size() or (1, 1)
+        shared: Any = getattr(self.model, "rel_pos_bias", None)
+        if shared is not None:  # BEiT
+            with torch.no_grad():
+                return rows * columns, {"shared_rel_pos_bias": shared()}
+        shared = getattr(self.model, "shared_rel_pos", None)
+        if shared is None:
+            return rows * columns, {}
+        with torch.no_grad():
+            return rows * columns, {"shared_rel_pos": shared.get_bias()}

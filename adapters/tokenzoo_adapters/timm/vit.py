@@ -1,0 +1,190 @@
+"""timm's plain vision transformers: ViT, DeiT, DeiT-III, DINOv2, AIMv2, and its CLIP and SigLIP towers.
+
+All of them are `timm.models.vision_transformer.VisionTransformer` with absolute positions: a token that
+has met its position once can be moved and merged freely. The other adapters of timm build on this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tokenzoo.adapter import Adapter, BlockPath
+from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.hooks.graph_capture import refuse_symbols
+from tokenzoo_adapters.common.embedded import Embedded, declared
+from tokenzoo_adapters.common.own_code import own_code
+from tokenzoo_adapters.common.sizes import mlp_width
+from tokenzoo_adapters.timm import pool as timm_pool
+from tokenzoo_adapters.timm import shrink as timm_shrink
+
+
+@dataclass(frozen=True, eq=False)
+class TimmViT(Adapter):
+    """A `VisionTransformer` of timm, and what of it must know about shorter sequences.
+
+    Args:
+        model: the transformer.
+        fixed: whether it takes images of one size only; otherwise every pass has a grid of its own.
+        declared: prefix tokens that a user says there are; None: those of the class.
+    """
+
+    model: Any
+    fixed: bool = True
+    declared: int | None = None
+    embedded: Embedded = field(default_factory=Embedded, repr=False)
+
+    stages = frozenset({"block", "features", "image"})
+
+    SECOND: ClassVar[dict[str, str]] = {"Block": "norm2", "ResPostBlock": "mlp"}
+    """The first module of the second residual branch, by class of block; the last is always the same."""
+
+    ATTENTION: ClassVar[frozenset[str]] = frozenset({"Attention"})
+    """The classes of attention that are followed."""
+
+    @property
+    def prefix(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """CLS (or two, when distilled) and registers, or what is declared."""
+        return int(self.model.num_prefix_tokens) if self.declared is None else self.declared
+
+    def with_prefix(self, prefix: int) -> TimmViT:
+        """With prompts between CLS and the patches."""
+        return replace(self, declared=declared(prefix, int(self.model.num_prefix_tokens)))
+
+    READERS: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_head", "pool")
+    """Methods that read tokens after the blocks."""
+
+    @property
+    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What of it may take a mean of its own."""
+        head = getattr(self.model, "head", None)
+        unpooled = not (self.model.global_pool or getattr(self.model, "attn_pool", None))
+        if unpooled and head is not None and not type(head).__module__.startswith("torch.nn."):
+            return (
+                f"with global_pool={self.model.global_pool!r} its head, a {type(head).__qualname__}, pools "
+                "them, and a mean would count a merged token once, however many it stands for"
+            )
+        return own_code(self.model, "timm", self.READERS)
+
+    @property
+    def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Everything about one attention; CLS attention where there is a CLS token."""
+        found = {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
+        if self.model.cls_token is not None:
+            found.add("cls_attention")
+        if self.tokens() is not None:
+            found.add("grid")
+        return frozenset(found)
+
+    @property
+    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Channels of a token."""
+        return int(self.model.embed_dim)
+
+    @property
+    def hidden(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Width of the MLP."""
+        return mlp_width(self.model.blocks[0].mlp, self.width)
+
+    @property
+    def dynamic_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it was made with dynamic_img_size=True."""
+        return not self.fixed
+
+    def blocks(self) -> tuple[BlockPath, ...]:
+        """The blocks, all of one class."""
+        return tuple(
+            BlockPath(f"blocks.{i}", "attn", self.SECOND[type(block).__name__], "drop_path2")
+            for i, block in enumerate(self.model.blocks)
+        )
+
+    def followers(self) -> tuple[str, ...]:
+        """The final norm."""
+        return ("norm",)
+
+    def tokens(self) -> int | None:
+        """Patch tokens of the configured image size."""
+        grid = self._size()
+        return None if grid is None else grid[0] * grid[1]
+
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """The grid of the image size, if there are that many tokens."""
+        grid = self._size() if self.fixed else self.embedded.size
+        return grid if grid and grid[0] * grid[1] == tokens else None
+
+    def _size(self) -> tuple[int, int] | None:
+        grid = getattr(self.model.patch_embed, "grid_size", None)
+        return None if grid is None else (int(grid[0]), int(grid[1]))
+
+    def install(self, proportional: bool) -> Callable[[], None]:
+        """Make the pooling count masses, refuse maps of fewer tokens than the grid, and see the grid."""
+        undo = timm_pool.install(self.model, proportional, self.prefix)
+        handle = self.model.patch_embed.register_forward_hook(self._look)
+        return partial(_both, undo, handle.remove)
+
+    def _look(self, embed: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        del embed, args
+        refuse_symbols(output)
+        if output.ndim == 4:  # [b, rows, columns, c], where images have any size
+            self.embedded.note(output.shape[1], output.shape[2])
+        else:
+            self.embedded.made = output.shape[1]
+
+    def entering(self, tokens: int) -> int:
+        """What the patch embedding made, and the patch dropout left in training."""
+        own_size = self.tokens() if self.fixed else None
+        return self.embedded.entering(tokens, own_size, getattr(self.model, "patch_drop", None))
+
+    def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
+        """Resize the images to fewer patches; the positions are interpolated by timm itself."""
+        grid = self._size()
+        if grid is None:
+            raise AttachError(
+                "this model has no image size of its own, so that nothing can be shrunk to"
+            )
+        return timm_shrink.shrink(self.model, grid, wanted)
+
+    def check(self, name: str) -> None:
+        """Raise if the blocks or the pooling of this very model cannot be followed.
+
+        Args:
+            name: of the model, for the message.
+
+        Raises:
+            UnsupportedModelError: says what it has, and why not.
+        """
+        kinds = {type(block).__name__ for block in self.model.blocks}
+        if len(kinds) != 1 or not kinds <= set(self.SECOND):
+            raise UnsupportedModelError(
+                f"{name} has blocks {', '.join(sorted(kinds))}; {' or '.join(self.SECOND)} can be reduced "
+                "between attention and MLP, and the others (attention and MLP in parallel, or two of each) "
+                f"have no such place. {INSTEAD}"
+            )
+        attention = {type(block.attn).__name__ for block in self.model.blocks}
+        if not attention <= self.ATTENTION:
+            known = " or ".join(sorted(self.ATTENTION))
+            raise UnsupportedModelError(
+                f"{name} has attention {', '.join(sorted(attention))}; {known} is followed, which calls "
+                f"the fused attention once. {INSTEAD}"
+            )
+        pool = getattr(self.model, "attn_pool", None)
+        if pool is not None and (
+            type(pool).__name__ != "AttentionPoolLatent"
+            or getattr(pool, "pos_embed", None) is not None
+        ):
+            raise UnsupportedModelError(
+                f"{name} pools with {type(pool).__name__} and positions of its own, made for all tokens. "
+                f"{INSTEAD}"
+            )
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
+
+
+INSTEAD = "What works on it: zoo.reduce(features), behind the tower"

@@ -1,0 +1,170 @@
+"""Small Qwen2-VL and Qwen2.5-VL models of transformers and their real processors; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from tests.adapters.hf.models import (
+    BOS,
+    EOS,
+    IMAGE,
+    PAD,
+    SPECIAL,
+    VIDEO,
+    WORDS,
+    _tokenizer,
+    photos,
+    randomise,
+    video,
+)
+
+PATCH = 7
+GROUP = 2 * PATCH  # pixels along one side of a token
+SIZES = {"shortest_edge": GROUP**2 * 4, "longest_edge": GROUP**2 * 60}
+"""Pixels of an image: from 4 tokens to 60."""
+
+_TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": len(WORDS),
+    "max_position_embeddings": 4096,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 3, 3],  # of the 8 pairs of a head: time, row, column
+    },
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+_VISION: dict[str, dict[str, Any]] = {
+    "Qwen2VL": {"depth": 5, "embed_dim": 48, "num_heads": 4, "mlp_ratio": 2, "hidden_size": 64},
+    "Qwen2_5_VL": {
+        "depth": 5,
+        "hidden_size": 48,
+        "num_heads": 4,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "window_size": 3 * GROUP,  # 3 x 3 tokens: 5 x 7 of them have ragged windows
+        "fullatt_block_indexes": [2, 4],
+        "tokens_per_second": 25,
+    },
+}
+
+
+def qwen2_vl(**overrides: Any) -> Any:
+    """Qwen2-VL, small: 5 blocks, every one with full attention within an image, and a Qwen2 with M-RoPE.
+
+    Args:
+        **overrides: for the configuration; `vision` and `text` are dicts for its two parts.
+    """
+    return _made("Qwen2VL", overrides)
+
+
+def qwen2_5_vl(**overrides: Any) -> Any:
+    """Qwen2.5-VL, small: as `qwen2_vl`, with windows of 3 x 3 tokens in the blocks 0, 1 and 3."""
+    return _made("Qwen2_5_VL", overrides)
+
+
+def _made(name: str, overrides: dict[str, Any]) -> Any:
+    overrides = dict(overrides)
+    vision = {"patch_size": PATCH, **_VISION[name], **overrides.pop("vision", {})}
+    text = {**_TEXT, **overrides.pop("text", {})}
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=WORDS.index("see"),
+        vision_end_token_id=WORDS.index("."),
+        tie_word_embeddings=False,
+        **overrides,
+    )
+    model = randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config)).eval()
+    with torch.no_grad():  # logits of 0, so that no answer has a placeholder or an end in it
+        model.lm_head.weight[: len(SPECIAL)] = 0
+    generation = model.generation_config
+    generation.pad_token_id, generation.bos_token_id = PAD, BOS
+    generation.eos_token_id = None  # an answer is as long as it may be
+    return model
+
+
+@cache
+def processor(kind: str, padding_side: str = "left") -> Any:
+    """The real processor of "qwen2_vl" or "qwen2_5_vl", for the sizes here."""
+    options = {"size": SIZES, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
+    frames = {"do_sample_frames": False, "size": {**SIZES, "longest_edge": GROUP**2 * 80}}
+    name = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}[kind]
+    return getattr(transformers, name)(
+        transformers.Qwen2VLImageProcessor(**options),
+        _tokenizer(padding_side),
+        transformers.Qwen2VLVideoProcessor(**{**options, **frames}),
+    )
+
+
+def inputs(
+    model: Any,
+    prompts: str | Sequence[str],
+    images: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
+    padding_side: str = "left",
+) -> Any:
+    """What the model's processor returns for these prompts, as tensors; padded if there are several.
+
+    Args:
+        model: one of the two here, or its base.
+        prompts: each with one `<image>` or `<video>` per image or video, and a word between two of them.
+        images: of all prompts, in order.
+        videos: of all prompts, in order: frames `[f, height, width, 3]`.
+        padding_side: "left" or "right".
+    """
+    given: dict[str, Any] = {
+        "text": [prompts] if isinstance(prompts, str) else list(prompts),
+        "padding": True,
+        "return_tensors": "pt",
+    }
+    if images:
+        given["images"] = list(images)
+    if videos:
+        given["videos"] = list(videos)
+    return processor(model.config.model_type, padding_side)(**given)
+
+
+def pixels(model: Any, grids: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+    """Random patches of images and videos with these grids (slices, rows and columns), for a tower."""
+    config = model.config
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    rows = sum(t * h * w for t, h, w in grids)
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "hidden_states": torch.randn(rows, width, generator=generator),
+        "grid_thw": torch.tensor(grids),
+    }
+
+
+def batch(model: Any, padding_side: str = "left") -> Any:
+    """Three prompts: two images of different size; an image and a video; words alone."""
+    _, flower, tall, wide, *_ = photos()
+    return inputs(
+        model,
+        [
+            "see <image> and <image> describe the second photo",
+            "what is in <image> . and there <video> yellow flower ?",
+            "describe the small tree",
+        ],
+        [tall, wide, flower],
+        [video(4)],
+        padding_side,
+    )
+
+
+__all__ = ["batch", "inputs", "photos", "pixels", "processor", "qwen2_5_vl", "qwen2_vl", "video"]

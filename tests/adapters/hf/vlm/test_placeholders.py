@@ -1,0 +1,368 @@
+"""Prompts are cut to the planned counts: against a plain model of what is left, row by row."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenzoo_adapters.hf.vlm.placeholders import Shortened, Visual, shorten
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tokenzoo.errors import BadArgumentError
+
+IMAGE, VIDEO, PAD = 4, 5, 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of text (ints) and (placeholder, visual) pairs; padded at the `left` or not, by `extra` more."""
+
+    rows: tuple[tuple[Any, ...], ...]
+    left: bool
+    extra: int = 0
+
+    def visuals(self) -> dict[int, list[Visual]]:
+        parts = [part for row in self.rows for part in row if not isinstance(part, int)]
+        return {token: [v for t, v in parts if t == token] for token in (IMAGE, VIDEO)}
+
+    def written(self, state: str) -> tuple[Tensor, Tensor]:
+        """Ids and mask, as the processor writes them or as short as planned."""
+        rows = []
+        for row in self.rows:
+            rows.append([])
+            for part in row:
+                rows[-1] += [part] if isinstance(part, int) else [part[0]] * getattr(part[1], state)
+        return padded(rows, self.left, self.extra)
+
+
+def padded(rows: list[list[int]], left: bool, extra: int = 0) -> tuple[Tensor, Tensor]:
+    n = max(map(len, rows)) + extra
+    ids = [[PAD] * (n - len(r)) + r if left else r + [PAD] * (n - len(r)) for r in rows]
+    mask = [
+        [0] * (n - len(r)) + [1] * len(r) if left else [1] * len(r) + [0] * (n - len(r))
+        for r in rows
+    ]
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(mask)
+
+
+counts = st.integers(1, 6)
+visual = st.tuples(st.sampled_from((IMAGE, VIDEO)), st.builds(Visual, counts, counts))
+# Text never stands for a placeholder; in it 0 is a word, too: only the mask says what is padding.
+row = st.lists(st.one_of(st.sampled_from((0, 7, 8, 9)), visual), min_size=1, max_size=6)
+batches = st.builds(
+    Batch,
+    st.lists(row.map(tuple), min_size=1, max_size=4).map(tuple),
+    st.booleans(),
+    st.integers(0, 3),
+)
+
+
+def changes(batch: Batch) -> bool:
+    return any(v.full != v.short for several in batch.visuals().values() for v in several)
+
+
+def separate(batch: Batch) -> bool:
+    """Whether the counts alone say what is full and what is short."""
+    found = batch.visuals()
+    return not changes(batch) or all(
+        sum(v.full for v in several) != sum(v.short for v in several)
+        or all(v.full == v.short for v in several)
+        for several in found.values()
+    )
+
+
+@given(batches)
+def test_what_is_left_is_what_the_processor_would_have_written(batch: Batch) -> None:
+    ids, mask = batch.written("full")
+    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
+    if not changes(batch):
+        assert short is None
+        return
+    assert short is not None
+    wanted, wanted_mask = Batch(batch.rows, batch.left).written("short")
+    assert short.take(ids, PAD).tolist() == wanted.tolist()
+    assert short.take(mask, 0).tolist() == wanted_mask.tolist()
+
+
+@given(batches)
+def test_the_first_placeholders_stay_and_the_last_is_repeated(batch: Batch) -> None:
+    ids, mask = batch.written("full")
+    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
+    if short is None:
+        return
+    begins = (mask != 0).int().argmax(1).tolist()
+    for parts, begin, index in zip(batch.rows, begins, short.index.tolist(), strict=True):
+        wanted, at = [], begin
+        for part in parts:
+            full, keep = (1, 1) if isinstance(part, int) else (part[1].full, part[1].short)
+            wanted += [at + min(j, full - 1) for j in range(keep)]
+            at += full
+        assert [i for i in index if i >= 0] == wanted
+
+
+@given(batches)
+def test_each_row_is_as_if_it_were_alone(batch: Batch) -> None:
+    ids, mask = batch.written("full")
+    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
+    if short is None:
+        return
+    for parts, index in zip(batch.rows, short.index.tolist(), strict=True):
+        alone = Batch((parts,), batch.left)
+        row_ids, _ = alone.written("full")
+        own = shorten(row_ids, alone.visuals(), pad_left=batch.left)
+        offset = (
+            len(ids[0]) - len(row_ids[0]) if batch.left else 0
+        )  # where the row begins in the batch
+        wanted = range(len(row_ids[0])) if own is None else own.index[0].tolist()
+        assert [i for i in index if i >= 0] == [i + offset for i in wanted]
+
+
+@given(batches)
+def test_a_prompt_that_is_short_already_stays(batch: Batch) -> None:
+    ids, mask = batch.written("short")
+    for kept in (mask, None):
+        short = shorten(ids, batch.visuals(), attention_mask=kept, pad_left=True)
+        if separate(batch):
+            assert short is None
+        elif short is not None:
+            # Neighbours of a kind, one grows by what the other shrinks: read either way it is the same.
+            shown = [[i for i in row if i >= 0] for row in short.index.tolist()]
+            real = torch.ones_like(ids) if kept is None else kept
+            assert [ids[r, i].tolist() for r, i in enumerate(shown)] == [
+                one[some != 0].tolist() for one, some in zip(ids, real, strict=True)
+            ]
+
+
+@given(batches, st.booleans())
+def test_without_a_mask_all_tokens_are_real(batch: Batch, left: bool) -> None:
+    ids, _ = batch.written("full")
+    short = shorten(ids, batch.visuals(), pad_left=left)
+    if short is None:
+        return
+    again = shorten(ids, batch.visuals(), attention_mask=torch.ones_like(ids), pad_left=left)
+    assert again is not None
+    assert torch.equal(short.index, again.index)
+    lengths = (short.index >= 0).sum(1)
+    text = [sum(isinstance(part, int) for part in parts) for parts in batch.rows]
+    lost = [len(ids[0]) - _length(parts, "full") for parts in batch.rows]  # its padding is text now
+    shown = [_length(parts, "short") for parts in batch.rows]
+    assert lengths.tolist() == [a + b for a, b in zip(lost, shown, strict=True)], text
+    assert short.index.shape[1] == lengths.max()
+    edge = short.index[:, 0 if left else -1]
+    assert (edge >= 0).tolist() == (lengths == lengths.max()).tolist()
+
+
+def _length(parts: tuple[Any, ...], state: str) -> int:
+    return sum(1 if isinstance(part, int) else getattr(part[1], state) for part in parts)
+
+
+@given(batches)
+def test_everything_with_one_value_per_token_follows(batch: Batch) -> None:
+    ids, mask = batch.written("full")
+    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
+    if short is None:
+        return
+    labels = torch.arange(ids.numel()).view_as(ids)
+    positions = torch.stack([labels, labels + 1000, labels * 2])  # [3, b, n]
+    taken = short.take(labels, -100)
+    for r, index in enumerate(short.index.tolist()):
+        wanted = [-100 if i < 0 else r * ids.shape[1] + i for i in index]
+        assert taken[r].tolist() == wanted
+    for one, all_ in zip(positions, short.take(positions, -1), strict=True):
+        assert torch.equal(short.take(one, -1), all_)
+
+
+# ------------------------------------------------------------------------------------ by example
+
+
+def cut(rows: list[list[int]], visuals: list[Visual], mask: Any = None, left: bool = True) -> Any:
+    mask = None if mask is None else torch.tensor(mask)
+    return shorten(torch.tensor(rows), {IMAGE: visuals}, attention_mask=mask, pad_left=left)
+
+
+def test_one_image() -> None:
+    short = cut([[1, 4, 4, 4, 4, 9]], [Visual(4, 2)])
+    assert short.index.tolist() == [[0, 1, 2, 5]]
+    assert short.index.dtype == torch.int64
+    assert short.columns == 6
+
+
+def test_a_text_row_pads_the_others() -> None:
+    rows = [[4, 4, 4, 4, 9], [7, 7, 7, 8, 9]]
+    assert cut(rows, [Visual(4, 1)]).index.tolist() == [[-1, -1, -1, 0, 4], [0, 1, 2, 3, 4]]
+    right = cut(rows, [Visual(4, 1)], left=False)
+    assert right.index.tolist() == [[0, 4, -1, -1, -1], [0, 1, 2, 3, 4]]
+
+
+def test_padding_is_given_up() -> None:
+    rows, mask = [[4, 4, 4, 4, 9], [0, 0, 7, 8, 9]], [[1] * 5, [0, 0, 1, 1, 1]]
+    assert cut(rows, [Visual(4, 1)], mask).index.tolist() == [[-1, 0, 4], [2, 3, 4]]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_the_mask_says_where_padding_is(left: bool) -> None:
+    rows = [[4, 4, 4, 9], [7, 8, 9, 9]]
+    on_left = cut(rows, [Visual(3, 1)], [[1, 1, 1, 1], [0, 1, 1, 1]], left)
+    assert on_left.index.tolist() == [[-1, 0, 3], [1, 2, 3]]
+    on_right = cut(rows, [Visual(3, 1)], [[1, 1, 1, 1], [1, 1, 1, 0]], left)
+    assert on_right.index.tolist() == [[0, 3, -1], [0, 1, 2]]
+    both = cut(rows, [Visual(3, 1)], [[1, 1, 1, 0], [0, 1, 1, 1]], left)
+    assert both.index.tolist() == [[-1, 0, 3], [1, 2, 3]]  # left, and what is on the right stays
+
+
+def test_zeros_inside_a_row_stay() -> None:
+    short = cut([[0, 7, 0, 8, 4, 4, 4]], [Visual(3, 2)], [[0, 1, 0, 1, 1, 1, 1]])
+    assert short.index.tolist() == [[1, 2, 3, 4, 5]]
+
+
+def test_a_placeholder_counts_whatever_the_mask_says() -> None:
+    short = cut([[4, 4, 4, 9]], [Visual(3, 2)], [[0, 0, 0, 1]])
+    assert short.index.tolist() == [[0, 1, 3]]
+
+
+def test_more_tokens_than_placeholders() -> None:
+    short = cut([[7, 4, 4, 9], [7, 4, 8, 9]], [Visual(2, 4), Visual(1, 1)])
+    assert short.index.tolist() == [[0, 1, 2, 2, 2, 3], [-1, -1, 0, 1, 2, 3]]
+
+
+def test_placeholders_of_a_visual_need_not_touch() -> None:
+    """A separator after every line of tokens, as some processors write it, is text: it stays."""
+    assert cut([[4, 4, 7, 4, 4, 9]], [Visual(4, 3)]).index.tolist() == [[0, 1, 2, 3, 5]]
+
+
+def test_counts_that_fit_both_are_told_by_the_text_between() -> None:
+    visuals = [Visual(4, 2), Visual(2, 4)]
+    assert cut([[4, 4, 4, 4, 7, 4, 4]], visuals).index.tolist() == [[0, 1, 4, 5, 6, 6, 6]]
+    assert cut([[4, 4, 7, 4, 4, 4, 4]], visuals) is None
+    assert cut([[4, 4, 4, 4], [8, 7, 4, 4]], visuals) is not None
+    assert cut([[8, 7, 4, 4], [4, 4, 4, 4]], visuals) is None
+    assert cut([[4, 4, 7, 7, 7, 7], [7, 7, 4, 4, 4, 4]], visuals) is None
+    # Text between, either way: as the processor wrote it.
+    assert cut([[4, 8, 4, 4, 4, 7, 4, 4]], visuals).index.tolist() == [[0, 1, 2, 5, 6, 7, 7, 7]]
+
+
+def test_nothing_to_do() -> None:
+    assert cut([[7, 8]], []) is None
+    assert shorten(torch.tensor([[7, 8]]), {}, pad_left=True) is None
+    assert cut([[4, 4, 8]], [Visual(2, 2)]) is None
+    assert cut([[4, 8]], [Visual(2, 1)]) is None
+
+
+def test_an_image_that_stays_does_not_hide_a_video_that_shrinks() -> None:
+    found = {IMAGE: [Visual(2, 2)], VIDEO: [Visual(3, 1)]}
+    short = shorten(torch.tensor([[4, 4, 5, 5, 5]]), found, pad_left=True)
+    assert short is not None
+    assert short.index.tolist() == [[0, 1, 2]]
+    assert shorten(torch.tensor([[4, 4, 5]]), found, pad_left=True) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
+def test_masks_of_any_type(dtype: torch.dtype) -> None:
+    ids, mask = torch.tensor([[0, 4, 4, 4]]), torch.tensor([[0, 1, 1, 1]]).to(dtype)
+    short = shorten(ids, {IMAGE: [Visual(3, 2)]}, attention_mask=mask, pad_left=True)
+    assert short is not None
+    assert short.index.tolist() == [[1, 2]]
+    assert short.take(mask, 0).dtype == dtype
+
+
+def test_the_ids_are_read_once_from_their_device() -> None:
+    """A meta tensor stands for one on another device: what goes from there to the host is counted."""
+
+    class Transfers(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            kwargs = kwargs or {}
+            if args and isinstance(args[0], Tensor) and args[0].device.type == "meta":
+                to = kwargs.get("device")
+                if to is not None and torch.device(to).type == "cpu":
+                    Transfers.count += 1
+                    values = [[0, 4, 4, 4], [7, 8, 9, 9]], [[0, 1, 1, 1], [1, 1, 1, 1]]
+                    return torch.tensor(values)
+            return func(*args, **kwargs)
+
+    ids = torch.empty(2, 4, dtype=torch.int64, device="meta")
+    with Transfers():
+        short = shorten(ids, {IMAGE: [Visual(3, 1)]}, attention_mask=ids, pad_left=True)
+    assert Transfers.count == 1
+    assert short is not None
+    assert short.index.device.type == "meta"
+    assert short.index.shape == (2, 4)
+
+
+# --------------------------------------------------------------------------------------- errors
+
+TWO = [Visual(4, 2), Visual(4, 2)]
+ERRORS: dict[str, tuple[Any, dict[int, list[Visual]], str]] = {
+    "too many": (
+        [[4, 4, 4, 4, 4, 9]],
+        {IMAGE: [Visual(4, 2)]},
+        r"have 5 placeholders \(id 4; by row: 5\).*processor writes 4 \(4\), and 2 are planned \(2\)\. "
+        r"Is this the processor of this model",
+    ),
+    "by row": ([[4, 4, 9], [9, 9, 4]], {IMAGE: TWO}, r"by row: 2, 1.*writes 8 \(4, 4\), and 4 are"),
+    "none": ([[7, 8]], {IMAGE: [Visual(4, 2)]}, r"have 0 placeholders .*by row: 0\)"),
+    "no visual": ([[7, 4]], {IMAGE: []}, r"have 1 placeholders .* 0 images or videos"),
+    "many rows": ([[4]] * 20, {IMAGE: [Visual(1, 1)] * 9}, r"by row: (1, ){8}\.\.\.\)"),
+    "modalities": (
+        [[4, 4, 5, 5]],
+        {IMAGE: [Visual(2, 1)], VIDEO: [Visual(4, 2)]},
+        r"id 4: full, id 5: short\. Shorten all of a prompt",
+    ),
+    "torn": (
+        [[4, 4, 4, 4, 4, 9], [4, 4, 4, 9, 9, 9]],
+        {IMAGE: TWO},
+        r"row 0 of input_ids ends within image or video 1 of 2 \(counted from 0\): 1 of its 4 .* 4, 4:",
+    ),
+    "torn, short": (
+        [[4, 4, 4, 9], [4, 9, 9, 9]],
+        {IMAGE: TWO},
+        r"row 0 of input_ids ends within image or video 1 of 2 .*: 1 of its 2 .* take 2, 2:",
+    ),
+    "torn over a row": ([[4, 4], [7, 8], [4, 4]], {IMAGE: [Visual(4, 2)]}, r"row 0 .*the others below"),
+    "no rows": ([4, 4], {IMAGE: [Visual(2, 1)]}, r"shape \(2,\), torch.int64; they are token ids \[b, n\]"),
+    "embeddings": ([[4.0, 4.0]], {IMAGE: [Visual(2, 1)]}, r"torch.float32; they are token ids"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_cannot_be_is_an_error(case: str) -> None:
+    ids, visuals, text = ERRORS[case]
+    with pytest.raises(BadArgumentError, match=text):
+        shorten(torch.tensor(ids), visuals, pad_left=True)
+
+
+def test_a_mask_of_another_shape() -> None:
+    with pytest.raises(
+        BadArgumentError, match=re.escape("shape (1, 3) beside input_ids of (1, 2)")
+    ):
+        cut([[4, 4]], [Visual(2, 1)], [[1, 1, 1]])
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 5), (4,), (1, 4, 8)])
+def test_values_that_are_not_one_per_token(shape: tuple[int, ...]) -> None:
+    short = Shortened(torch.tensor([[0, 3]]), 4)
+    with pytest.raises(BadArgumentError, match=r"for a prompt \(1, 4\); there is one per token"):
+        short.take(torch.zeros(shape), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"full": 0}, "full=0; it is an int >= 1"),
+        ({"short": 0}, "short=0"),
+        ({"short": 2.0}, "short=2.0"),
+        ({"units": 0}, "units=0"),
+        ({"fixed": -1}, "fixed=-1; it is an int >= 0"),
+        ({"patches": -1}, "patches=-1"),
+    ],
+)
+def test_a_visual_has_counts(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadArgumentError, match=re.escape(text)):
+        Visual(**{"full": 4, "short": 2, **options})

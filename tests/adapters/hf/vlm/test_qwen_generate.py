@@ -1,0 +1,513 @@
+"""Ways of generating with Qwen2-VL and Qwen2.5-VL: what comes back is what the caller's code expects."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from tests.adapters.hf.models import PAD, SPECIAL, _tokenizer
+from tests.adapters.hf.vlm import qwen
+from tests.adapters.hf.vlm.calls import (
+    CACHE,
+    NEW,
+    answer,
+    cache_of,
+    ends,
+    entering,
+    logits,
+    real_gap,
+    remains,
+)
+from tests.adapters.hf.vlm.test_qwen import EACH, KINDS, attached_to, moved, said, whole
+from tests.adapters.models import gap
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo.errors import AttachError
+
+RECIPES = pytest.mark.parametrize("name", ["evoprune", "tome", "uniform", "two stages"])
+_, FLOWER, TALL, WIDE, *_ = qwen.photos()
+
+
+def single(model: Any) -> Any:
+    return qwen.inputs(model, "see <image> .", [FLOWER])
+
+
+# --- positions of what is decoded ---
+
+
+@EACH
+@RECIPES
+@pytest.mark.parametrize("beams", [1, 2])
+def test_answers_have_the_positions_that_they_have_in_the_bare_model(
+    kind: str, name: str, beams: int
+) -> None:
+    model = whole(kind)
+    given = qwen.batch(model)
+    with entering(model) as bare:
+        answer(model, given, num_beams=beams)
+    with attached_to(model, name), entering(model) as calls:
+        answer(model, given, num_beams=beams)
+    assert len(calls) == len(bare) == NEW
+    assert calls[0]["inputs_embeds"].shape[1] < bare[0]["inputs_embeds"].shape[1]
+    for call, other in zip(calls[1:], bare[1:], strict=True):
+        assert torch.equal(call["position_ids"][-3:], other["position_ids"][-3:])
+
+
+@pytest.mark.parametrize("name", ["features", "evoprune", "two stages"])
+def test_seconds_between_slices_of_a_video_stay(name: str) -> None:
+    """Qwen2.5-VL counts time in seconds: those of the caller are what the decoder is told."""
+    model = whole("qwen2_5_vl")
+    given = qwen.inputs(model, "see <video> now", videos=[qwen.video(6)])
+    times: list[Tensor] = []
+    for seconds in (0.2, 2.0):
+        some = {**given, "second_per_grid_ts": torch.tensor([seconds])}
+        with entering(model) as bare:
+            answer(model, some)
+        with attached_to(model, name), entering(model) as calls:
+            answer(model, some)
+            logits(model, some)
+        ids = given["input_ids"][0] == model.config.video_token_id
+        before = bare[0]["position_ids"][-3:, 0]
+        after = calls[0]["position_ids"][-3:, 0]
+        assert torch.equal(calls[-1]["position_ids"][-3:, 0], after)
+        first = int(ids.int().argmax())
+        rest = len(ids) - first - int(ids.sum())
+        # Every slice keeps as many, each at the time that it had; and the words behind go on.
+        slices = before[0, ids].unique()
+        kept = after[:, first:-rest]
+        assert torch.equal(kept[0].unique(), slices)
+        assert len(set((kept[0][:, None] == slices).sum(0).tolist())) == 1
+        rows = {tuple(row) for row in before[:, ids].T.tolist()}
+        assert {tuple(row) for row in kept.T.tolist()} < rows
+        assert torch.equal(after[:, -rest:], before[:, -rest:])
+        assert torch.equal(calls[NEW - 1]["position_ids"][-3:], bare[NEW - 1]["position_ids"][-3:])
+        times.append(slices)
+    assert times[0].tolist() != times[1].tolist()
+
+
+# --- the answer ---
+
+
+@EACH
+@RECIPES
+def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
+    model = whole(kind)
+    given = qwen.batch(model)
+    with attached_to(model, name):
+        torch.manual_seed(3)
+        told = answer(model, given, do_sample=True, top_k=0)
+        torch.manual_seed(3)
+        words = given["input_ids"][:, :0]
+        for _ in range(NEW):  # from the beginning each time, in the caller's own coordinates
+            last = logits(model, moved(given, words))[:, -1]
+            words = torch.cat([words, torch.multinomial(last.softmax(-1), 1)], 1)
+        assert torch.equal(told, words)
+        torch.manual_seed(3)
+        several = answer(model, given, do_sample=True, top_k=0, num_return_sequences=2)
+        assert several.shape == (6, NEW)
+        assert not torch.equal(several[::2], several[1::2])
+
+
+@EACH
+@RECIPES
+def test_several_beams_come_back(kind: str, name: str) -> None:
+    model = whole(kind)
+    given = qwen.batch(model)
+    with attached_to(model, name):
+        way = {"num_beams": 3, "num_return_sequences": 2}
+        told = answer(model, given, **way)
+        assert told.shape == (6, NEW)
+        assert torch.equal(told[::2], answer(model, given, num_beams=3))
+        assert torch.equal(answer(model, given, use_cache=False, **way), told)
+
+
+@EACH
+@RECIPES
+def test_rows_are_answered_as_if_they_were_alone(kind: str, name: str) -> None:
+    """A thumbnail, which is left whole, beside a large image, a video and words."""
+    model = whole(kind)
+    small = FLOWER.resize((28, 28))
+    rows = [
+        ("what is <image> ?", [small], []),
+        ("see <image> and <video> .", [WIDE], [qwen.video(4)]),
+        ("is the sky blue ?", [], []),
+        ("<video> and <image> near <image>", [TALL, small], [qwen.video(2, of=1)]),
+    ]
+    prompts = [row[0] for row in rows]
+    images, films = ([one for row in rows for one in row[i]] for i in (1, 2))
+    given = qwen.inputs(model, prompts, images, films)
+    with attached_to(model, name) as attached:
+        assert attached.plan(4).visual < 4
+        together = answer(model, given)
+        alone = [answer(model, qwen.inputs(model, *row)) for row in rows]
+        assert torch.equal(together, torch.cat(alone))
+        right = qwen.inputs(model, prompts, images, films, padding_side="right")
+        at = ends(attached.shorten(right))
+        last = logits(model, right)[torch.arange(len(rows)), at]
+        assert gap(last, logits(model, given)[:, -1]) <= 1e-4
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_text_is_streamed(skip: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = whole("qwen2_5_vl"), _tokenizer("left")
+    given = single(model)
+    with attached_to(model, "evoprune"):
+        streamer = transformers.TextStreamer(tokenizer, skip_prompt=skip)
+        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, streamer=streamer)
+    shown = out[0, given["input_ids"].shape[1] :] if skip else out[0]
+    assert capsys.readouterr().out.split() == tokenizer.decode(shown).split()
+
+
+@EACH
+def test_lengths_count_the_callers_prompt(kind: str) -> None:
+    model = whole(kind)
+    given = qwen.batch(model)
+    n = given["input_ids"].shape[1]
+    with attached_to(model, "evoprune"):
+        told = answer(model, given)
+        assert torch.equal(answer(model, given, max_new_tokens=None, max_length=n + NEW), told)
+        config = transformers.GenerationConfig(max_length=n + 2, pad_token_id=PAD)
+        way = {"max_new_tokens": None, "do_sample": None, "generation_config": config}
+        assert torch.equal(answer(model, given, **way), told[:, :2])
+        assert config.max_length == n + 2
+        # The word that row 0 says first would end it.
+        stop = {"eos_token_id": int(told[0, 0])}
+        out = answer(model, given, **stop)
+        assert out[0].tolist() == [int(told[0, 0])] + [PAD] * (out.shape[1] - 1)
+        asked = answer(model, given, min_new_tokens=3, **stop)
+        assert torch.equal(answer(model, given, min_length=n + 3, **stop), asked)
+        assert not torch.equal(asked[0, :1], out[0, :1])
+
+
+@EACH
+def test_inputs_is_another_name_of_input_ids(kind: str) -> None:
+    model = whole(kind)
+    given = single(model)
+    ids = given["input_ids"]
+    rest = {key: value for key, value in given.items() if key != "input_ids"}
+    way = {"max_new_tokens": NEW, "do_sample": False}
+    with attached_to(model, "evoprune"):
+        out = model.generate(**given, **way)
+        assert torch.equal(model.generate(inputs=ids, **rest, **way), out)
+        assert torch.equal(model.generate(ids, **rest, **way), out)
+
+
+@EACH
+@RECIPES
+def test_a_dictionary_comes_back(kind: str, name: str) -> None:
+    model = whole(kind)
+    given = single(model)
+    with attached_to(model, name) as attached:
+        out = said(model, given)
+        short = attached.shorten(given)["input_ids"].shape[1]
+        told = answer(model, given)
+    assert torch.equal(out.sequences, torch.cat([given["input_ids"], told], 1))
+    assert torch.equal(torch.stack(out.logits, 1).argmax(-1), told)
+    held = cache_of(out).get_seq_length()
+    assert held == short + NEW - 1 < given["input_ids"].shape[1]
+
+
+@EACH
+def test_other_decoders_say_the_same(kind: str) -> None:
+    """Assisted by a model that is often wrong, by the prompt, and with other caches."""
+    model, helper = whole(kind), copy.deepcopy(whole(kind))
+    with torch.no_grad():
+        helper.lm_head.weight.add_(0.3 * torch.randn_like(helper.lm_head.weight))
+        helper.lm_head.weight[: len(SPECIAL)] = 0
+    one, given = single(model), qwen.batch(model)
+    words = qwen.inputs(model, "<image> the dog the dog the dog", [FLOWER])
+    with attached_to(model, "evoprune"):
+        told = answer(model, one)
+        assert torch.equal(answer(model, one, assistant_model=helper), told)
+        with attached_to(helper, "evoprune"):
+            assert torch.equal(answer(model, one, assistant_model=helper), told)
+        assert torch.equal(answer(model, words, prompt_lookup_num_tokens=2), answer(model, words))
+        told = answer(model, given)
+        assert torch.equal(answer(model, given, cache_implementation="static"), told)
+        assert torch.equal(answer(model, given, cache_implementation="dynamic"), told)
+        fresh = transformers.DynamicCache()
+        assert torch.equal(answer(model, given, **{CACHE: fresh}), told)
+    assert remains(helper) == []
+
+
+# --- conversations ---
+
+
+def behind(model: Any, out: Any, given: Any, new: Any) -> dict[str, Any]:
+    """The next turn: all that was said, and what is said now, of a batch."""
+    whole_ids = torch.cat([out.sequences, new["input_ids"]], 1)
+    answered = torch.ones(len(whole_ids), NEW, dtype=torch.int64)
+    mask = torch.cat([given["attention_mask"], answered, new["attention_mask"]], 1)
+    types = torch.zeros_like(whole_ids)
+    types[whole_ids == model.config.image_token_id] = 1
+    types[whole_ids == model.config.video_token_id] = 2
+    return {**new, "input_ids": whole_ids, "attention_mask": mask, "mm_token_type_ids": types}
+
+
+@EACH
+@pytest.mark.parametrize("name", ["evoprune", "uniform", "two stages"])
+def test_a_padded_batch_is_asked_again(kind: str, name: str) -> None:
+    """New images in the second turn, against one prompt of all that was said."""
+    model = whole(kind)
+    first = qwen.inputs(model, ["see <image> there", "<image> ?"], [TALL, FLOWER])
+    assert not first["attention_mask"].all()
+    second = qwen.inputs(model, ["and <image> ?"] * 2, [WIDE, WIDE])
+    every = qwen.inputs(model, ["<image> and <image>"] * 2, [TALL, WIDE, FLOWER, WIDE])
+    with attached_to(model, name):
+        one = said(model, first)
+        given = behind(model, one, first, second)
+        two = said(model, given, **{CACHE: cache_of(one)})
+        pixels = {name: every[name] for name in ("pixel_values", "image_grid_thw")}
+        at_once = said(model, {**given, **pixels})
+        assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
+        assert torch.equal(two.sequences, at_once.sequences)
+
+
+@EACH
+@pytest.mark.parametrize("name", ["evoprune", "two stages"])
+@pytest.mark.parametrize(
+    "image", [FLOWER, FLOWER.resize((28, 28)), None], ids=["image", "thumbnail", "words"]
+)
+def test_a_video_comes_in_the_second_turn(kind: str, name: str, image: Any) -> None:
+    """Behind an image that is shortened, one that is left whole, or words alone."""
+    model = whole(kind)
+    images = None if image is None else [image]
+    first = qwen.inputs(model, f"what is {'the sky' if image is None else '<image>'} ?", images)
+    second = qwen.inputs(model, "see <video> now", videos=[qwen.video(4)])
+    with attached_to(model, name, 20):
+        one = said(model, first)
+        given = behind(model, one, first, second)
+        two = said(model, given, **{CACHE: cache_of(one)})
+        more = {name: first[name] for name in ("pixel_values", "image_grid_thw") if images}
+        whole_turn = {**given, **more}
+        at_once = said(model, whole_turn)
+        assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
+        # By hand behind it: the answer's last token is in no cache yet.
+        expected = logits(model, moved(whole_turn, two.sequences[:, -NEW:]))[:, -1]
+        said(model, given, **{CACHE: cache_of(said(model, first))})
+        out = logits(
+            model,
+            {"input_ids": two.sequences[:, -1:]},
+            **{CACHE: cache_of(two)},
+        )
+        assert gap(out[:, -1], expected) <= 1e-4
+
+
+@EACH
+def test_two_conversations_take_turns(kind: str) -> None:
+    """What a prompt's positions go on from is its own, not that of the last prompt."""
+    model = whole(kind)
+    firsts = [qwen.inputs(model, "see <image> there", [image]) for image in (TALL, WIDE)]
+    new = qwen.inputs(model, "is it the same ?")
+    with attached_to(model, "evoprune"):
+        alone: list[Any] = []
+        for first in firsts:
+            out = said(model, first)
+            given = behind(model, out, first, new)
+            alone.append(said(model, given, **{CACHE: cache_of(out)}))
+        opened = [said(model, first) for first in firsts]
+        for first, out, expected in zip(firsts, opened, alone, strict=True):
+            given = behind(model, out, first, new)
+            told = said(model, given, **{CACHE: cache_of(out)})
+            assert torch.equal(told.sequences, expected.sequences)
+            assert gap(torch.stack(told.logits), torch.stack(expected.logits)) <= 1e-5
+
+
+def test_another_prompts_cache_is_refused() -> None:
+    model = whole("qwen2_5_vl")
+    with attached_to(model, "evoprune"):
+        out = said(model, single(model))
+        other = qwen.inputs(model, "what is near <image> ?", [TALL])
+        with pytest.raises(AttachError, match="the cache was made of another prompt"):
+            said(model, other, **{CACHE: cache_of(out)})
+
+
+# --- where it runs ---
+
+
+@EACH
+@RECIPES
+def test_eager_attention_says_the_same(kind: str, name: str) -> None:
+    model, eager = whole(kind), KINDS[kind](attn_implementation="eager")
+    assert model.config._attn_implementation == "sdpa"
+    given = qwen.batch(model)
+    with attached_to(model, name), attached_to(eager, name):
+        there = given["attention_mask"]
+        out, other = logits(model, given), logits(eager, given)
+        assert out.shape == other.shape
+        assert out.shape[1] < there.shape[1]
+        assert gap(out[:, -1], other[:, -1]) <= 1e-4
+        assert torch.equal(answer(model, given), answer(eager, given))
+    bare = logits(eager, given)
+    with attached_to(eager, name, 1.0):
+        assert real_gap(logits(eager, given), bare, there) <= 1e-4
+    assert remains(eager) == []
+    assert torch.equal(logits(eager, given), bare)
+
+
+@EACH
+def test_images_are_reduced_in_the_prompt_alone(kind: str) -> None:
+    """Every image and slice of a video once, however many tokens are decoded."""
+    model = whole(kind)
+    told: list[tuple[str, int, int]] = []
+
+    def tell(event: Any) -> None:
+        told.append((event.stage, event.before.x.shape[0], event.after.x.shape[1]))
+
+    given = qwen.batch(model)
+    with attached_to(model, "features", on_reduce=tell) as attached:
+        logits(model, given)
+        once, told[:] = list(told), []
+        answer(model, given)
+        assert told == once
+        grids = [*given["image_grid_thw"].tolist(), *given["video_grid_thw"].tolist()]
+        units = sum(t for t, _, _ in grids)
+        assert {stage for stage, _, _ in told} == {"features"}
+        assert sum(b for _, b, _ in told) == units
+        wanted = sum(t * attached.plan(h * w // 4).features for t, h, w in grids)
+        assert sum(b * n for _, b, n in told) == wanted
+
+
+@EACH
+def test_a_text_decoded_by_hand_after_detach_is_as_before(kind: str) -> None:
+    """The model keeps on itself where the positions of its last prompt go on."""
+    model = copy.deepcopy(whole(kind))
+    model.model.rope_deltas = None
+    text = qwen.inputs(model, "is the sky blue ?")
+    word = {"input_ids": text["input_ids"][:, -1:]}
+
+    def by_hand() -> Tensor:
+        with torch.no_grad():
+            cache = cache_of(model(**text, use_cache=True))
+            return logits(model, word, **{CACHE: cache})
+
+    bare = by_hand()
+    with attached_to(model, "evoprune"):
+        answer(model, single(model))
+        assert model.model.rope_deltas is not None  # so that this test could fail
+    assert model.model.rope_deltas is None
+    assert torch.equal(by_hand(), bare)
+
+
+@EACH
+@RECIPES
+def test_other_forms_of_a_call(kind: str, name: str) -> None:
+    model = whole(kind)
+    given = dict(qwen.batch(model))
+    with entering(model) as calls:
+        logits(model, given)
+    places = calls[0]["position_ids"]
+    counted = (given["attention_mask"].cumsum(-1) - 1).clamp_min(0)[None]
+    with attached_to(model, name), torch.no_grad():
+        told = logits(model, given)
+        assert torch.equal(model(**given, return_dict=False)[0], told)
+        assert gap(logits(model, given, logits_to_keep=2), told[:, -2:]) <= 1e-5
+        hidden = model(**given, output_hidden_states=True).hidden_states
+        assert {x.shape[1] for x in hidden} == {told.shape[1]}
+        # As generate hands them on: the places in the text, and the three of each token.
+        four = logits(model, given, position_ids=torch.cat([counted, places]))
+        assert gap(four[:, -1], told[:, -1]) <= 1e-4
+        ids, mask = given.pop("input_ids"), given.pop("attention_mask")
+        assert torch.equal(model(ids, mask, **given).logits, told)
+
+
+@EACH
+def test_half_precision(kind: str) -> None:
+    """Rounding may change a choice: what must not change is counted."""
+    model = copy.deepcopy(whole(kind)).to(torch.bfloat16)
+    given = qwen.batch(model)
+    bare, words = logits(model, given), answer(model, given)
+    with attached_to(whole(kind), "evoprune"):
+        shape = logits(whole(kind), given).shape
+    with attached_to(model, "evoprune"):
+        out = logits(model, given)
+        assert out.shape == shape
+        assert out.dtype == torch.bfloat16
+        assert out.isfinite().all()
+        assert answer(model, given).shape == words.shape
+    with attached_to(model, "evoprune", 1.0):
+        assert torch.equal(logits(model, given), bare)
+        assert torch.equal(answer(model, given), words)
+
+
+@EACH
+def test_prompts_that_cannot_be_shortened_are_refused(kind: str) -> None:
+    model = whole(kind)
+    given = dict(single(model))
+    n = given["input_ids"].shape[1]
+    embedded = {**given, "inputs_embeds": model.get_input_embeddings()(given["input_ids"])}
+    embedded.pop("input_ids")
+    with attached_to(model, "evoprune"):
+        told = logits(model, given)
+        for call in (model, model.generate):
+            with pytest.raises(AttachError, match="not inputs_embeds"):
+                call(**embedded)
+            with pytest.raises(AttachError, match=r"attention_mask is \(1, 1, \d+, \d+\)"):
+                call(**{**given, "attention_mask": torch.ones(1, 1, n, n)})
+        assert torch.equal(logits(model, given), told)
+
+
+@EACH
+def test_only_in_the_mode_that_was_asked_for(kind: str) -> None:
+    model = copy.deepcopy(whole(kind))
+    given = qwen.batch(model)
+    bare, words = logits(model, given), answer(model, given)
+    with attached_to(model, "evoprune", when="eval"):
+        assert logits(model, given).shape[1] < bare.shape[1]
+        model.train()  # there is no dropout in it
+        assert torch.equal(logits(model, given), bare)
+        assert torch.equal(answer(model, given), words)
+
+
+@EACH
+def test_a_copy_is_attached_to_itself(kind: str) -> None:
+    model = copy.deepcopy(whole(kind))
+    given = qwen.batch(model)
+    bare = answer(model, given)
+    with attached_to(model, "two stages") as attached:
+        expected = answer(model, given)
+        twin = copy.deepcopy(model)
+        attached.detach()
+        assert torch.equal(answer(model, given), bare)
+        assert torch.equal(answer(twin, given), expected)
+    twin._tokenzoo_attached.detach()
+    assert torch.equal(answer(twin, given), bare)
+    assert remains(twin) == []
+
+
+@pytest.mark.parametrize("name", ["evoprune", "two stages"])
+def test_two_models_in_two_threads(name: str) -> None:
+    """Two models: the bare one, too, keeps on itself where its positions go on (`rope_deltas`)."""
+    models = [copy.deepcopy(whole(kind)) for kind in KINDS]
+    given = [qwen.batch(models[0]), single(models[1])]
+    done = [attached_to(model, name) for model in models]
+    expected = [answer(*job) for job in zip(models, given, strict=True)]
+    wrong: list[Any] = []
+    threads = [
+        threading.Thread(target=_repeat(models[i], given[i], expected[i], wrong)) for i in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    for attached in done:
+        attached.detach()
+
+
+def _repeat(model: Any, given: Any, expected: Tensor, wrong: list[Any]) -> Callable[[], None]:
+    def work() -> None:
+        for _ in range(5):
+            try:
+                if not torch.equal(answer(model, given), expected):
+                    wrong.append("another answer")
+            except Exception as error:
+                wrong.append(error)
+
+    return work

@@ -1,0 +1,233 @@
+"""`tokenzoo viz` draws what happened, over the image that the model saw, and says what the weights are."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import tokenzoo
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo.cli import app, viz_images
+from tokenzoo.cli import viz as command
+from tokenzoo.tools import digits
+from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools.tracing import follow
+
+SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+RANDOM = "The weights are random"
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+
+
+def call(*arguments):
+    return CliRunner(**SEPARATE).invoke(app, ["viz", *map(str, arguments)])
+
+
+@pytest.fixture
+def vit(monkeypatch):
+    """A tiny model in place of the shipped one: 64 patch tokens, 4 blocks, random weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=24, depth=4, num_heads=2, num_classes=60
+    ).eval()
+    towers.randomise(vit)
+    monkeypatch.setattr(digits, "load_digits_vit", lambda: vit)
+    return vit
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What was handed to the gallery."""
+    calls = []
+    gallery = command.gallery
+
+    def note(panels, columns, path, **texts):
+        calls.append((panels, columns, texts))
+        return gallery(panels, columns, path, **texts)
+
+    monkeypatch.setattr(command, "gallery", note)
+    return calls
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A photograph, 300 x 200, red on the left and blue on the right."""
+    image = Image.new("RGB", (300, 200), (200, 0, 0))
+    image.paste((0, 0, 100), (150, 0, 300, 200))
+    image.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_recipes_side_by_side_on_collages(vit, drawn, tmp_path) -> None:
+    out = tmp_path / "out.png"
+    result = call(
+        *("collage:3", "collage:4", "--recipe", "evoprune,random", "--recipe", "downsample"),
+        *("--keep", 16, "--see-through", 0, "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    assert out.read_bytes().startswith(b"\x89PNG")
+    blocks = tokenzoo.build("evoprune", keep=16).plan(64, 4, prefix=1, width=24).blocks
+    changes = [n for n, before in zip(blocks, (64, *blocks), strict=False) if n != before]
+    lines = result.output.splitlines()
+    assert f"evoprune: 64 -> {', '.join(map(str, changes))} tokens" in lines
+    assert "downsample: 64 -> 16 tokens" in lines
+    assert RANDOM not in result.output
+
+    ((rows, columns, texts),) = drawn
+    assert columns == [
+        ("original", "64 tokens"),
+        *((name, "16 tokens") for name in ("evoprune", "random", "downsample")),
+    ]
+    images = torch.cat([digits.collages("test", 1, seed=seed).images for seed in (3, 4)])
+    for column, name in enumerate(("evoprune", "random", "downsample"), start=1):
+        way = follow(tokenzoo.build(name, keep=16), vit, images)
+        seen = images if way.small is None else way.small
+        for index, row in enumerate(rows):
+            wanted = way.picture((seen[index] * 0.5 + 0.5).clamp(0, 1), index)
+            assert torch.equal(row[column].picture, wanted)
+    assert [row[0].note for row in rows] == ["collage:3", "collage:4"]
+    assert command.SMALLER in texts["caption"]
+    assert RANDOM not in texts["caption"]
+
+
+def test_a_picture_after_each_block(vit, drawn, tmp_path) -> None:
+    result = call(
+        *("collage:3", "--recipe", "tome,pool", "--keep", "25%", "--sites"),
+        *("--out", tmp_path / "out.png"),
+    )
+    assert result.exit_code == 0, result.output
+    ((rows, columns, _),) = drawn
+    tome = tokenzoo.build("tome", keep=0.25).plan(64, 4, prefix=1, width=24).blocks
+    assert columns == [
+        ("original", "64 tokens"),
+        *(("tome", f"block {block}: {count} tokens") for block, count in enumerate(tome)),
+        ("pool", "block 1: 16 tokens"),
+    ]
+    assert len(rows[0]) == len(columns)
+    assert not torch.equal(rows[0][1].picture, rows[0][4].picture)
+
+
+def test_a_photograph_is_cropped_as_the_model_wants_it(photo, drawn, tmp_path) -> None:
+    result = call(photo, "--model", "test_vit", "--out", tmp_path / "out.png")
+    assert result.exit_code == 0, result.output
+    assert RANDOM in result.output
+    ((rows, columns, texts),) = drawn
+    assert texts["caption"].startswith(RANDOM)
+    assert columns == [("original", "100 tokens"), ("evoprune", "25 tokens")]
+    original = rows[0][0].picture
+    assert original.shape == (3, 160, 160)
+    # Its colours are the photograph's again, and the middle is still in the middle.
+    red, blue = original[:, :, :78].mean((1, 2)), original[:, :, 82:].mean((1, 2))
+    assert torch.allclose(red, torch.tensor([200 / 255, 0, 0]), atol=0.01)
+    assert torch.allclose(blue, torch.tensor([0, 0, 100 / 255]), atol=0.01)
+
+
+def test_collages_are_images_for_any_model(drawn, tmp_path) -> None:
+    assert call("collage:5", "--model", "test_vit", "--out", tmp_path / "out.png").exit_code == 0
+    shown = drawn[0][0][0][0].picture
+    collage = digits.collages("test", 1, seed=5).images / 2 + 0.5
+    small = torch.nn.functional.interpolate(shown[None], size=64, mode="area")
+    assert float((small - collage).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth", "checkpoint"])
+def test_weights_of_ones_own(photo, drawn, tmp_path, form) -> None:
+    model = towers.create("test_vit").model
+    towers.randomise(model, seed=7)
+    state = dict(model.state_dict())
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "pth":
+        torch.save(state, path)
+    else:
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
+    result = call(
+        *(photo, "--model", "test_vit", "--weights", path, "--see-through", 0),
+        *("--out", tmp_path / "out.png"),
+    )
+    assert result.exit_code == 0, result.output
+    assert RANDOM not in result.output
+    eyes = viz_images.reader("test_vit", weights=path)
+    x = eyes.read([str(photo)])
+    way = follow(tokenzoo.build("evoprune", keep=0.25), model, x)
+    assert torch.equal(drawn[0][0][0][1].picture, way.picture(eyes.light(x)[0], 0))
+
+
+def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path) -> None:
+    asked = []
+
+    def create(name, **options):
+        asked.append(options)
+        if options:
+            raise OSError("no network")
+        return towers.Tower(model, (3, 160, 160))
+
+    model = towers.create("test_vit").model
+    monkeypatch.setattr(viz_images.towers, "create", create)
+    assert call("collage:0", "--model", "test_vit", "--out", tmp_path / "a.png").exit_code == 0
+    result = call("collage:0", "--model", "test_vit", "--pretrained", "--out", tmp_path / "b.png")
+    assert asked == [{}, {"pretrained": True}]
+    assert result.exit_code == 2
+    assert (
+        "cannot be made with trained weights: no network. Pass a file: --weights" in result.stderr
+    )
+
+
+@pytest.mark.usefixtures("vit")
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere.jpg"], "nowhere.jpg cannot be read as an image"),
+        (["text.txt"], "text.txt cannot be read as an image"),
+        (["collage:"], "a collage has a seed: collage:0"),
+        (["collage:-1"], "a collage has a seed: collage:0"),
+        (["collage:0", "--recipe", "evoprun"], "did you mean 'evoprune'"),
+        (["collage:0", "--recipe", "divprune"], "this recipe works at Stage.PROJECTED"),
+        (["collage:0", "--keep", "0"], "it is a count of tokens from 1 on"),
+        (["collage:0", "--model", "test_vi"], "the nearest are test_vit"),
+        (["collage:0", "--model", "open_clip:ViT-B-32"], "'digits' or the name of a model of timm"),
+        (["collage:0", "--model", "resnet18"], "it is no vision transformer"),
+        (["collage:0", "--pretrained"], "has its own weights"),
+        (["collage:0", "--weights", "text.txt"], "has its own weights"),
+        (["collage:0", "--model", "test_vit", "--weights", "no.pth"], "no.pth cannot be loaded"),
+        (["collage:0", "--model", "test_vit", "--weights", "text.txt"], "cannot be loaded into"),
+        (["collage:0", "--model", "test_vit", "--weights", "t.safetensors"], "cannot be loaded"),
+        (["collage:0", "--model", "test_vit", "--weights", "other.pth"], "exactly this model"),
+        (["collage:0", "--model", "test_vit", "--weights", "a.pth", "--pretrained"], "choose one"),
+        (["collage:0", "--out", "a.jpg"], "would be written as .png"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_message(arguments, complaint, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("no image")
+    Path("t.safetensors").write_text("no tensors")
+    torch.save({"head.weight": torch.zeros(3)}, "other.pth")
+    result = call(*arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not Path("viz.png").exists()
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setattr(digits, "load_digits_vit", lambda: pytest.fail("the work began"))
+    result = call("collage:0")
+    assert result.exit_code == 2
+    assert "pip install 'tokenzoo[viz]'" in result.stderr
+
+
+def test_the_pictures_of_the_documents_are_small() -> None:
+    found = sorted(PICTURES.glob("*.png"))
+    assert [path.name for path in found] == ["collage.png", "photograph.png", "sites.png"]
+    text = (PICTURES.parent / "pictures.md").read_text()
+    for path in found:
+        assert path.stat().st_size < 400_000
+        assert f"(pictures/{path.name})" in text

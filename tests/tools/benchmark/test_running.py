@@ -1,0 +1,197 @@
+"""A run: its rows and ratios, whoever fails in it, other people's code, and ways of running."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import pytest
+import torch
+
+import tokenzoo
+from tokenzoo.errors import BadArgumentError, BudgetError
+from tokenzoo.tools.benchmark import (
+    AGAIN,
+    BARE,
+    WRITTEN_OUT,
+    Candidate,
+    Sizes,
+    attaching,
+    copy_of,
+    load,
+    run,
+    unfused,
+)
+
+
+def recipe(name: str, keep: float = 0.5) -> Candidate:
+    return Candidate(name, attaching(tokenzoo.build(name, keep=keep)), keep)
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return load("clip-l-336", Sizes(tiny=True))
+
+
+@pytest.fixture(scope="module")
+def video():
+    return load("llava-onevision-0.5b", Sizes(tiny=True, frames=2))
+
+
+def test_the_rows_of_a_multimodal_model(video):
+    calls: list[tuple[int, int]] = []
+    candidates = [recipe("evoprune", 0.25), recipe("fastv", 0.25)]
+    table = run(video, candidates, rounds=2, between=lambda *done: calls.append(done))
+    bare, evoprune, fastv, again = table.rows
+    assert [row.name for row in table.rows] == [BARE, "evoprune", "fastv", AGAIN]
+    assert calls == [(i + 1, 8) for i in range(8)]
+    assert (table.mode, table.rounds) == ("eager", 2)
+    parts = {"encoder", "rest", "prefill", "selection", "before_llm", "first_token"}
+    parts |= {"encoder_alone", "rest_alone", "prefill_alone"}
+    for row in table.rows:
+        assert not row.problem
+        assert set(row.time) == set(row.share) == parts
+        share = {part: timing.ratios for part, timing in row.share.items()}
+        for i in range(2):  # the parts are the call, and before_llm is what comes first
+            whole = sum(share[part][i] for part in ("encoder", "rest", "prefill"))
+            assert whole == pytest.approx(share["first_token"][i])
+            alone = sum(share[part][i] for part in parts if part.endswith("_alone"))
+            assert alone + share["selection"][i] == pytest.approx(whole)
+            assert share["encoder"][i] < share["before_llm"][i]
+            assert share["before_llm"][i] + share["prefill"][i] < whole
+        assert row.memory is None
+    for part in parts - {"selection"}:
+        assert bare.time[part].ratios == (1, 1)
+    for row in (bare, again):
+        assert row.floor == {"encoder": 1, "prefill": 1, "first_token": 1}
+        assert row.time["selection"].ratio == 0
+        assert (row.tokens, row.prompt, row.keep) == ((81,), 83, None)
+    assert evoprune.time["selection"].ratio > 0
+    assert evoprune.share["selection"].ratio < evoprune.share["encoder"].ratio
+    assert fastv.share["selection"].ratio < fastv.share["prefill"].ratio
+    assert fastv.share["encoder"] == fastv.share["encoder_alone"]
+    assert (evoprune.tokens, evoprune.prompt) == ((20,), 73)
+    assert (fastv.tokens, fastv.prompt) == ((81,), 83)
+    assert evoprune.efficiency("encoder") == pytest.approx(
+        evoprune.floor["encoder"] / evoprune.time["encoder"].ratio
+    )
+    assert evoprune.efficiency("rest") is None
+
+
+def test_one_that_fails_is_a_row_that_says_why(tower):
+    def broken(model, tick):
+        model.forward = lambda **given: 1 / 0
+
+    candidates = [
+        recipe("evoprune", 2),
+        recipe("divprune"),
+        Candidate("broken", broken),
+        recipe("tome"),
+    ]
+    _, far, elsewhere, third, tome, _ = run(tower, candidates, rounds=1).rows
+    assert "keep=2 of 81 tokens is out of reach" in far.problem
+    assert "Stage.PROJECTED" in elsewhere.problem
+    assert third.problem == "ZeroDivisionError: division by zero"
+    assert not tome.problem
+    assert tome.time
+    assert not far.time
+
+
+def test_a_bare_model_that_fails_is_an_error(tower):
+    def broken(**given):
+        raise BudgetError("no")
+
+    model = copy_of(tower.model)
+    model.forward = broken
+    with pytest.raises(BudgetError, match="no"):
+        run(type(tower)(**{**vars(tower), "model": model}), [recipe("tome")], rounds=1)
+
+
+def test_other_peoples_code_beside_ours(tower):
+    def slow(model, tick):
+        tick_at = model.encoder.layers[0]
+
+        def wait(module, args):
+            tick()
+            time.sleep(0.05)
+            tick()
+
+        tick_at.register_forward_pre_hook(wait)
+
+    _, theirs, ours, _ = run(
+        tower, [Candidate("slow", slow, floor=0.5), recipe("tome")], rounds=2
+    ).rows
+    assert (theirs.floor, theirs.tokens) == ({"encoder": 0.5}, ())
+    assert theirs.time["encoder"].ratio > theirs.time["selection"].ratio > 1
+    assert theirs.time["selection"].ratio > ours.time["selection"].ratio > 0
+    assert not hasattr(tower.model, "_tokenzoo_attached")
+
+
+def test_models_share_their_weights_and_nothing_else(tower):
+    one, other = copy_of(tower.model), copy_of(tower.model)
+    assert all(a is b for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    tokenzoo.build("tome").attach(one)
+    assert hasattr(one, "_tokenzoo_attached")
+    assert not hasattr(other, "_tokenzoo_attached")
+    assert torch.equal(tower.run(other)()[0], tower.run(tower.model)()[0])
+
+
+def test_a_model_that_nothing_knows_is_measured_all_the_same():
+    work = load("resnet18")
+    bare, tome, theirs, _ = run(
+        work, [recipe("tome"), Candidate("theirs", lambda model, tick: None)], rounds=1
+    ).rows
+    assert "ResNet" in tome.problem
+    assert (bare.floor, bare.tokens) == ({}, ())
+    assert theirs.time["encoder"].ratio > 0
+
+
+@pytest.mark.parametrize("name", ["clip-l-336", "llava-1.5-7b"])
+def test_compiled_models_against_compiled_ones(monkeypatch, name):
+    plain = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", plain)
+    work = load(name, Sizes(tiny=True, depth=2, layers=1 if "llava" in name else None))
+    table = run(work, [recipe("random")], mode="compile", rounds=1)
+    bare, random, _ = table.rows
+    assert not random.problem
+    assert "selection" not in random.time  # it is part of what is compiled
+    assert random.time["encoder"].ratio > 0
+    assert random.floor["encoder"] < bare.floor["encoder"] == 1
+
+
+def test_what_makes_no_sense_is_refused(tower, video):
+    tome = recipe("tome")
+    with pytest.raises(BadArgumentError, match="number of candidates=0"):
+        run(tower, [])
+    with pytest.raises(BadArgumentError, match=r"'tome' is there twice with keep=0\.5"):
+        run(tower, [tome, recipe("tome")])
+    with pytest.raises(BadArgumentError, match="rounds=0"):
+        run(tower, [tome], rounds=0)
+    with pytest.raises(BadArgumentError, match="mode='graph' on cpu"):
+        run(tower, [tome], mode="graph")
+    with pytest.raises(BadArgumentError, match="mode='fast'"):
+        run(tower, [tome], mode="fast")
+    with pytest.raises(BadArgumentError, match="called 'bare'"):
+        Candidate("bare", lambda model, tick: None)
+    with pytest.raises(BadArgumentError, match="prepare=3"):
+        Candidate("x", 3)
+    with pytest.raises(BadArgumentError, match="keep=0"):
+        Candidate("x", lambda model, tick: None, 0)
+
+
+def test_the_unfused_importance_chooses_as_the_fused_one(tower):
+    kept = []
+    for zoo in (tokenzoo.build("evoprune", keep=30), unfused(30)):
+        model = copy_of(tower.model)
+        with zoo.attach(model, trace=True) as attached:
+            tower.run(model)()
+            kept.append(attached.record)
+    assert torch.equal(kept[0].dst, kept[1].dst)
+    assert WRITTEN_OUT != "evoprune"
+
+
+def test_it_says_no_to_a_packed_tower():
+    # No tiny image has so many tokens that one of them would be held.
+    work = load("qwen2.5-vl-0.5b", Sizes(tiny=True, frames=2, depth=4))
+    _, row, _ = run(work, [Candidate("map", attaching(unfused(0.75)), 0.75)], rounds=1).rows
+    assert "packs them into a sequence" in row.problem

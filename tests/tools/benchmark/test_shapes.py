@@ -1,0 +1,116 @@
+"""Models by name: their real sizes without weights, what may be told of them, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.tools.benchmark import NAMES, Setting, Sizes, load, multimodal
+
+WORDS = 32
+TOKENS = {
+    "vit-b/16": ([196], 12),
+    "vit-l/16-384": ([576], 24),
+    "siglip-so400m-384": ([729], 26),
+    "clip-l-336": ([576], 23),
+    "llava-1.5-7b": ([576], 23),
+    "llava-video-7b": ([729] * 64, 26),
+    "llava-video-0.5b": ([729] * 8, 26),
+    "llava-onevision-0.5b": ([729] * 8, 26),
+    "qwen2-vl-7b": ([1036] + [192] * 4, 32),
+    "qwen2.5-vl-7b": ([1036] + [192] * 4, 32),
+    "qwen2.5-vl-0.5b": ([1036] + [192] * 4, 16),
+}
+"""Of each shape the tokens of its images, and the blocks of its tower: as the papers say."""
+PROMPTS = {
+    "llava-1.5-7b": 576,
+    "llava-video-7b": 64 * 169 + 1,  # a newline ends a video
+    "llava-video-0.5b": 8 * 169 + 1,
+    "llava-onevision-0.5b": 8 * 196 + 1,
+    "qwen2-vl-7b": 1036 + 4 * 192,
+    "qwen2.5-vl-7b": 1036 + 4 * 192,
+    "qwen2.5-vl-0.5b": 1036 + 4 * 192,
+}
+BILLIONS = {"llava-1.5-7b": 7.05, "llava-video-7b": 8.03, "qwen2.5-vl-7b": 8.29, "vit-b/16": 0.087}
+
+
+def test_each_shape_has_its_row_here():
+    assert set(TOKENS) == set(NAMES)
+    assert set(PROMPTS) == set(multimodal.SHAPES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shape_can_be_made_in_its_real_size(name):
+    work = load(name, setting=Setting("meta"))
+    tokens, depth = TOKENS[name]
+    assert work.adapter is not None
+    assert list(work.images) == tokens
+    assert len(work.adapter.blocks()) == depth
+    assert work.multimodal == (name in PROMPTS)
+    if work.multimodal:
+        assert work.given["input_ids"].shape == (1, WORDS + PROMPTS[name])
+    if name in BILLIONS:
+        count = sum(parameter.numel() for parameter in work.model.parameters())
+        assert count / 1e9 == pytest.approx(BILLIONS[name], rel=0.02)
+
+
+def test_a_frame_is_averaged_as_in_the_paper():
+    base = load("llava-video-0.5b", Sizes(tiny=True, frames=1)).model.model
+    frame = torch.randn(2, 81, 5)  # 9 x 9 to 4 x 4
+    pooled = base.apply_pooling(frame)
+    assert pooled.shape == (2, 16, 5)
+    corner = frame[:, [0, 1, 9, 10]].mean(1)
+    torch.testing.assert_close(pooled[:, 0], corner)
+
+
+def test_what_is_told_is_what_is_made():
+    work = load("vit-b/16", Sizes(batch=3, depth=2, tiny=True), Setting(dtype="bfloat16"))
+    assert work.given.shape == (3, 3, 112, 112)
+    assert work.given.dtype == next(work.model.parameters()).dtype == torch.bfloat16
+    assert len(work.model.blocks) == 2
+    assert work.images == (49,) * 3
+    assert work.sizes.shrunk() == ("a tiny model of this kind", "2 blocks in the tower")
+    work = load("qwen2.5-vl-0.5b", Sizes(batch=2, depth=3, layers=1, frames=4, tiny=True))
+    assert work.given["image_grid_thw"].tolist() == [[1, 8, 12]] * 2
+    assert work.given["video_grid_thw"].tolist() == [[2, 4, 6]] * 2
+    assert len(work.model.model.visual.blocks) == 3
+    assert len(work.model.model.language_model.layers) == 1
+    assert sorted(work.images) == [6] * 4 + [24] * 2
+
+
+def test_other_models_by_the_names_of_their_libraries(tmp_path):
+    work = load("vit_tiny_patch16_224", Sizes(depth=2))
+    assert (work.images, work.multimodal) == ((196,), False)
+    load("clip-l-336", Sizes(tiny=True)).model.config.save_pretrained(tmp_path)
+    work = load(str(tmp_path), Sizes(batch=2))
+    assert (work.images, work.multimodal) == ((81, 81), False)
+    work = load("resnet18")
+    assert (work.adapter, work.images) == (None, ())
+
+
+def test_what_cannot_be_made_says_so():
+    with pytest.raises(UnknownNameError, match=r"llava-1\.5-7b"):
+        load("llava-1.5-8b")
+    with pytest.raises(BadArgumentError, match=r"vit-b/16 has no video"):
+        load("vit-b/16", Sizes(frames=4))
+    with pytest.raises(BadArgumentError, match=r"frames=4 of llava-1\.5-7b"):
+        load("llava-1.5-7b", Sizes(frames=4), Setting("meta"))
+    with pytest.raises(BadArgumentError, match="no tiny resnet18"):
+        load("resnet18", Sizes(tiny=True))
+    with pytest.raises(BadArgumentError, match=r"attention='eager' of vit-b/16"):
+        load("vit-b/16", setting=Setting(attention="eager"))
+    with pytest.raises(BadArgumentError, match="attention='nonsense'"):
+        load("llava-1.5-7b", Sizes(tiny=True), Setting(attention="nonsense"))
+    with pytest.raises(BadArgumentError, match="depth=0"):
+        Sizes(depth=0)
+    with pytest.raises(BadArgumentError, match="dtype='int8'"):
+        Setting(dtype="int8")
+    with pytest.raises(BadArgumentError, match="device='gpu'"):
+        Setting("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there():
+    with pytest.raises(BadArgumentError, match="sees no CUDA device"):
+        Setting("cuda")

@@ -1,0 +1,249 @@
+"""An exported file computes what the model does, on images that it was not made from; or there is none."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from open_clip.transformer import VisionTransformer as OpenClip
+from torch import Tensor
+from torchvision.models import VisionTransformer as Torchvision
+
+import tokenzoo
+from tests.adapters.hf.models import llava, pixels, tower
+from tests.adapters.hf.vlm.qwen import qwen2_vl
+from tests.adapters.models import DINO_REG, DINOV3, SIGLIP, VIT, gap, images, randomise, traces
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo import Recipe, Stage, Step
+from tokenzoo.affinity import Affinity
+from tokenzoo.errors import (
+    BadArgumentError,
+    ExportError,
+    MissingDependencyError,
+    TokenzooError,
+    UnsupportedModelError,
+)
+from tokenzoo.evidence import Evidence
+from tokenzoo.matchers import Alternate, Bipartite, Drop, Protect, SelectAssign, TopK
+from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.parts import PairScorer, Scorer
+from tokenzoo.schedules import Skip
+from tokenzoo.tools.onnx import Exported, export
+
+runtime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch and its converter warn of their own
+
+
+def torchvision_vit() -> Any:
+    sizes = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 2}
+    return randomise(Torchvision(**sizes, hidden_dim=48, mlp_dim=96, num_classes=10)).eval()
+
+
+def open_clip_vit() -> Any:
+    sizes = {"image_size": 64, "patch_size": 16, "width": 48, "layers": 2, "heads": 2}
+    return randomise(OpenClip(**sizes, mlp_ratio=2.0, output_dim=16)).eval()
+
+
+def vit() -> Any:
+    """Three blocks: what the second leaves out, CLS does not see in the third."""
+    return VIT.build(depth=3, img_size=64)
+
+
+def clip() -> Any:
+    """Two blocks: all tokens that are left are in its output."""
+    return tower("clip", num_hidden_layers=2, image_size=28)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "timm ViT": lambda: VIT.build(depth=2, img_size=64),
+    "timm SigLIP": lambda: SIGLIP.build(depth=2, img_size=64),
+    "timm DINOv2, registers": lambda: DINO_REG.build(depth=2, img_size=56),
+    "timm DINOv3, rotary": lambda: DINOV3.build(depth=2, img_size=64),
+    "torchvision": torchvision_vit,
+    "open_clip": open_clip_vit,
+    "transformers CLIP": clip,
+}
+# Recipes that no file can have, and why.
+IMPOSSIBLE: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Coarse(Scorer):
+    """Two levels: nearly all tokens tie."""
+
+    def score(self, evidence: Evidence) -> Tensor:
+        return (evidence.x[..., 0] > 0).float()
+
+
+@dataclass(frozen=True)
+class Alike(PairScorer):
+    """All pairs tie."""
+
+    def score(self, evidence: Evidence) -> Affinity:
+        zero = torch.zeros_like(evidence.x)
+        return Affinity(zero, zero)
+
+
+@dataclass(frozen=True)
+class Fickle(Scorer):
+    """Scores that are others in a file than here."""
+
+    def score(self, evidence: Evidence) -> Tensor:
+        return evidence.x[..., 0] * (-1 if torch.onnx.is_in_onnx_export() else 1)
+
+
+@dataclass(frozen=True)
+class Peeks(Scorer):
+    """Looks at a value, as no exported program can."""
+
+    def score(self, evidence: Evidence) -> Tensor:
+        return evidence.x[..., 0] * (1 if evidence.x.sum() > 0 else -1)
+
+
+def selection(scorer: Scorer) -> tokenzoo.Zoo:
+    step = Step(Stage.BLOCK, Skip(0), SelectAssign(TopK(scorer), Drop()), Keep())
+    return tokenzoo.build(Recipe(step, keep=9))
+
+
+def shown(model: Any) -> Any:
+    return pixels(model) if hasattr(model, "config") else images(model)
+
+
+def in_runtime(exported: Exported, x: Tensor) -> Tensor:
+    """The first output of the file."""
+    session = runtime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    return torch.tensor(session.run(None, {exported.inputs[0]: x.numpy()})[0])
+
+
+def assert_same(exported: Exported, zoo: tokenzoo.Zoo, model: Any, x: Tensor) -> None:
+    with torch.no_grad():
+        bare = model(x)
+        with zoo.attach(model):
+            found = model(x)
+    expected = found if isinstance(found, Tensor) else found[0]
+    bare = bare if isinstance(bare, Tensor) else bare[0]
+    assert bare.shape != expected.shape or gap(bare, expected) > 1e-3  # there is something to see
+    assert gap(in_runtime(exported, x), expected) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *((name, "evoprune") for name in MODELS),
+        ("timm SigLIP", "tome"),
+        ("torchvision", "tome"),
+        ("timm DINOv3, rotary", "random"),
+    ],
+)
+def test_every_family(name: str, recipe: str, tmp_path: Any) -> None:
+    model = MODELS[name]()
+    zoo = tokenzoo.build(recipe, keep=9, **({} if recipe == "tome" else {"start": 0}))
+    exported = export(zoo, model, shown(model), tmp_path / "out.onnx")
+    assert exported.error <= 1e-4
+    assert exported.batches == (1, 3)
+    assert (exported.tokens, exported.counts[-1]) == (16, 9)
+    assert list(tmp_path.iterdir()) == [exported.path]
+    assert exported.size == exported.path.stat().st_size
+    assert exported.operators["TopK"] >= 1
+    assert traces(model) == []
+    # A number of images that nobody has tried, and one whose patches are all equal.
+    x = shown(model)
+    x = x if isinstance(x, Tensor) else x["pixel_values"]
+    several = torch.cat([x, torch.full_like(x, 0.5), x[:1] * 2])
+    assert_same(exported, zoo, model, several)
+
+
+@pytest.mark.parametrize("recipe", [name for name in tokenzoo.list_recipes() if name != "evoprune"])
+def test_every_recipe_works_or_says_why(recipe: str, tmp_path: Any) -> None:
+    model, path = clip(), tmp_path / "out.onnx"
+    zoo = tokenzoo.build(recipe, keep=9)
+    reason = IMPOSSIBLE.get(recipe)
+    if recipe == "downsample" and torch.__version__.startswith("2.11."):
+        reason = (
+            "outputs of CLIPVisionModel differ"  # its converter gets an image made smaller wrong
+        )
+    try:
+        zoo.attach(model).detach()
+    except (
+        TokenzooError
+    ) as error:  # what cannot be attached cannot be exported, for the same reason
+        reason = re.escape(str(error))
+    if reason is not None:
+        with pytest.raises(TokenzooError, match=reason):
+            export(zoo, model, shown(model), path)
+        assert list(tmp_path.iterdir()) == []
+        return
+    exported = export(zoo, model, shown(model), path, dynamic=False)
+    assert exported.error <= 1e-4
+    assert exported.batches == (2,)
+    assert not exported.dynamic
+
+
+MATCHERS = {
+    "selection": SelectAssign(TopK(Coarse()), Drop()),
+    "pairs": Bipartite(Alike(), split=Alternate(), protect=Protect(Coarse(), 0.25, sticky=True)),
+}
+
+
+@pytest.mark.parametrize("match", MATCHERS.values(), ids=MATCHERS)
+def test_ties_are_broken_as_here(match: Any, tmp_path: Any) -> None:
+    """Scores tie and features do not: another choice would be another output."""
+    model = vit()
+    zoo = tokenzoo.build(Recipe(Step(Stage.BLOCK, Skip(0, 1), match, WeightedMean()), keep=7))
+    exported = export(zoo, model, images(model), tmp_path / "out.onnx")
+    assert_same(exported, zoo, model, images(model, batch=4, seed=5))
+
+
+@pytest.mark.parametrize("before", [None, b"somebody's"])
+def test_a_file_that_computes_something_else_is_not_left(before: Any, tmp_path: Any) -> None:
+    path, model = tmp_path / "out.onnx", vit()
+    if before:
+        path.write_bytes(before)
+    with pytest.raises(ExportError, match=r"differ from the model's by \d\.\de"):
+        export(selection(Fickle()), model, images(model), path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([before] if before else [])
+    assert traces(model) == []
+
+
+def test_what_cannot_be_converted_says_so(tmp_path: Any) -> None:
+    model = vit()
+    with pytest.raises(ExportError, match="torch cannot convert VisionTransformer to ONNX"):
+        export(selection(Peeks()), model, images(model), tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert traces(model) == []
+
+
+def test_of_a_multimodal_model_only_the_tower() -> None:
+    zoo = tokenzoo.build("evoprune", keep=36)
+    x = {"pixel_values": torch.randn(1, 3, 56, 56)}
+    with pytest.raises(UnsupportedModelError, match="export its vision tower alone"):
+        export(zoo, llava(), x, "out.onnx")
+    with pytest.raises(UnsupportedModelError, match="whose lengths the host looks up"):
+        export(zoo, qwen2_vl().model.visual, x, "out.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "example", "words"),
+    [
+        (lambda m: m.train(), torch.zeros(1, 3, 64, 64), "call eval"),
+        (lambda m: m.bfloat16(), torch.zeros(1, 3, 64, 64), "torch.bfloat16"),
+        (lambda m: m, torch.zeros(0, 3, 64, 64), "at least one image"),
+        (lambda m: m, {"x": [1]}, "each of them a tensor"),
+        (lambda m: m, {}, "each of them a tensor"),
+    ],
+)
+def test_bad_calls(change: Any, example: Any, words: str) -> None:
+    with pytest.raises(BadArgumentError, match=words):
+        export(selection(Coarse()), change(vit()), example, "out.onnx")
+
+
+def test_what_is_missing_has_its_extra(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tokenzoo\[onnx\]'"):
+        export(selection(Coarse()), vit(), torch.zeros(1, 3, 64, 64), "out.onnx")

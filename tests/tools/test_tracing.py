@@ -1,0 +1,88 @@
+"""What is drawn is what happened: the plans of the blocks, composed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tokenzoo
+from tests.adapters.models import REG_GAP, SIGLIP, VIT, Case, images, traces
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.tools.tracing import _grid, follow
+from tokenzoo.tools.viz import merged_groups, shrunk_image
+
+
+@pytest.mark.parametrize("case", [VIT, SIGLIP, REG_GAP], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", ["evoprune", "tome", "random"])
+def test_the_plans_are_those_of_the_pass(case: Case, name: str) -> None:
+    model = case.build()
+    x = images(model)
+    zoo = tokenzoo.build(name, keep=0.25)
+    way = follow(zoo, model, x)
+    assert traces(model) == []
+    with zoo.attach(model, trace=True) as attached, torch.inference_mode():
+        assert torch.equal(model(x), way.output)
+        last = way.plans[max(way.plans)]
+        assert torch.equal(last.dst, attached.record.dst)
+        assert torch.equal(last.keep, attached.record.keep)
+        counts = attached.counts
+    before = (case.grid[0] * case.grid[1], *counts)
+    reducing = [block for block, count in enumerate(counts) if count != before[block]]
+    assert list(way.plans) == reducing
+    assert len(reducing) > 1
+    assert [way.tokens(block) for block in reducing] == [counts[block] for block in reducing]
+    assert (way.before, way.grid, way.prefix) == (before[0], case.grid, case.prefix)
+    assert way.tokens() == counts[-1]
+
+
+def test_pictures_after_every_block() -> None:
+    model = VIT.build()
+    x = images(model)
+    way = follow(tokenzoo.build("evoprune", keep=0.25), model, x)
+    light = torch.rand(3, 224, 224)
+    for block in (*way.plans, None):
+        plan = way.plans[max(way.plans) if block is None else block]
+        wanted = merged_groups(light, plan, (14, 14), 1, index=1, see_through=0.2)
+        assert torch.equal(way.picture(light, 1, block, see_through=0.2), wanted)
+    first, last = (way.picture(light, 1, block) for block in (min(way.plans), None))
+    assert not torch.equal(first, last)
+
+
+def test_nothing_removed_is_a_grid_of_single_patches() -> None:
+    model = VIT.build()
+    way = follow(tokenzoo.build("evoprune", keep=1.0), model, images(model))
+    assert (way.plans, way.tokens(), way.before) == ({}, 196, 196)
+    light = torch.rand(3, 224, 224)
+    # 196 regions: every patch in its own mean colour.
+    picture = way.picture(light, 1)
+    patch = picture[:, 16 * 5 * 2 + 8 : 16 * 5 * 2 + 24, 8:24]
+    mean = light[:, 80:96, :16].mean((1, 2))
+    assert torch.allclose(patch, mean[:, None, None].expand_as(patch), atol=1e-5)
+
+
+def test_a_smaller_image_is_shown_as_the_model_saw_it() -> None:
+    model = VIT.build()
+    x = images(model)
+    way = follow(tokenzoo.build("downsample", keep=49), model, x)
+    assert way.small is not None
+    assert way.small.shape == (2, 3, 112, 112)
+    assert (way.before, way.tokens(), way.grid, way.plans) == (196, 49, (7, 7), {})
+    light = torch.rand(3, 112, 112)
+    assert torch.equal(way.picture(light, 0), shrunk_image(light, (7, 7)))
+    assert traces(model) == []
+    assert not model.patch_embed._forward_pre_hooks
+
+
+def test_images_of_another_size_have_their_own_grid() -> None:
+    model = VIT.build(dynamic_img_size=True)
+    way = follow(tokenzoo.build("tome", keep=0.5), model, images(model, size=(160, 192)))
+    assert way.grid == (10, 12)
+
+
+@pytest.mark.parametrize("tokens", [7, 48, 50, 63])
+def test_patches_that_are_no_grid_of_squares_are_refused(tokens: int) -> None:
+    assert _grid(49, (224, 224)) == (7, 7)
+    assert _grid(120, (160, 192)) == (10, 12)
+    with pytest.raises(BadArgumentError, match=f"{tokens} patch tokens of an image of 224 x 224"):
+        _grid(tokens, (224, 224))

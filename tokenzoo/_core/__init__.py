@@ -1,0 +1,1 @@
+"""What every other module builds on: checks, precision, order, options. Private."""

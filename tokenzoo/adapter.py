@@ -1,0 +1,234 @@
+"""The adapter: where the blocks of a model are, what its sites show, and what must follow fewer tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from tokenzoo.budget import Budget
+from tokenzoo.errors import AttachError, BadArgumentError
+from tokenzoo.evidence import Layer
+from tokenzoo.parts import Part
+
+
+@dataclass(frozen=True)
+class BlockPath:
+    """Where one block of a tower can be spliced: names of its submodules, as attributes of the block.
+
+    Attributes:
+        name: the block's own name in the model, for messages ("blocks.3").
+        attention: the attention module; exactly one fused attention call is made inside.
+        second: the first module of the second residual branch (its norm): it meets the shorter tokens.
+        last: the last module of that branch, whose output is added to the residual.
+        first: the first module of the first residual branch, where gradient checkpointing runs the block's
+            forward again without calling the block (transformers >= 5.21); otherwise it may be left out.
+    """
+
+    name: str
+    attention: str
+    second: str
+    last: str
+    first: str = ""
+
+
+class Attachment(Protocol):
+    """What an adapter can ask about the recipe that was attached (`tokenzoo.hooks.handle.Attached`)."""
+
+    @property
+    def recipe(self) -> Any:
+        """The `Recipe`."""
+        ...
+
+    @property
+    def active(self) -> bool:
+        """Whether a pass would reduce."""
+        ...
+
+    @property
+    def restores(self) -> bool:
+        """Whether all tokens are there again after each block (`restore=True`)."""
+        ...
+
+    def plan(self, tokens: int | None = None) -> Budget:
+        """The tokens at every point, for an image of so many."""
+        ...
+
+    def note_prompts(self, counts: tuple[int, ...]) -> None:
+        """Be told how many visual tokens of each prompt are left in the language model."""
+        ...
+
+
+class Adapter(Part, ABC):
+    """One model: where its blocks are, what its sites show, and what must follow the shorter tokens."""
+
+    stages: frozenset[str] = frozenset()
+    """Names of the stages where this model can be reduced ("block", "image", ...)."""
+
+    provides: frozenset[str] = frozenset()
+    """Evidence that its sites show."""
+
+    prefix: int = 0
+    """Number of prefix tokens (CLS, registers)."""
+
+    width: int = 0
+    """Channels c of a token."""
+
+    hidden: int = 0
+    """Width of the MLP's hidden layer (for an MLP of another form: that of a plain one of equal cost)."""
+
+    watched: bool = False
+    """Whether its attention modules ask for their tap themselves (`runtime.tap.WATCH`), because a call of
+    theirs may be none that a function mode could see; otherwise the mode is entered around them."""
+
+    projector: str = ""
+    """Name of the module that maps the tower's tokens to the language model's, where there is one."""
+
+    reaching: int = 0
+    """Number of prefix tokens that reach the projector."""
+
+    dynamic_size: bool = False
+    """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone:
+    a budget that cannot be reached from there is a warning when the recipe is attached, and each pass is
+    judged by its own size. Otherwise it is an error when the recipe is attached."""
+
+    all_tokens: str = ""
+    """Why what reads the tokens after the blocks must be given all of them ("its forward_head is not
+    timm's, and ..."), so that only `restore=True` is right; "": it need not be."""
+
+    positional: bool = False
+    """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
+    and what the attention adds to its logits for all tokens is gathered for those that are left."""
+
+    @abstractmethod
+    def blocks(self) -> tuple[BlockPath, ...]:
+        """The blocks of the tower, in order; the reader of the features comes after the last."""
+
+    def followers(self) -> tuple[str, ...]:
+        """Names of the modules behind the blocks that hand all tokens on (the final norm)."""
+        return ()
+
+    def follow(
+        self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a block is handed beside its tokens, for the tokens that are left.
+
+        Args:
+            extra: its further arguments.
+            options: its keyword arguments.
+            places: `[b, n]` int64, which of the first tokens (prefix included) each token stands for; None:
+                all are there, or this adapter is not `positional`.
+
+        Raises:
+            AttachError: a mask, or something else that is made for all tokens and is not understood.
+        """
+        del places
+        if any(isinstance(value, Tensor) or value is True for value in (*extra, *options.values())):
+            raise AttachError(
+                "a block was called with an attention mask; a mask is made for all tokens, and fewer are "
+                "there: call the model without one, or detach first"
+            )
+        return extra, options
+
+    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+        """For the proof at attach time: patch tokens to try block `index` on, and its keyword arguments.
+
+        Few are enough, unless the block takes only as many as the image has.
+        """
+        del index
+        return 8, {}
+
+    def shows(self, stage: str) -> frozenset[str]:
+        """The evidence at the sites of a stage."""
+        del stage
+        return self.provides
+
+    def layer(self, name: Layer) -> int | None:
+        """Index, among `blocks()`, of the block that a recipe means by `cls_attention@name`, or None.
+
+        A step at the features or behind the projector can ask for what other blocks showed.
+        """
+        depth = len(self.blocks())
+        return name % depth if isinstance(name, int) and -depth <= name < depth else None
+
+    def tokens(self) -> int | None:
+        """Patch tokens of the model's own image size, if it has one."""
+        return None
+
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """(rows, columns) of that many patch tokens of the current pass, if they are a grid."""
+        del tokens
+        return None
+
+    def entering(self, tokens: int) -> int:
+        """How many of the tokens that enter the first block are patches of the image.
+
+        Args:
+            tokens: that enter, without the prefix tokens that this adapter knows.
+
+        Returns:
+            What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell.
+            Anything else than `tokens` is an error of the pass: prompts, or other tokens of a subclass.
+        """
+        return tokens
+
+    def with_prefix(self, prefix: int) -> Adapter:
+        """The same adapter for a model with more prefix tokens than its class has (visual prompts).
+
+        Args:
+            prefix: how many tokens come before the patches, CLS and registers counted.
+
+        Raises:
+            BadArgumentError: fewer than the model has by itself, or this adapter takes none.
+        """
+        raise BadArgumentError(
+            f"prefix={prefix!r}: {type(self).__name__} knows how many prefix tokens its model has "
+            f"({self.prefix}) and takes no other number; leave it out"
+        )
+
+    def install(self, proportional: bool) -> Callable[[], None] | None:
+        """Make whatever pools the tokens count their mass; returns the function that undoes it.
+
+        A mean is always taken by mass; an attention that pools gets its bias where `proportional`.
+        """
+        del proportional
+        return None
+
+    def connect(self, attached: Attachment) -> Callable[[], None] | None:
+        """Make whatever comes behind the tower (prompts, a language model) follow what was attached.
+
+        Returns:
+            The function that undoes it.
+
+        Raises:
+            AttachError: the recipe and what comes behind the tower do not go together.
+        """
+        del attached
+        return None
+
+    def shorten(self, attached: Attachment, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a processor returned, with as many placeholders as visual tokens will come.
+
+        Raises:
+            AttachError: the model reads no prompts.
+        """
+        del attached, inputs
+        raise AttachError(
+            f"{type(self).__name__} is about a vision tower, which reads no prompts: attach to the whole "
+            "model"
+        )
+
+    def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
+        """Make the model shrink its images: `wanted` maps an image's patch tokens to those to keep.
+
+        Returns:
+            The function that undoes it.
+
+        Raises:
+            BadArgumentError: the model has no stage "image".
+        """
+        del wanted
+        raise BadArgumentError(f"{type(self).__name__} cannot shrink the images of its model")

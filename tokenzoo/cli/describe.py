@@ -1,0 +1,25 @@
+"""`tokenzoo describe NAME`: a recipe or part in words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tokenzoo.description import describe
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("describe")
+def run(
+    name: Annotated[str, typer.Argument(help="Of a recipe or part: see `tokenzoo list`.")],
+) -> None:
+    """Say what a recipe or part does, what can be set, what it needs and what it promises."""
+    title, _, body = describe(name).partition("\n")
+    console = Console(highlight=False)
+    console.print(Text(title, style="bold"))
+    # Text, not markup: shapes like [b, n, c] are no tags. Long lines are the terminal's to wrap.
+    console.print(Text(body.rstrip("\n")), soft_wrap=True)

@@ -1,0 +1,113 @@
+"""`tokenzoo viz IMAGE...`: which patches share a token, drawn over photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from tokenzoo.cli.options import output_file, parse_keep, split
+from tokenzoo.cli.viz_images import Reader, reader
+from tokenzoo.tools import viz
+from tokenzoo.tools.tracing import Followed, follow
+from tokenzoo.tools.viz import Panel, gallery
+from tokenzoo.zoo import build
+
+CAPTION = (
+    "One colour of outline is one token, filled with the mean colour of its patches. Dark and hatched: "
+    "dropped."
+)
+SMALLER = (
+    "Of a recipe that works on the image: the smaller one that the model saw, with its patches."
+)
+RANDOM = "The weights are random: these groups say nothing about a trained model (--weights, --pretrained)."
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("viz")
+def run(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files; collage:SEED is a collage of digits.", show_default=False
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="A model of timm, or digits: the shipped one.")
+    ] = "digits",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="Recipes to show; a list, or repeated. [default: evoprune]"),
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Tokens to keep: 64, 0.25 or 25%.")] = "0.25",
+    sites: Annotated[
+        bool, typer.Option("--sites", help="A picture after each block that reduces.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="The model's weights: .safetensors or .pth.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Let timm download trained weights.")
+    ] = False,
+    see_through: Annotated[
+        float, typer.Option(min=0, max=1, help="How much of the image shines through.")
+    ] = 0.35,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("viz.png"),
+) -> None:
+    """Draw which patches of photographs share a token in the end, or after each block.
+
+    Nothing is downloaded unless --pretrained says so; without it and --weights, a model of timm has random
+    weights, and its groups mean nothing.
+    """
+    recipes = split(recipe or ["evoprune"], "recipe")
+    budget = parse_keep(keep)
+    zoos = {name: build(name, keep=budget.value) for name in recipes}
+    output_file(out, (".png",))
+    viz.figure_class()  # matplotlib missing is an error now, not after the work
+    eyes = reader(model, weights=weights, pretrained=pretrained)
+    x = eyes.read(images)
+
+    console = Console(highlight=False)
+    light = eyes.light(x)
+    panels = [
+        [Panel(picture, Path(name).name)] for picture, name in zip(light, images, strict=True)
+    ]
+    columns = [("original", "")]
+    captions = [CAPTION] if eyes.trained else [RANDOM, CAPTION]
+    for name, zoo in zoos.items():
+        way = follow(zoo, eyes.model, x)
+        columns[0] = ("original", f"{way.before} tokens")
+        if way.small is not None:
+            captions.append(SMALLER)
+        after = [way.tokens(block) for block in way.plans or [None]]
+        console.print(
+            f"{name}: {way.before} -> {', '.join(map(str, after))} tokens", soft_wrap=True
+        )
+        chosen = list(way.plans) if sites and way.plans else [None]
+        for block in chosen:
+            detail = f"{way.tokens(block)} tokens"
+            columns.append((name, detail if block is None else f"block {block}: {detail}"))
+            for index, row in enumerate(panels):
+                row.append(Panel(_picture(way, eyes, light, index, block, see_through)))
+    gallery(
+        panels,
+        columns,
+        out,
+        title=f"Which patches share a token: {model}, keep {budget.text}",
+        caption=" ".join(dict.fromkeys(captions)),
+    )
+    if not eyes.trained:
+        console.print(RANDOM, soft_wrap=True)
+    console.print(f"Picture: {out}", soft_wrap=True, markup=False)
+
+
+def _picture(
+    way: Followed, eyes: Reader, light: Tensor, index: int, block: int | None, see_through: float
+) -> Tensor:
+    """One picture: over the image, or the smaller one that the model saw."""
+    image = light[index] if way.small is None else eyes.light(way.small[index])
+    return way.picture(image, index, block, see_through=see_through)

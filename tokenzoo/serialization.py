@@ -1,0 +1,176 @@
+"""Recipes as JSON: names and numbers, never code.
+
+A part is written as the kind and the name under which it is registered, and its options. Loading looks
+the names up again, so a plugin's part can be loaded where the plugin is installed, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tokenzoo import plugins
+from tokenzoo._core.quoting import quote, shortened
+from tokenzoo.errors import BadArgumentError, TokenzooError
+from tokenzoo.parts import Discount, Discounted, Normalized, Part, Sum
+from tokenzoo.recipe import Recipe, Stage, Step
+
+FORMAT = 1
+
+DEEPEST = 50
+"""Parts in parts, and lists in lists, that are read."""
+
+LARGEST = 1_000_000
+"""Bytes of the largest file that is read; a recipe has a few thousand."""
+
+# What a file has in it.
+_BY_NAME = ("tokenzoo", "recipe", "options")
+_BY_PARTS = ("tokenzoo", "steps", "keep", "flops", "proportional_attention")
+
+# Made by operators on scorers, never registered: they are written under their own names.
+_COMBINED = {part.__name__: part for part in (Discount, Discounted, Normalized, Sum)}
+
+
+def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str | Path) -> None:
+    """Write a recipe: by its name and options, or, if made by hand, part by part.
+
+    Raises:
+        BadArgumentError: a part is not registered, so that no name could be written; or the path is none.
+    """
+    content: dict[str, Any] = {"tokenzoo": FORMAT}
+    try:
+        if name is not None:
+            content |= {"recipe": name, "options": {k: _encode(v) for k, v in options.items()}}
+        else:
+            content |= {"steps": [_encode(step) for step in recipe.steps]}
+            content |= {"keep": recipe.keep, "flops": recipe.flops}
+            content["proportional_attention"] = recipe.proportional_attention
+        Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    except TokenzooError:
+        raise
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise BadArgumentError(
+            f"{quote(path, 200)} cannot be written: {error}. Name a file"
+        ) from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read what `save` wrote: `{"recipe", "options"}`, or `{"steps": Recipe}`.
+
+    Raises:
+        BadArgumentError: not a file of ours, or of a later format.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise _not_ours(path, f"it has more than {LARGEST} bytes")
+        content = json.loads(text)
+    except TokenzooError:
+        raise
+    except (ValueError, OSError, TypeError, RecursionError) as error:
+        raise _not_ours(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _not_ours(path, "it has no names in it")
+    found = cast("dict[str, Any]", content)
+    version = found.get("tokenzoo")
+    if type(version) is not int or version != FORMAT:
+        raise BadArgumentError(
+            f"{_named(path)} has format {quote(version)}; this version reads {FORMAT}: upgrade tokenzoo, "
+            "or save the recipe again"
+        )
+    names = _BY_NAME if "recipe" in found else _BY_PARTS
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise _not_ours(path, f"{quote(unknown[0])} is none of {', '.join(names)}")
+    try:
+        if "recipe" in found:
+            options = {k: _decode(v) for k, v in found["options"].items()}
+            if "recipe" in options:
+                raise _not_ours(path, "'recipe' is no option")
+            return {"recipe": found["recipe"], "options": options}
+        steps = [_decode(step) for step in found["steps"]]
+        options = {name: found[name] for name in ("keep", "proportional_attention")}
+        return {"steps": Recipe(*steps, flops=found.get("flops"), **options)}
+    except TokenzooError:
+        raise
+    except RecursionError as error:
+        raise _not_ours(path, "it is nested too deep") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _not_ours(path, quote(error, 200)) from error
+
+
+def _not_ours(path: str | Path, why: str) -> BadArgumentError:
+    return BadArgumentError(
+        f"{_named(path)} is not a saved recipe: {why}. Write one with zoo.save(path)"
+    )
+
+
+def _named(path: str | Path) -> str:
+    return shortened(str(path), 200) if isinstance(path, str | Path) else quote(path)  # pyright: ignore[reportUnnecessaryIsInstance]
+
+
+def name_of(part: Part) -> tuple[str, str] | None:
+    """The kind and name under which the class of a part is registered, or None."""
+    for kind in plugins.KINDS:
+        for name, factory in plugins.collect(kind).items():
+            if factory is type(part):
+                return kind, name
+    return None
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Stage):
+        return {"stage": value.name, "layer": value.layer}
+    if isinstance(value, Step):
+        return {"step": {f.name: _encode(getattr(value, f.name)) for f in fields(value) if f.init}}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in cast("tuple[Any, ...]", value)]
+    if isinstance(value, Part):
+        combined = type(value).__name__ if type(value) in _COMBINED.values() else None
+        found = ("combined", combined) if combined else name_of(value)
+        if found is None or not is_dataclass(value):
+            raise BadArgumentError(
+                f"{quote(value)} is not registered under a name, and code is never saved: bring it by a "
+                "plugin (docs/parts.md), or keep the recipe in Python"
+            )
+        options = {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
+        return {"part": list(found), "options": options}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise BadArgumentError(
+        f"{quote(value)} cannot be saved: only names, numbers and registered parts are"
+    )
+
+
+def _decode(value: Any, depth: int = 0) -> Any:
+    if depth > DEEPEST:
+        raise ValueError("it is nested too deep")
+
+    def inner(value: Any) -> Any:
+        return _decode(value, depth + 1)
+
+    if isinstance(value, list):
+        return tuple(inner(item) for item in cast("list[Any]", value))
+    if not isinstance(value, dict):
+        return value
+    entry = cast("dict[str, Any]", value)
+    if "stage" in entry:
+        return Stage(entry["stage"], entry["layer"])
+    if "step" in entry:
+        return Step(**{k: inner(v) for k, v in entry["step"].items()})
+    kind, name = entry["part"]
+    known = _COMBINED if kind == "combined" else plugins.KINDS
+    if (name if kind == "combined" else kind) not in known:
+        raise ValueError(f"no part {quote(kind)}, {quote(name)}; there are {', '.join(known)}")
+    factory = _COMBINED[name] if kind == "combined" else plugins.find(kind, name)
+    options = {k: inner(v) for k, v in entry["options"].items()}
+    starred = [
+        p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.VAR_POSITIONAL
+    ]
+    positional = options.pop(starred[0]) if starred else ()
+    return factory(*positional, **options)

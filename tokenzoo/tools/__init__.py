@@ -1,0 +1,1 @@
+"""Tools on whole models: benchmark, pictures, tracing, ONNX, compatibility, model loading."""

@@ -1,0 +1,97 @@
+"""What a plan leaves of the operations: the least time that a candidate could take, as a ratio.
+
+Counted are matrix products: those of the tower's blocks (`Budget.operations`), and of the language model's
+layers and its head. Attention is counted whole, as if it were not causal. Projector, pooling, embeddings,
+norms and the selection itself are not counted, so a time can be above its floor by these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenzoo.adapter import Adapter
+from tokenzoo.budget import Budget
+from tokenzoo.hooks.handle import Attached
+from tokenzoo.packed import PackedAdapter
+from tokenzoo.tools.benchmark.workload import Workload
+
+
+def operations(work: Workload, attached: Attached | None) -> dict[str, float]:
+    """The operations of each part of one call; {} where nothing knows the model.
+
+    Args:
+        work: the call.
+        attached: a recipe on a copy of its model; None: the bare one.
+    """
+    if work.adapter is None:
+        return {}
+    encoder = sum(_plan(work.adapter, attached, tokens).operations for tokens in work.images)
+    if not work.multimodal:
+        return {"encoder": encoder}
+    text = work.model.config.text_config
+    prefill = work.sizes.batch * layers(text, prompts(work, attached))
+    whole = encoder + prefill + work.sizes.batch * 2 * text.hidden_size * text.vocab_size
+    return {"encoder": encoder, "prefill": prefill, "first_token": whole}
+
+
+def prompts(work: Workload, attached: Attached | None) -> tuple[int, ...]:
+    """Tokens of one prompt that enter each layer of the language model."""
+    given: Any = work.given
+    depth, length = work.model.config.text_config.num_hidden_layers, given["input_ids"].shape[1]
+    if attached is None:
+        return (length,) * depth
+    adapter: Any = attached.adapter
+
+    def left(tokens: int) -> int:
+        return attached.plan(tokens).visual
+
+    found = adapter.visuals(given, left)
+    each = [visual for several in found.values() for visual in several]
+    words = length - sum(visual.full for visual in each) // work.sizes.batch
+
+    def entering(layer: int) -> int:
+        visible = sum(visual.entering(attached.recipe, layer) for visual in each)
+        return words + visible // work.sizes.batch
+
+    return tuple(map(entering, range(depth)))
+
+
+def layers(text: Any, entering: Sequence[int]) -> int:
+    """The operations of a language model's layers, when so many tokens enter each.
+
+    Args:
+        text: its configuration; its MLP has three matrices.
+        entering: one number for each layer.
+    """
+    width, heads = text.hidden_size, text.num_attention_heads
+    head = getattr(text, "head_dim", None) or width // heads
+    products = 2 * width * head * (2 * heads + 2 * text.num_key_value_heads)
+    products += 6 * width * text.intermediate_size
+    return sum(n * products + 4 * n * n * heads * head for n in entering)
+
+
+def behind(work: Workload, attached: Attached | None) -> tuple[int, ...]:
+    """Patch tokens that leave the encoder, of each kind of image; () where nothing knows."""
+    if work.adapter is None:
+        return ()
+    kinds = dict.fromkeys(work.images)
+    return tuple(_plan(work.adapter, attached, tokens).visual for tokens in kinds)
+
+
+def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> Budget:
+    if attached is not None:
+        return attached.plan(tokens)
+    depth = len(adapter.blocks())
+    packed = isinstance(adapter, PackedAdapter)
+    return Budget(
+        tokens=tokens,
+        entering=tokens,
+        blocks=(tokens,) * depth,
+        features=tokens,
+        prefix=adapter.prefix,
+        width=adapter.width,
+        hidden=adapter.hidden,
+        patches=adapter.patches if packed else 1,
+        reach=adapter.reach if packed else (),
+    )

@@ -1,0 +1,212 @@
+"""Whole multimodal models by name, of random weights, and prompts for them.
+
+llava-1.5-7b        CLIP ViT-L/14-336 (23 blocks: nobody reads the 24th) and a 7B Llama; one image
+llava-video-7b      SigLIP so400m/14-384 and Qwen2-7B; a video, a frame averaged to 13 x 13 tokens
+llava-video-0.5b    the same tower, and Qwen2-0.5B
+llava-onevision-0.5b    as that, a frame interpolated to 14 x 14 tokens, as transformers' model has it
+qwen2-vl-7b, qwen2.5-vl-7b    a photograph of 784 x 1036 pixels, and a video of 336 x 448
+qwen2.5-vl-0.5b     half of the public tower's blocks, and Qwen2-0.5B's language model
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.tools.benchmark import prompts
+from tokenzoo.tools.benchmark.workload import Setting, Sizes
+
+Config = dict[str, Any]
+
+LLAVA = {"image_token_id": 32000}
+ONEVISION = {"image_token_id": 151646, "video_token_id": 151647}
+QWEN = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 5,
+    "vision_end_token_id": 6,
+}
+GRIDS = ((56, 74), (24, 32))  # of the photograph and of a slice: rows and columns of patches
+TINY_GRIDS = ((8, 12), (4, 6))
+
+
+def _sizes(width: int, mlp: int, layers: int, heads: int, **others: Any) -> Config:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return {**dict(zip(names, (width, mlp, layers, heads), strict=True)), **others}
+
+
+def _language(*given: int, kv: int, words: int, tied: bool = False) -> Config:
+    return _sizes(*given, num_key_value_heads=kv, vocab_size=words, tie_word_embeddings=tied)
+
+
+def _qwen2_5(blocks: int, width: int, mlp: int, heads: int, every: int = 8) -> Config:
+    full = list(range(every - 1, blocks, every))
+    others = {"fullatt_block_indexes": full, "window_size": 112, "patch_size": 14}
+    names = {"depth": blocks, "hidden_size": width, "intermediate_size": mlp, "num_heads": heads}
+    return {**names, **others}
+
+
+CLIP_L = _sizes(1024, 4096, 23, 16, image_size=336, patch_size=14)
+SO400M = _sizes(1152, 4304, 26, 16, image_size=384, patch_size=14)
+TINY = _sizes(64, 96, 6, 4, image_size=126, patch_size=14)
+QWEN2 = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14}
+TINY_QWEN2 = {**QWEN2, "depth": 4, "embed_dim": 64, "mlp_ratio": 2, "num_heads": 4}
+VICUNA = _language(4096, 11008, 32, 32, kv=32, words=32064)
+SMALL = _language(896, 4864, 24, 14, kv=2, words=152000, tied=True)
+LARGE = _language(3584, 18944, 28, 28, kv=4, words=152128)
+TINY_LANGUAGE = _language(64, 96, 3, 4, kv=2, words=151660)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A kind of model, in the size of a public checkpoint, and small.
+
+    Attributes:
+        kind: of `_llava`, `_onevision` and `_qwen`.
+        vision: sizes of the tower.
+        text: sizes of the language model.
+        tiny: of the tower in a test.
+        frames: of the video, unless another number is asked for; 0: there is none.
+        averaged: whether a frame is pooled to half of its rows and columns, rounded down.
+    """
+
+    kind: str
+    vision: Config
+    text: Config
+    tiny: Config
+    frames: int
+    averaged: bool = False
+
+
+SHAPES = {
+    "llava-1.5-7b": Shape("llava", CLIP_L, VICUNA, TINY, 0),
+    "llava-video-7b": Shape("onevision", SO400M, LARGE, TINY, 64, averaged=True),
+    "llava-video-0.5b": Shape("onevision", SO400M, SMALL, TINY, 8, averaged=True),
+    "llava-onevision-0.5b": Shape("onevision", SO400M, SMALL, TINY, 8),
+    "qwen2-vl-7b": Shape("qwen2", QWEN2, LARGE, TINY_QWEN2, 8),
+    "qwen2.5-vl-7b": Shape(
+        "qwen2_5", _qwen2_5(32, 1280, 3420, 16), LARGE, _qwen2_5(4, 64, 96, 4, every=2), 8
+    ),
+    "qwen2.5-vl-0.5b": Shape(
+        "qwen2_5", _qwen2_5(16, 1280, 3420, 16), SMALL, _qwen2_5(4, 64, 96, 4, every=2), 8
+    ),
+}
+
+
+def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
+    """A model, and a prompt for it.
+
+    Raises:
+        MissingDependencyError: transformers, or the attention that is asked for, is not installed.
+        BadArgumentError: transformers cannot make it so; or frames where there is no video.
+    """
+    shape = SHAPES[name]
+    if sizes.frames is not None and not shape.frames:
+        raise BadArgumentError(f"frames={sizes.frames} of {name}, which is shown an image")
+    frames = sizes.frames or shape.frames
+    vision = dict(shape.tiny if sizes.tiny else shape.vision)
+    text = dict(TINY_LANGUAGE if sizes.tiny else shape.text)
+    if sizes.depth is not None:
+        vision["depth" if "depth" in vision else "num_hidden_layers"] = sizes.depth
+        if "fullatt_block_indexes" in vision:
+            full = [i for i in vision["fullatt_block_indexes"] if i < sizes.depth]
+            vision["fullatt_block_indexes"] = full or [sizes.depth - 1]
+    if sizes.layers is not None:
+        text["num_hidden_layers"] = sizes.layers
+    kinds: dict[str, Callable[..., Any]] = {
+        "llava": _llava,
+        "onevision": _onevision,
+        "qwen2": _qwen,
+        "qwen2_5": _qwen,
+    }
+    try:
+        config = kinds[shape.kind](vision, text)
+        cast("Any", torch).manual_seed(0)
+        with torch.device(setting.device):
+            model = _transformers().AutoModelForImageTextToText.from_config(
+                config, dtype=setting.torch_dtype, attn_implementation=setting.attention
+            )
+    except (ImportError, ValueError) as error:  # how transformers says no
+        raise BadArgumentError(
+            f"{name} cannot be made with attention={setting.attention!r}: {error}"
+        ) from error
+    if shape.averaged:
+        _average(model.model)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    if shape.kind.startswith("qwen"):
+        given = prompts.packed(model, frames, *(TINY_GRIDS if sizes.tiny else GRIDS))
+    else:
+        given = prompts.shown(model, frames)
+    batched = {
+        key: value.repeat(sizes.batch, *[1] * (value.ndim - 1)) for key, value in given.items()
+    }
+    return model.eval(), batched
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "transformers is not installed: pip install 'tokenzoo[transformers]'"
+        ) from error
+
+
+def _llava(vision: Config, text: Config) -> Any:
+    library = _transformers()
+    return library.LlavaConfig(
+        vision_config=library.CLIPVisionConfig(**vision),
+        text_config=library.LlamaConfig(**text, max_position_embeddings=32768),
+        tie_word_embeddings=text["tie_word_embeddings"],
+        vision_feature_layer=-1,  # of all blocks that are made: the public one's last but one
+        **LLAVA,
+    )
+
+
+def _onevision(vision: Config, text: Config) -> Any:
+    library = _transformers()
+    return library.LlavaOnevisionConfig(
+        vision_config=library.SiglipVisionConfig(**vision, vision_use_head=False),
+        text_config=library.Qwen2Config(**text, max_position_embeddings=32768),
+        tie_word_embeddings=text["tie_word_embeddings"],
+        **ONEVISION,
+    )
+
+
+def _qwen(vision: Config, text: Config) -> Any:
+    library = _transformers()
+    newer = "fullatt_block_indexes" in vision
+    width = text["hidden_size"]
+    vision = {**vision, "out_hidden_size" if newer else "hidden_size": width}
+    pairs = width // text["num_attention_heads"] // 2
+    axes = [pairs // 4, (pairs - pairs // 4) // 2]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [*axes, pairs - sum(axes)]}
+    kind = library.Qwen2_5_VLConfig if newer else library.Qwen2VLConfig
+    return kind(
+        vision_config=vision,
+        text_config={**text, "rope_parameters": rope, "max_position_embeddings": 32768},
+        tie_word_embeddings=text["tie_word_embeddings"],
+        **QWEN,
+    )
+
+
+def _average(base: Any) -> None:
+    """Pool a frame to half of its rows and columns, rounded down (27 to 13), as LLaVA-Video does."""
+    kind: Any = base.__class__
+    own = {"apply_pooling": _averaged, "__module__": kind.__module__}
+    base.__class__ = type(kind.__name__, (kind,), own)
+
+
+def _averaged(base: Any, image_features: Tensor) -> Tensor:
+    side = round(image_features.shape[1] ** 0.5)
+    f, _, c = image_features.shape
+    frames = image_features.transpose(1, 2).reshape(f, c, side, side)
+    return F.avg_pool2d(frames, 2).flatten(2).transpose(1, 2)

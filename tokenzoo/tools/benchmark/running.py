@@ -1,0 +1,198 @@
+"""Candidates in turn, round by round, each part of a call against the bare model's in the same round.
+
+    work = load("siglip-so400m-384")
+    table = run(work, [Candidate("evoprune", attaching(build("evoprune", keep=64)), keep=64)])
+    table.rows[1].time["encoder"].ratio, table.rows[1].floor["encoder"]
+
+A part that the bare model does not have, the selection, is divided by its encoder. Seconds never leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tokenzoo._core.validation import check_count
+from tokenzoo.errors import TokenzooError
+from tokenzoo.hooks.handle import Attached
+from tokenzoo.tools.benchmark import floors, modes
+from tokenzoo.tools.benchmark.candidates import AGAIN, BARE, Candidate, check_candidates, copy_of
+from tokenzoo.tools.benchmark.clock import ENCODER, SELECTION, Clock, parts, watch
+from tokenzoo.tools.benchmark.modes import Mode
+from tokenzoo.tools.benchmark.rows import Memory, Row, Table
+from tokenzoo.tools.benchmark.workload import Workload
+from tokenzoo.tools.timing import Timing, turn
+
+COMPILING = 3
+"""Calls until nothing is compiled any more: what a first call leaves behind can be news to the second."""
+
+
+@dataclass(eq=False)
+class _Subject:
+    """One model of a run; without a candidate it is the bare one."""
+
+    name: str
+    candidate: Candidate | None
+    model: Any
+    attached: Attached | None
+    clock: Clock
+    call: Callable[[], object]
+    seconds: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+
+def run(
+    work: Workload,
+    candidates: Sequence[Candidate],
+    *,
+    mode: Mode = "eager",
+    rounds: int = 5,
+    warmup: int = 1,
+    between: Callable[[int, int], object] | None = None,
+) -> Table:
+    """Measure candidates against the bare model, in one mode.
+
+    Args:
+        work: the bare model, and the call.
+        candidates: one row each. One that cannot be made, or fails in its first call, is a row that says
+            why.
+        mode: "eager"; "compile", all models compiled; "graph", all as CUDA graphs.
+        rounds: that count; in each every model is called once.
+        warmup: calls of each model before them, which do not count; where it is compiled, 3 at least.
+        between: called off the clock, after every call, with the calls that were made and those that there
+            will be: for a progress bar.
+
+    Raises:
+        BadArgumentError: no candidate, two of one name, no round, or a mode that is impossible here.
+    """
+    check_candidates(candidates)
+    check_count("rounds", rounds)
+    check_count("warmup", warmup)
+    modes.check_mode(mode, work)
+    with modes.many_versions(mode):
+        # All are attached before one is compiled: attaching has torch forget what it compiled.
+        bare, again = (_made(work, name, None, mode) for name in (BARE, AGAIN))
+        rows, subjects = _all_made(work, candidates, mode)
+        for subject in (bare, again):
+            _warm(work, subject, mode, warmup)
+        for candidate in list(subjects):
+            try:
+                _warm(work, subjects[candidate], mode, warmup)
+            except Exception as error:  # of a compiler, of somebody else's code: the others go on
+                rows[candidate] = _failed(candidate, error)
+                del subjects[candidate]
+        several = list(subjects.values())
+        half = len(several) // 2  # the bare ones half a round apart, to see how the machine drifts
+        _rounds([bare, *several[:half], again, *several[half:]], work, rounds, between)
+    for candidate, subject in subjects.items():
+        rows[candidate] = _row(work, subject, bare, mode)
+    first, last = (_row(work, one, bare, mode) for one in (bare, again))
+    return Table(mode, rounds, (first, *(rows[candidate] for candidate in candidates), last))
+
+
+def _made(work: Workload, name: str, candidate: Candidate | None, mode: Mode) -> _Subject:
+    """A copy of the bare model, changed as the candidate says, with a clock at its parts."""
+    clock = Clock(work.device, blind=mode != "eager")
+    model = copy_of(work.model)
+    attached = None if candidate is None else candidate.prepare(model, clock.tick)
+    if work.multimodal and work.adapter is not None:
+        # Inside of what is compiled there is no clock: such a projector counts as the tower's.
+        projector = "" if work.inside and clock.blind else work.adapter.projector
+        watch(model, clock, work.encoder, projector, work.language)
+    return _Subject(name, candidate, model, attached, clock, work.run(model))
+
+
+def _all_made(
+    work: Workload, candidates: Sequence[Candidate], mode: Mode
+) -> tuple[dict[Candidate, Row], dict[Candidate, _Subject]]:
+    """The rows of those that cannot be made, and the others."""
+    rows: dict[Candidate, Row] = {}
+    subjects: dict[Candidate, _Subject] = {}
+    for candidate in candidates:
+        try:
+            subjects[candidate] = _made(work, candidate.name, candidate, mode)
+        except TokenzooError as error:
+            rows[candidate] = _failed(candidate, error)
+    return rows, subjects
+
+
+def _failed(candidate: Candidate, error: Exception) -> Row:
+    """The row that says why: an error of ours in its own words, another one with its kind."""
+    lines = str(error).strip().splitlines() or [""]
+    ours = isinstance(error, TokenzooError)
+    problem = lines[0] if ours else f"{type(error).__name__}: {lines[0]}"
+    return Row(candidate.name, candidate.keep, problem)
+
+
+def _warm(work: Workload, subject: _Subject, mode: Mode, warmup: int) -> None:
+    """The first calls, which compile and capture."""
+    subject.call = modes.ready(mode, work, subject.model)
+    for _ in range(max(warmup, COMPILING) if mode == "compile" else warmup):
+        subject.clock.call(subject.call)
+        parts(subject.clock, work.multimodal, work.inside)  # an error now, and not after all rounds
+
+
+def _rounds(
+    subjects: Sequence[_Subject],
+    work: Workload,
+    rounds: int,
+    between: Callable[[int, int], object] | None,
+) -> None:
+    numbered = {str(number): one for number, one in enumerate(subjects)}
+    done = 0
+    for index in range(rounds):
+        for number in turn(list(numbered), index):
+            one = numbered[number]
+            one.clock.call(one.call)
+            one.seconds.append(parts(one.clock, work.multimodal, work.inside))
+            done += 1
+            if between is not None:
+                between(done, rounds * len(subjects))
+
+
+def _row(work: Workload, subject: _Subject, bare: _Subject, mode: Mode) -> Row:
+    whole = "first_token" if work.multimodal else ENCODER
+    time: dict[str, Timing] = {}
+    share: dict[str, Timing] = {}
+    for part in subject.seconds[0]:
+        base = ENCODER if part == SELECTION else part
+        time[part] = _ratio(subject.seconds, part, bare.seconds, base)
+        share[part] = _ratio(subject.seconds, part, bare.seconds, whole)
+    candidate = subject.candidate
+    floor: dict[str, float] = {}
+    foreign = candidate is not None and subject.attached is None
+    if candidate is not None and foreign:
+        floor = {} if candidate.floor is None else {ENCODER: candidate.floor}
+    else:
+        own, all_of_it = floors.operations(work, subject.attached), floors.operations(work, None)
+        floor = {part: own[part] / all_of_it[part] for part in all_of_it}
+    return Row(
+        subject.name,
+        None if candidate is None else candidate.keep,
+        tokens=() if foreign else floors.behind(work, subject.attached),
+        prompt=subject.clock.prompt,
+        floor=floor,
+        time=time,
+        share=share,
+        memory=_memory(subject, mode),
+    )
+
+
+def _ratio(own: list[dict[str, float]], part: str, base: list[dict[str, float]], of: str) -> Timing:
+    return Timing(tuple(a[part] / b[of] for a, b in zip(own, base, strict=True)))
+
+
+def _memory(subject: _Subject, mode: Mode) -> Memory | None:
+    """What one more call allocates, off the clock; a graph has allocated all before."""
+    device = subject.clock.device
+    if device.type != "cuda" or mode == "graph":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    subject.call()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return Memory(peak, peak - before)

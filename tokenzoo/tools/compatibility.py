@@ -1,0 +1,186 @@
+"""Does a model work with a recipe? Tried, not guessed: made with random weights, attached, run, compared.
+
+A model is refused if nothing was attached and an error of ours says why. It works if keeping everything
+changes nothing, if there were as many tokens as planned after each block, and if the bare model is back
+after `detach`. There is no third kind: whatever else happens is a bug of ours, called broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenzoo.errors import BadArgumentError, TokenzooError, UnsupportedModelError
+from tokenzoo.hooks.attach import find_adapter
+from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools import transformers_loading as from_transformers
+from tokenzoo.zoo import Zoo, build
+
+Given = Tensor | Mapping[str, Any]
+
+TOLERANCE = 1e-5  # float32: some roundings, relative to the largest output
+VISIBLE = 1e-3  # what fewer tokens change at least: where nothing can be seen, nothing is shown
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for one model.
+
+    Attributes:
+        name: of the model.
+        family: the class of the model.
+        verdict: what it is.
+        reason: why it was refused, or what is broken.
+        identity: the largest difference that keeping all tokens made, relative to the largest output.
+        change: the same for the budget that was asked for.
+        tokens: patch tokens before the first block.
+        counts: patch tokens after each block, as they were.
+        planned: the same, as they were planned.
+        flops: what is left of the blocks' operations, as planned.
+    """
+
+    name: str
+    family: str
+    verdict: Literal["works", "refused", "broken"]
+    reason: str = ""
+    identity: float | None = None
+    change: float | None = None
+    tokens: int | None = None
+    counts: tuple[int, ...] = ()
+    planned: tuple[int, ...] = ()
+    flops: float | None = None
+
+
+def examine(
+    name: str,
+    *,
+    recipe: str = "evoprune",
+    keep: int | float = 0.25,
+    depth: int | None = None,
+    batch: int = 2,
+    **options: Any,
+) -> Verdict:
+    """Try a recipe on a model that is made for this, with random weights; nothing is downloaded.
+
+    Args:
+        name: of a model of timm, "torchvision:...", "open_clip:...", "transformers:TYPE", or a folder with
+            a config.json of transformers.
+        recipe: the name of a recipe.
+        keep: patch tokens to keep.
+        depth: blocks to make, where the model takes a number: less to compute; None: its own.
+        batch: number of images.
+        options: of the model, e.g. `img_size`.
+
+    Raises:
+        UnknownNameError: no such model or recipe; names the nearest.
+        BadArgumentError: the model cannot be made so, or its blocks do not reach `keep` (`BudgetError`).
+        MissingDependencyError: the library that makes the model is not installed.
+    """
+    zoo, whole = build(recipe, keep=keep), build(recipe, keep=1.0)
+    try:
+        weightless = towers.create(name, device="meta", **options).model
+    except (RuntimeError, NotImplementedError):
+        weightless = None  # it computes something while it is made
+    if weightless is not None:
+        try:
+            find_adapter(weightless)
+        except UnsupportedModelError as error:  # weights would change nothing
+            return Verdict(name, type(weightless).__name__, "refused", str(error))
+    tower = towers.create(name, depth=depth, **options)
+    towers.randomise(tower.model)
+    if not tower.size:
+        given = from_transformers.inputs(tower.model, find_adapter(tower.model), batch)
+        return examine_model(tower.model, given, zoo, whole, name=name)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, *tower.size, generator=generator)
+    return examine_model(tower.model, images, zoo, whole, name=name)
+
+
+def examine_model(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, *, name: str) -> Verdict:
+    """Try a recipe on a model.
+
+    Args:
+        model: in eval mode, with nothing attached.
+        images: that it can be run on, or a mapping of its arguments.
+        zoo: the recipe.
+        whole: the same recipe, keeping all tokens.
+        name: for the verdict.
+
+    Raises:
+        BadArgumentError: the recipe's `keep` is out of reach (`BudgetError`).
+    """
+    family = type(model).__name__
+    try:
+        return _try(model, images, zoo, whole, name)
+    except BadArgumentError:
+        raise
+    except Exception as error:
+        # Whatever it is: the purpose is to find out.
+        return Verdict(name, family, "broken", f"{type(error).__name__}: {error}")
+
+
+def _try(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, name: str) -> Verdict:
+    family = type(model).__name__
+    bare = _run(model, images)
+    try:
+        attached = whole.attach(model)
+    except BadArgumentError:
+        raise
+    except TokenzooError as error:
+        return Verdict(name, family, "refused", str(error))
+    with attached:
+        identity = _gap(_run(model, images), bare)
+        tokens = attached.counts[0] if attached.counts else _tokens(attached.adapter, images)
+    with zoo.attach(model) as attached:
+        fewer = _run(model, images)
+        change = _gap(fewer, bare[: len(fewer)])  # of a packed tower fewer rows come
+        counts, plan = attached.counts, attached.plan(tokens)
+    problems = {
+        f"keeping all tokens changes the output by {identity:.1e} of the largest": not identity
+        <= TOLERANCE,
+        "there were other counts than planned": counts not in ((), plan.blocks),
+        f"fewer tokens change the output by {change:.1e} of the largest: too little to see an error": (
+            (plan.llm or plan.visual) < tokens and not change >= VISIBLE
+        ),
+        "after detach it is not the bare model": not torch.equal(_run(model, images), bare),
+    }
+    found = [problem for problem, there in problems.items() if there]
+    return Verdict(
+        name,
+        family,
+        "broken" if found else "works",
+        "; ".join(found),
+        identity=identity,
+        change=change,
+        tokens=tokens,
+        counts=counts,
+        planned=plan.blocks,
+        flops=plan.flops,
+    )
+
+
+def _tokens(adapter: Any, images: Given) -> int:
+    """Patch tokens of an image of the call, of a model that also reads a prompt."""
+    return next(iter(adapter.visuals(images, int).values()))[0].patches
+
+
+def _run(model: nn.Module, images: Given) -> Tensor:
+    """The output, of several the first; of transformers' what does not depend on the tokens left."""
+    with torch.inference_mode():
+        output: Any = model(images) if isinstance(images, Tensor) else model(**images)
+    if getattr(output, "logits", None) is not None:
+        return output.logits[:, -1]
+    if getattr(output, "pooler_output", None) is not None:
+        return output.pooler_output
+    if hasattr(output, "last_hidden_state"):
+        return output.last_hidden_state[:, 0]
+    return cast("tuple[Tensor, ...]", output)[0] if isinstance(output, tuple) else output
+
+
+def _gap(output: Tensor, bare: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((output - bare).abs().max() / bare.abs().max())

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import tokenzoo
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Skip
 from tokenzoo.scorers import ReceivedAttention
 
@@ -48,7 +48,7 @@ SELECTION = SelectAssign(TopK(ReceivedAttention()), Drop())
 RECIPES = {
     "evoprune": tokenzoo.build("evoprune").recipe,
     "tome": tokenzoo.build("tome").recipe,
-    "selection by received attention": Recipe(Step(Stage.BLOCK, Skip(), SELECTION, Keep())),
+    "selection by received attention": Recipe(Step(Stage.BLOCK, Skip(), SELECTION, Identity())),
 }
 
 

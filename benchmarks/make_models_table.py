@@ -1,9 +1,10 @@
 """The table of docs/models.md: which models work, and why the others are refused.
 
 Every model is made with random weights and tried (`tokenzoo.tools.compatibility`); nothing is
-downloaded. Run it with `python -m benchmarks.make_models_table`, timm, torchvision and open_clip installed. It fails, and writes
-nothing, if a model neither works nor is refused; `--only transformers` makes that section anew and leaves
-the others as they are. `tests/adapters/test_models_table.py` tries some again.
+downloaded. Run it with `python -m benchmarks.make_models_table`, timm, torchvision and open_clip
+installed. It fails, and writes nothing, if a model neither works nor is refused; `--only transformers`
+makes that section anew and leaves the others as they are. `tests/adapters/test_models_table.py`
+tries some again.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tokenzoo
 from tokenzoo.cli import app
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tools.viz import Panel, gallery, merged_groups
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
@@ -56,7 +56,7 @@ def described(image: Tensor) -> Tensor:
     return ((features - features.mean(0)) / features.std(0))[None]
 
 
-def merged(recipe: str, features: Tensor, keep: int, sites: int = 12) -> Plan:
+def merged(recipe: str, features: Tensor, keep: int, sites: int = 12) -> TokenMap:
     """Reduce `[1, n, c]` to `keep` tokens in equal steps, as the blocks of a tower would.
 
     The features are in place of queries and keys.
@@ -65,7 +65,7 @@ def merged(recipe: str, features: Tensor, keep: int, sites: int = 12) -> Plan:
     counts = (
         [keep] if recipe == "pool" else [n - (n - keep) * (i + 1) // sites for i in range(sites)]
     )
-    x, mass, plan = features, None, Plan.identity(1, n)
+    x, mass, plan = features, None, TokenMap.identity(1, n)
     for count in counts:
         grid = GRID if mass is None else None
         zoo = tokenzoo.build(recipe, keep=count)

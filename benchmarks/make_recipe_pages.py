@@ -3,10 +3,10 @@
     python -m benchmarks.make_recipe_pages
 
 What a page says comes from the recipe and its docstring (`tokenzoo.tools.recipe_pages`), from the table
-of models (docs/recipes/matrix.md, made by `tests/adapters/test_matrix.py`) and from the measured cost of selection
-(docs/results/selection-time-cpu.json, made by `benchmarks/selection_time.py`). It fails, and writes
-nothing, where a docstring lacks something. `tests/test_recipe_pages.py` holds that the pages are what it
-makes now.
+of models (docs/recipes/matrix.md, made by `tests/adapters/test_matrix.py`) and from the measured cost of
+selection (docs/results/selection-time-cpu.json, made by `benchmarks/selection_time.py`). It fails, and
+writes nothing, where a docstring lacks something. `tests/test_recipe_pages.py` holds that the pages
+are what it makes now.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tokenzoo.budget import Budget, removals_of
+from tokenzoo.budget import TokenBudget, removals_of
 from tokenzoo.schedules import Skip
 
 
@@ -39,9 +39,9 @@ def halved(tokens: int) -> int:
     return (tokens + 1) // 2
 
 
-def budget(tower: Tower, keep: int, schedule: Skip) -> Budget:
+def budget(tower: Tower, keep: int, schedule: Skip) -> TokenBudget:
     """The counts of one tower; prefix tokens are left out, as in the floors quoted in the page."""
-    return Budget(
+    return TokenBudget(
         tokens=tower.tokens,
         entering=tower.tokens,
         blocks=schedule.counts(tower.tokens, tower.blocks, keep, halved),

@@ -3,7 +3,7 @@
     python benchmarks/selection_time.py                    # -> docs/results/selection-time-cpu.json
 
 Random tensors in the shapes of CLIP-L (1,024 channels, 16 heads): 576 tokens, which is one image of 336
-pixels, and 2,880, five of them side by side. Timed is `Zoo.reduce`, which is evidence, matching and
+pixels, and 2,880, five of them side by side. Timed is `Method.reduce`, which is evidence, matching and
 merging; received and CLS attention are computed in it from queries and keys. What a language model's
 layer or a text encoder computes (last-token attention, text) is given. Each time is divided by that of
 one block of timm with fused attention on as many tokens, in the same round; `block again` is the noise.
@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenzoo
 from tokenzoo.tools.timing import interleaved
-from tokenzoo.zoo import Zoo
+from tokenzoo.zoo import Method
 
 HEADS, WIDTH, MLP = 16, 64, 4.0
 CHANNELS = HEADS * WIDTH
@@ -53,7 +53,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def one_step(name: str, tokens: int, keep: int) -> Zoo:
+def one_step(name: str, tokens: int, keep: int) -> Method:
     """A recipe, or the first step of one, that keeps so many of the tokens, or the fewest it can."""
     recipe = tokenzoo.build(name).recipe
     step = recipe.steps[0]
@@ -66,8 +66,8 @@ def grid_of(tokens: int) -> tuple[int, int]:
     return GRIDS.get(tokens, (rows, tokens // rows))
 
 
-def shown(zoo: Zoo, tokens: int, images: int = 1) -> dict[str, Any]:
-    """What `Zoo.reduce` is given: CLS and the tokens, and all that a part may ask for."""
+def shown(zoo: Method, tokens: int, images: int = 1) -> dict[str, Any]:
+    """What `Method.reduce` is given: CLS and the tokens, and all that a part may ask for."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -98,7 +98,7 @@ def shown(zoo: Zoo, tokens: int, images: int = 1) -> dict[str, Any]:
     return {"x": x, "prefix": 1, "at": at, **given}
 
 
-def operations(zoo: Zoo, given: dict[str, Any]) -> int:
+def operations(zoo: Method, given: dict[str, Any]) -> int:
     """How many operations a reduction asks for."""
     with Operations() as seen:
         zoo.reduce(**given)

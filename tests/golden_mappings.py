@@ -38,12 +38,12 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.matchers.far_from_pivots import set_order
-from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.plan import Plan, take
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import CLSAttention, FeatureNorm, GraphEnergy, Similarity
 from tokenzoo.scorers.raters import raters
+from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, unit
 
 # Largest absolute difference between two floats that count as equal.
@@ -679,7 +679,7 @@ def _with_repeats(
     k = len(kept)
     keep = F.pad(torch.arange(k), (0, 1), value=-1)[None]
     rest = torch.arange(k, listed.shape[1])[None]
-    plan = Plan.from_slots(keep, rest, torch.full_like(rest, k), listed.shape[1])
+    plan = TokenMap.from_slots(keep, rest, torch.full_like(rest, k), listed.shape[1])
     attention = F.softmax(queries[:, :1] @ keys.mT * hidden.shape[-1] ** -0.5, -1)
     seen = Evidence(
         hidden,
@@ -916,7 +916,9 @@ def _alikeness(metric: Tensor, outputs: Outputs) -> Tensor:
 
 def _chosen(selector: tokenzoo.Selector) -> Step:
     """A step whose plan keeps the tokens in the order of the selector's choice."""
-    return Step(Stage.FEATURES, Once(), SelectAssign(selector, Drop(), order="selected"), Keep())
+    return Step(
+        Stage.FEATURES, Once(), SelectAssign(selector, Drop(), order="selected"), Identity()
+    )
 
 
 def _spread(x: Tensor, outputs: Outputs) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenzoo import Affinity
 from tokenzoo.affinity import LINEAR, Curve, Elementwise, Exp, Linear
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 CURVES: list[Curve] = [
     LINEAR,

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import DINO_REG, GAP, RELPOS, SIGLIP, VIT, images, traces
-from tokenzoo import Plan, Recipe, Stage, Step, errors
+from tokenzoo import Recipe, Stage, Step, TokenMap, errors
 from tokenzoo.cli import app
 from tokenzoo.errors import (
     AttachError,
@@ -49,7 +49,7 @@ from tokenzoo.matchers import (
     Then,
     TopK,
 )
-from tokenzoo.mergers import Keep, TargetPlusMean, WeightedMean
+from tokenzoo.mergers import Identity, TargetPlusMean, WeightedMean
 from tokenzoo.plugins import registered
 from tokenzoo.schedules import Explicit, First, Once, Skip
 from tokenzoo.scorers import (
@@ -350,13 +350,13 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     ),
     "pairs": (lambda: Bipartite(length), BadArgumentError, ("pairs=", "PairScorer")),
     "scorer": (lambda: TopK(cosine), BadArgumentError, ("scorer=Similarity", "Scorer")),
-    "assigner": (lambda: SelectAssign(TopK(length), Keep()), BadArgumentError, ("Assigner",)),
+    "assigner": (lambda: SelectAssign(TopK(length), Identity()), BadArgumentError, ("Assigner",)),
     "then": (lambda: Then((1.5, TopK(length))), BadArgumentError, ("1.5",)),
     "scores multiplied": (lambda: length * cosine, BadArgumentError, ("discount(lam)",)),
     "scores added": (lambda: length + length, BadArgumentError, ("normalized",)),
     "normalized": (lambda: length.normalized("max"), BadArgumentError, ("how='max'", "minmax")),
     "step": (
-        lambda: Step(Stage.BLOCK, Keep(), Bipartite(cosine), Keep()),
+        lambda: Step(Stage.BLOCK, Identity(), Bipartite(cosine), Identity()),
         BadArgumentError,
         ("schedule=",),
     ),
@@ -460,17 +460,17 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
         ("(2, 10, 4)", "4 tokens"),
     ),
     "plan that contradicts itself": (
-        lambda: Plan(torch.tensor([[0, 1]]), torch.tensor([[1, 0]])).check(),
+        lambda: TokenMap(torch.tensor([[0, 1]]), torch.tensor([[1, 0]])).check(),
         BadArgumentError,
         ("dst[keep[i]]",),
     ),
     "plan out of range": (
-        lambda: Plan(torch.tensor([[0, 9]]), torch.tensor([[0, 1]])).check(),
+        lambda: TokenMap(torch.tensor([[0, 9]]), torch.tensor([[0, 1]])).check(),
         BadArgumentError,
         ("keep", "-1 .. 1"),
     ),
     "plans of other lengths": (
-        lambda: Plan.identity(1, 5).then(Plan.identity(1, 4)),
+        lambda: TokenMap.identity(1, 5).then(TokenMap.identity(1, 4)),
         BadArgumentError,
         ("5", "4"),
     ),
@@ -569,7 +569,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
         ("baseline='b'", "a"),
     ),
     "picture of another grid": (
-        lambda: merged_groups(IMAGE, Plan.identity(1, 10), (2, 4), 1),
+        lambda: merged_groups(IMAGE, TokenMap.identity(1, 10), (2, 4), 1),
         BadArgumentError,
         ("10 tokens", "2 x 4"),
     ),
@@ -599,37 +599,37 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
         ("between=3",),
     ),
     "picture of a list": (
-        lambda: merged_groups([[0.0]], Plan.identity(1, 5), (2, 2), 1),
+        lambda: merged_groups([[0.0]], TokenMap.identity(1, 5), (2, 2), 1),
         BadArgumentError,
         ("list", "float tensor [3, height, width]"),
     ),
     "picture in bytes": (
-        lambda: merged_groups(IMAGE.byte(), Plan.identity(1, 5), (2, 2), 1),
+        lambda: merged_groups(IMAGE.byte(), TokenMap.identity(1, 5), (2, 2), 1),
         BadArgumentError,
         ("torch.uint8", "0..1"),
     ),
     "picture without a plan": (
         lambda: merged_groups(IMAGE, None, (2, 2), 1),
         BadArgumentError,
-        ("plan=None", "Plan"),
+        ("plan=None", "TokenMap"),
     ),
     "picture of a number": (
-        lambda: merged_groups(IMAGE, Plan.identity(1, 5), 4, 1),
+        lambda: merged_groups(IMAGE, TokenMap.identity(1, 5), 4, 1),
         BadArgumentError,
         ("grid=4", "(rows, columns)"),
     ),
     "picture of no such image": (
-        lambda: merged_groups(IMAGE, Plan.identity(1, 5), (2, 2), 1, index=1),
+        lambda: merged_groups(IMAGE, TokenMap.identity(1, 5), (2, 2), 1, index=1),
         BadArgumentError,
         ("index=1", "0 to 0"),
     ),
     "picture of half an image": (
-        lambda: merged_groups(IMAGE, Plan.identity(1, 5), (2, 2), 1, index=0.5),
+        lambda: merged_groups(IMAGE, TokenMap.identity(1, 5), (2, 2), 1, index=0.5),
         BadArgumentError,
         ("index=0.5", "int >= 0"),
     ),
     "see_through": (
-        lambda: merged_groups(IMAGE, Plan.identity(1, 5), (2, 2), 1, see_through=2),
+        lambda: merged_groups(IMAGE, TokenMap.identity(1, 5), (2, 2), 1, see_through=2),
         BadArgumentError,
         ("see_through=2", "0 to 1"),
     ),
@@ -739,12 +739,12 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
         ("(5.0, 5.0)", "ints"),
     ),
     "a plan with too many": (
-        lambda: build(Recipe(step(_Keeps(Plan.identity(2, 10))), keep=5)).reduce(X),
+        lambda: build(Recipe(step(_Keeps(TokenMap.identity(2, 10))), keep=5)).reduce(X),
         BadArgumentError,
         ("from 10 tokens to 5", "from 10 to 10"),
     ),
     "a plan of other tokens": (
-        lambda: build(Recipe(step(_Keeps(Plan.identity(2, 5))), keep=5)).reduce(X),
+        lambda: build(Recipe(step(_Keeps(TokenMap.identity(2, 5))), keep=5)).reduce(X),
         BadArgumentError,
         ("from 10 tokens to 5", "from 5 to 5"),
     ),
@@ -838,32 +838,32 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
         ("fill", "str", "one number"),
     ),
     "sums of another length": (
-        lambda: Plan.identity(1, 5).sum(torch.ones(1, 4)),
+        lambda: TokenMap.identity(1, 5).sum(torch.ones(1, 4)),
         BadArgumentError,
         ("(1, 4)", "begins with 5 tokens"),
     ),
     "then nothing": (
-        lambda: Plan.identity(1, 5).then(None),
+        lambda: TokenMap.identity(1, 5).then(None),
         BadArgumentError,
-        ("later=None", "Plan"),
+        ("later=None", "TokenMap"),
     ),
     "plan in floats": (
-        lambda: Plan(torch.zeros(1, 1), torch.zeros(1, 1)).check(),
+        lambda: TokenMap(torch.zeros(1, 1), torch.zeros(1, 1)).check(),
         BadArgumentError,
         ("keep", "torch.float32", "int64"),
     ),
     "plan without a batch": (
-        lambda: Plan(torch.tensor([0]), torch.tensor([0])).check(),
+        lambda: TokenMap(torch.tensor([0]), torch.tensor([0])).check(),
         BadArgumentError,
         ("keep has shape (1,)", "[images, tokens]"),
     ),
     "plan that keeps twice": (
-        lambda: Plan(torch.tensor([[0, 0]]), torch.tensor([[0, 1]])).check(),
+        lambda: TokenMap(torch.tensor([[0, 0]]), torch.tensor([[0, 1]])).check(),
         BadArgumentError,
         ("its own slot",),
     ),
     "plan of other images": (
-        lambda: Plan(torch.tensor([[0]]), torch.tensor([[0], [0]])).check(),
+        lambda: TokenMap(torch.tensor([[0]]), torch.tensor([[0], [0]])).check(),
         BadArgumentError,
         ("keep is for 1 images, dst for 2",),
     ),
@@ -1054,7 +1054,7 @@ MODELS: dict[str, tuple[Any, Callable[[Any], object], type[TokenzooError], tuple
     ),
     "plan of somebody's matcher": (
         VIT,
-        partial(passing, Recipe(step(_Keeps(Plan.identity(1, 196))), keep=100)),
+        partial(passing, Recipe(step(_Keeps(TokenMap.identity(1, 196))), keep=100)),
         BadArgumentError,
         ("from 196 to 196",),
     ),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenzoo.budget import Budget, block_flops, capped, removals_of, resolve_keep, spread
+from tokenzoo.budget import TokenBudget, block_flops, capped, removals_of, resolve_keep, spread
 from tokenzoo.errors import BadArgumentError, BudgetError
 
 ROOT = Path(__file__).parents[1]
@@ -312,13 +312,15 @@ CLIP = {"tokens": 576, "entering": 576, "width": 1024, "hidden": 4096}
 def test_floors_of_evoprune(tower: dict, depth: int, start: int, keep: int, floor: float) -> None:
     # Without prefix tokens: CLIP's CLS token would make them 0.591, 0.535 and 0.491.
     blocks = skip_counts(tower["tokens"], depth, keep, start)
-    assert round(Budget(**tower, blocks=blocks, features=keep).flops, 3) == floor
+    assert round(TokenBudget(**tower, blocks=blocks, features=keep).flops, 3) == floor
 
 
 def test_the_cls_token_of_clip_adds_less_than_a_thousandth() -> None:
     for keep in (128, 64, 32):
         blocks = skip_counts(576, 23, keep, 1)
-        without, with_cls = (Budget(**CLIP, blocks=blocks, features=keep, prefix=p) for p in (0, 1))
+        without, with_cls = (
+            TokenBudget(**CLIP, blocks=blocks, features=keep, prefix=p) for p in (0, 1)
+        )
         assert 0 < with_cls.flops - without.flops < 1e-3
 
 
@@ -340,14 +342,14 @@ def test_a_token_of_several_patches_is_all_of_them_in_the_blocks() -> None:
 
 def test_windows_lose_as_large_a_share_as_the_image() -> None:
     shape = {"tokens": 64, "entering": 64, "features": 32, "width": 8, "hidden": 16, "patches": 4}
-    budget = Budget(**shape, blocks=(64, 32, 32), reach=(16, 16, 0))
+    budget = TokenBudget(**shape, blocks=(64, 32, 32), reach=(16, 16, 0))
     linear = [8 * 256 * 64, 8 * 256 * 64, 8 * 128 * 64]
     pairs = [4 * 256 * 64 * 8, 4 * 256 * 64 * 8, 4 * 128 * 128 * 8]  # 16, 16, and all 32 tokens
     mlp = [4 * rows * 8 * 16 for rows in (256, 128, 128)]
     whole = 3 * 8 * 256 * 64 + (2 * 64 + 256) * 4 * 256 * 8 + 3 * 4 * 256 * 8 * 16
     assert budget.flops == pytest.approx((sum(linear) + sum(pairs) + sum(mlp)) / whole, rel=1e-12)
     # What is left of a window of 16 out of 64 tokens, when 32 are left: 8.
-    later = Budget(**shape, blocks=(32, 32, 32), reach=(16, 16, 16))
+    later = TokenBudget(**shape, blocks=(32, 32, 32), reach=(16, 16, 16))
     pairs = [4 * 256 * 64 * 8, 4 * 128 * 32 * 8, 4 * 128 * 32 * 8]
     linear = [8 * 256 * 64, 8 * 128 * 64, 8 * 128 * 64]
     mlp = [4 * 128 * 8 * 16] * 3
@@ -357,8 +359,8 @@ def test_windows_lose_as_large_a_share_as_the_image() -> None:
 
 def test_a_window_that_holds_the_image_is_none() -> None:
     shape = {"tokens": 9, "entering": 9, "features": 5, "width": 8, "hidden": 16, "patches": 4}
-    plain = Budget(**shape, blocks=(9, 5, 5))
-    assert Budget(**shape, blocks=(9, 5, 5), reach=(16, 0, 9)).flops == plain.flops
+    plain = TokenBudget(**shape, blocks=(9, 5, 5))
+    assert TokenBudget(**shape, blocks=(9, 5, 5), reach=(16, 0, 9)).flops == plain.flops
 
 
 @pytest.mark.parametrize(
@@ -372,22 +374,22 @@ def test_a_window_that_holds_the_image_is_none() -> None:
 def test_budgets_of_packed_towers_say_what_is_wrong(wrong: dict[str, Any], said: str) -> None:
     shape = {"tokens": 9, "entering": 9, "features": 5, "width": 8, "hidden": 16}
     with pytest.raises(BadArgumentError, match=said):
-        Budget(**shape, blocks=(9, 5, 5), **wrong)
+        TokenBudget(**shape, blocks=(9, 5, 5), **wrong)
 
 
 def test_nothing_removed_costs_all_and_a_smaller_image_saves_everywhere() -> None:
-    whole = Budget(**SIGLIP, blocks=(729,) * 26, features=729)
+    whole = TokenBudget(**SIGLIP, blocks=(729,) * 26, features=729)
     assert whole.flops == 1.0
     small = {**SIGLIP, "entering": 100}
-    shrunk = Budget(**small, blocks=(100,) * 26, features=100)
+    shrunk = TokenBudget(**small, blocks=(100,) * 26, features=100)
     full, less = (block_flops(n, n, width=1152, hidden=4304) for n in (729, 100))
     assert shrunk.flops == less / full
-    assert Budget(**CLIP, blocks=(), features=64).flops == 1.0  # reduced behind the tower only
+    assert TokenBudget(**CLIP, blocks=(), features=64).flops == 1.0  # reduced behind the tower only
 
 
 def test_a_budget_prints_on_a_few_short_lines() -> None:
     blocks = skip_counts(729, 26, 16, 1)
-    plan = Budget(**SIGLIP, blocks=blocks, features=16, layers=((2, 8),))
+    plan = TokenBudget(**SIGLIP, blocks=blocks, features=16, layers=((2, 8),))
     text = str(plan)
     assert "729 patch tokens" in text
     assert "729, 668 x 2, 607 x 2" in text
@@ -395,12 +397,12 @@ def test_a_budget_prints_on_a_few_short_lines() -> None:
     assert [line.split()[0] for line in text.splitlines()] == [
         *("image", "blocks", "features", "llm", "operations")
     ]
-    assert "llm" not in str(Budget(**SIGLIP, blocks=blocks, features=16))
-    several = Budget(**SIGLIP, blocks=blocks, features=16, layers=((2, 8), (4, 5)))
+    assert "llm" not in str(TokenBudget(**SIGLIP, blocks=blocks, features=16))
+    several = TokenBudget(**SIGLIP, blocks=blocks, features=16, layers=((2, 8), (4, 5)))
     assert "llm         8 from layer 2 on, 5 from layer 4 on" in str(several)
     assert (several.llm, several.visual) == (5, 16)
     assert "prefix" not in text
-    assert "576 + 1 prefix" in str(Budget(**CLIP, blocks=(576,), features=576, prefix=1))
+    assert "576 + 1 prefix" in str(TokenBudget(**CLIP, blocks=(576,), features=576, prefix=1))
 
 
 @pytest.mark.parametrize(
@@ -412,9 +414,9 @@ def test_a_budget_prints_on_a_few_short_lines() -> None:
 )
 def test_bad_budgets_are_named(field: str, value: object) -> None:
     good = {"tokens": 4, "entering": 4, "blocks": (4, 2), "features": 2, "width": 8, "hidden": 32}
-    Budget(**good)
+    TokenBudget(**good)
     with pytest.raises(BadArgumentError, match=f"{field}=.*int >="):
-        Budget(**{**good, field: value})
+        TokenBudget(**{**good, field: value})
 
 
 def test_the_page_has_the_tables_that_the_script_prints() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenzoo import Evidence, Plan
+from tokenzoo import Evidence, TokenMap
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError, TokenzooError
 from tokenzoo.evidence import NAMES, needed
@@ -111,7 +111,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_nothing_twice() -> None:
         return torch.zeros(1, 2, 3, 4)
 
     evidence = Evidence(torch.zeros(1, 3, 2), mass=torch.ones(1, 3), show={"keys": keys})
-    later = evidence.through(Plan.identity(1, 3))
+    later = evidence.through(TokenMap.identity(1, 3))
     assert evidence.provides == later.provides == {"x", "mass", "keys"}
     assert calls == []
     assert evidence.keys is evidence.keys

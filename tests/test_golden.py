@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tests.golden_mappings import MAPPINGS, case_names, check, read_case, read_meta, tome_pass
 
 OURS = Path(__file__).parent / "golden"

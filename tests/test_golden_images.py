@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.golden_mappings import MAPPINGS, Case, Outputs, case_names, read_case, rows
 from torch import Tensor
 
 import tokenzoo
+from tests.golden_mappings import MAPPINGS, Case, Outputs, case_names, read_case, rows
 
 FOLDER = Path(__file__).parent / "golden"
 # Whole models make their images themselves: see test_golden.py.

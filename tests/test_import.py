@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import tokenzoo
-from tokenzoo.budget import Budget
+from tokenzoo.budget import TokenBudget
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.hooks.reduction import Event
 from tokenzoo.reduce import Reduced
-from tokenzoo.zoo import Zoo
+from tokenzoo.zoo import Method
 
 HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis", "triton")
 
@@ -42,7 +42,7 @@ def test_the_kit_for_tests_is_what_needs_hypothesis() -> None:
     assert "hypothesis" in loaded("import tokenzoo.testing")
 
 
-@pytest.mark.parametrize("kind", [Attached, Budget, Event, Reduced, Zoo])
+@pytest.mark.parametrize("kind", [Attached, TokenBudget, Event, Reduced, Method])
 def test_what_a_call_returns_can_be_annotated(kind: type) -> None:
     """Types that a user's function takes or returns come from the top of the package."""
     assert getattr(tokenzoo, kind.__name__) is kind

@@ -19,10 +19,10 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Fuse, SelectAssign, TopK
 from tokenzoo.mergers import Fused
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Explicit, Once
 from tokenzoo.testing import check_scorer
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens
 
 WIDTH, TOKENS = 48, 196
@@ -81,9 +81,9 @@ class SoftMatch(tokenzoo.Matcher):
 
     weights: Soft
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         most = self.weights(evidence.x).argmax(1)  # [b, n]
-        return Plan(most.new_full((most.shape[0], keep), -1), most)
+        return TokenMap(most.new_full((most.shape[0], keep), -1), most)
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
         return min(tokens, len(self.weights.queries))
@@ -95,7 +95,7 @@ class SoftSum(tokenzoo.Merger):
 
     weights: Soft
 
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         return plan.carry(tokens, self.weights(tokens.x) @ self.weights.values(tokens.x))
 
 

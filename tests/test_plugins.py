@@ -17,7 +17,7 @@ import tokenzoo
 from tokenzoo import Recipe, Stage, Step, hookspecs, plugins
 from tokenzoo.errors import PluginError, TokenzooError, UnknownNameError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.testing import check
 
@@ -35,7 +35,7 @@ class Energy(tokenzoo.Scorer):
 def energy(*, keep: int | float = 0.25, power: float = 2.0) -> Recipe:
     """Keep the tokens with the most energy."""
     match = SelectAssign(TopK(Energy(power)), Drop())
-    return Recipe(Step(Stage.FEATURES, Once(), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.FEATURES, Once(), match, Identity()), keep=keep)
 
 
 def plugin(**hooks: Callable[..., Any]) -> ModuleType:

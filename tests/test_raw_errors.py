@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import VIT, images, traces
-from tokenzoo import Plan, plugins
+from tokenzoo import TokenMap, plugins
 from tokenzoo.cli import app
 from tokenzoo.errors import LONGEST, BadArgumentError, PluginError, TokenzooError
 from tokenzoo.serialization import LARGEST
@@ -184,7 +184,7 @@ TAKES: dict[str, Callable[[Any], object]] = {
     },
     "attach": lambda value: build("evoprune").attach(value),
     "on_reduce": lambda value: build("evoprune").attach(nn.Identity(), on_reduce=value),
-    "sum": lambda value: Plan.identity(1, 4).sum(value),
+    "sum": lambda value: TokenMap.identity(1, 4).sum(value),
     "export": lambda value: exporting.export(value, nn.Identity(), EXAMPLE.x, "a.onnx"),
     "measure": lambda value: measure.interleaved({"a": list}, rounds=1, baseline=value),
     "check": lambda value: tokenzoo.testing.check_recipe(value, examples=1),
@@ -380,8 +380,8 @@ def test_attach_works_whatever_the_default_device_is(model: str, recipe: str) ->
 
 @pytest.mark.parametrize("size", [None, 0.5, "a", [1], torch.ones(2)])
 def test_an_identity_has_whole_numbers_of_tokens(size: Any) -> None:
-    refused(lambda: Plan.identity(1, size), "tokens=", "int")
-    refused(lambda: Plan.identity(size, 1), "batch=", "int")
+    refused(lambda: TokenMap.identity(1, size), "tokens=", "int")
+    refused(lambda: TokenMap.identity(size, 1), "batch=", "int")
 
 
 def test_a_long_value_is_quoted_in_part() -> None:

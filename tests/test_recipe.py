@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import tokenzoo
-from tokenzoo import Plan, Recipe, Stage, Step, matchers, mergers, parts, schedules, scorers
+from tokenzoo import Recipe, Stage, Step, TokenMap, matchers, mergers, parts, schedules, scorers
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, Strided, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.schedules import Mean, Once, PerBlock, Skip
 from tokenzoo.scorers import CLSAttention, FeatureNorm, Similarity
 from tokenzoo.testing.toys import Blurs
 
 STEP = Step(Stage.BLOCK, Skip(), Bipartite(Similarity("keys")), WeightedMean())
 SELECT = SelectAssign(TopK(CLSAttention(layer=-2)), Drop())
-LAST = Step(Stage.FEATURES, Once(), SELECT, Keep())
+LAST = Step(Stage.FEATURES, Once(), SELECT, Identity())
 
 NAMES: dict[str, Any] = {
     name: value
@@ -72,14 +72,14 @@ def test_bad_stages(make: Callable[[], object], named: list[str]) -> None:
 @pytest.mark.parametrize(
     ("parts", "options", "named"),
     [
-        (("block", Skip(), SELECT, Keep()), {}, ["stage='block'", "Stage"]),
-        ((Stage.BLOCK, "skip", SELECT, Keep()), {}, ["schedule='skip'", "Schedule"]),
-        ((Stage.BLOCK, Skip, SELECT, Keep()), {}, ["schedule=<class", "Schedule"]),
-        ((Stage.BLOCK, Skip(), TopK(FeatureNorm()), Keep()), {}, ["matcher=TopK", "Matcher"]),
+        (("block", Skip(), SELECT, Identity()), {}, ["stage='block'", "Stage"]),
+        ((Stage.BLOCK, "skip", SELECT, Identity()), {}, ["schedule='skip'", "Schedule"]),
+        ((Stage.BLOCK, Skip, SELECT, Identity()), {}, ["schedule=<class", "Schedule"]),
+        ((Stage.BLOCK, Skip(), TopK(FeatureNorm()), Identity()), {}, ["matcher=TopK", "Matcher"]),
         ((Stage.BLOCK, Skip(), SELECT, Drop()), {}, ["merger=Drop()", "Merger"]),
-        ((Stage.BLOCK, SELECT, Skip(), Keep()), {}, ["schedule=SelectAssign", "Schedule"]),
-        ((Stage.BLOCK, Skip(), SELECT, Keep()), {"positions": "new"}, ["'new'", "'compact'"]),
-        ((Stage.BLOCK, Skip(), SELECT, Keep()), {"prefix": "cut"}, ["'cut'", "'drop'"]),
+        ((Stage.BLOCK, SELECT, Skip(), Identity()), {}, ["schedule=SelectAssign", "Schedule"]),
+        ((Stage.BLOCK, Skip(), SELECT, Identity()), {"positions": "new"}, ["'new'", "'compact'"]),
+        ((Stage.BLOCK, Skip(), SELECT, Identity()), {"prefix": "cut"}, ["'cut'", "'drop'"]),
     ],
 )
 def test_bad_steps(parts: tuple[Any, ...], options: dict[str, Any], named: list[str]) -> None:
@@ -92,14 +92,14 @@ def test_a_step_knows_what_its_parts_need() -> None:
     assert STEP.needs == {"keys"}
     assert LAST.needs == {"cls_attention@-2"}
     assert Recipe(STEP, LAST).needs == {"keys", "cls_attention@-2"}
-    assert Step(Stage.IMAGE, Once(), SelectAssign(Strided(), Drop()), Keep()).needs == set()
+    assert Step(Stage.IMAGE, Once(), SelectAssign(Strided(), Drop()), Identity()).needs == set()
 
 
 def test_a_step_knows_whether_it_learns() -> None:
     class Learned(FeatureNorm):
         differentiable = True
 
-    learned = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(Learned()), Drop()), Keep())
+    learned = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(Learned()), Drop()), Identity())
     assert learned.learns
     assert not STEP.learns
 
@@ -154,11 +154,11 @@ def test_recipes_are_frozen_and_compare_by_value() -> None:
     with pytest.raises(FrozenInstanceError, match="keep"):
         recipe.keep = 65  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(FrozenInstanceError, match="merger"):
-        STEP.merger = Keep()  # pyright: ignore[reportAttributeAccessIssue]
+        STEP.merger = Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_steps_are_found_by_stage() -> None:
-    last = Step(Stage.LLM(16), Once(), SELECT, Keep())
+    last = Step(Stage.LLM(16), Once(), SELECT, Identity())
     recipe = Recipe(STEP, last)
     assert recipe.step_at(Stage.BLOCK) is recipe.step_at(Stage.BLOCK(3)) is STEP
     assert recipe.step_at(Stage.LLM) is last
@@ -178,7 +178,7 @@ def variants() -> dict[str, Recipe]:
         found[f"{name}, {chosen}"] = tokenzoo.build(name, **chosen).recipe
     terms = FeatureNorm().normalized("rank") + 0.3 * CLSAttention(layer=-2).normalized("zscore")
     llm = Step(
-        Stage.LLM(2), Once(0.5), SelectAssign(TopK(terms), Drop()), Keep(), "compact", "drop"
+        Stage.LLM(2), Once(0.5), SelectAssign(TopK(terms), Drop()), Identity(), "compact", "drop"
     )
     found["two steps"] = Recipe(STEP, llm, keep=3, proportional_attention=True)
     return found
@@ -219,14 +219,16 @@ def test_bad_budgets(options: dict[str, Any], named: list[str]) -> None:
 
 
 def test_budgets_go_from_stage_to_stage() -> None:
-    image = Step(Stage.IMAGE, Once(keep=2.0), SelectAssign(Strided(), Drop()), Keep())
-    llm = Step(Stage.LLM(2), Once(keep=0.5), SELECT, Keep())
+    image = Step(Stage.IMAGE, Once(keep=2.0), SelectAssign(Strided(), Drop()), Identity())
+    llm = Step(Stage.LLM(2), Once(keep=0.5), SELECT, Identity())
     budget = Recipe(image, STEP, llm, keep=32).budget(256, 4, prefix=1)
     assert (budget.tokens, budget.entering) == (256, 64)
     assert budget.blocks == (64, 48, 48, 32)
     assert (budget.features, budget.llm) == (32, 16)
     assert budget.hidden == 4 * budget.width
-    several = [Step(Stage.LLM(k), Once(keep=f), SELECT, Keep()) for k, f in ((2, 2.0), (5, 0.5))]
+    several = [
+        Step(Stage.LLM(k), Once(keep=f), SELECT, Identity()) for k, f in ((2, 2.0), (5, 0.5))
+    ]
     assert Recipe(*several, keep=32).budget(256, 4).layers == ((2, 64), (5, 16))
     alone = Recipe(LAST, keep=9).budget(256, 4)
     assert alone.blocks == (256,) * 4
@@ -241,4 +243,4 @@ def test_a_recipe_of_an_image_no_larger_than_keep_leaves_it_whole() -> None:
 def test_parts_by_other_people_are_parts() -> None:
     step = Step(Stage.BLOCK, Skip(), STEP.matcher, Blurs())
     assert "Blurs()" in repr(Recipe(step))
-    assert isinstance(Plan.identity(1, 2).keep, torch.Tensor)
+    assert isinstance(TokenMap.identity(1, 2).keep, torch.Tensor)

@@ -12,7 +12,7 @@ import tokenzoo
 from tokenzoo import Evidence, Recipe, Scorer, Stage, Step
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, Strided, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.reduce import Reduced, reduce
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import (
@@ -30,7 +30,7 @@ B, N, C = 2, 9, 4  # one prefix token and eight patches
 
 def select(scorer: Scorer, keep: int | float = 4) -> tokenzoo.Recipe:
     return Recipe(
-        Step(Stage.FEATURES, Once(), SelectAssign(TopK(scorer), Drop()), Keep()), keep=keep
+        Step(Stage.FEATURES, Once(), SelectAssign(TopK(scorer), Drop()), Identity()), keep=keep
     )
 
 
@@ -473,7 +473,7 @@ def test_a_need_that_was_not_declared_is_an_error_that_says_so() -> None:
 
 def test_tensors_are_one_site() -> None:
     step = PAIRS.steps[0]
-    last = Step(Stage.LLM, Once(), SelectAssign(Strided(), Drop()), Keep())
+    last = Step(Stage.LLM, Once(), SelectAssign(Strided(), Drop()), Identity())
     with pytest.raises(BadArgumentError) as caught:
         zoo(Recipe(step, last))
     assert "2 steps" in str(caught.value)

@@ -13,7 +13,7 @@ import torch
 
 import tokenzoo
 from tokenzoo import Recipe, Stage, Step, plugins
-from tokenzoo.budget import Budget
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, BudgetError, TokenzooError, UnknownNameError
 from tokenzoo.matchers import (
     REST,
@@ -27,7 +27,7 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.matchers import Bipartite as BipartiteMatcher
-from tokenzoo.mergers import Keep, TargetPlusMean, WeightedMean
+from tokenzoo.mergers import Identity, TargetPlusMean, WeightedMean
 from tokenzoo.schedules import Decreasing, Explicit, Mean, Once, Skip
 from tokenzoo.scorers import CLSAttention, Diversity, FeatureNorm, Random, Similarity
 from tokenzoo.testing.toys import LikesNaN
@@ -51,7 +51,7 @@ def test_every_recipe_has_defaults_a_keep_and_a_plan(name: str) -> None:
     assert _left(smaller.plan(tokens=256, depth=12)) == 100
 
 
-def _left(plan: Budget) -> int:
+def _left(plan: TokenBudget) -> int:
     """The tokens behind the last step."""
     return plan.visual if plan.llm is None else plan.llm
 
@@ -65,7 +65,7 @@ def test_every_option_is_a_keyword_with_a_default(name: str) -> None:
 
 def test_a_recipe_made_by_hand() -> None:
     recipe = Recipe(
-        Step(Stage.FEATURES, Once(), SelectAssign(TopK(FeatureNorm()), Drop()), Keep()),
+        Step(Stage.FEATURES, Once(), SelectAssign(TopK(FeatureNorm()), Drop()), Identity()),
         keep=0.5,
         proportional_attention=True,
     )
@@ -332,7 +332,7 @@ def test_a_saved_file_is_names_and_numbers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(Step(Stage.FEATURES, Once(), SelectAssign(TopK(LikesNaN()), Drop()), Keep())),
+        Recipe(Step(Stage.FEATURES, Once(), SelectAssign(TopK(LikesNaN()), Drop()), Identity())),
         tokenzoo.build("evoprune", schedule=type("Mine", (Mean,), {})()).recipe,
     ],
     ids=["scorer", "schedule"],
@@ -386,7 +386,7 @@ def part(kind: str, name: str, *more: str, **options: Any) -> dict[str, Any]:
 
 def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(saved())
-    step = Step(Stage.FEATURES, Once(), SelectAssign(Strided(), Drop()), Keep())
+    step = Step(Stage.FEATURES, Once(), SelectAssign(Strided(), Drop()), Identity())
     assert tokenzoo.load(tmp_path / "recipe.json").recipe == Recipe(step, keep=4)
 
 
@@ -430,9 +430,9 @@ def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
             ["not a saved recipe", "merger"],
         ),
         (
-            saved(step={"merger": part("combined", "Keep")}),
+            saved(step={"merger": part("combined", "Identity")}),
             BadArgumentError,
-            ["not a saved recipe", "Keep"],
+            ["not a saved recipe", "Identity"],
         ),
         (
             saved(step={"merger": part("mergers", "keep", share=1)}),

@@ -8,9 +8,10 @@
 will happen, `reduce` applies it to bare tensors. A method is a choice of parts; see `parts`.
 """
 
+from tokenzoo._core.deprecation import renamed as _renamed
 from tokenzoo.adapter import Adapter as Adapter
 from tokenzoo.affinity import Affinity as Affinity
-from tokenzoo.budget import Budget as Budget
+from tokenzoo.budget import TokenBudget as TokenBudget
 from tokenzoo.description import describe as describe
 from tokenzoo.errors import TokenzooError as TokenzooError
 from tokenzoo.evidence import Evidence as Evidence
@@ -24,13 +25,13 @@ from tokenzoo.parts import PairScorer as PairScorer
 from tokenzoo.parts import Schedule as Schedule
 from tokenzoo.parts import Scorer as Scorer
 from tokenzoo.parts import Selector as Selector
-from tokenzoo.plan import Plan as Plan
 from tokenzoo.recipe import Recipe as Recipe
 from tokenzoo.recipe import Stage as Stage
 from tokenzoo.recipe import Step as Step
 from tokenzoo.reduce import Reduced as Reduced
+from tokenzoo.token_map import TokenMap as TokenMap
 from tokenzoo.tokens import Tokens as Tokens
-from tokenzoo.zoo import Zoo as Zoo
+from tokenzoo.zoo import Method as Method
 from tokenzoo.zoo import build as build
 from tokenzoo.zoo import list_adapters as list_adapters
 from tokenzoo.zoo import list_matchers as list_matchers
@@ -47,13 +48,12 @@ __all__ = [
     "Affinity",
     "Assigner",
     "Attached",
-    "Budget",
     "Event",
     "Evidence",
     "Matcher",
     "Merger",
+    "Method",
     "PairScorer",
-    "Plan",
     "Recipe",
     "Reduced",
     "Schedule",
@@ -61,9 +61,10 @@ __all__ = [
     "Selector",
     "Stage",
     "Step",
+    "TokenBudget",
+    "TokenMap",
     "Tokens",
     "TokenzooError",
-    "Zoo",
     "build",
     "describe",
     "hookimpl",
@@ -75,3 +76,5 @@ __all__ = [
     "list_scorers",
     "load",
 ]
+
+__getattr__ = _renamed(__name__, {"Budget": "TokenBudget", "Plan": "TokenMap", "Zoo": "Method"})

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tokenzoo.budget import Budget
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
 from tokenzoo.parts import Part
@@ -53,7 +53,7 @@ class Attachment(Protocol):
         """Whether all tokens are there again after each block (`restore=True`)."""
         ...
 
-    def plan(self, tokens: int | None = None) -> Budget:
+    def plan(self, tokens: int | None = None) -> TokenBudget:
         """The tokens at every point, for an image of so many."""
         ...
 

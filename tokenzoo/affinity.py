@@ -21,7 +21,7 @@ from tokenzoo._core.precision import precise
 from tokenzoo._core.sorting import ordered
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.kernels.best_match import best_match, highest, in_blocks, row_blocks, worst_if_nan
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 class Curve(ABC):

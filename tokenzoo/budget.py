@@ -255,7 +255,7 @@ def block_flops(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class TokenBudget:
     """The patch tokens of one image at every point of its way: exactly what will happen.
 
     Attributes:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenzoo._core.precision import exact
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError
-from tokenzoo.plan import Plan, take
+from tokenzoo.token_map import TokenMap, take
 
 Layer = int | str
 
@@ -276,7 +276,7 @@ class Evidence:
             layers=self._layers if layers is None else layers,
         )
 
-    def through(self, plan: Plan) -> Evidence:
+    def through(self, plan: TokenMap) -> Evidence:
         """Carry this evidence through a plan: each output has what its representative has."""
         return self.take(plan.sources)
 

@@ -1,7 +1,7 @@
 """The parts, and what each promises. Every method of the zoo is a choice of these.
 
     Schedule   how many tokens stay after this site?            pure arithmetic on shapes
-    Matcher    who stays, who joins whom?                       -> a Plan
+    Matcher    who stays, who joins whom?                       -> a TokenMap
         Bipartite    one pair score decides both: the best pairs join
         SelectAssign a Selector says who stays, an Assigner where the others go
     Scorer     one number per token; HIGH means keep
@@ -43,7 +43,7 @@ from tokenzoo._core.precision import comparable, precise
 from tokenzoo.affinity import Affinity
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens, shape_of
 
 Fewest = Callable[[int], int]
@@ -323,7 +323,7 @@ class Matcher(Part, ABC):
         return False
 
     @abstractmethod
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Reduce n tokens to exactly `keep`; `fewest(n) <= keep <= n`."""
 
     @abstractmethod
@@ -338,7 +338,7 @@ class Merger(Part, ABC):
     """What is kept when nothing is dropped: "mass" (its sum), "sum" (the sum of mass * features)."""
 
     @abstractmethod
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply `plan` (n -> m) to tokens with features `[b, n, c]`; returns m tokens."""
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from tokenzoo._core.options import check_fields
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count, check_flag, check_kind
-from tokenzoo.budget import Budget, resolve_keep
+from tokenzoo.budget import TokenBudget, resolve_keep
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import Matcher, Merger, Schedule, needs_of, walk
 
@@ -130,8 +130,8 @@ class Recipe:
         steps: see `Step`.
         keep: patch tokens of one image to keep: an int is a count, a float a fraction of them. None only
             where every schedule fixes its removals itself (ToMe's r), or where `flops` is given.
-        flops: instead of keep: the share of the blocks' operations (`Budget.flops`) that may be left; what
-            is kept is then the most that costs no more, and known once a tower is.
+        flops: instead of keep: the share of the blocks' operations (`TokenBudget.flops`) that may be left;
+            what is kept is then the most that costs no more, and known once a tower is.
         proportional_attention: whether, from the first merge on, every key counts as many times as its
             token's mass (log mass is added to the logits; ToMe, equation 1).
 
@@ -212,7 +212,7 @@ class Recipe:
         hidden: int = 0,
         patches: int = 1,
         reach: tuple[int, ...] = (),
-    ) -> Budget:
+    ) -> TokenBudget:
         """The patch tokens at every point of a tower: exactly what will happen, from shapes alone.
 
         Args:
@@ -240,7 +240,7 @@ class Recipe:
             return self._budget(tower, self.wanted(tokens))
         return self._affordable(tower, self.flops)
 
-    def _affordable(self, tower: _Tower, flops: float) -> Budget:
+    def _affordable(self, tower: _Tower, flops: float) -> TokenBudget:
         """The budget of the largest keep whose plan costs no more than `flops`."""
         cheapest = 1.0
         # From the top: a plan with more tokens need not cost more (other sites may be at their limit).
@@ -258,7 +258,7 @@ class Recipe:
             "take a schedule that begins earlier"
         )
 
-    def _budget(self, tower: _Tower, keep: int) -> Budget:
+    def _budget(self, tower: _Tower, keep: int) -> TokenBudget:
         """The budget for so many tokens."""
         tokens, depth, prefix = tower.tokens, tower.depth, tower.prefix
         at = entering = features = tokens
@@ -279,7 +279,7 @@ class Recipe:
                 projected = at
             else:
                 features = at
-        return Budget(
+        return TokenBudget(
             tokens=tokens,
             entering=entering,
             blocks=blocks,

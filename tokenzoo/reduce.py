@@ -18,8 +18,8 @@ from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer, layer_of
 from tokenzoo.evidence_inputs import check_layers, gather_evidence
 from tokenzoo.kernels.choice import transformed
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Step
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens, shape_of
 
 
@@ -31,7 +31,7 @@ def reduce_site(
     *,
     check: bool = False,
     ordered: bool = False,
-) -> tuple[Tokens, Plan]:
+) -> tuple[Tokens, TokenMap]:
     """Reduce the tokens of one site to `keep` patch tokens; the prefix is never touched.
 
     Args:
@@ -39,7 +39,7 @@ def reduce_site(
         tokens: prefix and n patch tokens, `[b, prefix + n, c]`.
         evidence: about the n patch tokens.
         keep: patch tokens that stay.
-        check: whether to look at the plan before it is used (`Plan.check`).
+        check: whether to look at the plan before it is used (`TokenMap.check`).
         ordered: whether the tokens that stay come in the order in which they were.
 
     Returns:
@@ -61,11 +61,11 @@ def reduce_patches(
     *,
     check: bool = False,
     ordered: bool = False,
-) -> tuple[Tokens, Plan]:
+) -> tuple[Tokens, TokenMap]:
     """The same as `reduce_site`, with the plan of the patch tokens alone."""
     if _whole(step, evidence, keep):
         b, n = evidence.x.shape[:2]
-        return tokens, Plan.identity(b, n, device=evidence.x.device)
+        return tokens, TokenMap.identity(b, n, device=evidence.x.device)
     plan = _matched(step, evidence, keep)
     if check:
         plan.check()
@@ -80,7 +80,7 @@ def _whole(step: Step, evidence: Evidence, keep: int) -> bool:
     return keep == n and (n == 0 or not step.matcher.ragged)
 
 
-def _matched(step: Step, evidence: Evidence, keep: int) -> Plan:
+def _matched(step: Step, evidence: Evidence, keep: int) -> TokenMap:
     """The matcher's plan, which goes from all the tokens to `keep` of them."""
     if step.learns or not torch.is_grad_enabled():
         plan = step.matcher.match(evidence, keep)
@@ -88,10 +88,11 @@ def _matched(step: Step, evidence: Evidence, keep: int) -> Plan:
         with torch.no_grad():
             plan = step.matcher.match(evidence, keep)
     n = evidence.x.shape[1]
-    if not isinstance(plan, Plan) or (plan.tokens, plan.kept) != (n, keep):  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = f"one from {plan.tokens} to {plan.kept}" if isinstance(plan, Plan) else repr(plan)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(plan, TokenMap) or (plan.tokens, plan.kept) != (n, keep):  # pyright: ignore[reportUnnecessaryIsInstance]
+        is_map: bool = isinstance(plan, TokenMap)  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = f"one from {plan.tokens} to {plan.kept}" if is_map else repr(plan)
         raise BadArgumentError(
-            f"{step.matcher!r} was asked for a Plan from {n} tokens to {keep}, and returns {found}"
+            f"{step.matcher!r} was asked for a TokenMap from {n} tokens to {keep}, and returns {found}"
         )
     return plan
 
@@ -110,7 +111,7 @@ class Reduced:
 
     x: Tensor
     mass: Tensor
-    plan: Plan
+    plan: TokenMap
 
     def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
         """Spread `y [b, m, ...]` back over the input tokens: `[b, n, ...]`; dropped ones get `fill`."""
@@ -132,7 +133,7 @@ def reduce(
     at: Mapping[Layer, Mapping[str, Any]] | None = None,
     **shown: Any,
 ) -> Reduced:
-    """Apply a recipe of one step to tensors, without any model: see `Zoo.reduce` for the arguments."""
+    """Apply a recipe of one step to tensors, without any model: see `Method.reduce` for the arguments."""
     if len(recipe.steps) != 1:
         raise BadArgumentError(
             f"this recipe has {len(recipe.steps)} steps, and tensors are one site; take one of them: "
@@ -162,7 +163,7 @@ def reduce(
     check_needs(step, beside, beside=held.shape[1] > 0)
     keep = _reachable(recipe, tokens, held.shape[1])
     if whole := _whole(step, beside, keep):
-        plan = Plan.identity(1, keep, device=x.device)
+        plan = TokenMap.identity(1, keep, device=x.device)
     else:
         plan = _matched(step, beside, keep)
     plan = plan.beside(free, held)
@@ -265,7 +266,7 @@ def _each_alone(
     ]
     plans = [r.plan for r in results]
     lengths = [plan.lengths for plan in plans if plan.lengths is not None]
-    plan = Plan(
+    plan = TokenMap(
         torch.cat([plan.keep for plan in plans]),
         torch.cat([plan.dst for plan in plans]),
         torch.cat(lengths) if lengths else None,

@@ -27,6 +27,9 @@ DEEPEST = 50
 LARGEST = 1_000_000
 """Bytes of the largest file that is read; a recipe has a few thousand."""
 
+RENAMED = {("mergers", "keep"): "identity"}
+"""Names of parts that have changed; files with the old ones are still read."""
+
 # What a file has in it.
 _BY_NAME = ("tokenzoo", "recipe", "options")
 _BY_PARTS = ("tokenzoo", "steps", "keep", "flops", "proportional_attention")
@@ -164,6 +167,7 @@ def _decode(value: Any, depth: int = 0) -> Any:
     if "step" in entry:
         return Step(**{k: inner(v) for k, v in entry["step"].items()})
     kind, name = entry["part"]
+    name = str(RENAMED.get((kind, name), name))
     known = _COMBINED if kind == "combined" else plugins.KINDS
     if (name if kind == "combined" else kind) not in known:
         raise ValueError(f"no part {quote(kind)}, {quote(name)}; there are {', '.join(known)}")

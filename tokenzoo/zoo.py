@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenzoo import plugins
 from tokenzoo import serialization as saving
 from tokenzoo._core.quoting import quote
-from tokenzoo.budget import Budget
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evidence import Layer
 from tokenzoo.hooks.attach import attach
@@ -24,7 +24,7 @@ from tokenzoo.reduce import Reduced, reduce
 
 
 @dataclass(frozen=True)
-class Zoo:
+class Method:
     """A recipe that is ready for use; made by `build` or `load`.
 
     Attributes:
@@ -39,7 +39,7 @@ class Zoo:
 
     def plan(
         self, tokens: int, depth: int, *, prefix: int = 0, width: int = 768, hidden: int = 0
-    ) -> Budget:
+    ) -> TokenBudget:
         """Say how many patch tokens there will be after each block, and what that costs.
 
         Args:
@@ -192,7 +192,7 @@ class Zoo:
         return f"tokenzoo.build({self.name!r}{options})"
 
 
-def build(recipe: str | Recipe, **options: Any) -> Zoo:
+def build(recipe: str | Recipe, **options: Any) -> Method:
     """Make a recipe ready for use.
 
     Args:
@@ -210,7 +210,7 @@ def build(recipe: str | Recipe, **options: Any) -> Zoo:
         unknown = sorted(set(options) - {"keep", "flops"})
         if unknown:
             raise UnknownNameError(plugins.unknown("option", unknown[0], ["keep", "flops"]))
-        return Zoo(_with(recipe, **options) if options else recipe)
+        return Method(_with(recipe, **options) if options else recipe)
     if not isinstance(recipe, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(
             f"build({quote(recipe)}); it takes the name of a recipe, or a Recipe"
@@ -224,7 +224,7 @@ def build(recipe: str | Recipe, **options: Any) -> Zoo:
     made = plugins.make_recipe(recipe, own)
     if "flops" in options and "flops" not in known:
         made = _with(made, flops=options["flops"], keep=own.get("keep"))
-    return Zoo(made, recipe, options)
+    return Method(made, recipe, options)
 
 
 def _with(recipe: Recipe, *, keep: int | float | None = None, flops: float | None = None) -> Recipe:
@@ -233,7 +233,7 @@ def _with(recipe: Recipe, *, keep: int | float | None = None, flops: float | Non
     return Recipe(*recipe.steps, keep=keep, flops=flops, proportional_attention=proportional)
 
 
-def load(path: str | Path) -> Zoo:
+def load(path: str | Path) -> Method:
     """Read a recipe that `save` wrote.
 
     Raises:
@@ -243,7 +243,7 @@ def load(path: str | Path) -> Zoo:
     content = saving.read(path)
     if "recipe" in content:
         return build(content["recipe"], **content["options"])
-    return Zoo(content["steps"])
+    return Method(content["steps"])
 
 
 def list_recipes(pattern: str = "*") -> list[str]:

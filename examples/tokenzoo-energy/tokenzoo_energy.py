@@ -7,7 +7,7 @@ from torch import Tensor
 from tokenzoo import Evidence, Recipe, Scorer, Stage, Step, hookimpl
 from tokenzoo._core.validation import check_positive
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Skip
 
 
@@ -28,7 +28,7 @@ class Energy(Scorer):
 def energetic(*, keep: int | float = 0.25, power: float = 2.0) -> Recipe:
     """Drop the tokens with the least energy, a few in every second block."""
     match = SelectAssign(TopK(Energy(power)), Drop())
-    return Recipe(Step(Stage.BLOCK, Skip(), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.BLOCK, Skip(), match, Identity()), keep=keep)
 
 
 @hookimpl

@@ -17,7 +17,7 @@ from tests.adapters.test_torchvision_vit import open_clip_vit
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm
 
@@ -124,7 +124,7 @@ SHORT: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], None]]] = {
 
 
 LARGEST = SelectAssign(TopK(FeatureNorm()), Drop())
-RECIPES = {"blocks": "tome", "features": Recipe(Step(Stage.FEATURES, Once(), LARGEST, Keep()))}
+RECIPES = {"blocks": "tome", "features": Recipe(Step(Stage.FEATURES, Once(), LARGEST, Identity()))}
 
 
 @pytest.mark.parametrize("stage", RECIPES)

@@ -21,7 +21,7 @@ from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.hooks.tap import Tap
 from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.schedules import Last, Once
 from tokenzoo.scorers import CLSAttention
 
@@ -140,7 +140,7 @@ def test_what_the_tap_does_not_write_out_is_refused(
 def test_selection_by_cls_attention_is_that_of_the_weights() -> None:
     model = torchvision_vit(depth=3)
     x = images(model)
-    step = Step(Stage.BLOCK, Once(1), SelectAssign(TopK(CLSAttention()), Drop()), Keep())
+    step = Step(Stage.BLOCK, Once(1), SelectAssign(TopK(CLSAttention()), Drop()), Identity())
     attached = tokenzoo.build(Recipe(step, keep=10)).attach(model, trace=True)
     inputs: list[Tensor] = []
     layer = model.encoder.layers.encoder_layer_1

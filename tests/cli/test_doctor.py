@@ -141,7 +141,7 @@ def test_another_error_than_ours_is_broken(monkeypatch) -> None:
     def fails(self, model, **options):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(tokenzoo.zoo.Zoo, "attach", fails)
+    monkeypatch.setattr(tokenzoo.zoo.Method, "attach", fails)
     result = call("test_vit")
     assert result.exit_code == 1
     assert result.output.startswith("broken  test_vit (VisionTransformer)")

@@ -27,7 +27,7 @@ def needy():
         @tokenzoo.hookimpl
         def tokenzoo_recipes():
             def needy(*, keep):
-                """Keep."""
+                """Identity."""
 
             return {"needy": needy}
 

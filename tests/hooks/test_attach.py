@@ -40,7 +40,7 @@ from tokenzoo.errors import (
     UnsupportedModelError,
 )
 from tokenzoo.matchers import Drop, GridCentres, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Explicit, Once, Skip
 from tokenzoo.scorers import CLSAttention, FeatureNorm
@@ -71,7 +71,9 @@ def refused(
 
 def dropping(scorer: Any, **options: Any) -> tokenzoo.Recipe:
     """Keep the tokens with the highest scores, in every other block."""
-    return Recipe(Step(Stage.BLOCK, Skip(), SelectAssign(TopK(scorer), Drop()), Keep()), **options)
+    return Recipe(
+        Step(Stage.BLOCK, Skip(), SelectAssign(TopK(scorer), Drop()), Identity()), **options
+    )
 
 
 # ----------------------------------------------------------------------------------- refusals
@@ -182,7 +184,7 @@ def test_a_stage_that_the_model_does_not_have(name: str, stage: str) -> None:
 
 def test_a_single_block_is_named_by_the_schedule() -> None:
     model = VIT.build()
-    step = Step(Stage.BLOCK(3), Once(), SelectAssign(GridCentres(), Drop()), Keep())
+    step = Step(Stage.BLOCK(3), Once(), SelectAssign(GridCentres(), Drop()), Identity())
     with refused(model, AttachError, "Stage.BLOCK(3)", "schedule", x=images(model)):
         tokenzoo.build(Recipe(step, keep=50)).attach(model)
 
@@ -190,7 +192,7 @@ def test_a_single_block_is_named_by_the_schedule() -> None:
 def test_a_step_at_the_image_stands_alone() -> None:
     model = VIT.build()
     match = SelectAssign(GridCentres(), Drop())
-    steps = (Step(stage, Once(), match, Keep()) for stage in (Stage.IMAGE, Stage.BLOCK))
+    steps = (Step(stage, Once(), match, Identity()) for stage in (Stage.IMAGE, Stage.BLOCK))
     with refused(model, AttachError, "stands alone", x=images(model)):
         tokenzoo.build(Recipe(*steps, keep=49)).attach(model)
 
@@ -256,7 +258,7 @@ def test_a_budget_out_of_reach(name: str, fewest: int) -> None:
 
 def test_a_schedule_that_does_not_fit_the_depth() -> None:
     model = VIT.build(depth=4)
-    step = Step(Stage.BLOCK, Explicit((1,) * 5), SelectAssign(GridCentres(), Drop()), Keep())
+    step = Step(Stage.BLOCK, Explicit((1,) * 5), SelectAssign(GridCentres(), Drop()), Identity())
     with refused(model, BadArgumentError, "depth of 4", "at most 4", x=images(model)):
         tokenzoo.build(Recipe(step)).attach(model)
 

@@ -14,11 +14,11 @@ from tokenzoo import Recipe, Stage, Step, evidence, tokens
 from tokenzoo._core import precision
 from tokenzoo.hooks import site as splice
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Skip
 from tokenzoo.scorers import ReceivedAttention
 
-SELECTION = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(ReceivedAttention()), Drop()), Keep())
+SELECTION = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(ReceivedAttention()), Drop()), Identity())
 # The most operations of one reduction, kernels and views not counted. Less is better: lower them.
 MOST = {
     "evoprune": 57,
@@ -30,7 +30,7 @@ MOST = {
 }
 
 
-def reductions(zoo: tokenzoo.Zoo, case: Case, monkeypatch: Any) -> list[Watch]:
+def reductions(zoo: tokenzoo.Method, case: Case, monkeypatch: Any) -> list[Watch]:
     """Each reduction of a pass, watched."""
     model = case.build(depth=4, img_size=96)
     found: list[Watch] = []

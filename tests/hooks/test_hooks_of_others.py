@@ -17,7 +17,7 @@ from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.reduction import Event
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 
 Made = tuple[nn.Module, nn.Module, Callable[[], Tensor]]
 """A model, the block that is hooked, and a call of the model."""
@@ -69,10 +69,10 @@ def hooked(made: Made, hook: Callable[..., Any], **options: Any) -> Tensor:
         handle.remove()
 
 
-def composed(events: list[Event]) -> Plan:
+def composed(events: list[Event]) -> TokenMap:
     """From the first tokens to those that leave the hooked block."""
     first, *later = [event.plan for event in events if event.block <= 2]
-    return reduce(Plan.then, later, first)
+    return reduce(TokenMap.then, later, first)
 
 
 @EACH

@@ -22,7 +22,7 @@ from tokenzoo import Recipe, Step
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.parts import Scorer
 from tokenzoo.recipe import Stage
 from tokenzoo.schedules import Once
@@ -47,7 +47,7 @@ class Seen(Scorer):
 
 
 def dropping(scorer: Any, stage: Any = Stage.FEATURES, keep: float = 1.0) -> Step:
-    return Step(stage, Once(keep=keep), SelectAssign(TopK(scorer), Drop()), Keep())
+    return Step(stage, Once(keep=keep), SelectAssign(TopK(scorer), Drop()), Identity())
 
 
 def attention(model: Any, index: int, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def test_values_and_depth_are_shown_in_blocks() -> None:
 
     step = tokenzoo.build("tome").recipe.steps[0]
     recipe = Recipe(
-        Step(Stage.BLOCK, step.schedule, SelectAssign(TopK(Reads()), Drop()), Keep()), keep=100
+        Step(Stage.BLOCK, step.schedule, SelectAssign(TopK(Reads()), Drop()), Identity()), keep=100
     )
     with tokenzoo.build(recipe).attach(model), torch.inference_mode():
         model(x)
@@ -192,7 +192,7 @@ def _no_number() -> tuple[Any, Recipe]:
 
 
 def _in_a_block() -> tuple[Any, Recipe]:
-    step = Step(Stage.BLOCK, Once(3), SelectAssign(TopK(CLSAttention(layer=1)), Drop()), Keep())
+    step = Step(Stage.BLOCK, Once(3), SelectAssign(TopK(CLSAttention(layer=1)), Drop()), Identity())
     return VIT.build(), Recipe(step, keep=50)
 
 

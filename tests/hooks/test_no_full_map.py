@@ -27,7 +27,7 @@ from tests.adapters.models import (
 )
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.matchers import Drop, Protect, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Skip
 from tokenzoo.scorers import CLSAttention, ReceivedAttention
@@ -125,7 +125,7 @@ def test_nor_with_the_options_of_evoprune(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scorer", [CLSAttention(), ReceivedAttention()], ids=repr)
 def test_nor_where_attention_is_the_score(scorer: Any) -> None:
     model = VIT.build()
-    step = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(scorer), Drop()), Keep())
+    step = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(scorer), Drop()), Identity())
     attached = tokenzoo.build(Recipe(step, keep=33)).attach(model)
     assert watched(model, VIT, attached.plan().blocks).maps == []
 

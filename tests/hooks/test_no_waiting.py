@@ -21,7 +21,7 @@ from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, MissingEvidenceError
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.parts import Scorer
 from tokenzoo.schedules import Skip
 
@@ -75,7 +75,7 @@ def watched(model: Any, given: Any) -> Watch:
     return watch
 
 
-def attached(zoo: tokenzoo.Zoo, model: Any, given: Any) -> Watch | None:
+def attached(zoo: tokenzoo.Method, model: Any, given: Any) -> Watch | None:
     """An attached pass; None: the recipe has no place on this model."""
     try:
         with zoo.attach(model):
@@ -124,7 +124,7 @@ class Waits(Scorer):
 
 
 def test_a_part_that_waits_is_seen() -> None:
-    step = Step(Stage.BLOCK, Skip(0), SelectAssign(TopK(Waits()), Drop()), Keep())
+    step = Step(Stage.BLOCK, Skip(0), SelectAssign(TopK(Waits()), Drop()), Identity())
     model, given = vit(4)
     found = attached(tokenzoo.build(Recipe(step, keep=16)), model, given)
     assert found is not None

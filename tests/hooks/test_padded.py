@@ -18,7 +18,7 @@ from tokenzoo import Recipe, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.key_bias import widened
 from tokenzoo.matchers import Drop, Sampled, SelectAssign
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Stage
 from tokenzoo.schedules import Geometric, Once
 from tokenzoo.scorers import ReceivedAttention
@@ -27,7 +27,7 @@ from tokenzoo.scorers import ReceivedAttention
 def ragged(stage: Any = Stage.BLOCK, proportional: bool = True) -> Recipe:
     schedule = Geometric((0.25, 0.5, 0.75)) if stage == Stage.BLOCK else Once()
     match = SelectAssign(Sampled(ReceivedAttention()), Drop())
-    step = Step(stage, schedule, match, Keep())
+    step = Step(stage, schedule, match, Identity())
     return Recipe(step, keep=60, proportional_attention=proportional)
 
 

@@ -35,10 +35,10 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo import (
     Evidence,
     Matcher,
-    Plan,
     Recipe,
     Stage,
     Step,
+    TokenMap,
     matchers,
     mergers,
     schedules,
@@ -297,14 +297,14 @@ class MergeAndDrop(Matcher):
     def fewest(self, tokens: int, prefix: int = 0) -> int:
         return 1
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         b, n = evidence.x.shape[:2]
         place = torch.arange(n).expand(b, n)
         gone = place[:, : n - keep]
-        return Plan.from_slots(place[:, n - keep :], gone, torch.where(gone % 2 > 0, 0, -1), n)
+        return TokenMap.from_slots(place[:, n - keep :], gone, torch.where(gone % 2 > 0, 0, -1), n)
 
 
-def whole_features(zoo: tokenzoo.zoo.Zoo, case: Case) -> tuple[int, int]:
+def whole_features(zoo: tokenzoo.zoo.Method, case: Case) -> tuple[int, int]:
     """Check the restored tokens one by one; returns how many were merged, and how many dropped."""
     model = case.build()
     x = images(model)
@@ -526,17 +526,17 @@ class Wrong(Matcher):
     def fewest(self, tokens: int, prefix: int = 0) -> int:
         return 1
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         b, n = evidence.x.shape[:2]
-        plan = Plan.from_slots(
+        plan = TokenMap.from_slots(
             torch.arange(keep).expand(b, keep),
             torch.arange(keep, n).expand(b, n - keep),
             torch.zeros(b, n - keep, dtype=torch.int64),
             n,
         )
         if self.how == "twice":
-            return Plan(plan.keep.clamp(max=keep - 2), plan.dst)
-        return Plan(plan.keep, torch.where(plan.dst == 0, keep, plan.dst))
+            return TokenMap(plan.keep.clamp(max=keep - 2), plan.dst)
+        return TokenMap(plan.keep, torch.where(plan.dst == 0, keep, plan.dst))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from tokenzoo.matchers import (
     TopK,
     WholeRows,
 )
-from tokenzoo.mergers import Fused, Keep, NeighbourSum, WeightedMean
+from tokenzoo.mergers import Fused, Identity, NeighbourSum, WeightedMean
 from tokenzoo.parts import Part
 from tokenzoo.schedules import (
     Decreasing,
@@ -185,7 +185,7 @@ PLANNED: Mapping[str, Recipe] = {
     "visionzip, counted": tokenzoo.build("visionzip", dominant=3).recipe,
     "two steps": Recipe(
         Step(Stage.BLOCK, Skip(), _bipartite, WeightedMean()),
-        Step(Stage.LLM(4), Once(keep=0.5), _select, Keep()),
+        Step(Stage.LLM(4), Once(keep=0.5), _select, Identity()),
         keep=0.5,
     ),
 }

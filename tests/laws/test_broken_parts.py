@@ -115,7 +115,9 @@ def test_the_example_shown_is_the_smallest() -> None:
     error = caught.value
     assert "images=1, grid=(1, 2), prefix=0, heads=1" in error.example
     assert error.expected == "no error"
-    assert error.found.endswith("asked for a Plan from 2 tokens to 1, and returns one from 2 to 2")
+    assert error.found.endswith(
+        "asked for a TokenMap from 2 tokens to 1, and returns one from 2 to 2"
+    )
     first, second = error.example.splitlines()[1:3]
     assert first == "from tokenzoo.testing.toys import OneTooMany"
     assert second == "from tokenzoo.testing import Example, LAWS"

@@ -18,7 +18,7 @@ from tokenzoo._core.kinds import Count, OneOf, Range, Share, Words
 from tokenzoo._core.options import options_of
 from tokenzoo.errors import LONGEST, BadArgumentError, TokenzooError
 from tokenzoo.matchers import Alternate, Drop, SelectAssign, Then, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.parts import Discounted, Sum
 from tokenzoo.schedules import Explicit, Geometric, Once
 from tokenzoo.scorers import FeatureNorm, Random, ReceivedAttention, Similarity
@@ -171,7 +171,7 @@ class Written(Part, nn.Module):
         (lambda: Geometric((0.5, True)), "at=True"),
         (lambda: Stage("llm", True), "layer=True"),
         (lambda: Stage(["llm"]), "name=['llm']"),  # pyright: ignore[reportArgumentType]
-        (lambda: Step(Stage.BLOCK, Once(), TopK(Random()), Keep()), "matcher="),  # pyright: ignore[reportArgumentType]
+        (lambda: Step(Stage.BLOCK, Once(), TopK(Random()), Identity()), "matcher="),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_whatever_makes_a_part_checks_it(make: Any, words: str) -> None:
@@ -194,7 +194,7 @@ def test_what_is_annotated_in_another_way_works_as_ever() -> None:
 
     odd = Odd(object(), Hidden(), "a", either=math.nan)  # pyright: ignore
     assert odd.wrong is None
-    step = Step(Stage.FEATURES, Once(), SelectAssign(TopK(odd), Drop()), Keep())
+    step = Step(Stage.FEATURES, Once(), SelectAssign(TopK(odd), Drop()), Identity())
     assert tokenzoo.build(Recipe(step, keep=3)).reduce(torch.ones(1, 5, 2)).x.shape == (1, 3, 2)
 
     class Undecorated(Part):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenzoo
-from tokenzoo import Evidence, Plan, Recipe, Tokens, plugins
+from tokenzoo import Evidence, Recipe, TokenMap, Tokens, plugins
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.matchers import REST, SameCell, SelectAssign, Split, Then, TopK
@@ -248,4 +248,4 @@ def test_a_drawn_part_can_be_held_to_a_law() -> None:
         LAWS["plan_total"](part, Example.drawn())
 
     on()
-    assert Plan.identity(1, 2).kept == 2
+    assert TokenMap.identity(1, 2).kept == 2

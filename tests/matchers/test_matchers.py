@@ -32,9 +32,9 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.matchers.grid import bands, cell_of, centres
-from tokenzoo.plan import take
 from tokenzoo.scorers import FeatureNorm, Random, Similarity
 from tokenzoo.testing.strategies import Example, examples
+from tokenzoo.token_map import take
 
 CPU = torch.device("cpu")
 cosine, length = Similarity("x"), FeatureNorm()

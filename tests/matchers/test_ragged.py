@@ -22,7 +22,7 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.matchers.outliers import quantile
-from tokenzoo.mergers import Fused, Keep
+from tokenzoo.mergers import Fused, Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm, Similarity
 
@@ -45,7 +45,7 @@ def skewed(b: int = 3, seed: int = 1) -> Tensor:
 
 
 def reduce(stay, x: Tensor, keep: int, *, join=None, order="position", **shown):
-    merger = Keep() if join is None else Fused()
+    merger = Identity() if join is None else Fused()
     match = SelectAssign(stay, join or Drop(), order)
     recipe = Recipe(Step(Stage.FEATURES, Once(), match, merger), keep=keep)
     reduced = tokenzoo.build(recipe).reduce(x, **shown)

@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenzoo import Merger, Plan, Tokens
-from tokenzoo.mergers import Keep, Mean, TargetPlusMean, WeightedMean
+from tokenzoo import Merger, TokenMap, Tokens
+from tokenzoo.mergers import Identity, Mean, TargetPlusMean, WeightedMean
 from tokenzoo.testing.strategies import Example, plans
 
-MERGERS: list[Merger] = [Keep(), Mean(), TargetPlusMean(), WeightedMean()]
+MERGERS: list[Merger] = [Identity(), Mean(), TargetPlusMean(), WeightedMean()]
 EVIDENCE = Example.drawn().evidence()  # of no interest to these
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, dropping: bool = True, new: bool = True) -> tuple[Tokens, Plan]:
+def cases(draw: st.DrawFn, *, dropping: bool = True, new: bool = True) -> tuple[Tokens, TokenMap]:
     b, n = draw(st.integers(1, 3)), draw(st.integers(1, 10))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     x = torch.randn(b, n, 3, generator=generator, dtype=torch.float64)
@@ -28,7 +28,7 @@ def by_hand(merger: Merger, x: torch.Tensor, mass: torch.Tensor, kept: int, grou
     """One output: what the merger's docstring says about the members of one group."""
     joins = [t for t in group if t != kept]
     own = x[kept] if kept >= 0 else torch.zeros(3, dtype=x.dtype)
-    if isinstance(merger, Keep):
+    if isinstance(merger, Identity):
         return own
     if isinstance(merger, TargetPlusMean):
         return own + x[joins].mean(0) if joins else own
@@ -42,7 +42,7 @@ def by_hand(merger: Merger, x: torch.Tensor, mass: torch.Tensor, kept: int, grou
 @pytest.mark.parametrize("merger", MERGERS, ids=repr)
 @given(case=cases())
 @settings(max_examples=40)
-def test_mergers_do_what_they_say(merger: Merger, case: tuple[Tokens, Plan]) -> None:
+def test_mergers_do_what_they_say(merger: Merger, case: tuple[Tokens, TokenMap]) -> None:
     tokens, plan = case
     merged = merger.merge(tokens, plan, EVIDENCE)
     assert merged.x.shape == (*plan.keep.shape, 3)
@@ -58,7 +58,7 @@ def test_mergers_do_what_they_say(merger: Merger, case: tuple[Tokens, Plan]) -> 
 @pytest.mark.parametrize("merger", MERGERS, ids=repr)
 @given(case=cases(dropping=False, new=False))
 @settings(max_examples=25)
-def test_what_a_merger_conserves(merger: Merger, case: tuple[Tokens, Plan]) -> None:
+def test_what_a_merger_conserves(merger: Merger, case: tuple[Tokens, TokenMap]) -> None:
     tokens, plan = case
     merged = merger.merge(tokens, plan, EVIDENCE)
     assert "mass" in merger.conserves
@@ -80,7 +80,7 @@ def test_a_token_that_nobody_joins_is_unchanged_to_the_bit(
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(2, 6, 4, generator=generator) * 100).to(dtype)
     mass = torch.tensor([[3.0, 1, 7, 1 / 3, 5, 2]] * 2)
-    plan = Plan(torch.tensor([[5, 0, 2]] * 2), torch.tensor([[1, 2, 2, -1, 2, 0]] * 2))
+    plan = TokenMap(torch.tensor([[5, 0, 2]] * 2), torch.tensor([[1, 2, 2, -1, 2, 0]] * 2))
     plan.check()
     merged = merger.merge(Tokens(x, mass), plan, EVIDENCE)
     assert merged.x.dtype == dtype
@@ -95,7 +95,7 @@ def test_what_is_not_finite_stays_where_it_is(merger: Merger, value: float) -> N
     """Token 0 stays alone, 3 is dropped; neither may spread, and an infinity alone stays one."""
     x = torch.ones(1, 5, 2)
     x[:, [0, 3]] = value
-    plan = Plan(torch.tensor([[0, 1]]), torch.tensor([[0, 1, 1, -1, 1]]))
+    plan = TokenMap(torch.tensor([[0, 1]]), torch.tensor([[0, 1, 1, -1, 1]]))
     merged = merger.merge(Tokens(x, torch.ones(1, 5)), plan, EVIDENCE)
     assert bool(merged.x[:, 1].isfinite().all())
     alone = merged.x[:, 0]
@@ -108,7 +108,7 @@ def test_gradients_are_those_of_the_arithmetic(merger: Merger) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     mass = torch.tensor([[1.0, 2, 3, 4, 5, 6]] * 2, dtype=torch.float64)
-    plan = Plan(torch.tensor([[5, -1, 2]] * 2), torch.tensor([[1, 2, 2, -1, 1, 0]] * 2))
+    plan = TokenMap(torch.tensor([[5, -1, 2]] * 2), torch.tensor([[1, 2, 2, -1, 1, 0]] * 2))
 
     def merged(values: torch.Tensor) -> torch.Tensor:
         return merger.merge(Tokens(values, mass), plan, EVIDENCE).x
@@ -121,7 +121,7 @@ def test_half_precision_is_summed_in_float32(merger: Merger) -> None:
     """2,048 ones and more: a float16 would stop counting at 2,048."""
     n = 4096
     x = torch.ones(1, n, 1, dtype=torch.float16)
-    plan = Plan(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, n, dtype=torch.long))
+    plan = TokenMap(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, n, dtype=torch.long))
     merged = merger.merge(Tokens(x, torch.ones(1, n)), plan, EVIDENCE)
     assert merged.mass.tolist() == [[n]]
     assert merged.x.item() == (2.0 if isinstance(merger, TargetPlusMean) else 1.0)
@@ -130,7 +130,7 @@ def test_half_precision_is_summed_in_float32(merger: Merger) -> None:
 @pytest.mark.parametrize("merger", MERGERS, ids=repr)
 def test_what_was_held_is_carried_on(merger: Merger) -> None:
     held = torch.tensor([[True, False, False]])
-    plan = Plan(torch.tensor([[0, 1]]), torch.tensor([[0, 1, 1]]))
+    plan = TokenMap(torch.tensor([[0, 1]]), torch.tensor([[0, 1, 1]]))
     merged = merger.merge(Tokens(torch.ones(1, 3, 1), torch.ones(1, 3), held=held), plan, EVIDENCE)
     assert merged.held is not None
     assert merged.held.tolist() == [[True, False]]

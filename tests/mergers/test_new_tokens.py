@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import tokenzoo
-from tokenzoo import Evidence, Plan, Tokens
+from tokenzoo import Evidence, TokenMap, Tokens
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Bipartite, ByDepth, Drop, SelectAssign, TopK
 from tokenzoo.mergers import Fused, NeighbourSum
@@ -19,11 +19,13 @@ EVIDENCE = Evidence(X, mass=torch.ones(B, N))
 SCORES = X.norm(dim=-1)
 
 
-def plan(new: int = 1) -> Plan:
+def plan(new: int = 1) -> TokenMap:
     """Tokens 4, 0 and 9 stay, and 9 takes in 3; the others, but 2, become a new one."""
     keep = torch.tensor([[4, 0, 9] + [-1] * new]).expand(B, -1)
     slots = torch.tensor([[3, -1, 2, 3, 3, 3, 3, 3]]).expand(B, -1)
-    return Plan.from_slots(keep, torch.tensor([[1, 2, 3, 5, 6, 7, 8, 10]]).expand(B, -1), slots, N)
+    return TokenMap.from_slots(
+        keep, torch.tensor([[1, 2, 3, 5, 6, 7, 8, 10]]).expand(B, -1), slots, N
+    )
 
 
 OTHERS = [1, 5, 6, 7, 8, 10]
@@ -60,7 +62,7 @@ def test_a_kept_token_takes_in_its_neighbours(k: int) -> None:
 def test_a_twin_is_a_neighbour_and_oneself_is_not() -> None:
     x = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     evidence = Evidence(x, mass=torch.ones(1, 4))
-    drop = Plan.from_slots(
+    drop = TokenMap.from_slots(
         torch.tensor([[2]]), torch.tensor([[0, 1, 3]]), torch.full((1, 3), -1), 4
     )
     for k, wanted in ((1, 2.0), (2, 3.0), (3, 3.0)):
@@ -71,10 +73,10 @@ def test_a_twin_is_a_neighbour_and_oneself_is_not() -> None:
 def test_what_is_protected_or_alone_is_unchanged() -> None:
     merger = NeighbourSum(Similarity("x"), FeatureNorm(), 3)
     tokens = Tokens(X, EVIDENCE.mass)
-    same = merger.merge(tokens, Plan.identity(B, N), EVIDENCE)
+    same = merger.merge(tokens, TokenMap.identity(B, N), EVIDENCE)
     assert torch.equal(same.x, X)
     held = torch.tensor([[True, False, False, False]]).expand(B, -1)
-    some = merger.merge(tokens, Plan(plan().keep, plan().dst, held=held), EVIDENCE)
+    some = merger.merge(tokens, TokenMap(plan().keep, plan().dst, held=held), EVIDENCE)
     assert torch.equal(some.x[:, 0], X[:, 4])
     assert not torch.equal(some.x[:, 1], X[:, 0])
 

@@ -13,7 +13,7 @@ import tokenzoo
 from tokenzoo import Evidence, Recipe, Stage, Step
 from tokenzoo.errors import BadArgumentError, MissingEvidenceError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Raters
 from tokenzoo.scorers.raters import raters
@@ -105,7 +105,7 @@ def test_without_text_the_first_tokens_stay() -> None:
     assert TopK(Raters()).select(seen, pool, 3)[0].tolist() == [[0, 1, 2]] * B
 
 
-STEP = Step(Stage.LLM(2), Once(), SelectAssign(TopK(Raters(2, unturned=True)), Drop()), Keep())
+STEP = Step(Stage.LLM(2), Once(), SelectAssign(TopK(Raters(2, unturned=True)), Drop()), Identity())
 
 
 def test_on_tensors_with_a_prefix_and_one_head() -> None:

@@ -30,7 +30,7 @@ from tokenzoo.errors import (
 )
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Alternate, Bipartite, Drop, Protect, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.parts import PairScorer, Scorer
 from tokenzoo.schedules import Skip
 from tokenzoo.tools.onnx import Exported, export
@@ -106,8 +106,8 @@ class Peeks(Scorer):
         return evidence.x[..., 0] * (1 if evidence.x.sum() > 0 else -1)
 
 
-def selection(scorer: Scorer) -> tokenzoo.Zoo:
-    step = Step(Stage.BLOCK, Skip(0), SelectAssign(TopK(scorer), Drop()), Keep())
+def selection(scorer: Scorer) -> tokenzoo.Method:
+    step = Step(Stage.BLOCK, Skip(0), SelectAssign(TopK(scorer), Drop()), Identity())
     return tokenzoo.build(Recipe(step, keep=9))
 
 
@@ -121,7 +121,7 @@ def in_runtime(exported: Exported, x: Tensor) -> Tensor:
     return torch.tensor(session.run(None, {exported.inputs[0]: x.numpy()})[0])
 
 
-def assert_same(exported: Exported, zoo: tokenzoo.Zoo, model: Any, x: Tensor) -> None:
+def assert_same(exported: Exported, zoo: tokenzoo.Method, model: Any, x: Tensor) -> None:
     with torch.no_grad():
         bare = model(x)
         with zoo.attach(model):

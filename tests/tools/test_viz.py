@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tools import viz
 from tokenzoo.tools.viz import Panel, gallery, merged_groups, shrunk_image
 
@@ -20,7 +20,7 @@ def make_plan(owners, groups):
     """One image whose patches go to these outputs (-1: dropped), behind one prefix token."""
     dst = torch.tensor([[0, *(-1 if owner < 0 else owner + 1 for owner in owners)]])
     keep = torch.tensor([[0, *(owners.index(group) + 1 for group in range(groups))]])
-    plan = Plan(keep, dst)
+    plan = TokenMap(keep, dst)
     plan.check()
     return plan
 
@@ -98,7 +98,7 @@ def test_the_photograph_can_shine_through(image) -> None:
 
 def test_the_image_of_a_batch_is_chosen_by_index(image) -> None:
     a, b = make_plan([0] * 24, 1), make_plan([*[0] * 23, -1], 1)
-    both = Plan(torch.cat([a.keep, b.keep]), torch.cat([a.dst, b.dst]))
+    both = TokenMap(torch.cat([a.keep, b.keep]), torch.cat([a.dst, b.dst]))
     for index, single in enumerate((a, b)):
         assert torch.equal(
             merged_groups(image, both, GRID, PREFIX, index=index),

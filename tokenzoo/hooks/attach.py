@@ -45,7 +45,7 @@ def attach(
     prefix: int | None = None,
     clock: Callable[[], None] | None = None,
 ) -> Attached:
-    """Attach a recipe to a model; see `Zoo.attach`, and of the clock `Options`: it is for measuring."""
+    """Attach a recipe to a model; see `Method.attach`, and of the clock `Options`: it is for measuring."""
     check_choice("when", when, "always", "eval", "train")
     flags = {"trace": trace, "restore": restore, "debug": debug, "replace": replace}
     for name, value in flags.items():
@@ -170,7 +170,7 @@ def _check_budget(attached: Attached) -> None:
         warnings.warn(
             f"{error}. {name} takes images of several sizes, and the configured one has {tokens} tokens: "
             "smaller images may reach the budget, and a pass that cannot raises this error",
-            stacklevel=4,  # the caller of Zoo.attach
+            stacklevel=4,  # the caller of Method.attach
         )
 
 
@@ -181,7 +181,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
         recipe: to be attached.
         adapter: of the model, which may be on the meta device.
         name: of the model's class, for the messages.
-        restore: see `Zoo.attach`.
+        restore: see `Method.attach`.
 
     Raises:
         AttachError: the model has no such stage, or the recipe asks for what it cannot do.

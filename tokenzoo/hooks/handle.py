@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenzoo._core.validation import check_count
 from tokenzoo.adapter import Adapter, BlockPath
-from tokenzoo.budget import Budget
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError, BudgetError
 from tokenzoo.evidence import Layer
 from tokenzoo.hooks import packed_layout as packs
@@ -35,8 +35,8 @@ from tokenzoo.hooks.state import Pass, PerThread, own
 from tokenzoo.hooks.tap import sweep
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.packed import PackedAdapter
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage
+from tokenzoo.token_map import TokenMap
 
 When = Literal["always", "eval", "train"]
 
@@ -92,7 +92,7 @@ class Attached:
         # The spliced blocks, and the classes of them and of the model: fully_shard changes those.
         self._blocks: list[nn.Module] = []
         self._kinds: list[type] = []
-        self._budgets: dict[int, Budget] = {}
+        self._budgets: dict[int, TokenBudget] = {}
         self._last = _Last()
         # As many entries as there are paused() blocks. No thread-local: a compiled model would not look.
         self._pauses: list[None] = []
@@ -120,7 +120,7 @@ class Attached:
         finally:
             self._pauses.pop()
 
-    def plan(self, tokens: int | None = None) -> Budget:
+    def plan(self, tokens: int | None = None) -> TokenBudget:
         """The patch tokens after each block, for an image of so many (None: the model's own size)."""
         if tokens is None:
             tokens = self.adapter.tokens()
@@ -130,7 +130,7 @@ class Attached:
             )
         return self._plan(check_count("tokens", tokens))
 
-    def _plan(self, tokens: int) -> Budget:
+    def _plan(self, tokens: int) -> TokenBudget:
         if tokens not in self._budgets:
             adapter = self.adapter
             more: dict[str, Any] = {}
@@ -192,7 +192,7 @@ class Attached:
         return mass
 
     @property
-    def record(self) -> Plan:
+    def record(self) -> TokenMap:
         """From the first tokens to the last ones of the last pass; needs `attach(..., trace=True)`."""
         record = self._passed().record
         if not self.options.trace:

@@ -13,9 +13,9 @@ from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.state import Pass
 from tokenzoo.kernels.choice import transformed
-from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
 from tokenzoo.reduce import reduce_patches
+from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens
 
 
@@ -34,7 +34,7 @@ class Event:
     """
 
     block: int
-    plan: Plan
+    plan: TokenMap
     before: Tokens
     after: Tokens
     stage: str = "block"
@@ -123,7 +123,7 @@ def reduced(
     keep: int,
     place: Place,
     options: Options,
-) -> tuple[Tensor, Plan, Pass]:
+) -> tuple[Tensor, TokenMap, Pass]:
     """Reduce `x [b, prefix + n, c]` to `keep` patch tokens.
 
     Returns:
@@ -158,7 +158,7 @@ def reduced(
     return after.x, plan, state
 
 
-def _places(state: Pass, plan: Plan) -> Tensor:
+def _places(state: Pass, plan: TokenMap) -> Tensor:
     """Which of the first tokens each output of a plan stands for."""
     index = plan.sources
     return index if state.places is None else take(state.places, index)

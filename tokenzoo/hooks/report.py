@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenzoo.hooks.packed_layout import Pack
 from tokenzoo.hooks.state import Pass
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Passed:
     counts: tuple[int, ...]
     features: int
     mass: Tensor | None
-    record: Plan | None
+    record: TokenMap | None
 
 
 def passed(state: Pass | Pack) -> tuple[Passed, ...]:

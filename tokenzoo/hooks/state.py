@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tokenzoo.evidence import Evidence, Layer, layer_of
-from tokenzoo.plan import Plan, take
 from tokenzoo.recipe import Step
+from tokenzoo.token_map import TokenMap, take
 
 # Evidence that only a tap on the attention can show.
 FROM_ATTENTION = frozenset(
@@ -65,7 +65,7 @@ class Pass:
     mass: Tensor | None = None
     held: Tensor | None = None
     places: Tensor | None = None
-    plan: Plan | None = None
+    plan: TokenMap | None = None
     restored: bool = False
     trial: bool = False
     watches: bool = False

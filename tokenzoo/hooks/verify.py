@@ -20,12 +20,12 @@ from tokenzoo.hooks import packed_layout as packs
 from tokenzoo.hooks import state as passes
 from tokenzoo.hooks.packed_layout import Pack
 from tokenzoo.hooks.state import Pass
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.parts import Matcher
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Stage, Step
 from tokenzoo.schedules import Once
+from tokenzoo.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class EverySecond(Matcher):
         """Half."""
         return tokens // 2
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Drop every other token."""
         for name in sorted(self.wanted):
             getattr(evidence, name)
         b, n = evidence.x.shape[:2]
         place = torch.arange(n, device=evidence.x.device).expand(b, n)
         gone = place[:, ::2]
-        return Plan.from_slots(place[:, 1::2], gone, torch.full_like(gone, -1), n)
+        return TokenMap.from_slots(place[:, 1::2], gone, torch.full_like(gone, -1), n)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def prove(model: nn.Module, adapter: Adapter, tried: list[Trial], needs: frozens
     Raises:
         AttachError: a difference; names the block and its size.
     """
-    step = Step(Stage.BLOCK, Once(), EverySecond(needs), Keep())
+    step = Step(Stage.BLOCK, Once(), EverySecond(needs), Identity())
     for trial in tried:
         cases = _packed_cases if isinstance(adapter, PackedAdapter) else _cases
         for rows, state, kept, what in cases(adapter, trial, step):

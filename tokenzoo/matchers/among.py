@@ -12,7 +12,7 @@ from tokenzoo._core.validation import floor_share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Assigner, Selector, needs_of
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 def first_share(share: float, pool: int) -> int:

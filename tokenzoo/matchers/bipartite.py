@@ -18,7 +18,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.matchers.protect import Protect
 from tokenzoo.matchers.split import Alternate, Parity, Split
 from tokenzoo.parts import Matcher, PairScorer, Scorer, token_scores
-from tokenzoo.plan import Plan, take
+from tokenzoo.token_map import TokenMap, take
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Bipartite(Matcher):
         del prefix
         return tokens - self.split.limit(tokens)
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Merge the n - keep best pairs; stable, with ties to the lower index."""
         b, n = evidence.x.shape[:2]
         merges = n - keep
         if merges == 0:
-            return Plan.identity(b, n, device=evidence.x.device)
+            return TokenMap.identity(b, n, device=evidence.x.device)
         every = torch.arange(n, device=evidence.x.device).expand(b, n)
         if self.protect is None:
             held, free = every[:, :0], every
@@ -74,7 +74,7 @@ class Bipartite(Matcher):
         leaving, staying = order[:, :merges], order[:, merges:]
         gone, partner = take(sources, leaving), take(best, leaving)  # [b, r]
         if self.order == "position":
-            plan = Plan.from_joins(gone, take(targets, partner), n)
+            plan = TokenMap.from_joins(gone, take(targets, partner), n)
             if self.protect is None:
                 return plan
             marks = torch.zeros_like(every, dtype=torch.bool).scatter(1, held, True)
@@ -83,4 +83,4 @@ class Bipartite(Matcher):
             staying = staying.sort(dim=-1).values
         kept = torch.cat([take(sources, staying), targets], 1)  # [b, m]
         slots = staying.shape[1] + partner
-        return Plan.from_slots(kept, gone, slots, n, complete=True)
+        return TokenMap.from_slots(kept, gone, slots, n, complete=True)

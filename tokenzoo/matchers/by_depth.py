@@ -8,7 +8,7 @@ from tokenzoo._core.kinds import Share
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Matcher
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ByDepth(Matcher):
         """The least that both can leave."""
         return max(self.first.fewest(tokens, prefix), self.last.fewest(tokens, prefix))
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Ask the one that the block is for.
 
         Raises:

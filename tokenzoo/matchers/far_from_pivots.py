@@ -17,7 +17,7 @@ from tokenzoo._core.sorting import choose, descending
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import TEXT, Evidence
 from tokenzoo.parts import Scorer, Selector, needs_of, token_scores
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 from tokenzoo.tokens import unit
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenzoo._core.sorting import choose
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Assigner, Selector
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 def bands(rows: int, columns: int, cells: int) -> int:

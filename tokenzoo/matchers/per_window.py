@@ -13,7 +13,7 @@ from tokenzoo._core.precision import precise
 from tokenzoo._core.sorting import choose, descending, ordered
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer, Selector, token_scores
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)

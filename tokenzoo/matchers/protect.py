@@ -16,7 +16,7 @@ from tokenzoo._core.sorting import descending, ordered
 from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Part, Scorer, token_scores
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)

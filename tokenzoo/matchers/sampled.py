@@ -12,7 +12,7 @@ from tokenzoo._core.sorting import choose, descending, ordered
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers.per_window import places
 from tokenzoo.parts import Scorer, Selector, token_scores
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)

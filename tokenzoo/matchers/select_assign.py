@@ -13,7 +13,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.matchers.assigners import Drop
 from tokenzoo.matchers.fuse import Fuse
 from tokenzoo.parts import Assigner, Matcher, Selector
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class SelectAssign(Matcher):
         del prefix
         return min(tokens, 1 + self.join.extra)
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Keep exactly `keep` tokens."""
         b, n = evidence.x.shape[:2]
         if keep == n and self.join.extra and not self.ragged:
             # Nobody has to go: no new token in the place of an old one.
-            return Plan.identity(b, n, device=evidence.x.device)
+            return TokenMap.identity(b, n, device=evidence.x.device)
         k = keep - self.join.extra
         pool = torch.arange(n, device=evidence.x.device).expand(b, n)
         kept, rest = self.stay.select(evidence, pool, k)
@@ -74,7 +74,7 @@ class SelectAssign(Matcher):
             kept = kept.sort(dim=-1).values
         slots = self.join.assign(evidence, kept, rest, groups)
         new = kept.new_full((b, self.join.extra), -1)
-        plan = Plan.from_slots(torch.cat([kept, new], 1), rest, slots, n)
+        plan = TokenMap.from_slots(torch.cat([kept, new], 1), rest, slots, n)
         if in_place or self.order == "selected":
             return plan
         if by_position:
@@ -83,7 +83,7 @@ class SelectAssign(Matcher):
         rank = torch.cat([*group, new + 1 + len(groups)], 1)
         return plan.reordered(rank * (n + 1) + plan.keep)
 
-    def _ragged(self, evidence: Evidence, kept: Tensor, rest: Tensor, lengths: Tensor) -> Plan:
+    def _ragged(self, evidence: Evidence, kept: Tensor, rest: Tensor, lengths: Tensor) -> TokenMap:
         """The first `lengths [b]` of the kept tokens stay, then come the new ones, then nothing."""
         k, extra = kept.shape[1], self.join.extra
         order = torch.cat([kept, rest], 1)  # [b, n]
@@ -94,4 +94,4 @@ class SelectAssign(Matcher):
         slots = torch.where(place < end, place, slots)
         keep = torch.cat([kept, kept.new_full((len(kept), extra), -1)], 1)
         keep = keep.masked_fill(torch.arange(k + extra, device=keep.device) >= end, -1)
-        return Plan(keep, torch.empty_like(order).scatter(1, order, slots), lengths + extra)
+        return TokenMap(keep, torch.empty_like(order).scatter(1, order, slots), lengths + extra)

@@ -12,7 +12,7 @@ from tokenzoo._core.precision import comparable
 from tokenzoo._core.sorting import choose, descending, ordered
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import PairScorer, Selector
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenzoo._core.sorting import choose, descending
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer, Selector, token_scores
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)

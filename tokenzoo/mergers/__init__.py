@@ -1,12 +1,13 @@
-"""Mergers: the arithmetic of a plan."""
+"""Mergers: the arithmetic of a token map."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tokenzoo._core.deprecation import renamed
 from tokenzoo.hookspecs import hookimpl
 
 from .fused import Fused as Fused
-from .keep import Keep as Keep
+from .identity import Identity as Identity
 from .mean import Mean as Mean
 from .neighbour_sum import NeighbourSum as NeighbourSum
 from .target_plus_mean import TargetPlusMean as TargetPlusMean
@@ -19,8 +20,11 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
     return {
         "weighted_mean": WeightedMean,
         "mean": Mean,
-        "keep": Keep,
+        "identity": Identity,
         "target_plus_mean": TargetPlusMean,
         "fused": Fused,
         "neighbour_sum": NeighbourSum,
     }
+
+
+__getattr__ = renamed(__name__, {"Keep": "Identity"})

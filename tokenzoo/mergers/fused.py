@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Merger, Scorer, token_scores
-from tokenzoo.plan import Plan, take
+from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, full_precision
 
 
@@ -25,7 +25,7 @@ class Fused(Merger):
 
     scorer: Scorer | None = None
 
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the plan; a kept token is unchanged, whatever joins it."""
         x = full_precision(tokens.x)
         weight = None if self.scorer is None else weights(self.scorer, evidence)
@@ -39,7 +39,7 @@ def weights(scorer: Scorer, evidence: Evidence) -> Tensor:
     return scores if scorer.differentiable else scores.detach()
 
 
-def new_tokens(x: Tensor, plan: Plan, weight: Tensor | None) -> Tensor:
+def new_tokens(x: Tensor, plan: TokenMap, weight: Tensor | None) -> Tensor:
     """Weighted sums of `x [b, n, c]` in the outputs that are new, zeros in the others: `[b, m, c]`.
 
     Without weights `[b, n]` it is the mean.

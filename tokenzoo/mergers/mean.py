@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Merger
-from tokenzoo.plan import Plan, take
+from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, full_precision
 
 
@@ -14,7 +14,7 @@ from tokenzoo.tokens import Tokens, full_precision
 class Mean(Merger):
     """The mean over the members of each group, whatever their mass (VScan)."""
 
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the plan."""
         del evidence
         x = full_precision(tokens.x)

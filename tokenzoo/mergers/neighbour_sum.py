@@ -11,7 +11,7 @@ from tokenzoo._core.kinds import Count
 from tokenzoo.evidence import Evidence
 from tokenzoo.mergers.fused import new_tokens, weights
 from tokenzoo.parts import Merger, PairScorer, Scorer
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens, full_precision
 
 
@@ -33,7 +33,7 @@ class NeighbourSum(Merger):
     scorer: Scorer
     k: Count = 32
 
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the plan; tokens with NaN or infinite features are nobody's neighbours.
 
         Protected tokens are unchanged, and so are all where none has to go.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Merger
-from tokenzoo.plan import Plan, take
+from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, full_precision
 
 
@@ -17,7 +17,7 @@ class TargetPlusMean(Merger):
     The paper speaks of averaging; the authors' code adds, and its results are what is published.
     """
 
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the plan; a token that nobody joins is unchanged."""
         del evidence
         x = full_precision(tokens.x)

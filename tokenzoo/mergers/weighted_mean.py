@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Merger
-from tokenzoo.plan import Plan, take
+from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, full_precision
 
 
@@ -16,7 +16,7 @@ class WeightedMean(Merger):
 
     conserves = frozenset({"mass", "sum"})
 
-    def merge(self, tokens: Tokens, plan: Plan, evidence: Evidence) -> Tokens:
+    def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the plan; the weighted sum of the features is conserved where nothing is dropped."""
         del evidence
         total = plan.sum(tokens.mass)  # [b, m]

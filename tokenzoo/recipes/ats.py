@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, Sampled, SelectAssign
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import ValueWeighted
@@ -51,6 +51,6 @@ def ats(
         Adaptive Token Sampling for Efficient Vision Transformers (ATS), ECCV 2022
     """
     match = SelectAssign(Sampled(ValueWeighted(by), fill, faithful), Drop())
-    step = Step(Stage.BLOCK, Geometric(at), match, Keep())
+    step = Step(Stage.BLOCK, Geometric(at), match, Identity())
     # Log mass is 0 for every token, and -inf for what only pads.
     return Recipe(step, keep=keep, proportional_attention=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, GreedyDPP, SelectAssign
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, TextRelevance
@@ -49,4 +49,4 @@ def cdpruner(
     """
     scorer = TextRelevance(relevance, negated, "batch" if faithful else "image")
     stay = GreedyDPP(Similarity("x"), scorer, fails=faithful)
-    return Recipe(Step(Stage.PROJECTED, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)
+    return Recipe(Step(Stage.PROJECTED, Once(), SelectAssign(stay, Drop()), Identity()), keep=keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import Random
@@ -25,7 +25,7 @@ def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: in
         every: distance between dropping blocks.
     """
     match = SelectAssign(TopK(Random(seed)), Drop())
-    return Recipe(Step(Stage.BLOCK, Skip(start, every), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.BLOCK, Skip(start, every), match, Identity()), keep=keep)
 
 
 def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
@@ -39,7 +39,7 @@ def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
         at: the block after whose attention it happens, as an index or a fraction of the depth.
     """
     match = SelectAssign(GridCentres(), Drop())
-    return Recipe(Step(Stage.BLOCK, Once(at), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.BLOCK, Once(at), match, Identity()), keep=keep)
 
 
 def pool(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:

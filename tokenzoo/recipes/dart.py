@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenzoo._core.kinds import Count
 from tokenzoo.matchers import Drop, FarFromPivots, SelectAssign
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm
@@ -58,5 +58,5 @@ def dart(
     order = "set" if faithful else "score"
     norms = FeatureNorm("all_keys", power=1)
     stay = FarFromPivots(norms, pivots=pivots, text_pivots=text_pivots, order=order)
-    step = Step(Stage.LLM(layer), Once(), SelectAssign(stay, Drop()), Keep(), positions="keep")
+    step = Step(Stage.LLM(layer), Once(), SelectAssign(stay, Drop()), Identity(), positions="keep")
     return Recipe(step, keep=keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, MaxMin, SelectAssign
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
@@ -35,4 +35,4 @@ def divprune(*, keep: int | float = 0.25, faithful: bool = False) -> Recipe:
         DivPrune, CVPR 2025, arXiv 2503.02175
     """
     match = SelectAssign(MaxMin(Similarity("x"), repeats=faithful), Drop())
-    return Recipe(Step(Stage.PROJECTED, Once(), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.PROJECTED, Once(), match, Identity()), keep=keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import attention_by
@@ -36,4 +36,4 @@ def fastervlm(*, keep: int | float = 0.25, by: By = "cls") -> Recipe:
         FasterVLM, 2024, arXiv 2412.01818
     """
     match = SelectAssign(TopK(attention_by(by)), Drop())
-    return Recipe(Step(Stage.FEATURES, Once(), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.FEATURES, Once(), match, Identity()), keep=keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenzoo._core.kinds import Count
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention
@@ -37,5 +37,5 @@ def fastv(*, keep: int | float = 0.5, layer: Count = 2) -> Recipe:
         FastV, ECCV 2024, arXiv 2403.06764
     """
     match = SelectAssign(TopK(LastTokenAttention()), Drop())
-    step = Step(Stage.LLM(layer), Once(), match, Keep(), positions="keep")
+    step = Step(Stage.LLM(layer), Once(), match, Identity(), positions="keep")
     return Recipe(step, keep=keep)

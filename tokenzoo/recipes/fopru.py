@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tokenzoo.matchers import Drop, SelectAssign, TopK, WholeRows
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import MeanLogits, ReceivedAttention
@@ -47,4 +47,4 @@ def fopru(
     """
     scorer = MeanLogits() if faithful else ReceivedAttention("patches")
     stay = TopK(scorer) if strategy == "rank" else WholeRows(scorer)
-    return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)
+    return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Identity()), keep=keep)

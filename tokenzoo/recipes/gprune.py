@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import GraphFlow
@@ -48,4 +48,4 @@ def gprune(
     """
     scorer = GraphFlow("x", threshold, temperature, steps)
     match = SelectAssign(TopK(scorer), Drop())
-    return Recipe(Step(Stage.PROJECTED, Once(), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.PROJECTED, Once(), match, Identity()), keep=keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Medoids, Nearest, SelectAssign
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import Nearness, ReceivedAttention
@@ -51,4 +51,4 @@ def kmedoids(
     """
     stay = Medoids(Nearness(), ReceivedAttention(), rounds, faithful)
     match = SelectAssign(stay, Nearest(Nearness()), order="selected")
-    return Recipe(Step(Stage.BLOCK, Geometric(at), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.BLOCK, Geometric(at), match, Identity()), keep=keep)

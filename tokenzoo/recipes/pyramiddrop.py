@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, by_next_layer, stairs
 
@@ -46,4 +46,4 @@ def pyramiddrop(
     Reference:
         PyramidDrop, CVPR 2025, arXiv 2410.17247
     """
-    return Recipe(*stairs(layers, factors, by_next_layer(), Keep(), positions), keep=keep)
+    return Recipe(*stairs(layers, factors, by_next_layer(), Identity(), positions), keep=keep)

@@ -8,7 +8,7 @@ from tokenzoo._core.kinds import Count, Index, OneOf, Share
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import REST, Among, Drop, JoinFirst, Nearest, SelectAssign, Then, TopK
-from tokenzoo.mergers import Keep, Mean
+from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, stairs
 from tokenzoo.scorers import DensityPeak, Nearness, Raters
@@ -76,7 +76,7 @@ def sparsevlm(
     if version == "2":
         raters = Raters(heads, unturned=faithful)
         match = SelectAssign(TopK(raters), Drop())
-        return Recipe(*stairs(layers, factors, match, Keep(), positions or "keep"), keep=keep)
+        return Recipe(*stairs(layers, factors, match, Identity(), positions or "keep"), keep=keep)
     if faithful is not False:
         raise BadArgumentError(
             f'faithful={quote(faithful)} is about version="2" alone; leave it out'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import attention_by
@@ -44,4 +44,4 @@ def topk(
         Which Tokens to Use? Investigating Token Reduction in Vision Transformers, 2023
     """
     match = SelectAssign(TopK(attention_by(by)), Drop(), order="selected")
-    return Recipe(Step(Stage.BLOCK, Geometric(at), match, Keep()), keep=keep)
+    return Recipe(Step(Stage.BLOCK, Geometric(at), match, Identity()), keep=keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenzoo._core.validation import check_fraction
 from tokenzoo.matchers import REST, Drop, SelectAssign, Then, Thin, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
@@ -53,4 +53,4 @@ def vispruner(
     scorer = attention_by(by)
     thin = Thin(Similarity("x"), per_round)
     stay = Then((float(important), TopK(scorer, rest="score")), (REST, thin))
-    return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Keep()), keep=keep)
+    return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Identity()), keep=keep)

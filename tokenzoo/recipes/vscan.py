@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tokenzoo.matchers import REST, Nearest, PerWindow, SelectAssign, Then, TopK
-from tokenzoo.mergers import Keep, Mean
+from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.in_llm import Positions, by_next_layer, stairs
 from tokenzoo.schedules import Once
@@ -74,4 +74,6 @@ def vscan(
     if layer is None:
         return Recipe(Step(Stage.PROJECTED, Once(), match, Mean()), keep=keep)
     tower = Step(Stage.PROJECTED, Once(keep=1.5), match, Mean())
-    return Recipe(tower, *stairs((layer,), (0.5,), by_next_layer(), Keep(), positions), keep=keep)
+    return Recipe(
+        tower, *stairs((layer,), (0.5,), by_next_layer(), Identity(), positions), keep=keep
+    )

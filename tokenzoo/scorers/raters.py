@@ -13,8 +13,8 @@ from tokenzoo._core.sorting import descending
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import EMBEDDED, Evidence
 from tokenzoo.parts import Scorer
-from tokenzoo.plan import take
 from tokenzoo.scorers.text_relevance import products
+from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)

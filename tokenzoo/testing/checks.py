@@ -32,7 +32,7 @@ from tokenzoo.testing.law import Law
 from tokenzoo.testing.laws import LAWS
 from tokenzoo.testing.models import Models, runs
 from tokenzoo.testing.subjects import expect, kind_of, made, recipe_of
-from tokenzoo.zoo import Zoo, build
+from tokenzoo.zoo import Method, build
 
 EXAMPLES = 25
 
@@ -75,7 +75,7 @@ def check_schedule(schedule: Schedule, *, examples: int = EXAMPLES) -> None:
     check(schedule, examples=examples)
 
 
-def check_recipe(recipe: Recipe | Zoo | str, *, examples: int = EXAMPLES) -> None:
+def check_recipe(recipe: Recipe | Method | str, *, examples: int = EXAMPLES) -> None:
     """Hold a recipe to its laws: each step at a site, and all of them on a tower.
 
     Args:
@@ -89,7 +89,7 @@ def check_recipe(recipe: Recipe | Zoo | str, *, examples: int = EXAMPLES) -> Non
     """
     if isinstance(recipe, str):
         recipe = build(recipe)
-    subject = recipe.recipe if isinstance(recipe, Zoo) else recipe
+    subject = recipe.recipe if isinstance(recipe, Method) else recipe
     expect("check_recipe", subject)
     check(subject, examples=examples)
 
@@ -98,7 +98,7 @@ def check_adapter(
     make: Callable[[], nn.Module] | nn.Module,
     *,
     image: Tensor,
-    recipe: str | Recipe | Zoo = "evoprune",
+    recipe: str | Recipe | Method = "evoprune",
     examples: int = 5,
 ) -> None:
     """Hold the adapter of a model to its laws, on a tiny model of that kind.
@@ -116,7 +116,7 @@ def check_adapter(
         BadArgumentError: there is no model, or no batch.
         UnsupportedModelError: no adapter knows the model: is its plugin installed?
     """
-    if isinstance(make, Part | Recipe | Zoo | str):
+    if isinstance(make, Part | Recipe | Method | str):
         raise BadArgumentError(
             f"check_adapter({make!r}): an adapter is tried on a model; pass a function that makes one, and "
             "what it is called with: check_adapter(make, image=...). check(...) is for everything else"

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tokenzoo.evidence import TEXT, Evidence, Layer
 from tokenzoo.evidence_inputs import gather_evidence
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens
 
 Kind = Literal["distinct", "repeated", "equal"]
@@ -42,7 +42,7 @@ _AXIS = {
 class Example:
     """The tokens of one site, everything that a site can show about them, and a wish.
 
-    As in `Zoo.reduce`, tensors are about the whole input of N tokens, prefix tokens first.
+    As in `Method.reduce`, tensors are about the whole input of N tokens, prefix tokens first.
 
     Attributes:
         x: `[b, N, c]`.
@@ -241,7 +241,7 @@ class Example:
         changed = {name: change(getattr(self, name)) for name in _REAL}
         return replace(self, **changed, story=f"{self.story}.{story}")
 
-    def after(self, plan: Plan) -> Example:
+    def after(self, plan: TokenMap) -> Example:
         """What the next site could see: everything of the tokens that `plan` keeps."""
         index = plan.keep.clamp_min(0)
         left = plan.kept - self.prefix

@@ -20,7 +20,7 @@ from tokenzoo.hooks.handle import Attached
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import BrokenError
 from tokenzoo.tokens import shape_of
-from tokenzoo.zoo import Zoo, build
+from tokenzoo.zoo import Method, build
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Models:
     Args:
         make: returns a model (in whatever mode; it is tried in eval mode), or is one.
         image: what it is called with, `[b, ...]` with at least two images, of the model's own size.
-        recipe: a name, a `Recipe` or a `Zoo`: what is attached.
+        recipe: a name, a `Recipe` or a `Method`: what is attached.
     """
 
     make: Callable[[], nn.Module] | nn.Module
     image: Tensor
-    recipe: str | Recipe | Zoo = "evoprune"
+    recipe: str | Recipe | Method = "evoprune"
 
     def __post_init__(self) -> None:
         if not callable(self.make):
@@ -69,7 +69,7 @@ class Models:
             )
 
     def __repr__(self) -> str:
-        recipe = self.recipe.recipe if isinstance(self.recipe, Zoo) else self.recipe
+        recipe = self.recipe.recipe if isinstance(self.recipe, Method) else self.recipe
         return f"Models({self.name}, image, {recipe!r})"
 
     @property
@@ -100,7 +100,7 @@ class Models:
 
     def attach(self, model: nn.Module, keep: float) -> Attached:
         """Attach the recipe, with this budget, or with more where so few blocks do not reach it."""
-        recipe = self.recipe.recipe if isinstance(self.recipe, Zoo) else self.recipe
+        recipe = self.recipe.recipe if isinstance(self.recipe, Method) else self.recipe
         for share in (keep, (1 + keep) / 2):
             try:
                 attached = build(recipe, keep=share).attach(model)

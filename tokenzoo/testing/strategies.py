@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Every
 from tokenzoo.parts import Fewest
-from tokenzoo.plan import Plan
 from tokenzoo.testing.example import KINDS as KINDS
 from tokenzoo.testing.example import Example as Example
 from tokenzoo.testing.example import layers_in as layers_in
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens
 
 
@@ -83,7 +83,7 @@ def plans(
     tokens: int,
     dropping: bool = True,
     new: bool = True,
-) -> Plan:
+) -> TokenMap:
     """Draw a consistent plan.
 
     Args:
@@ -101,7 +101,7 @@ def plans(
     lowest = -1 if dropping else 0
     slots = torch.randint(lowest, kept + more, (images, tokens - kept), generator=generator)
     whole = not bool((keep < 0).any() or (slots < 0).any())
-    return Plan.from_slots(
+    return TokenMap.from_slots(
         keep, order[:, kept:], slots, tokens, complete=whole and draw(st.booleans())
     )
 

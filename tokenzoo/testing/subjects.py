@@ -24,13 +24,13 @@ from tokenzoo.matchers import (
     Strided,
     TopK,
 )
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.parts import Assigner, Matcher, Merger, PairScorer, Part, Schedule, Scorer, Selector
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 from tokenzoo.testing.example import Example
-from tokenzoo.zoo import Zoo
+from tokenzoo.zoo import Method
 
 Subject = Part | Recipe
 
@@ -119,7 +119,7 @@ def made(subject: object) -> object:
     Raises:
         BadArgumentError: it takes arguments.
     """
-    if isinstance(subject, Zoo):
+    if isinstance(subject, Method):
         return subject.recipe
     factory = inspect.isclass(subject) or inspect.isroutine(subject)
     if not factory:
@@ -155,7 +155,7 @@ def recipe_of(subject: Subject) -> Recipe:
     """
     if isinstance(subject, Recipe):
         return subject
-    keep, mean = Keep(), WeightedMean()
+    keep, mean = Identity(), WeightedMean()
     cosine = Similarity("x")
     match subject:
         case Matcher():

@@ -18,7 +18,7 @@ from tokenzoo.errors import BadArgumentError, TokenzooError, UnsupportedModelErr
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.tools import model_loading as towers
 from tokenzoo.tools import transformers_loading as from_transformers
-from tokenzoo.zoo import Zoo, build
+from tokenzoo.zoo import Method, build
 
 Given = Tensor | Mapping[str, Any]
 
@@ -100,7 +100,9 @@ def examine(
     return examine_model(tower.model, images, zoo, whole, name=name)
 
 
-def examine_model(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, *, name: str) -> Verdict:
+def examine_model(
+    model: nn.Module, images: Given, zoo: Method, whole: Method, *, name: str
+) -> Verdict:
     """Try a recipe on a model.
 
     Args:
@@ -123,7 +125,7 @@ def examine_model(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, *, name
         return Verdict(name, family, "broken", f"{type(error).__name__}: {error}")
 
 
-def _try(model: nn.Module, images: Given, zoo: Zoo, whole: Zoo, name: str) -> Verdict:
+def _try(model: nn.Module, images: Given, zoo: Method, whole: Method, name: str) -> Verdict:
     family = type(model).__name__
     bare = _run(model, images)
     try:

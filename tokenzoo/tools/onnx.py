@@ -34,7 +34,7 @@ from tokenzoo.errors import (
 )
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.packed import PackedAdapter
-from tokenzoo.zoo import Zoo
+from tokenzoo.zoo import Method
 
 Given = Tensor | Mapping[str, Any]
 
@@ -74,7 +74,7 @@ class Exported:
 
 
 def export(
-    zoo: Zoo,
+    zoo: Method,
     model: nn.Module,
     example: Given,
     path: str | os.PathLike[str],
@@ -100,9 +100,9 @@ def export(
         UnsupportedModelError: a multimodal model, of which the tower alone can be a file; a packed tower.
         MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
         BadArgumentError: a model in training mode or not in float32, or an example without images.
-        AttachError: the recipe and the model do not go together (and what else `Zoo.attach` raises).
+        AttachError: the recipe and the model do not go together (and what else `Method.attach` raises).
     """
-    check_kind("zoo", zoo, Zoo)
+    check_kind("zoo", zoo, Method)
     check_flag("dynamic", dynamic)
     check_positive("tolerance", tolerance)
     need()

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.hooks.reduction import Event
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Stage
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tools.viz import merged_groups, shrunk_image
-from tokenzoo.zoo import Zoo
+from tokenzoo.zoo import Method
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Followed:
     before: int
     grid: tuple[int, int]
     prefix: int
-    plans: dict[int, Plan]
+    plans: dict[int, TokenMap]
     small: Tensor | None = None
 
     def tokens(self, block: int | None = None) -> int:
@@ -61,7 +61,7 @@ class Followed:
         if self.small is not None:
             return shrunk_image(image, self.grid)
         count = self.prefix + self.grid[0] * self.grid[1]
-        plan = Plan.identity(index + 1, count)
+        plan = TokenMap.identity(index + 1, count)
         if self.plans:
             plan = self.plans[max(self.plans) if block is None else block]
         return merged_groups(
@@ -69,7 +69,7 @@ class Followed:
         )
 
 
-def follow(zoo: Zoo, model: Any, images: Tensor) -> Followed:
+def follow(zoo: Method, model: Any, images: Tensor) -> Followed:
     """Run a model with a recipe on images, and keep the plan of every block; nothing stays attached.
 
     Args:
@@ -82,7 +82,7 @@ def follow(zoo: Zoo, model: Any, images: Tensor) -> Followed:
         AttachError: the recipe and the model do not go together.
         BadArgumentError: the patch tokens of this model are no grid.
     """
-    plans: dict[int, Plan] = {}
+    plans: dict[int, TokenMap] = {}
     shown: list[Tensor] = []
 
     def note(event: Event) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count, check_kind, check_number
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import shape_of
 
 SIDE = 448  # pixels of the shorter side that a picture has at least: room for thin lines
@@ -52,7 +52,7 @@ class Panel:
 
 def merged_groups(
     image: Tensor,
-    plan: Plan,
+    plan: TokenMap,
     grid: tuple[int, int],
     prefix: int,
     *,
@@ -79,7 +79,7 @@ def merged_groups(
     check_number("see_through", see_through, 0, 1)
     rows, columns = _check_grid(grid)
     check_count("prefix", prefix, least=0)
-    b = check_kind("plan", plan, Plan).dst.shape[0]
+    b = check_kind("plan", plan, TokenMap).dst.shape[0]
     if check_count("index", index, least=0) >= b:
         raise BadArgumentError(f"index={index!r}; the plan has images 0 to {b - 1}")
     if rows < 1 or columns < 1 or plan.tokens != prefix + rows * columns:

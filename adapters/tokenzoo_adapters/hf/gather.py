@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo.errors import AttachError
 from tokenzoo.kernels import attention_rows
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 
 
 def put_back(whole: Tensor, index: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.schedules import Last, Once
 from tokenzoo.scorers import FeatureNorm, ReceivedAttention
 
@@ -45,7 +45,7 @@ def first(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def largest(block: int, keep: int) -> Recipe:
     """Keep the largest tokens of one block, and drop the others."""
-    step = Step(Stage.BLOCK, Once(block), SelectAssign(TopK(FeatureNorm()), Drop()), Keep())
+    step = Step(Stage.BLOCK, Once(block), SelectAssign(TopK(FeatureNorm()), Drop()), Identity())
     return Recipe(step, keep=keep)
 
 
@@ -604,7 +604,7 @@ def test_the_tower_of_a_whole_clip() -> None:
 def test_selection_by_received_attention_is_that_of_the_weights() -> None:
     model = tower("dinov3_vit")
     x = pixels(model)
-    step = Step(Stage.BLOCK, Once(2), SelectAssign(TopK(ReceivedAttention()), Drop()), Keep())
+    step = Step(Stage.BLOCK, Once(2), SelectAssign(TopK(ReceivedAttention()), Drop()), Identity())
     with tokenzoo.build(Recipe(step, keep=10)).attach(model, trace=True) as attached:
         run(model, x)
         keep = attached.record.keep[:, 4:] - 4

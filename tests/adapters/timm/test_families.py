@@ -39,7 +39,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.parts import Scorer
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import FeatureNorm
@@ -54,7 +54,7 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 
 def largest(block: int, keep: int) -> Recipe:
     """Keep the largest tokens of one block, and drop the others."""
-    step = Step(Stage.BLOCK, Once(block), SelectAssign(TopK(FeatureNorm()), Drop()), Keep())
+    step = Step(Stage.BLOCK, Once(block), SelectAssign(TopK(FeatureNorm()), Drop()), Identity())
     return Recipe(step, keep=keep)
 
 
@@ -208,7 +208,7 @@ def test_the_attention_that_is_shown_is_the_models_own(case: Case) -> None:
     model = case.build(depth=6)
     x = images(model)
     scorer = Seen()
-    step = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(scorer), Drop()), Keep())
+    step = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(scorer), Drop()), Identity())
     tokenzoo.build(Recipe(step, keep=50)).attach(model)
     scorer.found.clear()
     with Attention() as seen:

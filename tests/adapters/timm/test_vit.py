@@ -36,7 +36,7 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import AttachError, BudgetError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Last, Once
 from tokenzoo.scorers import FeatureNorm
@@ -437,7 +437,7 @@ def test_a_subclass_of_the_users_is_welcome() -> None:
 
 def test_selection_by_any_score_works() -> None:
     model = VIT.build()
-    step = Step(Stage.BLOCK, Once(4), SelectAssign(TopK(FeatureNorm()), Drop()), Keep())
+    step = Step(Stage.BLOCK, Once(4), SelectAssign(TopK(FeatureNorm()), Drop()), Identity())
     attached = tokenzoo.build(Recipe(step, keep=3)).attach(model)
     run(model, images(model))
     assert attached.counts == (196,) * 4 + (3,) * 4

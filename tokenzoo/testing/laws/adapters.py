@@ -14,22 +14,22 @@ from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.matchers import Bipartite
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.parts import Matcher
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 from tokenzoo.testing.broken import BrokenError, demand
 from tokenzoo.testing.law import law
 from tokenzoo.testing.models import Models, Run, call, gap, lengths, outputs
+from tokenzoo.token_map import TokenMap
 from tokenzoo.zoo import build
 
 CLOSE = 1e-5
 READ = "tokenzoo.parts.Adapter"
 
 
-@law("adapter", cases="runs", read="tokenzoo.zoo.Zoo.attach")
+@law("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
 def identity_kept(subject: Models, run: Run) -> None:
     """With nothing to remove, an attached model gives what the bare one does, to 1e-5 of the largest."""
     model, images = subject.fresh(), subject.images(run)
@@ -125,7 +125,7 @@ def image_independent(subject: Models, run: Run) -> None:
             )
 
 
-@law("adapter", cases="runs", read="tokenzoo.zoo.Zoo.attach")
+@law("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
 def gradients_flow(subject: Models, run: Run) -> None:
     """Gradients reach every parameter that they reach in the bare model, and all are finite."""
     model, images = subject.fresh(), subject.images(run)
@@ -210,12 +210,12 @@ class Reads(Matcher):
         """One."""
         return 1
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Look, and drop the last tokens."""
         self.look(evidence)
         b, n = evidence.x.shape[:2]
         place = torch.arange(n).expand(b, n)
-        return Plan.from_slots(
+        return TokenMap.from_slots(
             place[:, :keep], place[:, keep:], torch.full_like(place[:, keep:], -1), n
         )
 
@@ -231,7 +231,7 @@ def shown_true(subject: Models, run: Run) -> None:
     def look(evidence: Evidence) -> None:
         wrong.extend(_misfits(evidence, provides, width))
 
-    step = Step(Stage.BLOCK, Once(0), Reads(look, provides), Keep())
+    step = Step(Stage.BLOCK, Once(0), Reads(look, provides), Identity())
     with build(Recipe(step, keep=0.5)).attach(model):
         call(model, images)
     demand(not wrong, f"{', '.join(sorted(provides))}, as the adapter says", "; ".join(wrong))

@@ -6,13 +6,13 @@ from copy import deepcopy
 
 import torch
 
-from tokenzoo.plan import Plan
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
 from tokenzoo.testing.law import law
 from tokenzoo.testing.laws.common import same, same_decisions, seeded
 from tokenzoo.testing.subjects import SITE, Subject, asked
+from tokenzoo.token_map import TokenMap
 
 
 @law(*SITE, read="tokenzoo.parts.Part")
@@ -59,7 +59,7 @@ def batch_independent(subject: Subject, example: Example) -> None:
     for i in range(example.images):
         image = example.image(i)
         apart = image.reduce(recipe)
-        there = Plan(whole.plan.keep[i : i + 1], whole.plan.dst[i : i + 1])
+        there = TokenMap(whole.plan.keep[i : i + 1], whole.plan.dst[i : i + 1])
         if not same_decisions(apart.plan, there) and _is_tie(recipe, image, apart.plan):
             continue
         demand(
@@ -77,7 +77,7 @@ def batch_independent(subject: Subject, example: Example) -> None:
             )
 
 
-def _is_tie(recipe: Recipe, image: Example, plan: Plan) -> bool:
+def _is_tie(recipe: Recipe, image: Example, plan: TokenMap) -> bool:
     """Whether a change of one part in 10^9, of several that are tried, turns a decision over."""
     if not same_decisions(image.reduce(recipe).plan, plan):
         return False  # the part decides otherwise each time: no tie, but a state of its own

@@ -8,16 +8,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from tokenzoo.plan import Plan, take
 from tokenzoo.reduce import Reduced
 from tokenzoo.testing.broken import BrokenError, demand, text
 from tokenzoo.testing.example import Example
 from tokenzoo.testing.subjects import Subject, asked
+from tokenzoo.token_map import TokenMap, take
 
 _T = TypeVar("_T")
 
 
-def plan_of(subject: Subject, example: Example) -> Plan:
+def plan_of(subject: Subject, example: Example) -> TokenMap:
     """The plan of the patch tokens."""
     recipe = asked(subject, example)
     evidence = example.evidence(recipe.needs)
@@ -31,7 +31,7 @@ def same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def same_decisions(one: Plan, other: Plan) -> bool:
+def same_decisions(one: TokenMap, other: TokenMap) -> bool:
     """Whether two plans keep and send the same."""
     return torch.equal(one.keep, other.keep) and torch.equal(one.dst, other.dst)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.plan import take
 from tokenzoo.testing.broken import BrokenError, demand, text
 from tokenzoo.testing.example import Example
 from tokenzoo.testing.law import law
 from tokenzoo.testing.laws.common import plan_of, quietly
 from tokenzoo.testing.subjects import MATCHERS, SITE, Subject, asked, recipe_of
+from tokenzoo.token_map import take
 
 
 @law(*SITE, read="tokenzoo.parts.Matcher.match")
@@ -34,7 +34,7 @@ def exact_budget(subject: Subject, example: Example) -> None:
     )
 
 
-@law(*MATCHERS, "recipe", read="tokenzoo.plan.Plan")
+@law(*MATCHERS, "recipe", read="tokenzoo.token_map.TokenMap")
 def plan_total(subject: Subject, example: Example) -> None:
     """The plan is about all tokens: each is in one place at most, and keep and dst agree."""
     plan = plan_of(subject, example).after_prefix(example.prefix)
@@ -53,7 +53,7 @@ def plan_total(subject: Subject, example: Example) -> None:
     )
 
 
-@law(*MATCHERS, "recipe", read="tokenzoo.plan.Plan.then")
+@law(*MATCHERS, "recipe", read="tokenzoo.token_map.TokenMap.then")
 def plans_compose(subject: Subject, example: Example) -> None:
     """Two reductions are one: p.then(q) keeps, sends and unmerges as first p and then q do."""
     first = plan_of(subject, example)

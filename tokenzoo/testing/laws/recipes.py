@@ -20,7 +20,7 @@ from tokenzoo.testing.example import Example
 from tokenzoo.testing.law import law
 from tokenzoo.testing.strategies import Tower
 from tokenzoo.tokens import Tokens
-from tokenzoo.zoo import Zoo, load
+from tokenzoo.zoo import Method, load
 
 
 @law("recipe", cases="towers", read="tokenzoo.recipe.Recipe.budget")
@@ -96,13 +96,13 @@ def _site(step: Step, tokens: Tokens, count: int, seed: int) -> tuple[Tokens, Te
     return reduced, lost
 
 
-@law("recipe", cases="nothing", read="tokenzoo.zoo.Zoo.save")
+@law("recipe", cases="nothing", read="tokenzoo.zoo.Method.save")
 def saved_and_loaded(subject: Recipe) -> None:
     """Saved and loaded, a recipe is equal to itself; one with an unregistered part is refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.json"
         try:
-            Zoo(subject).save(path)
+            Method(subject).save(path)
         except BadArgumentError:
             parts = [part for step in subject.steps for part in _parts(step)]
             demand(

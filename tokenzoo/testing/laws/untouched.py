@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from tokenzoo.budget import resolve_keep
-from tokenzoo.plan import take
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import ABOUT_TEXT, PER_TOKEN, Example
 from tokenzoo.testing.law import law
 from tokenzoo.testing.laws.common import alone, same
 from tokenzoo.testing.subjects import MATCHERS, SITE, Subject, asked, needs_all, recipe_of
+from tokenzoo.token_map import take
 
 
-@law(*MATCHERS, "merger", "recipe", read="tokenzoo.zoo.Zoo.reduce")
+@law(*MATCHERS, "merger", "recipe", read="tokenzoo.zoo.Method.reduce")
 def protected_untouched(subject: Subject, example: Example) -> None:
     """Prefix tokens, and what the caller protects, stay alone and unchanged, bit for bit.
 
@@ -50,7 +50,7 @@ def protected_untouched(subject: Subject, example: Example) -> None:
     )
 
 
-@law(*MATCHERS, "merger", "recipe", read="tokenzoo.plan.Plan")
+@law(*MATCHERS, "merger", "recipe", read="tokenzoo.token_map.TokenMap")
 def held_untouched(subject: Subject, example: Example) -> None:
     """What a matcher says it holds (`plan.held`) is merged with nothing, and unchanged."""
     out = example.reduce(asked(subject, example))

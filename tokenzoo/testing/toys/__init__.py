@@ -20,7 +20,7 @@ from tokenzoo.matchers import (
     Strided,
     TopK,
 )
-from tokenzoo.mergers import Keep, Mean, WeightedMean
+from tokenzoo.mergers import Identity, Mean, WeightedMean
 from tokenzoo.parts import Part, Schedule, Scorer
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Mean as MeanSchedule
@@ -134,7 +134,7 @@ class Toy:
 
 def _scoring(scorer: Scorer) -> Recipe:
     return Recipe(
-        Step(Stage.BLOCK, MeanSchedule(), SelectAssign(TopK(scorer), Drop()), Keep()), keep=0.5
+        Step(Stage.BLOCK, MeanSchedule(), SelectAssign(TopK(scorer), Drop()), Identity()), keep=0.5
     )
 
 
@@ -159,7 +159,7 @@ BROKEN: tuple[Toy, ...] = (
     Toy("deterministic", OwnDice(), Random(7)),
     Toy("deterministic", Remembers(), FeatureNorm()),
     Toy("input_untouched", InPlace(), FeatureNorm()),
-    Toy("input_untouched", SpendsMass(), Keep()),
+    Toy("input_untouched", SpendsMass(), Identity()),
     Toy("needs_honest", Undeclared(), CLSAttention()),
     Toy("needs_honest", OtherLayer(), CLSAttention(layer=-2)),
     Toy("scores_formed", HalfPrecision(), FeatureNorm()),
@@ -172,7 +172,7 @@ BROKEN: tuple[Toy, ...] = (
     Toy("sides_formed", LosesOne(), Alternate()),
     Toy("sides_formed", GreedySplit(), Alternate()),
     Toy("partition_formed", HoldsAll(FeatureNorm(), 0.8), Protect(FeatureNorm(), 0.8)),
-    Toy("features_formed", Upcasts(), Keep()),
+    Toy("features_formed", Upcasts(), Identity()),
     Toy("exact_budget", OneTooMany(), FirstTokens()),
     Toy("exact_budget", KeepsByValue(), FirstTokens()),
     Toy("plan_total", TwoPlaces(), FirstTokens()),
@@ -183,7 +183,7 @@ BROKEN: tuple[Toy, ...] = (
     Toy("fewest_honest", Nobody(), FirstTokens()),
     Toy("protected_untouched", Blurs(), Mean()),
     Toy("held_untouched", FalseHold(), FirstTokens()),
-    Toy("conserved", LosesMass(), Keep()),
+    Toy("conserved", LosesMass(), Identity()),
     Toy("conserved", ClaimsSum(), WeightedMean()),
     Toy("batch_independent", BatchMean(), FeatureNorm()),
     Toy("gradients", Detaches(), Mean()),

@@ -11,14 +11,14 @@ from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Alternate, Protect
 from tokenzoo.parts import Assigner, Matcher, Selector
-from tokenzoo.plan import Plan
+from tokenzoo.token_map import TokenMap
 
 
-def _first(evidence: Evidence, keep: int) -> Plan:
+def _first(evidence: Evidence, keep: int) -> TokenMap:
     """Keep the first tokens; the last of them takes in the others."""
     b, n = evidence.x.shape[:2]
     index = torch.arange(n, device=evidence.x.device).expand(b, n)
-    return Plan(index[:, :keep], index.clamp_max(keep - 1))
+    return TokenMap(index[:, :keep], index.clamp_max(keep - 1))
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FirstTokens(Matcher):
         """One."""
         return 1
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Look at no feature."""
         return _first(evidence, keep)
 
@@ -38,7 +38,7 @@ class FirstTokens(Matcher):
 class OneTooMany(FirstTokens):
     """Keeps one token more than it was asked for, where there is one more."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Miscount."""
         return _first(evidence, min(keep + 1, evidence.x.shape[1]))
 
@@ -47,7 +47,7 @@ class OneTooMany(FirstTokens):
 class KeepsByValue(FirstTokens):
     """Keeps as many tokens as the data seem to ask for."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Count the tokens with a positive sum instead."""
         return _first(evidence, max(1, int((evidence.x[0].sum(-1) > 0).sum())))
 
@@ -56,46 +56,46 @@ class KeepsByValue(FirstTokens):
 class TwoPlaces(FirstTokens):
     """Counts every token in the first output, the kept ones too."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Contradict itself: keep says one thing, dst another."""
         plan = _first(evidence, keep)
-        return Plan(plan.keep, torch.zeros_like(plan.dst))
+        return TokenMap(plan.keep, torch.zeros_like(plan.dst))
 
 
 @dataclass(frozen=True)
 class KeptTwice(FirstTokens):
     """Keeps the first token in every output."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Stand for one token many times."""
         plan = _first(evidence, keep)
-        return Plan(torch.zeros_like(plan.keep), plan.dst)
+        return TokenMap(torch.zeros_like(plan.keep), plan.dst)
 
 
 @dataclass(frozen=True)
 class FalseHold(FirstTokens):
     """Says that it holds all tokens, and merges some of them."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Hold nothing of what it says."""
         plan = _first(evidence, keep)
         return replace(plan, held=torch.ones_like(plan.keep, dtype=torch.bool))
 
 
-class _SlipPlan(Plan):
+class _SlipPlan(TokenMap):
     """A plan whose composition is off by one."""
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: TokenMap) -> TokenMap:
         """Forget where the first token went."""
         both = super().then(later)
-        return Plan(both.keep, both.dst.roll(1, -1))
+        return TokenMap(both.keep, both.dst.roll(1, -1))
 
 
 @dataclass(frozen=True)
 class Slips(FirstTokens):
     """Gives plans that do not compose."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Be right alone, and wrong with others."""
         plan = _first(evidence, keep)
         return _SlipPlan(plan.keep, plan.dst)
@@ -105,7 +105,7 @@ class Slips(FirstTokens):
 class Boaster(FirstTokens):
     """Says that one token can stay, and halves at most."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Stop halfway."""
         return _first(evidence, max(keep, (evidence.x.shape[1] + 1) // 2))
 
@@ -132,7 +132,7 @@ class Nobody(FirstTokens):
 class HeavyToo(FirstTokens):
     """Keeps one more as soon as tokens have been merged before."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Be right at the first site only."""
         more = int(evidence.mass.max() > 1)
         return _first(evidence, min(keep + more, evidence.x.shape[1]))

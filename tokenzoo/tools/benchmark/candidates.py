@@ -20,7 +20,7 @@ from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.hooks.attach import attach
 from tokenzoo.hooks.handle import Attached
-from tokenzoo.zoo import Zoo
+from tokenzoo.zoo import Method
 
 Tick = Callable[[], None]
 """Called right before a selection of tokens begins, and right after it."""
@@ -66,7 +66,7 @@ class Candidate:
             check_positive("floor", self.floor)
 
 
-def attaching(zoo: Zoo) -> Prepare:
+def attaching(zoo: Method) -> Prepare:
     """The function of a candidate that attaches a recipe."""
 
     def prepare(model: Any, tick: Tick) -> Attached:

@@ -1,8 +1,8 @@
 """What a plan leaves of the operations: the least time that a candidate could take, as a ratio.
 
-Counted are matrix products: those of the tower's blocks (`Budget.operations`), and of the language model's
-layers and its head. Attention is counted whole, as if it were not causal. Projector, pooling, embeddings,
-norms and the selection itself are not counted, so a time can be above its floor by these alone.
+Counted are matrix products: those of the tower's blocks (`TokenBudget.operations`), and of the language
+model's layers and its head. Attention is counted whole, as if it were not causal. Projector, pooling,
+embeddings, norms and the selection itself are not counted, so a time can be above its floor by these alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenzoo.adapter import Adapter
-from tokenzoo.budget import Budget
+from tokenzoo.budget import TokenBudget
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.packed import PackedAdapter
 from tokenzoo.tools.benchmark.workload import Workload
@@ -79,12 +79,12 @@ def behind(work: Workload, attached: Attached | None) -> tuple[int, ...]:
     return tuple(_plan(work.adapter, attached, tokens).visual for tokens in kinds)
 
 
-def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> Budget:
+def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> TokenBudget:
     if attached is not None:
         return attached.plan(tokens)
     depth = len(adapter.blocks())
     packed = isinstance(adapter, PackedAdapter)
-    return Budget(
+    return TokenBudget(
         tokens=tokens,
         entering=tokens,
         blocks=(tokens,) * depth,

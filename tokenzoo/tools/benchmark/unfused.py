@@ -17,7 +17,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Bipartite, Protect
 from tokenzoo.parts import Scorer
 from tokenzoo.recipe import Recipe
-from tokenzoo.zoo import Zoo, build
+from tokenzoo.zoo import Method, build
 
 WRITTEN_OUT = "evoprune, map written out"
 
@@ -46,7 +46,7 @@ class WholeMap(Scorer):
         return torch.softmax(logits, -1).mean((1, 2))[:, seen.prefix :]
 
 
-def unfused(keep: int | float) -> Zoo:
+def unfused(keep: int | float) -> Method:
     """The recipe `evoprune` with that scorer in it."""
     recipe = build("evoprune", keep=keep).recipe
     (step,) = recipe.steps
@@ -54,4 +54,4 @@ def unfused(keep: int | float) -> Zoo:
     protect = replace(cast("Protect", match.protect), scorer=WholeMap())
     step = replace(step, matcher=replace(match, protect=protect))
     proportional = recipe.proportional_attention
-    return Zoo(Recipe(step, keep=keep, proportional_attention=proportional))
+    return Method(Recipe(step, keep=keep, proportional_attention=proportional))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.evidence import EMBEDDED, NEXT, TEXT, Evidence, Layer
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 from tokenzoo_adapters.hf.decoder.next_layer import Coming, Turns, rotation
 from tokenzoo_adapters.hf.decoder.state import Flow, Prompt, Seen, find
 from tokenzoo_adapters.hf.gather import attention_of, heads_at

@@ -28,9 +28,9 @@ from tokenzoo.hooks.site import hook_first
 from tokenzoo.hooks.state import PerThread, own
 from tokenzoo.hooks.tap import WATCH, unwatch
 from tokenzoo.parts import Assigner, walk
-from tokenzoo.plan import take
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
+from tokenzoo.token_map import take
 from tokenzoo.tokens import Tokens
 from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.decoder.evidence import Beside, shown, unpadded

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.plan import take
+from tokenzoo.token_map import take
 from tokenzoo_adapters.hf.gather import paid
 
 Turns = tuple[Tensor, Tensor]

@@ -30,10 +30,10 @@ from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError, TokenzooError
 from tokenzoo.evidence import Evidence, layer_of
 from tokenzoo.hooks.verify import EverySecond
-from tokenzoo.mergers import Keep
-from tokenzoo.plan import Plan
+from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Step
 from tokenzoo.schedules import Once
+from tokenzoo.token_map import TokenMap
 from tokenzoo_adapters.hf.decoder.layers import MROPE, Decoder
 from tokenzoo_adapters.hf.decoder.state import Row, prompt_of
 from tokenzoo_adapters.hf.names import (
@@ -83,7 +83,7 @@ def prove(decoder: Decoder) -> None:
 class Half(EverySecond):
     """Keep the tokens 1, 3, 5, ...; evidence that the recipe needs is asked for, of other layers too."""
 
-    def match(self, evidence: Evidence, keep: int) -> Plan:
+    def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Drop every other token."""
         for need in sorted(self.wanted):
             getattr(evidence.at(layer_of(need)), need.partition("@")[0])
@@ -105,7 +105,7 @@ class Trial(Decoder):
                 stage=replace(step.stage, layer=layer),
                 schedule=Once(),
                 matcher=Half(step.needs),
-                merger=Keep(),
+                merger=Identity(),
             )
             for layer, step in steps.items()
         ]

@@ -35,7 +35,7 @@ from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm, LastTokenAttention
 
@@ -54,7 +54,7 @@ def step(layer: int, keep: float = 1.0, *, attended: bool = True, compact: bool 
     scorer = LastTokenAttention() if attended else FeatureNorm("all_keys")
     match = SelectAssign(TopK(scorer), Drop())
     how = "compact" if compact else "keep"
-    return Step(Stage.LLM(layer), Once(keep=keep), match, Keep(), positions=how)
+    return Step(Stage.LLM(layer), Once(keep=keep), match, Identity(), positions=how)
 
 
 def recipe(name: str, keep: int = 13) -> Any:
@@ -364,7 +364,7 @@ def test_a_prompt_that_ends_with_an_image(kind: str, keep: int) -> None:
     given = hf.inputs(model, ["what is this <image>", "the <image> is"], [[TEMPLE], [TEMPLE]])
     layers = {"one": (2,), "two compact": (1, 3)}[kind]
     match = SelectAssign(TopK(LastTokenAttention()), Drop())
-    steps = [Step(Stage.LLM(k), Once(), match, Keep(), positions="compact") for k in layers]
+    steps = [Step(Stage.LLM(k), Once(), match, Identity(), positions="compact") for k in layers]
     alone = hf.inputs(model, ["what is this <image>"], [[TEMPLE]])
     with tokenzoo.build(Recipe(*steps, keep=keep)).attach(model) as attached, torch.no_grad():
         out = model(**given).logits

@@ -37,7 +37,7 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention
 
@@ -382,7 +382,7 @@ def test_raters_are_those_of_the_whole_prompt_at_every_step() -> None:
 
     seen: list[Any] = []
     match = SelectAssign(TopK(Spy()), Drop())
-    steps = [Step(Stage.LLM(k), Once(keep=f), match, Keep()) for k, f in ((1, 2.0), (2, 1.0))]
+    steps = [Step(Stage.LLM(k), Once(keep=f), match, Identity()) for k, f in ((1, 2.0), (2, 1.0))]
     with tokenzoo.build(Recipe(*steps, keep=13)).attach(model), entering(model) as calls:
         logits(model, given)
     ids = given["input_ids"][0]
@@ -426,7 +426,7 @@ def test_what_positions_make_of_a_pair(kind: str) -> None:
             shown.append(evidence.text_rotation)
             return super().score(evidence)
 
-    step = Step(Stage.LLM(2), Once(), SelectAssign(TopK(Spy()), Drop()), Keep())
+    step = Step(Stage.LLM(2), Once(), SelectAssign(TopK(Spy()), Drop()), Identity())
     with tokenzoo.build(Recipe(step, keep=8)).attach(model), entering(model) as calls:
         logits(model, given)
     language = model.model.language_model

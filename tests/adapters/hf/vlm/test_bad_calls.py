@@ -42,7 +42,7 @@ from tokenzoo.errors import (
     UnsupportedModelError,
 )
 from tokenzoo.matchers import Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm
 
@@ -296,7 +296,7 @@ def test_a_tower_without_a_class_token(recipe: str) -> None:
 def test_a_layer_that_is_not_there(kind: str, layer: int | None) -> None:
     match = SelectAssign(TopK(FeatureNorm()), Drop())
     stage = Stage.LLM if layer is None else Stage.LLM(layer)
-    recipe = Recipe(Step(stage, Once(), match, Keep()), keep=4)
+    recipe = Recipe(Step(stage, Once(), match, Identity()), keep=4)
     named = r"Stage\.LLM" if layer is None else rf"Stage\.LLM\({layer}\)"
     refused(whole(kind), recipe, AttachError, rf"{named}: .*of 4 layers .* layers 1 to 3")
 

@@ -43,7 +43,7 @@ LLM = ("fastv", "dart")
 WORDY = Batch(("<image> ?", " ".join(["is the sky blue"] * 40)), ((TEMPLE,), ()))
 
 
-def built(name: str, keep: int | float = 21) -> tokenzoo.Zoo:
+def built(name: str, keep: int | float = 21) -> tokenzoo.Method:
     return tokenzoo.build(name, keep=keep)
 
 

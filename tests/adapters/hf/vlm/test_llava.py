@@ -39,7 +39,7 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Drop, MaxMin, SelectAssign, TopK
-from tokenzoo.mergers import Keep
+from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm, Similarity
 
@@ -55,8 +55,8 @@ def at_all_stages(kind: str, **options: Any) -> Recipe:
     large = SelectAssign(TopK(FeatureNorm()), Drop())
     return Recipe(
         Step(Stage.BLOCK, Once(0, keep=2.0), block.matcher, block.merger),
-        Step(Stage.PROJECTED, Once(keep=1.5), apart, Keep()),
-        Step(Stage.LLM(2), Once(), large, Keep()),
+        Step(Stage.PROJECTED, Once(keep=1.5), apart, Identity()),
+        Step(Stage.LLM(2), Once(), large, Identity()),
         **options,
     )
 
@@ -74,7 +74,7 @@ PAIRS = pytest.mark.parametrize(
 )
 
 
-def built(recipe: str | Callable[..., Recipe], kind: str, keep: int | float) -> tokenzoo.Zoo:
+def built(recipe: str | Callable[..., Recipe], kind: str, keep: int | float) -> tokenzoo.Method:
     if isinstance(recipe, str):
         return tokenzoo.build(recipe, keep=keep)
     return tokenzoo.build(recipe(kind, keep=keep))

@@ -38,7 +38,7 @@ BOTH = pytest.mark.parametrize("kind", LLAVAS)
 ORDERS = pytest.mark.parametrize("first", ["attach", "other"])
 
 
-def build(name: str) -> tokenzoo.Zoo:
+def build(name: str) -> tokenzoo.Method:
     return tokenzoo.build(name, **RECIPES[name])
 
 

@@ -30,10 +30,10 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
-from tokenzoo.plan import Plan
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.schedules import Mean, Once
 from tokenzoo.scorers import Random, Similarity
+from tokenzoo.token_map import TokenMap
 
 KINDS = {"qwen2_vl": qwen.qwen2_vl, "qwen2_5_vl": qwen.qwen2_5_vl}
 EACH = pytest.mark.parametrize("kind", KINDS)
@@ -60,11 +60,11 @@ def recipe(name: str, keep: int | float = 0.4) -> Recipe:
     """A recipe of the zoo, or one of several steps."""
     if name == "two stages":
         first = Step(Stage.BLOCK, Mean(), Bipartite(Similarity("keys")), WeightedMean())
-        return Recipe(first, Step(Stage.PROJECTED, Once(), DROP, Keep()), keep=keep)
+        return Recipe(first, Step(Stage.PROJECTED, Once(), DROP, Identity()), keep=keep)
     if name == "features":
-        return Recipe(Step(Stage.FEATURES, Once(), DROP, Keep()), keep=keep)
+        return Recipe(Step(Stage.FEATURES, Once(), DROP, Identity()), keep=keep)
     if name == "projected":
-        return Recipe(Step(Stage.PROJECTED, Once(), DROP, Keep()), keep=keep)
+        return Recipe(Step(Stage.PROJECTED, Once(), DROP, Identity()), keep=keep)
     return tokenzoo.build(name, keep=keep).recipe
 
 
@@ -268,7 +268,7 @@ def recorded(model: Any, attached: Any, given: Any) -> Iterator[Tensor]:
     found: list[Tensor] = []
 
     def hook(*_: Any) -> None:
-        units: dict[int, tuple[int, Plan]] = {}
+        units: dict[int, tuple[int, TokenMap]] = {}
         for one in attached.passes:
             for i, unit in enumerate(one.images):
                 units[unit] = (i, one.record)

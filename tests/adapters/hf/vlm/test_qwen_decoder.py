@@ -21,7 +21,7 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Scorer, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipes.dart import dart
 from tokenzoo.recipes.pyramiddrop import pyramiddrop
 from tokenzoo.recipes.sparsevlm import sparsevlm
@@ -46,7 +46,7 @@ RECIPES = pytest.mark.parametrize("name", [*ALONE, *BEHIND])
 
 
 def drop(stage: Stage, scorer: Scorer, keep: float = 1.0) -> Step:
-    return Step(stage, Once(keep=keep), SelectAssign(TopK(scorer), Drop()), Keep())
+    return Step(stage, Once(keep=keep), SelectAssign(TopK(scorer), Drop()), Identity())
 
 
 def recipe(name: str, keep: int | float = KEEP) -> Recipe:
@@ -605,7 +605,7 @@ def test_positions_of_an_image_are_not_numbered_anew(kind: str) -> None:
     given = qwen.batch(model)
     bare = logits(model, given)
     match = SelectAssign(TopK(LastTokenAttention()), Drop())
-    compact = Step(Stage.LLM(2), Once(), match, Keep(), positions="compact")
+    compact = Step(Stage.LLM(2), Once(), match, Identity(), positions="compact")
     asked = Recipe(drop(Stage.LLM(1), Random(), 2.0), compact, keep=0.2)
     with pytest.raises(AttachError, match=r"positions='compact' at layer 2 .*positions='keep'"):
         tokenzoo.build(asked).attach(model)

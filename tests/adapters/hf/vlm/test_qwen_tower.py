@@ -26,7 +26,7 @@ from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.hooks.reduction import Event
 from tokenzoo.matchers import Drop, Nearest, SelectAssign, TopK
-from tokenzoo.mergers import Keep, WeightedMean
+from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.parts import Scorer
 from tokenzoo.schedules import Explicit, Mean, Once
 from tokenzoo.scorers import Random, ReceivedAttention, Similarity
@@ -100,7 +100,7 @@ def dropping(
     """Drop groups at random in one block, or in the blocks that a list of removals names."""
     schedule = Explicit(at) if isinstance(at, tuple) else Once(at)
     return Recipe(
-        Step(stage, schedule, SelectAssign(TopK(Random(seed)), Drop()), Keep()),
+        Step(stage, schedule, SelectAssign(TopK(Random(seed)), Drop()), Identity()),
         keep=None if isinstance(at, tuple) else keep,
     )
 
@@ -527,9 +527,9 @@ def test_steps_at_all_stages(kind: str, base: str) -> None:
     """Attended most, in a block, behind the last one, and behind the merger, by the last one's maps."""
     by_attention = SelectAssign(TopK(ReceivedAttention()), Drop())
     steps = [
-        Step(Stage.BLOCK, Once(1, keep=3), by_attention, Keep()),
-        Step(Stage.FEATURES, Once(keep=2), by_attention, Keep()),
-        Step(Stage.PROJECTED, Once(), by_attention, Keep()),
+        Step(Stage.BLOCK, Once(1, keep=3), by_attention, Identity()),
+        Step(Stage.FEATURES, Once(keep=2), by_attention, Identity()),
+        Step(Stage.PROJECTED, Once(), by_attention, Identity()),
     ]
     model = tower(kind, base)
     grids: Grids = ((1, 14, 10), (1, 6, 10), (1, 14, 10))

@@ -43,7 +43,7 @@ EACH = pytest.mark.parametrize("name", ["evoprune", "tome", "random", "divprune"
 KEEP = 0.4
 
 
-def build(name: str) -> tokenzoo.Zoo:
+def build(name: str) -> tokenzoo.Method:
     return tokenzoo.build(name, keep=KEEP)
 
 

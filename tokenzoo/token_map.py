@@ -1,6 +1,6 @@
 """Where every token came from and went: the record that a reduction leaves behind.
 
-A `Plan` is provenance, not arithmetic: the merger does the arithmetic. Plans compose, and the
+A `TokenMap` is provenance, not arithmetic: the merger does the arithmetic. Plans compose, and the
 composition reaches from the patches of the image to the last tokens: it serves unmerging, pictures,
 positions and debugging alike.
 """
@@ -40,7 +40,7 @@ def _holds(dtype: torch.dtype, number: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TokenMap:
     """A reduction of n tokens to m, for each image of a batch.
 
     Attributes:
@@ -80,7 +80,7 @@ class Plan:
         return self.dst if self.complete else self.dst.clamp_min(0)
 
     @classmethod
-    def identity(cls, batch: int, tokens: int, *, device: torch.device | None = None) -> Plan:
+    def identity(cls, batch: int, tokens: int, *, device: torch.device | None = None) -> TokenMap:
         """The plan that changes nothing.
 
         Raises:
@@ -96,7 +96,7 @@ class Plan:
     @classmethod
     def from_slots(
         cls, keep: Tensor, moved: Tensor, slots: Tensor, tokens: int, *, complete: bool = False
-    ) -> Plan:
+    ) -> TokenMap:
         """Build a plan from the kept tokens and the slots of the others.
 
         Args:
@@ -118,7 +118,7 @@ class Plan:
         return cls(keep, dst[:, :tokens])
 
     @classmethod
-    def from_joins(cls, gone: Tensor, into: Tensor, tokens: int) -> Plan:
+    def from_joins(cls, gone: Tensor, into: Tensor, tokens: int) -> TokenMap:
         """Build a plan from the tokens that join others; the outputs are in order of position.
 
         Args:
@@ -210,13 +210,13 @@ class Plan:
             spread = spread.masked_fill(dropped, fill)
         return spread.view(whole)
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: TokenMap) -> TokenMap:
         """Compose: what this plan did, and then `later` on its outputs.
 
         Raises:
             BadArgumentError: `later` does not begin with as many tokens as this plan ends with.
         """
-        if check_kind("later", later, Plan).tokens != self.kept:
+        if check_kind("later", later, TokenMap).tokens != self.kept:
             raise BadArgumentError(
                 f"a plan that ends with {self.kept} tokens cannot be followed by one that begins "
                 f"with {later.tokens}"
@@ -225,9 +225,9 @@ class Plan:
         keep, dst = take(self.keep, later.sources), take(later.dst, self.targets)
         keep = keep if later.complete else torch.where(later.keep < 0, -1, keep)
         dst = dst if self.complete else torch.where(self.dst < 0, -1, dst)
-        return Plan(keep, dst, later.lengths, later.held, self.complete and later.complete)
+        return TokenMap(keep, dst, later.lengths, later.held, self.complete and later.complete)
 
-    def reordered(self, key: Tensor) -> Plan:
+    def reordered(self, key: Tensor) -> TokenMap:
         """The same plan with its outputs in ascending order of `key [b, m]` (stable)."""
         order = ordered(key)  # [b, m]
         slots = torch.arange(self.kept, device=key.device).expand_as(order)
@@ -236,15 +236,15 @@ class Plan:
         rank = order.new_full((order.shape[0], width), -1).scatter(1, order, slots)
         dst = take(rank, self.dst if self.complete else self.dst % width)
         held = None if self.held is None else take(self.held, order)
-        return Plan(take(self.keep, order), dst, self.lengths, held, self.complete)
+        return TokenMap(take(self.keep, order), dst, self.lengths, held, self.complete)
 
-    def by_position(self) -> Plan:
+    def by_position(self) -> TokenMap:
         """The same plan with its outputs in the order of their representatives; new tokens last."""
         return self.reordered(
             self.keep if self.complete else self.keep % (self.tokens + 1)
         )  # -1: n
 
-    def beside(self, free: Tensor, held: Tensor) -> Plan:
+    def beside(self, free: Tensor, held: Tensor) -> TokenMap:
         """The same plan, made for the tokens `free [b, f]`, among all: `held [b, h]` stay as they are.
 
         The outputs come in the order of their representatives.
@@ -258,9 +258,9 @@ class Plan:
         lengths = None if self.lengths is None else self.lengths + held.shape[1]
         marks = torch.zeros_like(self.keep, dtype=torch.bool) if self.held is None else self.held
         marks = torch.cat([marks, torch.ones_like(held, dtype=torch.bool)], 1)
-        return Plan(keep, take(dst, order), lengths, marks, self.complete).by_position()
+        return TokenMap(keep, take(dst, order), lengths, marks, self.complete).by_position()
 
-    def after_prefix(self, prefix: int) -> Plan:
+    def after_prefix(self, prefix: int) -> TokenMap:
         """The same plan, for a sequence with `prefix` untouched tokens in front."""
         if prefix == 0:
             return self
@@ -275,7 +275,7 @@ class Plan:
         if held is not None:
             held = torch.cat([held.new_zeros(b, prefix), held], 1)
         keep, dst = torch.cat([own, keep], 1), torch.cat([own, dst], 1)
-        return Plan(keep, dst, lengths, held, self.complete)
+        return TokenMap(keep, dst, lengths, held, self.complete)
 
     def check(self) -> None:
         """Raise if keep and dst contradict each other; for tests and debugging (it waits for the device).

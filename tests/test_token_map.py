@@ -9,24 +9,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenzoo import Plan, Tokens
+from tokenzoo import TokenMap, Tokens
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.plan import take
 from tokenzoo.testing.strategies import plans
+from tokenzoo.token_map import take
 
 
 @st.composite
-def any_plans(draw: st.DrawFn) -> Plan:
+def any_plans(draw: st.DrawFn) -> TokenMap:
     return draw(plans(images=draw(st.integers(1, 3)), tokens=draw(st.integers(1, 12))))
 
 
 @st.composite
-def chains(draw: st.DrawFn) -> tuple[Plan, Plan]:
+def chains(draw: st.DrawFn) -> tuple[TokenMap, TokenMap]:
     first = draw(any_plans())
     return first, draw(plans(images=first.keep.shape[0], tokens=first.kept))
 
 
-def numbered(plan: Plan, *shape: int) -> torch.Tensor:
+def numbered(plan: TokenMap, *shape: int) -> torch.Tensor:
     """Numbers for the outputs of a plan, all different."""
     count = plan.keep.numel() * torch.Size(shape).numel()
     return torch.arange(count, dtype=torch.float64).view(*plan.keep.shape, *shape)
@@ -40,7 +40,7 @@ def test_take_gathers_along_the_tokens() -> None:
 
 
 def test_identity_changes_nothing() -> None:
-    plan = Plan.identity(2, 4)
+    plan = TokenMap.identity(2, 4)
     plan.check()
     y = torch.randn(2, 4, 3)
     assert plan.tokens == plan.kept == 4
@@ -51,7 +51,7 @@ def test_identity_changes_nothing() -> None:
 
 def test_from_slots_by_hand() -> None:
     # Token 1 joins output 0, token 4 the new output 2, token 5 is dropped.
-    plan = Plan.from_slots(
+    plan = TokenMap.from_slots(
         torch.tensor([[3, 0, -1, 2]]), torch.tensor([[1, 4, 5]]), torch.tensor([[0, 2, -1]]), 6
     )
     plan.check()
@@ -62,7 +62,7 @@ def test_from_slots_by_hand() -> None:
 
 @given(any_plans())
 @settings(max_examples=25)
-def test_sums_gathers_and_spreads_equal_loops(plan: Plan) -> None:
+def test_sums_gathers_and_spreads_equal_loops(plan: TokenMap) -> None:
     plan.check()
     b, n = plan.dst.shape
     values = torch.randn(b, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -84,14 +84,14 @@ def test_sums_gathers_and_spreads_equal_loops(plan: Plan) -> None:
 
 @given(any_plans())
 @settings(max_examples=25)
-def test_of_kept_of_two_dimensions_is_the_one_of_three(plan: Plan) -> None:
+def test_of_kept_of_two_dimensions_is_the_one_of_three(plan: TokenMap) -> None:
     values = torch.randn(*plan.dst.shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(plan.of_kept(values), plan.of_kept(values[..., None])[..., 0])
 
 
 @given(any_plans())
 @settings(max_examples=25)
-def test_unmerge_takes_any_trailing_shape_and_dtype(plan: Plan) -> None:
+def test_unmerge_takes_any_trailing_shape_and_dtype(plan: TokenMap) -> None:
     y = numbered(plan, 2, 3)
     b, n = plan.dst.shape
     assert plan.unmerge(y).shape == (b, n, 2, 3)
@@ -103,7 +103,7 @@ def test_unmerge_takes_any_trailing_shape_and_dtype(plan: Plan) -> None:
 
 @given(chains())
 @settings(max_examples=25)
-def test_composition_is_one_after_the_other(chain: tuple[Plan, Plan]) -> None:
+def test_composition_is_one_after_the_other(chain: tuple[TokenMap, TokenMap]) -> None:
     first, second = chain
     both = first.then(second)
     assert (both.tokens, both.kept) == (first.tokens, second.kept)
@@ -118,24 +118,26 @@ def test_composition_is_one_after_the_other(chain: tuple[Plan, Plan]) -> None:
 @given(chains(), st.integers(0, 2))
 @settings(max_examples=25)
 def test_composition_is_associative_and_has_an_identity(
-    chain: tuple[Plan, Plan], prefix: int
+    chain: tuple[TokenMap, TokenMap], prefix: int
 ) -> None:
     first, second = (plan.after_prefix(prefix) for plan in chain)
     third = second.reordered(-torch.arange(second.kept).expand_as(second.keep))
-    third = Plan.identity(*second.keep.shape).reordered(third.keep)
+    third = TokenMap.identity(*second.keep.shape).reordered(third.keep)
     left, right = first.then(second).then(third), first.then(second.then(third))
     assert torch.equal(left.keep, right.keep)
     assert torch.equal(left.dst, right.dst)
-    same = Plan.identity(*first.dst.shape).then(first).then(Plan.identity(*first.keep.shape))
+    same = (
+        TokenMap.identity(*first.dst.shape).then(first).then(TokenMap.identity(*first.keep.shape))
+    )
     assert torch.equal(same.keep, first.keep)
     assert torch.equal(same.dst, first.dst)
 
 
 @given(any_plans())
 @settings(max_examples=25)
-def test_reordering_moves_outputs_and_no_token(plan: Plan) -> None:
+def test_reordering_moves_outputs_and_no_token(plan: TokenMap) -> None:
     held = torch.rand(plan.keep.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    plan = Plan(plan.keep, plan.dst, held=held)
+    plan = TokenMap(plan.keep, plan.dst, held=held)
     sorted_plan = plan.by_position()
     sorted_plan.check()
     y = numbered(plan)
@@ -148,17 +150,17 @@ def test_reordering_moves_outputs_and_no_token(plan: Plan) -> None:
 
 
 def test_reordering_is_stable() -> None:
-    plan = Plan.identity(1, 4).reordered(torch.tensor([[1, 0, 1, 0]]))
+    plan = TokenMap.identity(1, 4).reordered(torch.tensor([[1, 0, 1, 0]]))
     assert plan.keep.tolist() == [[1, 3, 0, 2]]
     assert plan.dst.tolist() == [[2, 0, 3, 1]]
 
 
 @given(any_plans(), st.integers(0, 3))
 @settings(max_examples=25)
-def test_a_prefix_stays_in_front(plan: Plan, prefix: int) -> None:
+def test_a_prefix_stays_in_front(plan: TokenMap, prefix: int) -> None:
     held = torch.ones_like(plan.keep, dtype=torch.bool)
     lengths = torch.full(plan.keep.shape[:1], plan.kept)
-    longer = Plan(plan.keep, plan.dst, lengths, held).after_prefix(prefix)
+    longer = TokenMap(plan.keep, plan.dst, lengths, held).after_prefix(prefix)
     longer.check()
     b = plan.keep.shape[0]
     assert (longer.tokens, longer.kept) == (plan.tokens + prefix, plan.kept + prefix)
@@ -196,7 +198,7 @@ def test_beside_leaves_the_held_alone(b: int, free: int, held: int, data: st.Dat
 
 
 def test_carry_adds_up_masses_and_keeps_what_is_held() -> None:
-    plan = Plan(torch.tensor([[2, 0, -1]]), torch.tensor([[1, 0, 0, -1]]))
+    plan = TokenMap(torch.tensor([[2, 0, -1]]), torch.tensor([[1, 0, 0, -1]]))
     mass = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     x, after = torch.randn(1, 4, 2), torch.randn(1, 3, 2)
     plain = plan.carry(Tokens(x, mass), after)
@@ -208,7 +210,7 @@ def test_carry_adds_up_masses_and_keeps_what_is_held() -> None:
         plan.carry(Tokens(x, mass, held=held), after).held, torch.tensor([[False, True, False]])
     )
     here = torch.tensor([[True, False, False]])
-    anew = Plan(plan.keep, plan.dst, held=here).carry(Tokens(x, mass, held=held), after)
+    anew = TokenMap(plan.keep, plan.dst, held=here).carry(Tokens(x, mass, held=held), after)
     assert torch.equal(anew.held, here)
 
 
@@ -229,7 +231,7 @@ def test_check_finds_contradictions(
     keep: list[list[int]], dst: list[list[int]], named: list[str]
 ) -> None:
     with pytest.raises(BadArgumentError) as caught:
-        Plan(torch.tensor(keep), torch.tensor(dst)).check()
+        TokenMap(torch.tensor(keep), torch.tensor(dst)).check()
     assert all(part in str(caught.value) for part in named), str(caught.value)
 
 
@@ -239,7 +241,7 @@ def test_check_finds_contradictions(
 def test_check_finds_a_plan_that_says_complete_and_is_not(
     keep: list[list[int]], dst: list[list[int]]
 ) -> None:
-    plan = Plan(torch.tensor(keep), torch.tensor(dst))
+    plan = TokenMap(torch.tensor(keep), torch.tensor(dst))
     plan.check()
     with pytest.raises(
         BadArgumentError, match=r"outside 0 \.\. \d, and the plan says complete=True"
@@ -253,11 +255,11 @@ def test_what_is_known_to_be_complete_changes_no_result(data: st.DataObject) -> 
     images, tokens = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12))
     marks = data.draw(st.booleans())
 
-    def both(plan: Plan) -> tuple[Plan, Plan]:
+    def both(plan: TokenMap) -> tuple[TokenMap, TokenMap]:
         held = plan.keep % 2 == 0 if marks else None
         return replace(plan, complete=True, held=held), replace(plan, complete=False, held=held)
 
-    def same(one: Plan, other: Plan, *, complete: bool = True) -> None:
+    def same(one: TokenMap, other: TokenMap, *, complete: bool = True) -> None:
         one.check()
         assert (one.complete, other.complete) == (complete, False)
         assert torch.equal(one.keep, other.keep)
@@ -299,9 +301,9 @@ def test_what_is_known_to_be_complete_changes_no_result(data: st.DataObject) -> 
 
 def test_slots_that_are_known_to_be_complete() -> None:
     given_slots = torch.tensor([[3, 0]]), torch.tensor([[1, 2]]), torch.tensor([[1, 1]]), 4
-    plan = Plan.from_slots(*given_slots, complete=True)
+    plan = TokenMap.from_slots(*given_slots, complete=True)
     plan.check()
-    other = Plan.from_slots(*given_slots)
+    other = TokenMap.from_slots(*given_slots)
     assert (plan.complete, other.complete) == (True, False)
     assert torch.equal(plan.keep, other.keep)
     assert torch.equal(plan.dst, other.dst)
@@ -309,7 +311,7 @@ def test_slots_that_are_known_to_be_complete() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2), (2, 2, 4), (1, 4, 4)])
 def test_unmerge_refuses_other_tokens(shape: tuple[int, ...]) -> None:
-    plan = Plan(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]))
+    plan = TokenMap(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]))
     with pytest.raises(BadArgumentError) as caught:
         plan.unmerge(torch.zeros(shape))
     assert str(shape) in str(caught.value)
@@ -318,13 +320,13 @@ def test_unmerge_refuses_other_tokens(shape: tuple[int, ...]) -> None:
 
 def test_plans_that_do_not_meet_do_not_compose() -> None:
     with pytest.raises(BadArgumentError) as caught:
-        Plan.identity(1, 4).then(Plan.identity(1, 3))
+        TokenMap.identity(1, 4).then(TokenMap.identity(1, 3))
     assert "ends with 4" in str(caught.value)
     assert "begins with 3" in str(caught.value)
 
 
 def test_gradients_flow_through_a_plan() -> None:
-    plan = Plan(torch.tensor([[0, -1]]), torch.tensor([[0, 1, -1]]))
+    plan = TokenMap(torch.tensor([[0, -1]]), torch.tensor([[0, 1, -1]]))
     values = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(plan.sum, values)
     assert torch.autograd.gradcheck(plan.of_kept, values)
@@ -339,9 +341,9 @@ def test_joins_are_the_same_plan_as_slots() -> None:
         order = torch.rand(3, n, generator=generator).argsort(-1)
         gone, kept = order[:, :r], order[:, r:]
         at = torch.randint(n - r, (3, r), generator=generator)
-        plan = Plan.from_joins(gone, kept.gather(1, at), n)
+        plan = TokenMap.from_joins(gone, kept.gather(1, at), n)
         plan.check()
         assert plan.complete
-        other = Plan.from_slots(kept, gone, at, n).by_position()
+        other = TokenMap.from_slots(kept, gone, at, n).by_position()
         assert torch.equal(plan.keep, other.keep)
         assert torch.equal(plan.dst, other.dst)

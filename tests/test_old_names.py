@@ -1,0 +1,39 @@
+"""Old public names work for one version, and say what they are called now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenzoo
+from tokenzoo import mergers
+from tokenzoo.mergers import Identity
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        (tokenzoo, "Budget", "TokenBudget"),
+        (tokenzoo, "Plan", "TokenMap"),
+        (tokenzoo, "Zoo", "Method"),
+        (mergers, "Keep", "Identity"),
+    ],
+)
+def test_an_old_name_warns_and_is_the_new_one(module: Any, old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{module.__name__}.{new}"):
+        found = getattr(module, old)
+    assert found is getattr(module, new)
+
+
+def test_a_recipe_file_with_an_old_name_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    made = tokenzoo.build(tokenzoo.Recipe(*tokenzoo.build("fastv").recipe.steps, keep=4))
+    made.save(path)
+    text = path.read_text()
+    path.write_text(text.replace('"identity"', '"keep"'))
+    assert json.loads(path.read_text()) != json.loads(text)
+    (step,) = tokenzoo.load(path).recipe.steps
+    assert isinstance(step.merger, Identity)

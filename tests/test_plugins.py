@@ -18,6 +18,7 @@ from tokenzoo import Recipe, Stage, Step, hookspecs, plugins
 from tokenzoo.errors import PluginError, TokenzooError, UnknownNameError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
+from tokenzoo.recipes import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.testing import check
 
@@ -126,6 +127,18 @@ def test_a_name_is_taken_once(kind: plugins.Kind) -> None:
     assert "'clashing'" in message
     assert f"{kind[:-1]} {name!r}" in message
     assert plugins.find(kind, name) is not Energy  # and it left nothing behind
+
+
+def test_two_files_cannot_register_the_same_recipe() -> None:
+    known = plugins.find("recipes", "tome")
+    assert register_recipe(known) is known  # its own file may be loaded again
+
+    def tome() -> Recipe:
+        raise NotImplementedError
+
+    with pytest.raises(PluginError, match=r"'tome' of .* tokenzoo\.recipes\.tome: rename"):
+        register_recipe(tome)
+    assert plugins.find("recipes", "tome") is known
 
 
 def test_two_plugins_can_clash_with_each_other() -> None:

@@ -1,27 +1,23 @@
-"""The zoo: one function per method, each only a choice of parts and numbers.
+"""The built-in recipes: one function per method, each only a choice of parts and numbers.
 
-A public function in a file here that returns a `Recipe` is a recipe, under its own name: a new method is a
-new file, and nothing else has to know of it.
+Every file here is imported at the first look-up of a name, and `@register_recipe` registers its functions.
+A new method is a new file; no other file lists it.
 """
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from inspect import getmembers, isfunction
 from pkgutil import iter_modules
 from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
-from tokenzoo.recipe import Recipe
+
+from .registry import register_recipe as register_recipe
+from .registry import registered_recipes
 
 
 @hookimpl
 def tokenzoo_recipes() -> Mapping[str, Callable[..., Any]]:
-    """The built-in recipes."""
-    found: dict[str, Callable[..., Any]] = {}
+    """The built-in recipes, by name."""
     for file in iter_modules(__path__, f"{__name__}."):
-        module = import_module(file.name)
-        for name, function in getmembers(module, isfunction):
-            own = function.__module__ == module.__name__ and not name.startswith("_")
-            if own and function.__annotations__.get("return") in (Recipe, Recipe.__name__):
-                found[name] = function
-    return found
+        import_module(file.name)
+    return registered_recipes()

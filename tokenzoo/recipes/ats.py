@@ -5,11 +5,13 @@ from __future__ import annotations
 from tokenzoo.matchers import Drop, Sampled, SelectAssign
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import ValueWeighted
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def ats(
     *,
     keep: int | float = 0.25,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Drop, GreedyDPP, SelectAssign
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, TextRelevance
 
 
+@register_recipe
 def cdpruner(
     *,
     keep: int | float = 0.25,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
 from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import Random
 
 
+@register_recipe
 def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: int = 2) -> Recipe:
     """Drop random tokens, under EvoPrune's default schedule.
 
@@ -28,6 +30,7 @@ def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: in
     return Recipe(Step(Stage.BLOCK, Skip(start, every), match, Identity()), keep=keep)
 
 
+@register_recipe
 def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
     """Keep a strided grid of tokens, once.
 
@@ -42,6 +45,7 @@ def uniform(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
     return Recipe(Step(Stage.BLOCK, Once(at), match, Identity()), keep=keep)
 
 
+@register_recipe
 def pool(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
     """Average the tokens of each cell of a coarser grid, once.
 
@@ -56,6 +60,7 @@ def pool(*, keep: int | float = 0.25, at: int | float = 0.34) -> Recipe:
     return Recipe(Step(Stage.BLOCK, Once(at), match, WeightedMean()), keep=keep)
 
 
+@register_recipe
 def downsample(*, keep: int | float = 0.25) -> Recipe:
     """Show the model a smaller image: bilinear, antialiased, the positions interpolated.
 

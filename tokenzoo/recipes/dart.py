@@ -6,10 +6,12 @@ from tokenzoo._core.kinds import Count
 from tokenzoo.matchers import Drop, FarFromPivots, SelectAssign
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm
 
 
+@register_recipe
 def dart(
     *,
     keep: int | float = 0.25,

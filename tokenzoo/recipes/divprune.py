@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Drop, MaxMin, SelectAssign
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 
 
+@register_recipe
 def divprune(*, keep: int | float = 0.25, faithful: bool = False) -> Recipe:
     """Keep tokens one by one, each the furthest (1 - cosine) from all kept so far; drop the rest.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Nearest, SelectAssign, TopK
 from tokenzoo.mergers import Mean
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import DensityPeak, Nearness
 
 
+@register_recipe
 def dpcknn(
     *,
     keep: int | float = 0.25,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from tokenzoo.matchers import Fuse, SelectAssign, TopK
 from tokenzoo.mergers import Fused
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import attention_by
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def evit(
     *,
     keep: int | float = 0.25,

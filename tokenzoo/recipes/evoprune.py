@@ -10,6 +10,7 @@ from tokenzoo.matchers import Alternate, Bipartite, Protect
 from tokenzoo.mergers import Mean, WeightedMean
 from tokenzoo.parts import Merger, Schedule
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Skip
 from tokenzoo.scorers import Diversity, ReceivedAttention, Similarity
 from tokenzoo.scorers.feature_norm import SPACES
@@ -17,6 +18,7 @@ from tokenzoo.scorers.feature_norm import SPACES
 MERGERS: dict[str, Merger] = {"weighted_mean": WeightedMean(), "mean": Mean()}
 
 
+@register_recipe
 def evoprune(
     *,
     keep: int | float = 0.25,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import attention_by
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def fastervlm(*, keep: int | float = 0.25, by: By = "cls") -> Recipe:
     """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
 

@@ -6,10 +6,12 @@ from tokenzoo._core.kinds import Count
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention
 
 
+@register_recipe
 def fastv(*, keep: int | float = 0.5, layer: Count = 2) -> Recipe:
     """Keep the visual tokens to which the last token of the prompt attends most; drop the rest.
 

@@ -7,10 +7,12 @@ from typing import Literal
 from tokenzoo.matchers import Drop, SelectAssign, TopK, WholeRows
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import MeanLogits, ReceivedAttention
 
 
+@register_recipe
 def fopru(
     *,
     keep: int | float = 0.25,

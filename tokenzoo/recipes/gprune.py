@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import GraphFlow
 
 
+@register_recipe
 def gprune(
     *,
     keep: int | float = 0.25,

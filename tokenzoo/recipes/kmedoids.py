@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Medoids, Nearest, SelectAssign
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import Nearness, ReceivedAttention
 
 
+@register_recipe
 def kmedoids(
     *,
     keep: int | float = 0.25,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Bipartite, ByDepth, Protect
 from tokenzoo.mergers import WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import GraphEnergy, Similarity
 
 
+@register_recipe
 def pitome(
     *,
     keep: int | float = 0.25,

@@ -6,11 +6,13 @@ from tokenzoo._core.kinds import Count, Index, Share
 from tokenzoo.matchers import REST, Fuse, Lattice, Outliers, SelectAssign, Then, TopK
 from tokenzoo.mergers import NeighbourSum
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def prumerge(
     *,
     keep: int | float = 0.25,

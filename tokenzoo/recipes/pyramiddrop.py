@@ -5,8 +5,10 @@ from __future__ import annotations
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, by_next_layer, stairs
+from tokenzoo.recipes.registry import register_recipe
 
 
+@register_recipe
 def pyramiddrop(
     *,
     keep: int | float = 0.125,

@@ -11,9 +11,11 @@ from tokenzoo.matchers import REST, Among, Drop, JoinFirst, Nearest, SelectAssig
 from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, stairs
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.scorers import DensityPeak, Nearness, Raters
 
 
+@register_recipe
 def sparsevlm(
     *,
     keep: int | float = 0.2,

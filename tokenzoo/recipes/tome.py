@@ -7,10 +7,12 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Bipartite, Parity
 from tokenzoo.mergers import WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Explicit, Mean, PerBlock
 from tokenzoo.scorers import Similarity
 
 
+@register_recipe
 def tome(
     *,
     keep: int | float | None = None,

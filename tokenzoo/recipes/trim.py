@@ -5,10 +5,12 @@ from __future__ import annotations
 from tokenzoo.matchers import Fuse, Outliers, SelectAssign, TopK
 from tokenzoo.mergers import Fused
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import TextSoftmax
 
 
+@register_recipe
 def trim(
     *,
     keep: int | float = 0.25,

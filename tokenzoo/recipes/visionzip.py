@@ -7,11 +7,13 @@ from tokenzoo._core.validation import check_fraction
 from tokenzoo.matchers import REST, Nearest, SelectAssign, Strided, Then, TopK
 from tokenzoo.mergers import TargetPlusMean
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def visionzip(
     *, keep: int | float = 0.25, dominant: Index | Share = 27 / 32, by: By = "cls"
 ) -> Recipe:

@@ -6,11 +6,13 @@ from tokenzoo._core.validation import check_fraction
 from tokenzoo.matchers import REST, Drop, SelectAssign, Then, Thin, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def vispruner(
     *,
     keep: int | float = 0.25,

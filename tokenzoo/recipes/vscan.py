@@ -8,11 +8,13 @@ from tokenzoo.matchers import REST, Nearest, PerWindow, SelectAssign, Then, TopK
 from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.in_llm import Positions, by_next_layer, stairs
+from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
 from tokenzoo.scorers.attention_by import By
 
 
+@register_recipe
 def vscan(
     *,
     keep: int | float = 0.25,

@@ -385,7 +385,7 @@ def test_unknown_evidence_is_named_with_what_is_known() -> None:
         "frames",
     ):
         assert known in message
-    with pytest.raises(TypeError, match="masks"):
+    with pytest.raises(BadArgumentError, match="unknown evidence masks"):
         zoo(select(FeatureNorm()), masks=X)
 
 

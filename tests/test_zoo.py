@@ -418,7 +418,11 @@ def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
         (saved(keep=0), BadArgumentError, ["keep=0", "int >= 1"]),
         (saved(steps=[]), BadArgumentError, ["one or more"]),
         (saved(steps=[3]), BadArgumentError, ["Recipe(3)", "Step(...)"]),
-        (saved(step={"merger": part("mergers", "kep")}), UnknownNameError, ["'kep'", "'keep'"]),
+        (
+            saved(step={"merger": part("mergers", "identty")}),
+            UnknownNameError,
+            ["'identty'", "'identity'"],
+        ),
         (
             saved(step={"merger": part("mergers", "keep", "now")}),
             BadArgumentError,

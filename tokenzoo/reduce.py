@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenzoo._core.tensors import NUMBERS, check_dense, check_dtype
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer, layer_of
-from tokenzoo.evidence_inputs import check_layers, gather_evidence
+from tokenzoo.evidence_inputs import EvidenceInputs, check_layers, gather_evidence
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.recipe import Recipe, Step
 from tokenzoo.token_map import TokenMap
@@ -131,7 +131,7 @@ def reduce(
     mass: Tensor | None = None,
     prefix: int = 0,
     at: Mapping[Layer, Mapping[str, Any]] | None = None,
-    **shown: Any,
+    **inputs: Unpack[EvidenceInputs],
 ) -> Reduced:
     """Apply a recipe of one step to tensors, without any model: see `Method.reduce` for the arguments."""
     if len(recipe.steps) != 1:
@@ -150,8 +150,8 @@ def reduce(
         if x.shape[0] == 0:
             protected = None  # nobody's: as many would be kept of each image if there were one
         elif x.shape[0] > 1:
-            return _each_alone(recipe, tokens, protected, {} if at is None else at, shown)
-    evidence = gather_evidence(tokens, {} if at is None else at, shown)
+            return _each_alone(recipe, tokens, protected, {} if at is None else at, inputs)
+    evidence = gather_evidence(tokens, {} if at is None else at, inputs)
     if protected is None:
         check_needs(step, evidence)
         reduced, plan = reduce_site(step, tokens, evidence, _reachable(recipe, tokens, 0))
@@ -245,7 +245,7 @@ def _each_alone(
     tokens: Tokens,
     protected: Tensor,
     at: Mapping[Layer, Mapping[str, Any]],
-    shown: Mapping[str, Any],
+    inputs: EvidenceInputs,
 ) -> Reduced:
     """One image at a time: how many tokens the caller protects can differ between them."""
 
@@ -260,7 +260,7 @@ def _each_alone(
             prefix=tokens.prefix,
             protected=protected[i : i + 1],
             at={layer: image(values, i) for layer, values in at.items()},
-            **image(shown, i),
+            **cast("EvidenceInputs", image(inputs, i)),
         )
         for i in range(tokens.x.shape[0])
     ]

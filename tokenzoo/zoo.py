@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from tokenzoo._core.quoting import quote
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evidence import Layer
+from tokenzoo.evidence_inputs import EvidenceInputs
 from tokenzoo.hooks.attach import attach
 from tokenzoo.hooks.handle import Attached, When
 from tokenzoo.hooks.reduction import Event
@@ -58,77 +59,35 @@ class Method:
         self,
         x: Tensor,
         *,
-        keys: Tensor | None = None,
-        queries: Tensor | None = None,
-        values: Tensor | None = None,
-        received_attention: Tensor | None = None,
-        cls_attention: Tensor | None = None,
-        last_attention: Tensor | None = None,
-        text_attention: Tensor | None = None,
-        text_rotation: Tensor | None = None,
-        text: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        frames: int | None = None,
-        depth: float | None = None,
         mass: Tensor | None = None,
         protected: Tensor | None = None,
         prefix: int = 0,
         at: Mapping[Layer, Mapping[str, Any]] | None = None,
+        **evidence: Unpack[EvidenceInputs],
     ) -> Reduced:
         """Reduce bare tensors at one site; the schedule is not consulted.
 
-        What the recipe does not need is ignored. Everything counts the whole input, N tokens, prefix
-        tokens first.
+        Tensors are about the whole input: N tokens, prefix tokens first.
 
         Args:
             x: features `[b, N, c]`.
-            keys: `[b, N, d]` or `[b, h, N, d]`.
-            queries: as `keys`; with both, received and CLS attention are computed where they are not
-                given.
-            values: as `keys`.
-            received_attention: `[b, N]`.
-            cls_attention: `[b, N]` or `[b, h, N]`.
-            last_attention: what the last token of a language model's prompt pays, `[b, N]` or `[b, h, N]`.
-            text_attention: what the t text tokens behind the last visual one pay, `[b, t, N]` or
-                `[b, h, t, N]`.
-            text_rotation: the logits of the same pairs, if queries and keys are ones that are turned to
-                their positions, `[b, t, N]`.
-            text: embeddings of a question `[b, t, c]`.
-            grid: (rows, columns) of the patch tokens.
-            frames: number of frames that the patch tokens belong to.
-            depth: of the block in its tower, from 0, the first, to 1.
-            mass: how many input tokens each one stands for `[b, N]`; None: 1.
+            mass: how many input tokens each token stands for `[b, N]`; None: 1.
             protected: bool `[b, N]`, tokens that stay as they are.
-            prefix: number of tokens at the front that are never touched, nor counted by `keep`.
-            at: the same, about other layers: `{-2: {"cls_attention": ...}}`. The layer "text" is about
-                other tokens, the t of the prompt that come after the last visual one, and has shapes of
-                its own: `{"text": {"x": [b, t, c], "keys": [b, h, t, d]}}`, t >= 0. "next" is the layer of
-                a language model that comes after this site, "embedded" the prompt as it entered the model.
+            prefix: number of leading tokens that are never touched, nor counted by `keep`.
+            at: evidence of other layers: `{-2: {"cls_attention": ...}}`. The layer "text" has other
+                tokens, the t of the prompt after the last visual one, and other shapes:
+                `{"text": {"x": [b, t, c], "keys": [b, h, t, d]}}`, t >= 0. "next" is the layer of a
+                language model that follows this site, "embedded" the prompt as it entered the model.
+            evidence: keys, queries, cls_attention, text, grid, ...: see
+                `tokenzoo.evidence_inputs.EvidenceInputs`. What the recipe does not need is ignored.
 
         Raises:
             BudgetError: one step does not go down to `keep`; says how far it goes.
-            MissingEvidenceError: a part needs what is not given.
-            BadArgumentError: a shape that does not fit.
+            MissingEvidenceError: a part needs evidence that was not given.
+            BadArgumentError: an unknown name, or a shape that does not fit.
         """
         return reduce(
-            self.recipe,
-            x,
-            protected=protected,
-            mass=mass,
-            prefix=prefix,
-            at=at,
-            keys=keys,
-            queries=queries,
-            values=values,
-            received_attention=received_attention,
-            cls_attention=cls_attention,
-            last_attention=last_attention,
-            text_attention=text_attention,
-            text_rotation=text_rotation,
-            text=text,
-            grid=grid,
-            frames=frames,
-            depth=depth,
+            self.recipe, x, mass=mass, protected=protected, prefix=prefix, at=at, **evidence
         )
 
     def attach(

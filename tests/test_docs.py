@@ -36,6 +36,13 @@ def test_the_recipes_of_the_readme_work_where_it_says():
     assert "(docs/recipes/README.md)" in README
 
 
+def test_nothing_that_users_read_imports_a_private_module():
+    shown = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.py")]
+    assert len(shown) > 15
+    private = re.compile(r"(?:from|import) tokenzoo(?:_adapters)?(?:\.\w+)*\._")
+    assert not [path.name for path in shown if private.search(path.read_text())]
+
+
 def test_every_hook_is_documented():
     hooks = [name for name in vars(hookspecs) if name.startswith("tokenzoo_")]
     assert len(hooks) == 7

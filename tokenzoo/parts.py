@@ -24,247 +24,51 @@ The rules that hold for every part:
 - `needs` names the evidence that it reads: "keys", "cls_attention", "cls_attention@-2" (another
   layer's), "grid", ... A need that is not met is an error before anything runs.
 
+This module also has the checks of options for authors of parts: `check_count`, `check_number`,
+`check_positive`, `check_finite`, `check_fraction`, `check_choice`, `check_flag` and `check_kind`, called in
+`__post_init__`; and the annotations that are checked without a call: `Count`, `Index`, `Positive`,
+`NonNegative`, `Share`, `Annotated[int, Range(2, 8)]`, `Annotated[str, OneOf("x", "keys")]`.
+
 Letters in shapes: b batch, h heads, n tokens, m tokens kept, p candidates, c channels, d head width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, cast
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from tokenzoo._core.kinds import NonNegative
-from tokenzoo._core.options import check_fields, check_when_made
-from tokenzoo._core.precision import comparable, precise
-from tokenzoo.affinity import Affinity
-from tokenzoo.errors import BadArgumentError
+from tokenzoo._core.kinds import Count as Count
+from tokenzoo._core.kinds import Index as Index
+from tokenzoo._core.kinds import NonNegative as NonNegative
+from tokenzoo._core.kinds import OneOf as OneOf
+from tokenzoo._core.kinds import Positive as Positive
+from tokenzoo._core.kinds import Range as Range
+from tokenzoo._core.kinds import Share as Share
+from tokenzoo._core.part import Part as Part
+from tokenzoo._core.part import needs_of as needs_of
+from tokenzoo._core.part import walk as walk
+from tokenzoo._core.validation import check_choice as check_choice
+from tokenzoo._core.validation import check_count as check_count
+from tokenzoo._core.validation import check_finite as check_finite
+from tokenzoo._core.validation import check_flag as check_flag
+from tokenzoo._core.validation import check_fraction as check_fraction
+from tokenzoo._core.validation import check_kind as check_kind
+from tokenzoo._core.validation import check_number as check_number
+from tokenzoo._core.validation import check_positive as check_positive
 from tokenzoo.evidence import Evidence
+from tokenzoo.scoring import Discount as Discount
+from tokenzoo.scoring import Discounted as Discounted
+from tokenzoo.scoring import Normalized as Normalized
+from tokenzoo.scoring import PairScorer as PairScorer
+from tokenzoo.scoring import Scorer as Scorer
+from tokenzoo.scoring import Sum as Sum
+from tokenzoo.scoring import token_scores as token_scores
 from tokenzoo.token_map import TokenMap
-from tokenzoo.tokens import Tokens, shape_of
+from tokenzoo.tokens import Tokens
 
 Fewest = Callable[[int], int]
-
-
-class Part:
-    """What all parts share: the evidence they need, and options that are what their annotations say."""
-
-    needs: frozenset[str] = frozenset()
-
-    differentiable: bool = False
-    """Whether its scores carry gradients (a learned part); otherwise they are computed without."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Check the options of this kind of part before its own `__post_init__` or `__init__` runs."""
-        super().__init_subclass__(**kwargs)
-        check_when_made(cls)
-
-    def __post_init__(self) -> None:
-        """Check the options: see `tokenzoo._core.options`.
-
-        Raises:
-            BadArgumentError: one is not what its annotation says.
-        """
-        check_fields(self)
-
-    def require(self, *names: str) -> None:
-        """Declare needs that depend on the options; for `__post_init__` of a frozen dataclass."""
-        object.__setattr__(self, "needs", self.needs | set(names))
-
-
-def walk(part: object) -> Iterator[Part]:
-    """Yield a part and all the parts inside it, in the order of their fields."""
-    if isinstance(part, Part):
-        yield part
-    if isinstance(part, tuple | list):
-        for item in cast("tuple[object, ...]", part):
-            yield from walk(item)
-    elif is_dataclass(part) and not isinstance(part, type):
-        for field in fields(part):
-            yield from walk(getattr(part, field.name))
-
-
-def needs_of(part: object) -> frozenset[str]:
-    """All the evidence that a part and the parts inside it need."""
-    return frozenset[str]().union(*(inner.needs for inner in walk(part)))
-
-
-class Scorer(Part, ABC):
-    """One number per token; a HIGH score means KEEP."""
-
-    @abstractmethod
-    def score(self, evidence: Evidence) -> Tensor:
-        """Score the tokens: `[b, n]`, float32 or better."""
-
-    def discount(self, lam: float, on: Literal["source", "target", "both"] = "both") -> Discount:
-        """exp(-lam * score), a factor for pair scores: the more worth keeping, the less worth merging."""
-        return Discount(self, lam, on)
-
-    def normalized(self, how: Literal["minmax", "rank", "zscore"] = "minmax") -> Normalized:
-        """The score on a scale of its own image, so that it can be added to other scores."""
-        return Normalized(self, how)
-
-    def __mul__(self, other: object) -> Any:
-        """Scores have no common scale: say how they combine."""
-        if isinstance(other, PairScorer | Discount):
-            raise BadArgumentError(
-                f"{type(self).__name__} * {type(other).__name__}: a high token score means keep, a high "
-                f"pair score means merge; write {type(other).__name__} * "
-                f"{type(self).__name__}(...).discount(lam)"
-            )
-        raise self._bare("*", other)
-
-    def __add__(self, other: object) -> Any:
-        """As `__mul__`."""
-        raise self._bare("+", other)
-
-    def __sub__(self, other: object) -> Any:
-        """As `__mul__`."""
-        raise self._bare("-", other)
-
-    __rmul__ = __mul__
-    __radd__ = __add__
-    __rsub__ = __sub__
-
-    def _bare(self, sign: str, other: object) -> BadArgumentError:
-        return BadArgumentError(
-            f"{type(self).__name__} {sign} {other!r}: take .normalized('minmax') of a score first, then "
-            "weigh it by a number and add others"
-        )
-
-
-def token_scores(scorer: Scorer, evidence: Evidence) -> Tensor:
-    """The scores of a scorer, `[b, n]`: float32, or float64 where the features are.
-
-    Raises:
-        BadArgumentError: it gives something else.
-    """
-    scores = scorer.score(evidence)
-    wanted = tuple(evidence.x.shape[:2])
-    if shape_of(scores) != wanted:
-        raise BadArgumentError(
-            f"{scorer!r} gives scores of shape {shape_of(scores)}; a scorer gives one number per token, "
-            f"here a tensor {list(wanted)}"
-        )
-    return scores.to(torch.promote_types(evidence.x.dtype, torch.float32))
-
-
-class PairScorer(Part, ABC):
-    """One number per pair of tokens; a HIGH score means MERGE."""
-
-    @abstractmethod
-    def score(self, evidence: Evidence) -> Affinity:
-        """Score all pairs, as factors (see `Affinity`)."""
-
-    def __mul__(self, other: object) -> Discounted:
-        """Discount the score of a pair by scores of its tokens."""
-        if isinstance(other, Discount):
-            return Discounted(self, other)
-        hint = ".discount(lam)" if isinstance(other, Scorer) else "a token score's .discount(lam)"
-        raise BadArgumentError(
-            f"{type(self).__name__} * {other!r}: a high token score means keep, a high pair score "
-            f"means merge; multiply by {hint}, which is exp(-lam * score)"
-        )
-
-    __rmul__ = __mul__
-
-
-@dataclass(frozen=True)
-class Discount(Part):
-    """exp(-lam * score) of a token score; made by `Scorer.discount`."""
-
-    scorer: Scorer
-    lam: NonNegative
-    on: Literal["source", "target", "both"] = "both"
-
-    def weight(self, evidence: Evidence) -> Tensor:
-        """The factor of each token, `[b, n]`, positive."""
-        return (-self.lam * precise(token_scores(self.scorer, evidence))).exp()
-
-
-@dataclass(frozen=True)
-class Discounted(PairScorer):
-    """A pair score times the discounts of the two tokens."""
-
-    pairs: PairScorer
-    by: Discount
-
-    def score(self, evidence: Evidence) -> Affinity:
-        """The pair score, with the factors as weights of sources and targets."""
-        return self.pairs.score(evidence).weighted(self.by.weight(evidence), self.by.on)
-
-
-@dataclass(frozen=True)
-class Normalized(Scorer):
-    """A token score on a scale of its own image; made by `Scorer.normalized`."""
-
-    scorer: Scorer
-    how: Literal["minmax", "rank", "zscore"] = "minmax"
-    weight: float = 1.0
-
-    def score(self, evidence: Evidence) -> Tensor:
-        """`weight` times the score: in [0, 1] ("minmax", "rank") or with mean 0 and variance 1."""
-        raw = token_scores(self.scorer, evidence)
-        known = raw.isfinite()
-        # What is not finite takes the place of the lowest, and has no part in the scale.
-        low = raw.where(known, torch.inf).amin(-1, keepdim=True)
-        high = raw.where(known, -torch.inf).amax(-1, keepdim=True)
-        raw = raw.where(known, low)
-        tiny = 1e-12
-        if self.how == "zscore":
-            count = known.sum(-1, keepdim=True).clamp_min(1)
-            mean = raw.where(known, 0).sum(-1, keepdim=True) / count
-            centred = raw - mean
-            variance = centred.square().where(known, 0).sum(-1, keepdim=True) / count
-            score = centred / (variance.sqrt() + tiny)
-        elif self.how == "rank":
-            # How many are lower: equal ones are equal. searchsorted wants its input in one piece.
-            seen = comparable(raw).contiguous()
-            lower = torch.searchsorted(seen.sort(dim=-1).values, seen)
-            score = lower.to(raw.dtype) / max(1, raw.shape[-1] - 1)
-        else:
-            score = (raw - low) / (high - low + tiny)
-        # Just below the lowest of the others, so that it stays the lowest in a sum, too.
-        return self.weight * (score - (~known).to(score.dtype) * 1e-3)
-
-    def __mul__(self, other: object) -> Any:
-        """Weigh this score by a number."""
-        if isinstance(other, int | float) and not isinstance(other, bool):
-            return Normalized(self.scorer, self.how, self.weight * other)
-        return super().__mul__(other)
-
-    __rmul__ = __mul__
-
-    def __add__(self, other: object) -> Any:
-        """Add another normalised score."""
-        return Sum((self,)) + other
-
-
-@dataclass(frozen=True)
-class Sum(Scorer):
-    """A sum of normalised token scores."""
-
-    terms: tuple[Normalized, ...]
-
-    def __post_init__(self) -> None:
-        if not self.terms:
-            raise BadArgumentError("terms=(); it is a tuple of one or more normalised scores")
-
-    def score(self, evidence: Evidence) -> Tensor:
-        """Add the terms up, `[b, n]`."""
-        first, *others = (term.score(evidence) for term in self.terms)
-        return sum(others, first)
-
-    def __add__(self, other: object) -> Any:
-        """Add another normalised score."""
-        if isinstance(other, Normalized):
-            return Sum((*self.terms, other))
-        if isinstance(other, Sum):
-            return Sum((*self.terms, *other.terms))
-        return super().__add__(other)
 
 
 class Selector(Part, ABC):

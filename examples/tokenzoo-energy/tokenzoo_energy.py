@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenzoo import Evidence, Recipe, Scorer, Stage, Step, hookimpl
-from tokenzoo._core.validation import check_positive
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
+from tokenzoo.parts import check_positive
 from tokenzoo.schedules import Skip
 
 

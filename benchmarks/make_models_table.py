@@ -22,7 +22,7 @@ import torch
 
 import tokenzoo
 from benchmarks.models_to_try import SIZES, named
-from tokenzoo.tools.compatibility import Verdict, examine
+from tokenzoo.tools.compatibility import CompatibilityReport, examine
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 RECIPE, KEEP, DEPTH, BATCH = "evoprune", 0.5, 4, 2
@@ -49,9 +49,9 @@ tries some of them again. Of any other, `tokenzoo doctor NAME` says the same.
 """
 
 
-def tried(names: Sequence[str], depth: int | None) -> list[Verdict]:
+def tried(names: Sequence[str], depth: int | None) -> list[CompatibilityReport]:
     """Examine models, saying so as they come."""
-    found: list[Verdict] = []
+    found: list[CompatibilityReport] = []
     for name in names:
         options = {"img_size": SIZES[name]} if name in SIZES else {}
         found.append(examine(name, recipe=RECIPE, keep=KEEP, depth=depth, batch=BATCH, **options))
@@ -59,7 +59,7 @@ def tried(names: Sequence[str], depth: int | None) -> list[Verdict]:
     return found
 
 
-def works_table(verdicts: Sequence[Verdict]) -> str:
+def works_table(verdicts: Sequence[CompatibilityReport]) -> str:
     """Those that work: `196 -> 147, 98` are the patch tokens before, and where they change."""
     lines = ["| model | class | identity error | tokens | FLOPs |", "|---|---|---|---|---|"]
     for v in verdicts:
@@ -73,7 +73,7 @@ def works_table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def refused_table(verdicts: Sequence[Verdict]) -> str:
+def refused_table(verdicts: Sequence[CompatibilityReport]) -> str:
     """Those that are refused, each with the first sentence of the error."""
     lines = ["| model | class | reason |", "|---|---|---|"]
     lines += [f"| `{v.name}` | {v.family} | {v.reason.partition('. ')[0]} |" for v in verdicts]
@@ -85,7 +85,7 @@ def refused_table(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def section(title: str, text: str, verdicts: Sequence[Verdict]) -> str:
+def section(title: str, text: str, verdicts: Sequence[CompatibilityReport]) -> str:
     """One library's two tables."""
     works = [v for v in verdicts if v.verdict == "works"]
     refused = [v for v in verdicts if v.verdict == "refused"]
@@ -93,7 +93,7 @@ def section(title: str, text: str, verdicts: Sequence[Verdict]) -> str:
     return "\n\n".join([*parts, refused_table(refused)] if refused else parts)
 
 
-def page(found: dict[str, list[Verdict]]) -> str:
+def page(found: dict[str, list[CompatibilityReport]]) -> str:
     """The whole page."""
     import open_clip  # they are slow to import, and the test of the page needs none
     import timm
@@ -137,7 +137,7 @@ def page(found: dict[str, list[Verdict]]) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def transformers_section(verdicts: Sequence[Verdict]) -> str:
+def transformers_section(verdicts: Sequence[CompatibilityReport]) -> str:
     """The section about transformers, with its version."""
     import transformers
 
@@ -152,7 +152,7 @@ def transformers_section(verdicts: Sequence[Verdict]) -> str:
     return section("transformers", text, verdicts)
 
 
-def with_section(text: str, title: str, made: str, verdicts: Sequence[Verdict]) -> str:
+def with_section(text: str, title: str, made: str, verdicts: Sequence[CompatibilityReport]) -> str:
     """The page with one section made anew, and its counts."""
     before, _, rest = text.partition(f"## {title}\n")
     if not rest:
@@ -200,7 +200,7 @@ def main() -> None:
     out.write_text(page(found))
 
 
-def stop_if_broken(verdicts: Sequence[Verdict]) -> None:
+def stop_if_broken(verdicts: Sequence[CompatibilityReport]) -> None:
     """A model that neither works nor is refused is a bug of ours."""
     broken = [
         f"broken: {v.name} ({v.family}): {v.reason}" for v in verdicts if v.verdict == "broken"

@@ -75,7 +75,7 @@ def test_a_page_says_what_the_recipe_is(name) -> None:
     for step in recipe.steps:
         assert repr(step.matcher) in text
         assert all(f"`{need}`" in text for need in step.needs)
-    for option in pages.told(name).options:
+    for option in pages.parse_docstring(name).options:
         assert f"\n| `{option}` | " in text
     for title in ("Options", "Parts", "Models", "What the selection costs"):
         assert f"\n## {title}\n" in text
@@ -95,7 +95,7 @@ def test_the_table_links_every_page() -> None:
 
 def test_a_plugin_has_a_page_by_calling_the_function() -> None:
     with plugin(FORM):
-        told = pages.told("some")
+        told = pages.parse_docstring("some")
         text = pages.page("some")
     assert (told.summary, told.idea) == ("Keep some.", "Those that are\ngood.")
     assert told.formula == "score_j = |x_j|\n  (two lines)"
@@ -176,5 +176,5 @@ def test_no_reference_is_told_twice() -> None:
     for name in script.ours():
         path = plugins.find("recipes", name).__code__.co_filename
         text = Path(path).read_text()
-        for number in re.findall(r"\d{4}\.\d{5}", pages.told(name).reference):
+        for number in re.findall(r"\d{4}\.\d{5}", pages.parse_docstring(name).reference):
             assert text.count(number) == 1, (name, number)

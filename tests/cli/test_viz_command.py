@@ -17,7 +17,7 @@ from tokenzoo.cli import app, viz_images
 from tokenzoo.cli import viz as command
 from tokenzoo.tools import digits
 from tokenzoo.tools import model_loading as towers
-from tokenzoo.tools.tracing import follow
+from tokenzoo.tools.tracing import trace_tokens
 
 SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 RANDOM = "The weights are random"
@@ -86,10 +86,10 @@ def test_recipes_side_by_side_on_collages(vit, drawn, tmp_path) -> None:
     ]
     images = torch.cat([digits.collages("test", 1, seed=seed).images for seed in (3, 4)])
     for column, name in enumerate(("evoprune", "random", "downsample"), start=1):
-        way = follow(tokenzoo.build(name, keep=16), vit, images)
-        seen = images if way.small is None else way.small
+        trace = trace_tokens(tokenzoo.build(name, keep=16), vit, images)
+        seen = images if trace.small is None else trace.small
         for index, row in enumerate(rows):
-            wanted = way.picture((seen[index] * 0.5 + 0.5).clamp(0, 1), index)
+            wanted = trace.picture((seen[index] * 0.5 + 0.5).clamp(0, 1), index)
             assert torch.equal(row[column].picture, wanted)
     assert [row[0].note for row in rows] == ["collage:3", "collage:4"]
     assert command.SMALLER in texts["caption"]
@@ -156,8 +156,8 @@ def test_weights_of_ones_own(photo, drawn, tmp_path, form) -> None:
     assert RANDOM not in result.output
     eyes = viz_images.reader("test_vit", weights=path)
     x = eyes.read([str(photo)])
-    way = follow(tokenzoo.build("evoprune", keep=0.25), model, x)
-    assert torch.equal(drawn[0][0][0][1].picture, way.picture(eyes.light(x)[0], 0))
+    trace = trace_tokens(tokenzoo.build("evoprune", keep=0.25), model, x)
+    assert torch.equal(drawn[0][0][0][1].picture, trace.picture(eyes.light(x)[0], 0))
 
 
 def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path) -> None:

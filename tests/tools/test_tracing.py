@@ -9,7 +9,7 @@ import tokenzoo
 from tests.adapters.models import REG_GAP, SIGLIP, VIT, Case, images, traces
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.tools.tracing import _grid, follow
+from tokenzoo.tools.tracing import _grid, trace_tokens
 from tokenzoo.tools.viz import merged_groups, shrunk_image
 
 
@@ -19,43 +19,43 @@ def test_the_plans_are_those_of_the_pass(case: Case, name: str) -> None:
     model = case.build()
     x = images(model)
     zoo = tokenzoo.build(name, keep=0.25)
-    way = follow(zoo, model, x)
+    trace = trace_tokens(zoo, model, x)
     assert traces(model) == []
     with zoo.attach(model, trace=True) as attached, torch.inference_mode():
-        assert torch.equal(model(x), way.output)
-        last = way.plans[max(way.plans)]
+        assert torch.equal(model(x), trace.output)
+        last = trace.plans[max(trace.plans)]
         assert torch.equal(last.dst, attached.record.dst)
         assert torch.equal(last.keep, attached.record.keep)
         counts = attached.counts
     before = (case.grid[0] * case.grid[1], *counts)
     reducing = [block for block, count in enumerate(counts) if count != before[block]]
-    assert list(way.plans) == reducing
+    assert list(trace.plans) == reducing
     assert len(reducing) > 1
-    assert [way.tokens(block) for block in reducing] == [counts[block] for block in reducing]
-    assert (way.before, way.grid, way.prefix) == (before[0], case.grid, case.prefix)
-    assert way.tokens() == counts[-1]
+    assert [trace.tokens(block) for block in reducing] == [counts[block] for block in reducing]
+    assert (trace.before, trace.grid, trace.prefix) == (before[0], case.grid, case.prefix)
+    assert trace.tokens() == counts[-1]
 
 
 def test_pictures_after_every_block() -> None:
     model = VIT.build()
     x = images(model)
-    way = follow(tokenzoo.build("evoprune", keep=0.25), model, x)
+    trace = trace_tokens(tokenzoo.build("evoprune", keep=0.25), model, x)
     light = torch.rand(3, 224, 224)
-    for block in (*way.plans, None):
-        plan = way.plans[max(way.plans) if block is None else block]
+    for block in (*trace.plans, None):
+        plan = trace.plans[max(trace.plans) if block is None else block]
         wanted = merged_groups(light, plan, (14, 14), 1, index=1, see_through=0.2)
-        assert torch.equal(way.picture(light, 1, block, see_through=0.2), wanted)
-    first, last = (way.picture(light, 1, block) for block in (min(way.plans), None))
+        assert torch.equal(trace.picture(light, 1, block, see_through=0.2), wanted)
+    first, last = (trace.picture(light, 1, block) for block in (min(trace.plans), None))
     assert not torch.equal(first, last)
 
 
 def test_nothing_removed_is_a_grid_of_single_patches() -> None:
     model = VIT.build()
-    way = follow(tokenzoo.build("evoprune", keep=1.0), model, images(model))
-    assert (way.plans, way.tokens(), way.before) == ({}, 196, 196)
+    trace = trace_tokens(tokenzoo.build("evoprune", keep=1.0), model, images(model))
+    assert (trace.plans, trace.tokens(), trace.before) == ({}, 196, 196)
     light = torch.rand(3, 224, 224)
     # 196 regions: every patch in its own mean colour.
-    picture = way.picture(light, 1)
+    picture = trace.picture(light, 1)
     patch = picture[:, 16 * 5 * 2 + 8 : 16 * 5 * 2 + 24, 8:24]
     mean = light[:, 80:96, :16].mean((1, 2))
     assert torch.allclose(patch, mean[:, None, None].expand_as(patch), atol=1e-5)
@@ -64,20 +64,20 @@ def test_nothing_removed_is_a_grid_of_single_patches() -> None:
 def test_a_smaller_image_is_shown_as_the_model_saw_it() -> None:
     model = VIT.build()
     x = images(model)
-    way = follow(tokenzoo.build("downsample", keep=49), model, x)
-    assert way.small is not None
-    assert way.small.shape == (2, 3, 112, 112)
-    assert (way.before, way.tokens(), way.grid, way.plans) == (196, 49, (7, 7), {})
+    trace = trace_tokens(tokenzoo.build("downsample", keep=49), model, x)
+    assert trace.small is not None
+    assert trace.small.shape == (2, 3, 112, 112)
+    assert (trace.before, trace.tokens(), trace.grid, trace.plans) == (196, 49, (7, 7), {})
     light = torch.rand(3, 112, 112)
-    assert torch.equal(way.picture(light, 0), shrunk_image(light, (7, 7)))
+    assert torch.equal(trace.picture(light, 0), shrunk_image(light, (7, 7)))
     assert traces(model) == []
     assert not model.patch_embed._forward_pre_hooks
 
 
 def test_images_of_another_size_have_their_own_grid() -> None:
     model = VIT.build(dynamic_img_size=True)
-    way = follow(tokenzoo.build("tome", keep=0.5), model, images(model, size=(160, 192)))
-    assert way.grid == (10, 12)
+    trace = trace_tokens(tokenzoo.build("tome", keep=0.5), model, images(model, size=(160, 192)))
+    assert trace.grid == (10, 12)
 
 
 @pytest.mark.parametrize("tokens", [7, 48, 50, 63])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenzoo.cli.demo_rows import Row
 from tokenzoo.cli.options import Identity
 from tokenzoo.tools.digits import Collages
-from tokenzoo.tools.tracing import follow
+from tokenzoo.tools.tracing import trace_tokens
 from tokenzoo.tools.viz import Panel, gallery
 from tokenzoo.zoo import build
 
@@ -47,13 +47,13 @@ def write(path: Path, vit: nn.Module, data: Collages, rows: Sequence[Row], keep:
 
 def _run(vit: Any, images: Tensor, recipe: str, keep: Identity) -> tuple[list[Tensor], list[int]]:
     """Pictures of what a recipe does to the images, and the digits that the model then reads."""
-    way = follow(build(recipe, keep=keep.value), vit, images)
-    seen = images if way.small is None else way.small
+    trace = trace_tokens(build(recipe, keep=keep.value), vit, images)
+    seen = images if trace.small is None else trace.small
     pictures = [
-        way.picture(_light(image), index, see_through=SEE_THROUGH)
+        trace.picture(_light(image), index, see_through=SEE_THROUGH)
         for index, image in enumerate(seen)
     ]
-    return pictures, [int(digit) for digit in way.output[:, :10].argmax(1)]
+    return pictures, [int(digit) for digit in trace.output[:, :10].argmax(1)]
 
 
 def _light(image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from tokenzoo import plugins
 from tokenzoo.cli.options import parse_keep
-from tokenzoo.tools.compatibility import Verdict, examine
+from tokenzoo.tools.compatibility import CompatibilityReport, examine
 
 PACKAGES = ("tokenzoo", "torch", "timm", "torchvision", "open_clip_torch", "transformers")
 NO = 1  # exit code for a model that does not work
@@ -70,7 +70,7 @@ def run(
         raise typer.Exit(NO)
 
 
-def _say(console: Console, v: Verdict, what: str) -> None:
+def _say(console: Console, v: CompatibilityReport, what: str) -> None:
     """A verdict in lines."""
     colour = "green" if v.verdict == "works" else "red"
     console.print(Text.assemble((v.verdict, f"bold {colour}"), f"  {v.name} ({v.family}), {what}"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenzoo.cli.options import output_file, parse_keep, split
 from tokenzoo.cli.viz_images import Reader, reader
 from tokenzoo.tools import viz
-from tokenzoo.tools.tracing import Followed, follow
+from tokenzoo.tools.tracing import Trace, trace_tokens
 from tokenzoo.tools.viz import Panel, gallery
 from tokenzoo.zoo import build
 
@@ -79,20 +79,20 @@ def run(
     columns = [("original", "")]
     captions = [CAPTION] if eyes.trained else [RANDOM, CAPTION]
     for name, zoo in zoos.items():
-        way = follow(zoo, eyes.model, x)
-        columns[0] = ("original", f"{way.before} tokens")
-        if way.small is not None:
+        trace = trace_tokens(zoo, eyes.model, x)
+        columns[0] = ("original", f"{trace.before} tokens")
+        if trace.small is not None:
             captions.append(SMALLER)
-        after = [way.tokens(block) for block in way.plans or [None]]
+        after = [trace.tokens(block) for block in trace.plans or [None]]
         console.print(
-            f"{name}: {way.before} -> {', '.join(map(str, after))} tokens", soft_wrap=True
+            f"{name}: {trace.before} -> {', '.join(map(str, after))} tokens", soft_wrap=True
         )
-        chosen = list(way.plans) if sites and way.plans else [None]
+        chosen = list(trace.plans) if sites and trace.plans else [None]
         for block in chosen:
-            detail = f"{way.tokens(block)} tokens"
+            detail = f"{trace.tokens(block)} tokens"
             columns.append((name, detail if block is None else f"block {block}: {detail}"))
             for index, row in enumerate(panels):
-                row.append(Panel(_picture(way, eyes, light, index, block, see_through)))
+                row.append(Panel(_picture(trace, eyes, light, index, block, see_through)))
     gallery(
         panels,
         columns,
@@ -106,8 +106,8 @@ def run(
 
 
 def _picture(
-    way: Followed, eyes: Reader, light: Tensor, index: int, block: int | None, see_through: float
+    trace: Trace, eyes: Reader, light: Tensor, index: int, block: int | None, see_through: float
 ) -> Tensor:
     """One picture: over the image, or the smaller one that the model saw."""
-    image = light[index] if way.small is None else eyes.light(way.small[index])
-    return way.picture(image, index, block, see_through=see_through)
+    image = light[index] if trace.small is None else eyes.light(trace.small[index])
+    return trace.picture(image, index, block, see_through=see_through)

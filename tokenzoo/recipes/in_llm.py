@@ -22,7 +22,7 @@ def by_next_layer() -> Matcher:
     return SelectAssign(TopK(LastTokenAttention(layer=NEXT)), Drop())
 
 
-def stairs(
+def staged_steps(
     layers: tuple[int, ...],
     factors: tuple[float, ...],
     match: Matcher | tuple[Matcher, ...],

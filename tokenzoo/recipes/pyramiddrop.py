@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe
-from tokenzoo.recipes.in_llm import Positions, by_next_layer, stairs
+from tokenzoo.recipes.in_llm import Positions, by_next_layer, staged_steps
 from tokenzoo.recipes.registry import register_recipe
 
 
@@ -48,4 +48,4 @@ def pyramiddrop(
     Reference:
         PyramidDrop, CVPR 2025, arXiv 2410.17247
     """
-    return Recipe(*stairs(layers, factors, by_next_layer(), Identity(), positions), keep=keep)
+    return Recipe(*staged_steps(layers, factors, by_next_layer(), Identity(), positions), keep=keep)

@@ -10,7 +10,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import REST, Among, Drop, JoinFirst, Nearest, SelectAssign, Then, TopK
 from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe
-from tokenzoo.recipes.in_llm import Positions, stairs
+from tokenzoo.recipes.in_llm import Positions, staged_steps
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.scorers import DensityPeak, Nearness, Raters
 
@@ -78,7 +78,9 @@ def sparsevlm(
     if version == "2":
         raters = Raters(heads, unturned=faithful)
         match = SelectAssign(TopK(raters), Drop())
-        return Recipe(*stairs(layers, factors, match, Identity(), positions or "keep"), keep=keep)
+        return Recipe(
+            *staged_steps(layers, factors, match, Identity(), positions or "keep"), keep=keep
+        )
     if faithful is not False:
         raise BadArgumentError(
             f'faithful={quote(faithful)} is about version="2" alone; leave it out'
@@ -91,4 +93,6 @@ def sparsevlm(
         SelectAssign(Then((share, best), (REST, clusters)), join, order="selected")
         for share in shares
     )
-    return Recipe(*stairs(layers, factors, matches, Mean(), positions or "compact"), keep=keep)
+    return Recipe(
+        *staged_steps(layers, factors, matches, Mean(), positions or "compact"), keep=keep
+    )

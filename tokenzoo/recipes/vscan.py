@@ -7,7 +7,7 @@ from typing import Literal
 from tokenzoo.matchers import REST, Nearest, PerWindow, SelectAssign, Then, TopK
 from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe, Stage, Step
-from tokenzoo.recipes.in_llm import Positions, by_next_layer, stairs
+from tokenzoo.recipes.in_llm import Positions, by_next_layer, staged_steps
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
@@ -77,5 +77,5 @@ def vscan(
         return Recipe(Step(Stage.PROJECTED, Once(), match, Mean()), keep=keep)
     tower = Step(Stage.PROJECTED, Once(keep=1.5), match, Mean())
     return Recipe(
-        tower, *stairs((layer,), (0.5,), by_next_layer(), Identity(), positions), keep=keep
+        tower, *staged_steps((layer,), (0.5,), by_next_layer(), Identity(), positions), keep=keep
     )

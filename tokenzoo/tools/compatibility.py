@@ -27,7 +27,7 @@ VISIBLE = 1e-3  # what fewer tokens change at least: where nothing can be seen, 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CompatibilityReport:
     """What came out for one model.
 
     Attributes:
@@ -63,7 +63,7 @@ def examine(
     depth: int | None = None,
     batch: int = 2,
     **options: Any,
-) -> Verdict:
+) -> CompatibilityReport:
     """Try a recipe on a model that is made for this, with random weights; nothing is downloaded.
 
     Args:
@@ -89,7 +89,7 @@ def examine(
         try:
             find_adapter(weightless)
         except UnsupportedModelError as error:  # weights would change nothing
-            return Verdict(name, type(weightless).__name__, "refused", str(error))
+            return CompatibilityReport(name, type(weightless).__name__, "refused", str(error))
     tower = towers.create(name, depth=depth, **options)
     towers.randomise(tower.model)
     if not tower.size:
@@ -102,7 +102,7 @@ def examine(
 
 def examine_model(
     model: nn.Module, images: Given, zoo: Method, whole: Method, *, name: str
-) -> Verdict:
+) -> CompatibilityReport:
     """Try a recipe on a model.
 
     Args:
@@ -122,10 +122,12 @@ def examine_model(
         raise
     except Exception as error:
         # Whatever it is: the purpose is to find out.
-        return Verdict(name, family, "broken", f"{type(error).__name__}: {error}")
+        return CompatibilityReport(name, family, "broken", f"{type(error).__name__}: {error}")
 
 
-def _try(model: nn.Module, images: Given, zoo: Method, whole: Method, name: str) -> Verdict:
+def _try(
+    model: nn.Module, images: Given, zoo: Method, whole: Method, name: str
+) -> CompatibilityReport:
     family = type(model).__name__
     bare = _run(model, images)
     try:
@@ -133,7 +135,7 @@ def _try(model: nn.Module, images: Given, zoo: Method, whole: Method, name: str)
     except BadArgumentError:
         raise
     except TokenzooError as error:
-        return Verdict(name, family, "refused", str(error))
+        return CompatibilityReport(name, family, "refused", str(error))
     with attached:
         identity = _gap(_run(model, images), bare)
         tokens = attached.counts[0] if attached.counts else _tokens(attached.adapter, images)
@@ -151,7 +153,7 @@ def _try(model: nn.Module, images: Given, zoo: Method, whole: Method, name: str)
         "after detach it is not the bare model": not torch.equal(_run(model, images), bare),
     }
     found = [problem for problem, there in problems.items() if there]
-    return Verdict(
+    return CompatibilityReport(
         name,
         family,
         "broken" if found else "works",

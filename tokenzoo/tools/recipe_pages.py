@@ -30,7 +30,7 @@ _REMARK = re.compile(rf"\s*\(((?:{'|'.join(REMARKS)})\b[^()]*)\)")
 
 
 @dataclass(frozen=True)
-class Told:
+class ParsedDocstring:
     """What the docstring of a recipe says.
 
     Attributes:
@@ -52,7 +52,7 @@ class Told:
     reference: str = ""
 
 
-def told(name: str) -> Told:
+def parse_docstring(name: str) -> ParsedDocstring:
     """Read the docstring of a recipe.
 
     Raises:
@@ -91,7 +91,7 @@ def told(name: str) -> Told:
         field: sections.get(field.capitalize(), "")
         for field in ("formula", "departures", "licence", "reference")
     }
-    return Told(summary, idea, options=options, **texts)
+    return ParsedDocstring(summary, idea, options=options, **texts)
 
 
 def _options(text: str) -> dict[str, tuple[str, str]]:
@@ -130,7 +130,7 @@ def page(
         UnknownNameError: there is no such recipe.
         BadArgumentError: its docstring lacks something; says what.
     """
-    found, factory = told(name), plugins.find("recipes", name)
+    found, factory = parse_docstring(name), plugins.find("recipes", name)
     recipe = plugins.make_recipe(name, options)
     parts = [
         f"# `{name}`",
@@ -169,7 +169,7 @@ def index(names: Sequence[str], **recipes: Recipe) -> str:
         return _is_control(factories[name]), Stage.NAMES.index(first), name
 
     for name in sorted(names, key=place):
-        found, factory, recipe = told(name), factories[name], made[name]
+        found, factory, recipe = parse_docstring(name), factories[name], made[name]
         reference = found.reference or ("control" if _is_control(factory) else "")
         cells = (f"[`{name}`]({name}.md)", stages(recipe), needs(recipe), found.summary, reference)
         lines.append(_row(*cells))
@@ -186,7 +186,7 @@ def needs(recipe: Recipe) -> str:
     return ", ".join(f"`{need}`" for need in sorted(recipe.needs)) or "nothing"
 
 
-def _facts(recipe: Recipe, found: Told) -> str:
+def _facts(recipe: Recipe, found: ParsedDocstring) -> str:
     facts = {
         "stage": ", ".join(f"{step.stage!r}".removeprefix("Stage.") for step in recipe.steps),
         "evidence needed": needs(recipe),
@@ -197,7 +197,7 @@ def _facts(recipe: Recipe, found: Told) -> str:
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
-def _options_table(factory: Callable[..., Any], found: Told) -> str:
+def _options_table(factory: Callable[..., Any], found: ParsedDocstring) -> str:
     lines = ["| option | default | what it does | in the paper |", "|---|---|---|---|"]
     for name, option in inspect.signature(factory).parameters.items():
         default = "(required)" if option.default is option.empty else f"`{option.default!r}`"

@@ -1,7 +1,7 @@
 """Following the patches of images through a model, for pictures after every block that reduces.
 
-way = follow(tokenzoo.build("tome"), vit, images)
-pictures = [way.picture(images[0], 0, block) for block in way.plans]        # each [3, H, W]
+trace = trace_tokens(tokenzoo.build("tome"), vit, images)
+pictures = [trace.picture(images[0], 0, block) for block in trace.plans]        # each [3, H, W]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenzoo.zoo import Method
 
 
 @dataclass(frozen=True)
-class Followed:
+class Trace:
     """What became of the patches of some images on their way through a model.
 
     Attributes:
@@ -69,7 +69,7 @@ class Followed:
         )
 
 
-def follow(zoo: Method, model: Any, images: Tensor) -> Followed:
+def trace_tokens(zoo: Method, model: Any, images: Tensor) -> Trace:
     """Run a model with a recipe on images, and keep the plan of every block; nothing stays attached.
 
     Args:
@@ -110,7 +110,7 @@ def follow(zoo: Method, model: Any, images: Tensor) -> Followed:
     grid = attached.adapter.grid(tokens) or _grid(tokens, size)
     # Patches have one size: as many more, as the image is larger.
     before = tokens if small is None else tokens * images[0].numel() // small[0].numel()
-    return Followed(output, before, grid, prefix, plans, small)
+    return Trace(output, before, grid, prefix, plans, small)
 
 
 def _grid(tokens: int, size: Sequence[int]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.tools import recipe_pages as pages
+from tokenzoo.tools import recipe_pages
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "recipes"
@@ -125,12 +125,12 @@ def make() -> dict[str, str]:
     for name in ours():
         models, price = seen.get(name), cost(name, costs)
         try:
-            made[f"{name}.md"] = pages.page(name, models=models, cost=price, made_by=COMMAND)
+            made[f"{name}.md"] = recipe_pages.page(name, models=models, cost=price, made_by=COMMAND)
         except BadArgumentError as error:
             problems.append(str(error))
     if problems:
         raise BadArgumentError("\n".join(problems))
-    parts = (INTRO, pages.index(ours()), prices(costs))
+    parts = (INTRO, recipe_pages.index(ours()), prices(costs))
     return made | {"README.md": "\n\n".join(part for part in parts if part) + "\n"}
 
 

@@ -21,8 +21,7 @@ from tokenzoo.errors import LONGEST, BadArgumentError, PluginError, TokenzooErro
 from tokenzoo.serialization import LARGEST
 from tokenzoo.testing import Example
 from tokenzoo.testing.toys import adapters as toys
-from tokenzoo.tools import onnx as exporting
-from tokenzoo.tools import timing as measure
+from tokenzoo.tools import onnx, timing
 
 build = tokenzoo.build
 EXAMPLE = Example.drawn(prefix=0, dtype=torch.float32)
@@ -185,8 +184,8 @@ TAKES: dict[str, Callable[[Any], object]] = {
     "attach": lambda value: build("evoprune").attach(value),
     "on_reduce": lambda value: build("evoprune").attach(nn.Identity(), on_reduce=value),
     "sum": lambda value: TokenMap.identity(1, 4).sum(value),
-    "export": lambda value: exporting.export(value, nn.Identity(), EXAMPLE.x, "a.onnx"),
-    "measure": lambda value: measure.interleaved({"a": list}, rounds=1, baseline=value),
+    "export": lambda value: onnx.export(value, nn.Identity(), EXAMPLE.x, "a.onnx"),
+    "measure": lambda value: timing.interleaved({"a": list}, rounds=1, baseline=value),
     "check": lambda value: tokenzoo.testing.check_recipe(value, examples=1),
 }
 

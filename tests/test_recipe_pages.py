@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import tokenzoo
-from benchmarks import make_recipe_pages as script
+from benchmarks import make_recipe_pages
 from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.recipes.divprune import divprune
-from tokenzoo.tools import recipe_pages as pages
+from tokenzoo.tools import recipe_pages
 
 FORM = """Keep some.
 
@@ -60,22 +60,24 @@ def plugin(doc):
 
 
 def test_the_pages_are_what_the_script_makes_now() -> None:
-    made = script.make()
+    made = make_recipe_pages.make()
     assert {f"{name}.md" for name in tokenzoo.list_recipes()} < {*made}
-    assert {path.name for path in script.FOLDER.glob("*.md")} == {*made, "matrix.md"}
-    stale = [name for name, text in made.items() if (script.FOLDER / name).read_text() != text]
-    assert not stale, f"run `{script.COMMAND}`"
+    assert {path.name for path in make_recipe_pages.FOLDER.glob("*.md")} == {*made, "matrix.md"}
+    stale = [
+        name for name, text in made.items() if (make_recipe_pages.FOLDER / name).read_text() != text
+    ]
+    assert not stale, f"run `{make_recipe_pages.COMMAND}`"
 
 
 @pytest.mark.parametrize("name", tokenzoo.list_recipes())
 def test_a_page_says_what_the_recipe_is(name) -> None:
-    text = pages.page(name, models={"a model": "runs"}, cost="dear")
+    text = recipe_pages.page(name, models={"a model": "runs"}, cost="dear")
     assert text.startswith(f"# `{name}`\n")
     recipe = tokenzoo.build(name).recipe
     for step in recipe.steps:
         assert repr(step.matcher) in text
         assert all(f"`{need}`" in text for need in step.needs)
-    for option in pages.parse_docstring(name).options:
+    for option in recipe_pages.parse_docstring(name).options:
         assert f"\n| `{option}` | " in text
     for title in ("Options", "Parts", "Models", "What the selection costs"):
         assert f"\n## {title}\n" in text
@@ -84,7 +86,7 @@ def test_a_page_says_what_the_recipe_is(name) -> None:
 
 
 def test_the_table_links_every_page() -> None:
-    table = pages.index(["tome", "pool"])
+    table = recipe_pages.index(["tome", "pool"])
     assert "| [`tome`](tome.md) | block | `keys` | Merge the tokens" in table
     assert "| [`pool`](pool.md) | block | `grid` | Average" in table
     assert table.endswith("| control |")
@@ -95,8 +97,8 @@ def test_the_table_links_every_page() -> None:
 
 def test_a_plugin_has_a_page_by_calling_the_function() -> None:
     with plugin(FORM):
-        told = pages.parse_docstring("some")
-        text = pages.page("some")
+        told = recipe_pages.parse_docstring("some")
+        text = recipe_pages.page("some")
     assert (told.summary, told.idea) == ("Keep some.", "Those that are\ngood.")
     assert told.formula == "score_j = |x_j|\n  (two lines)"
     assert told.options == {
@@ -134,7 +136,7 @@ def test_a_plugin_has_a_page_by_calling_the_function() -> None:
 def test_what_a_docstring_lacks_is_said(old, new, complaint) -> None:
     assert old in FORM
     with plugin(FORM.replace(old, new)), pytest.raises(BadArgumentError) as caught:
-        pages.page("some")
+        recipe_pages.page("some")
     assert complaint in str(caught.value)
     assert "'some'" in str(caught.value)
     assert "divprune.py" in str(caught.value)
@@ -142,13 +144,13 @@ def test_what_a_docstring_lacks_is_said(old, new, complaint) -> None:
 
 def test_a_recipe_that_is_not_there_has_no_page() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'divprune'"):
-        pages.page("divprun")
+        recipe_pages.page("divprun")
 
 
 def test_the_script_names_every_docstring_that_lacks_something(monkeypatch) -> None:
-    monkeypatch.setattr(script, "ours", lambda: ["tome", "some", "pool"])
+    monkeypatch.setattr(make_recipe_pages, "ours", lambda: ["tome", "some", "pool"])
     with plugin(FORM.replace("Licence", "License")), pytest.raises(SystemExit) as caught:
-        script.main()
+        make_recipe_pages.main()
     assert "'some'" in str(caught.value)
     assert "lacks Licence:" in str(caught.value)
 
@@ -157,24 +159,24 @@ def test_the_script_reads_the_table_of_models_and_the_costs() -> None:
     table = (
         "# A\n\ntext\n\n| recipe | ViT | CLIP |\n|---|---|---|\n| `tome` | runs | needs keys |\n"
     )
-    assert script.matrix(table) == {"tome": {"ViT": "runs", "CLIP": "needs keys"}}
-    assert script.matrix("none") == {}
+    assert make_recipe_pages.matrix(table) == {"tome": {"ViT": "runs", "CLIP": "needs keys"}}
+    assert make_recipe_pages.matrix("none") == {}
     row = {"recipe": "tome", "tokens": 2880, "keep": 576, "median": 1.234, "operations": 17}
     content = {"threads": 1, "rows": [{**row, "quartiles": [1, 2]}]}
-    assert "| 2,880 | 576 | 1.23 (1.00 to 2.00) | 17 |" in script.cost("tome", content)
-    assert script.cost("pool", content) == ""
+    assert "| 2,880 | 576 | 1.23 (1.00 to 2.00) | 17 |" in make_recipe_pages.cost("tome", content)
+    assert make_recipe_pages.cost("pool", content) == ""
     other = {**row, "tokens": 576, "keep": 115, "per token kept": 12.6, "quartiles": [1, 2]}
     content["rows"].append(other)
-    table = script.prices(content)
+    table = make_recipe_pages.prices(content)
     assert "| recipe | of 576: kept | time | operations | of 2,880: kept | " in table
     assert table.endswith("| `tome` | 115 | 1.23 | 17 | 576 | 1.23 | 17 | 13 |")
-    assert script.prices({"rows": []}) == ""
+    assert make_recipe_pages.prices({"rows": []}) == ""
 
 
 def test_no_reference_is_told_twice() -> None:
     """A number of the arXiv stands in the docstring of the function, and nowhere else in its file."""
-    for name in script.ours():
+    for name in make_recipe_pages.ours():
         path = plugins.find("recipes", name).__code__.co_filename
         text = Path(path).read_text()
-        for number in re.findall(r"\d{4}\.\d{5}", pages.parse_docstring(name).reference):
+        for number in re.findall(r"\d{4}\.\d{5}", recipe_pages.parse_docstring(name).reference):
             assert text.count(number) == 1, (name, number)

@@ -10,8 +10,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from tokenzoo import plugins
-from tokenzoo import serialization as saving
+from tokenzoo import plugins, serialization
 from tokenzoo._core.quoting import quote
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, UnknownNameError
@@ -142,7 +141,7 @@ class Method:
 
     def save(self, path: str | Path) -> None:
         """Write names and numbers as JSON; never code. Read it with `tokenzoo.load`."""
-        saving.save(self.recipe, self.name, self.options, path)
+        serialization.save(self.recipe, self.name, self.options, path)
 
     def __repr__(self) -> str:
         if self.name is None:
@@ -199,7 +198,7 @@ def load(path: str | Path) -> Method:
         BadArgumentError: the file is not one of ours.
         UnknownNameError: it names a part or recipe that is not installed.
     """
-    content = saving.read(path)
+    content = serialization.read(path)
     if "recipe" in content:
         return build(content["recipe"], **content["options"])
     return Method(content["steps"])

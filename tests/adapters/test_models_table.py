@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 
-from benchmarks import make_models_table as script
-from benchmarks import models_to_try as models
+from benchmarks import make_models_table, models_to_try
 from tests.adapters.models import one_thread as one_thread
-from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools import model_loading
 from tokenzoo.tools.compatibility import examine
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -46,7 +45,7 @@ def rows(title: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, .
 )
 def test_the_tables_have_the_models_of_the_script(title, label) -> None:
     works, refused = rows(title)
-    names = models.named(label)
+    names = models_to_try.named(label)
     assert len(names) == len(set(names))
     assert sorted([*works, *refused]) == sorted(names)
     lines = [line for line in part(title).splitlines() if line.startswith("| `")]
@@ -60,25 +59,30 @@ def test_there_are_enough_and_they_are_counted() -> None:
     titles = ("timm", "torchvision and open_clip", "With all their blocks", "transformers")
     tables = [rows(title) for title in titles]
     works = {name for table, _ in tables for name in table}
-    refused = {name for _, table in tables for name in table} | set(models.named("others"))
-    assert len(models.named("timm")) >= 90
+    refused = {name for _, table in tables for name in table} | set(models_to_try.named("others"))
+    assert len(models_to_try.named("timm")) >= 90
     assert f"\n{len(works)} models work, {len(refused)} are refused." in PAGE
 
 
 def test_the_other_models_are_listed() -> None:
-    assert re.findall(r"`(\S+)`", part("Other models of timm")) == models.named("others")
+    assert re.findall(r"`(\S+)`", part("Other models of timm")) == models_to_try.named("others")
 
 
 def test_every_module_of_timm_is_there() -> None:
     """Of the version that the page was made with: a newer one may have more."""
-    listed = [*models.MODELS, *(pair.partition(":")[0] for pair in models.OTHERS.split())]
+    listed = [
+        *models_to_try.MODELS,
+        *(pair.partition(":")[0] for pair in models_to_try.OTHERS.split()),
+    ]
     assert len(listed) == len(set(listed))
     if f"timm {timm.__version__}," in PAGE:
         assert sorted(listed) == timm.list_modules()
         pairs = [
-            (module, name) for module, names in models.MODELS.items() for name in names.split()
+            (module, name)
+            for module, names in models_to_try.MODELS.items()
+            for name in names.split()
         ]
-        pairs += [tuple(pair.split(":")) for pair in models.OTHERS.split()]
+        pairs += [tuple(pair.split(":")) for pair in models_to_try.OTHERS.split()]
         for module, name in pairs:
             assert name in timm.list_models(module=module), (module, name)
 
@@ -93,15 +97,19 @@ def test_every_module_of_timm_is_there() -> None:
     ],
 )
 def test_a_model_that_works_does(name) -> None:
-    options = {"recipe": script.RECIPE, "keep": script.KEEP, "batch": script.BATCH}
-    verdict = examine(name, depth=script.DEPTH, **options)
-    assert script.works_table([verdict]).splitlines()[-1].split(" | ")[:2] == [
+    options = {
+        "recipe": make_models_table.RECIPE,
+        "keep": make_models_table.KEEP,
+        "batch": make_models_table.BATCH,
+    }
+    verdict = examine(name, depth=make_models_table.DEPTH, **options)
+    assert make_models_table.works_table([verdict]).splitlines()[-1].split(" | ")[:2] == [
         f"| `{name}`",
         rows("timm")[0][name][0],
     ]
     family, _, tokens, flops = rows("timm")[0][name]
     assert (verdict.verdict, verdict.family) == ("works", family)
-    assert tokens in script.works_table([verdict])
+    assert tokens in make_models_table.works_table([verdict])
     assert f"{verdict.flops:.2f}" == flops
 
 
@@ -109,11 +117,15 @@ def test_a_tower_of_transformers_is_reduced_as_the_table_says() -> None:
     """Of less than its own width: the tokens are the same, and the rest would take minutes."""
     name = "transformers:qwen2_5_vl_vision"
     narrow = {"hidden_size": 48, "intermediate_size": 96, "num_heads": 4, "out_hidden_size": 32}
-    options = {"recipe": script.RECIPE, "keep": script.KEEP, "batch": script.BATCH}
-    verdict = examine(name, depth=script.DEPTH, **options, **narrow)
+    options = {
+        "recipe": make_models_table.RECIPE,
+        "keep": make_models_table.KEEP,
+        "batch": make_models_table.BATCH,
+    }
+    verdict = examine(name, depth=make_models_table.DEPTH, **options, **narrow)
     family, _, tokens, _ = rows("transformers")[0][name]
     assert (verdict.verdict, verdict.family) == ("works", family)
-    assert f" {tokens} " in script.works_table([verdict])
+    assert f" {tokens} " in make_models_table.works_table([verdict])
 
 
 @pytest.mark.parametrize(
@@ -135,8 +147,12 @@ def test_a_model_that_is_refused_is(title, name) -> None:
 
 
 def test_the_names_are_names() -> None:
-    for name in models.named("elsewhere"):
-        assert name.partition(":")[0] in towers.LIBRARIES
+    for name in models_to_try.named("elsewhere"):
+        assert name.partition(":")[0] in model_loading.LIBRARIES
     if f"timm {timm.__version__}," in PAGE:
-        names = [*models.named("timm"), *models.named("whole"), *models.named("others")]
+        names = [
+            *models_to_try.named("timm"),
+            *models_to_try.named("whole"),
+            *models_to_try.named("others"),
+        ]
         assert set(names) <= set(timm.list_models())

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import tokenzoo
 from tokenzoo.cli import app
 from tokenzoo.errors import BadArgumentError, BudgetError, UnknownNameError
-from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools import model_loading
 from tokenzoo.tools.compatibility import TOLERANCE, examine, examine_model
 
 # With an older click the runner mixes stdout and stderr unless it is told not to.
@@ -35,8 +35,8 @@ def tried(model, zoo=HALF):
 
 @pytest.fixture
 def model():
-    tower = towers.create("test_vit")
-    towers.randomise(tower.model)
+    tower = model_loading.create("test_vit")
+    model_loading.randomise(tower.model)
     assert tower.size == (3, 160, 160)
     return tower.model
 
@@ -108,7 +108,7 @@ def test_options_of_the_model_go_to_the_model() -> None:
 def test_a_refusal_has_the_words_of_attach() -> None:
     swin = "swin_tiny_patch4_window7_224"
     with pytest.raises(tokenzoo.TokenzooError) as error:
-        HALF.attach(towers.create(swin, device="meta").model)
+        HALF.attach(model_loading.create(swin, device="meta").model)
     result = call(swin)
     assert result.exit_code == 1
     assert result.output.splitlines() == [
@@ -118,13 +118,13 @@ def test_a_refusal_has_the_words_of_attach() -> None:
 
 
 def test_a_refusal_needs_no_weights(monkeypatch) -> None:
-    create = towers.create
+    create = model_loading.create
 
     def on_meta(name, **options):
         assert options["device"] == "meta"
         return create(name, **options)
 
-    monkeypatch.setattr(towers, "create", on_meta)
+    monkeypatch.setattr(model_loading, "create", on_meta)
     assert examine("swin_large_patch4_window12_384").verdict == "refused"
 
 
@@ -231,34 +231,34 @@ def library(monkeypatch):
             raise AssertionError("at most 12 blocks")
         return torch.nn.Linear(3, 3)
 
-    fake = towers._Library("fake", lambda: ["deep", "fixed"], make, lambda model: (3, 8, 8))
-    monkeypatch.setitem(towers.LIBRARIES, "fake", fake)
+    fake = model_loading._Library("fake", lambda: ["deep", "fixed"], make, lambda model: (3, 8, 8))
+    monkeypatch.setitem(model_loading.LIBRARIES, "fake", fake)
     return asked
 
 
 def test_nothing_is_downloaded_unless_asked(library) -> None:
-    towers.create("fake:deep")
-    towers.create("fake:deep", depth=3, pretrained=True)
+    model_loading.create("fake:deep")
+    model_loading.create("fake:deep", depth=3, pretrained=True)
     assert library == [("deep", {}), ("deep", {"pretrained": True, "depth": 3})]
 
 
 def test_a_model_without_a_depth_has_its_own(library) -> None:
-    tower = towers.create("fake:fixed", depth=4)
+    tower = model_loading.create("fake:fixed", depth=4)
     assert [options for _, options in library] == [{"depth": 4}, {}]
     assert not tower.model.training
 
 
 def test_a_depth_that_cannot_be_made_is_an_error(library) -> None:
     with pytest.raises(BadArgumentError, match=r"fake:deep cannot be made.*at most 12 blocks"):
-        towers.create("fake:deep", depth=99)
+        model_loading.create("fake:deep", depth=99)
     with pytest.raises(UnknownNameError, match="fake has no model 'dep'; the nearest are deep"):
-        towers.create("fake:dep")
+        model_loading.create("fake:dep")
 
 
 def test_random_weights_hide_nothing() -> None:
-    first, second = (towers.create("test_vit2").model for _ in range(2))
-    towers.randomise(first)
-    towers.randomise(second)
+    first, second = (model_loading.create("test_vit2").model for _ in range(2))
+    model_loading.randomise(first)
+    model_loading.randomise(second)
     scales = 0
     for (name, value), same in zip(first.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(value, same), name

@@ -16,7 +16,7 @@ from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.cli import app, export
 from tokenzoo.errors import ExportError
-from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools import model_loading
 from tokenzoo.tools.onnx import Exported
 
 runtime = pytest.importorskip("onnxruntime")
@@ -74,8 +74,8 @@ def test_random_weights_are_said_aloud(asked: list[Any], tmp_path: Path) -> None
 
 
 def test_weights_batch_and_size(asked: list[Any], tmp_path: Path) -> None:
-    made = towers.create("test_vit", img_size=96).model
-    towers.randomise(made, seed=7)
+    made = model_loading.create("test_vit", img_size=96).model
+    model_loading.randomise(made, seed=7)
     save_file(made.state_dict(), tmp_path / "w.safetensors")
     out = tmp_path / "out.onnx"
     arguments = ("--weights", tmp_path / "w.safetensors", "--batch", 3, "--image-size", 96)

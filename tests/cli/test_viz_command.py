@@ -15,8 +15,7 @@ import tokenzoo
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.cli import app, viz_images
 from tokenzoo.cli import viz as command
-from tokenzoo.tools import digits
-from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools import digits, model_loading
 from tokenzoo.tools.tracing import trace_tokens
 
 SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
@@ -36,7 +35,7 @@ def vit(monkeypatch):
     vit = VisionTransformer(
         img_size=64, patch_size=8, embed_dim=24, depth=4, num_heads=2, num_classes=60
     ).eval()
-    towers.randomise(vit)
+    model_loading.randomise(vit)
     monkeypatch.setattr(digits, "load_digits_vit", lambda: vit)
     return vit
 
@@ -138,8 +137,8 @@ def test_collages_are_images_for_any_model(drawn, tmp_path) -> None:
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "checkpoint"])
 def test_weights_of_ones_own(photo, drawn, tmp_path, form) -> None:
-    model = towers.create("test_vit").model
-    towers.randomise(model, seed=7)
+    model = model_loading.create("test_vit").model
+    model_loading.randomise(model, seed=7)
     state = dict(model.state_dict())
     path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     if form == "safetensors":
@@ -167,9 +166,9 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
         asked.append(options)
         if options:
             raise OSError("no network")
-        return towers.Tower(model, (3, 160, 160))
+        return model_loading.Tower(model, (3, 160, 160))
 
-    model = towers.create("test_vit").model
+    model = model_loading.create("test_vit").model
     monkeypatch.setattr(viz_images.towers, "create", create)
     assert call("collage:0", "--model", "test_vit", "--out", tmp_path / "a.png").exit_code == 0
     result = call("collage:0", "--model", "test_vit", "--pretrained", "--out", tmp_path / "b.png")

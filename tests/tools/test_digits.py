@@ -13,14 +13,14 @@ pytest.importorskip("sklearn")
 pytest.importorskip("timm")
 
 from tokenzoo.errors import BadArgumentError, MissingDependencyError, TokenzooError
-from tokenzoo.tools import digits as demo
+from tokenzoo.tools import digits
 
 # What tokenzoo/weights/README.md reports on 5,000 test collages.
 CARD = {"marked": 0.9962, "counts": 0.9821, "all counts": 0.9002}
 
 
 def test_splits_share_no_digit_and_miss_none() -> None:
-    parts = demo.splits()
+    parts = digits.splits()
     indices = [set(part.indices.tolist()) for part in parts.values()]
     assert list(parts) == ["train", "validation", "test"]
     assert [len(each) for each in indices] == [1204, 297, 296]
@@ -38,7 +38,7 @@ def test_splits_match_the_data_set() -> None:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    for part in demo.splits().values():
+    for part in digits.splits().values():
         assert torch.equal(part.labels, torch.from_numpy(data.target).long()[part.indices])
         assert torch.equal(part.images * 16, torch.from_numpy(data.images).float()[part.indices])
 
@@ -46,7 +46,7 @@ def test_splits_match_the_data_set() -> None:
 @pytest.mark.parametrize("cells", [1, 2, 4])
 @pytest.mark.parametrize("augment", [False, True])
 def test_collages_have_their_shapes(cells: int, augment: bool) -> None:
-    drawn = demo.collages("train", 7, seed=3, cells=cells, augment=augment)
+    drawn = digits.collages("train", 7, seed=3, cells=cells, augment=augment)
     side = 16 * cells
     assert drawn.images.shape == (7, 3, side, side)
     assert drawn.images.dtype == torch.float32
@@ -59,7 +59,7 @@ def test_collages_have_their_shapes(cells: int, augment: bool) -> None:
 
 
 def test_answer_and_counts_follow_from_the_digits() -> None:
-    drawn = demo.collages("validation", 50, seed=0)
+    drawn = digits.collages("validation", 50, seed=0)
     for b in range(50):
         row = drawn.digits[b].tolist()
         assert drawn.answer[b] == row[int(drawn.marked[b])]
@@ -67,7 +67,7 @@ def test_answer_and_counts_follow_from_the_digits() -> None:
 
 
 def test_the_marked_cell_is_the_reddest() -> None:
-    drawn = demo.collages("test", 200, seed=5)
+    drawn = digits.collages("test", 200, seed=5)
     redness = drawn.images[:, 0] - drawn.images[:, 1:].mean(dim=1)  # [b, 64, 64]
     by_cell = F.avg_pool2d(redness[:, None], 16).flatten(1)  # [b, 16]
     assert torch.equal(by_cell.argmax(dim=1), drawn.marked)
@@ -75,8 +75,8 @@ def test_the_marked_cell_is_the_reddest() -> None:
 
 def test_digits_are_drawn_in_their_own_cells() -> None:
     # Every cell, shrunk back to 8x8, must look most like a digit of its own label.
-    source = demo.splits()["validation"]
-    drawn = demo.collages("validation", 20, seed=6)
+    source = digits.splits()["validation"]
+    drawn = digits.collages("validation", 20, seed=6)
     cells = drawn.images[:, 1:].mean(dim=1).unfold(1, 16, 16).unfold(2, 16, 16)  # [b, 4, 4, 16, 16]
     small = F.avg_pool2d(cells.reshape(-1, 1, 16, 16), 2).flatten(1)  # [320, 64]
     small = F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
@@ -88,25 +88,25 @@ def test_digits_are_drawn_in_their_own_cells() -> None:
 
 
 def test_the_same_arguments_give_the_same_collages() -> None:
-    one = demo.collages("test", 12, seed=7)
+    one = digits.collages("test", 12, seed=7)
     torch.manual_seed(99)  # the global generator has no say
-    two = demo.collages("test", 12, seed=7)
+    two = digits.collages("test", 12, seed=7)
     assert torch.equal(one.images, two.images)
     assert torch.equal(one.digits, two.digits)
     assert torch.equal(one.marked, two.marked)
 
 
 def test_seed_split_and_augmentation_change_the_collages() -> None:
-    base = demo.collages("test", 12, seed=7).images
-    assert not torch.equal(base, demo.collages("test", 12, seed=8).images)
-    assert not torch.equal(base, demo.collages("train", 12, seed=7).images)
-    assert not torch.equal(base, demo.collages("validation", 12, seed=7).images)
-    assert not torch.equal(base, demo.collages("test", 12, seed=7, augment=True).images)
+    base = digits.collages("test", 12, seed=7).images
+    assert not torch.equal(base, digits.collages("test", 12, seed=8).images)
+    assert not torch.equal(base, digits.collages("train", 12, seed=7).images)
+    assert not torch.equal(base, digits.collages("validation", 12, seed=7).images)
+    assert not torch.equal(base, digits.collages("test", 12, seed=7, augment=True).images)
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    demo.collages("test", 3, seed=1, augment=True)
+    digits.collages("test", 3, seed=1, augment=True)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -116,22 +116,22 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 )
 def test_bad_arguments_are_refused(split: str, count: int, cells: int, words: str) -> None:
     with pytest.raises(BadArgumentError, match=words) as caught:
-        demo.collages(split, count, seed=0, cells=cells)
+        digits.collages(split, count, seed=0, cells=cells)
     assert isinstance(caught.value, TokenzooError)
     assert isinstance(caught.value, ValueError)
 
 
-def logits_for(drawn: demo.Collages) -> torch.Tensor:
+def logits_for(drawn: digits.Collages) -> torch.Tensor:
     """[b, 60] logits that answer every question right."""
-    counts = drawn.counts.clamp(max=demo.COUNT_CLASSES - 1)
-    right = F.one_hot(counts, demo.COUNT_CLASSES).flatten(1)
+    counts = drawn.counts.clamp(max=digits.COUNT_CLASSES - 1)
+    right = F.one_hot(counts, digits.COUNT_CLASSES).flatten(1)
     return torch.cat([F.one_hot(drawn.answer, 10), right], dim=1).float()
 
 
 def test_accuracy_of_right_answers_is_one() -> None:
-    drawn = demo.collages("test", 40, seed=2)
+    drawn = digits.collages("test", 40, seed=2)
     assert drawn.counts.max() > 4  # so that "4 or more" is at work
-    assert demo.accuracy(logits_for(drawn), drawn) == {
+    assert digits.accuracy(logits_for(drawn), drawn) == {
         "marked": 1.0,
         "counts": 1.0,
         "all counts": 1.0,
@@ -139,32 +139,32 @@ def test_accuracy_of_right_answers_is_one() -> None:
 
 
 def test_accuracy_of_some_wrong_answers() -> None:
-    drawn = demo.collages("test", 10, seed=2)
+    drawn = digits.collages("test", 10, seed=2)
     logits = logits_for(drawn)
     logits[0, :10] = logits[0, :10].roll(1)  # one marked digit of ten wrong
     logits[0, 10:15] = logits[0, 10:15].roll(1)  # three counts of a hundred wrong,
     logits[0, 15:20] = logits[0, 15:20].roll(1)  # in two collages
     logits[1, 55:60] = logits[1, 55:60].roll(1)
-    found = demo.accuracy(logits, drawn)
+    found = digits.accuracy(logits, drawn)
     assert found == pytest.approx({"marked": 0.9, "counts": 0.97, "all counts": 0.8})
 
 
 def test_the_architecture_is_the_promised_one() -> None:
-    vit = demo.digits_vit()
+    vit = digits.digits_vit()
     assert len(vit.blocks) == 12
     assert vit.patch_embed.num_patches == 256
     assert vit.training
-    assert not demo.load_digits_vit().training
+    assert not digits.load_digits_vit().training
     assert vit(torch.zeros(2, 3, 64, 64)).shape == (2, 60)
 
 
 def test_the_shipped_model_is_as_good_as_its_card() -> None:
-    vit = demo.load_digits_vit()
+    vit = digits.load_digits_vit()
     assert {p.dtype for p in vit.parameters()} == {torch.float32}
-    drawn = demo.collages("test", 250, seed=11)
+    drawn = digits.collages("test", 250, seed=11)
     with torch.inference_mode():
         logits = torch.cat([vit(part) for part in drawn.images.split(100)])
-    found = demo.accuracy(logits, drawn)
+    found = digits.accuracy(logits, drawn)
     for name, claimed in CARD.items():
         # 250 collages leave "all counts" a standard error of three points; the others, below one
         assert found[name] >= claimed - (0.06 if name == "all counts" else 0.03), found
@@ -173,7 +173,7 @@ def test_the_shipped_model_is_as_good_as_its_card() -> None:
 def test_the_module_imports_without_the_demo_extra() -> None:
     hide = "import sys\nfor n in ('sklearn', 'timm'): sys.modules[n] = None\n"
     code = hide + (
-        "from tokenzoo import digits\n"
+        "from tokenzoo.tools import digits\n"
         "for call in (digits.splits, digits.digits_vit):\n"
         "    try: call()\n"
         "    except ImportError as e: print(type(e).__name__, e)\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.tools import timing as measure
+from tokenzoo.tools import timing
 from tokenzoo.tools.timing import Timing, interleaved, turn
 
 
@@ -36,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     fake = Clock()
-    monkeypatch.setattr(measure, "perf_counter", fake)
+    monkeypatch.setattr(timing, "perf_counter", fake)
     return fake
 
 

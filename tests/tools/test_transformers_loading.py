@@ -15,8 +15,7 @@ from tests.adapters.hf.vlm import qwen
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError, UnknownNameError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
-from tokenzoo.tools import model_loading as towers
-from tokenzoo.tools import transformers_loading as from_transformers
+from tokenzoo.tools import model_loading, transformers_loading
 from tokenzoo.tools.compatibility import examine
 
 LLAVAS = {"llava": hf.llava, "llava_next": hf.llava_next, "llava_onevision": hf.llava_onevision}
@@ -91,11 +90,12 @@ def test_a_recipe_that_does_not_fit_is_refused(folders: dict[str, str], name: st
 
 def test_only_the_configuration_is_read(folders: dict[str, str]) -> None:
     """The language model is a small one, whatever the checkpoint has; the weights are random."""
-    model = towers.create(folders["llava"]).model
+    model = model_loading.create(folders["llava"]).model
     assert model.config.text_config.hidden_size == 64
     assert len(model.model.vision_tower.encoder.layers) == 6
     assert (
-        len(towers.create(folders["llava"], depth=2).model.model.vision_tower.encoder.layers) == 2
+        len(model_loading.create(folders["llava"], depth=2).model.model.vision_tower.encoder.layers)
+        == 2
     )
 
 
@@ -104,12 +104,15 @@ def test_a_short_packed_tower_has_windows_and_a_block_without(
     folders: dict[str, str], depth: int
 ) -> None:
     """The tiny one sees the whole image in its blocks 2 and 4."""
-    model = towers.create(folders["qwen2_5_vl"], depth=depth).model
+    model = model_loading.create(folders["qwen2_5_vl"], depth=depth).model
     assert len(model.model.visual.blocks) == depth
     full = [i for i in (2, 4) if i < depth] or [depth - 1]
     adapter: Any = find_adapter(model)
     assert [i for i, reach in enumerate(adapter.reach) if not reach] == full
-    assert len(towers.create(folders["qwen2_vl"], depth=depth).model.model.visual.blocks) == depth
+    assert (
+        len(model_loading.create(folders["qwen2_vl"], depth=depth).model.model.visual.blocks)
+        == depth
+    )
 
 
 def published(name: str) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def test_a_published_configuration_is_made_with_a_small_language_model(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(published(name)))
-    model = towers.create(str(tmp_path), depth=4, device="meta").model
+    model = model_loading.create(str(tmp_path), depth=4, device="meta").model
     assert type(model) is type(BUILDERS[name]())
     text, visual = model.config.text_config, model.model.visual
     assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (64, 4, 152064)
@@ -148,7 +151,7 @@ def test_a_published_configuration_is_made_with_a_small_language_model(
     assert (len(adapter.blocks()), adapter.width) == (4, 1280)
     assert visual.merger.mlp[2].out_features == 64
     assert adapter.reach == ((0,) * 4 if name == "qwen2_vl" else (16, 16, 16, 0))
-    given = from_transformers.inputs(model, adapter, 1)
+    given = transformers_loading.inputs(model, adapter, 1)
     assert given["pixel_values"].shape == (4 * 143, 3 * 2 * 14 * 14)
     assert (given["input_ids"] == 151655).sum() == 143
 
@@ -156,7 +159,7 @@ def test_a_published_configuration_is_made_with_a_small_language_model(
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_the_prompt_has_the_models_own_placeholders(name: str) -> None:
     model = BUILDERS[name]()
-    given = from_transformers.inputs(model, find_adapter(model), 2)
+    given = transformers_loading.inputs(model, find_adapter(model), 2)
     with torch.no_grad():
         logits = model(**given).logits
     assert logits.shape[:2] == given["input_ids"].shape
@@ -169,17 +172,19 @@ def test_no_word_of_a_prompt_is_a_placeholder() -> None:
     """The tiny models have theirs among the words that a prompt may have."""
     assert 5 <= hf.VIDEO < 50
     model = hf.llava_onevision()
-    ids = from_transformers.inputs(model, find_adapter(model), 64)["input_ids"]
+    ids = transformers_loading.inputs(model, find_adapter(model), 64)["input_ids"]
     assert not (ids == hf.VIDEO).any()
     assert len(ids.unique()) > 30
 
 
 def test_types_and_what_is_none() -> None:
-    assert {"llava", "clip_vision_model", "siglip_vision_model"} <= set(from_transformers.names())
+    assert {"llava", "clip_vision_model", "siglip_vision_model"} <= set(
+        transformers_loading.names()
+    )
     with pytest.raises(UnknownNameError, match=r"no model 'llavaa'; the nearest are .*llava"):
-        towers.create("transformers:llavaa")
+        model_loading.create("transformers:llavaa")
     with pytest.raises(BadArgumentError, match="cannot make 'clip_vision_model'"):
-        towers.create("transformers:clip_vision_model", hidden_size=33)
+        model_loading.create("transformers:clip_vision_model", hidden_size=33)
 
 
 def test_another_type_is_refused_by_name() -> None:

@@ -16,11 +16,8 @@ from tokenzoo.cli.options import output_file, parse_keep
 from tokenzoo.cli.viz_images import load
 from tokenzoo.errors import BadArgumentError, ExportError
 from tokenzoo.hooks.attach import find_adapter
-from tokenzoo.tools import digits
-from tokenzoo.tools import model_loading as towers
-from tokenzoo.tools import onnx as exporting
-from tokenzoo.tools import transformers_loading as from_transformers
-from tokenzoo.tools.onnx import Exported, Given, export
+from tokenzoo.tools import digits, model_loading, transformers_loading
+from tokenzoo.tools.onnx import Exported, Given, check_installed, export
 from tokenzoo.zoo import build
 
 NO = 1  # exit code for a model that does not become a file
@@ -71,7 +68,7 @@ def run(
     console, complain = Console(highlight=False), Console(stderr=True, highlight=False)
     zoo = build(recipe, keep=parse_keep(keep).value)
     output_file(out, (".onnx",))
-    exporting.need()
+    check_installed()
     made, example, trained = _made(model, weights, image_size, batch or 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -98,23 +95,23 @@ def _made(name: str, weights: Path | None, size: int | None, batch: int) -> tupl
         if weights is not None or size is not None:
             raise BadArgumentError("the model 'digits' has its own weights, and images of 64 x 64")
         return digits.load_digits_vit(), torch.randn(batch, 3, 64, 64), True
-    folder = from_transformers.is_folder(name)
+    folder = transformers_loading.is_folder(name)
     source = "transformers" if folder else name.rpartition(":")[0] or "timm"
     options: dict[str, Any] = {} if size is None else {SIZE.get(source, "image_size"): size}
     trained = weights is not None
-    if folder and not trained and from_transformers.has_weights(name):
-        tower, trained = towers.Tower(from_transformers.trained(name, options), ()), True
+    if folder and not trained and transformers_loading.has_weights(name):
+        tower, trained = model_loading.Tower(transformers_loading.trained(name, options), ()), True
     else:
-        tower = towers.create(name, **options)
+        tower = model_loading.create(name, **options)
         if weights is not None:
             load(tower.model, weights)
         else:
-            towers.randomise(
+            model_loading.randomise(
                 tower.model
             )  # what a library makes hides its blocks: LayerScale is 1e-5
     if not tower.size:
         adapter = find_adapter(tower.model)
-        return tower.model, from_transformers.inputs(tower.model, adapter, batch), trained
+        return tower.model, transformers_loading.inputs(tower.model, adapter, batch), trained
     return tower.model, torch.randn(batch, *tower.size), trained
 
 

@@ -20,7 +20,7 @@ from tokenzoo.errors import (
 from tokenzoo.evidence import NAMES
 from tokenzoo.hooks.attach import check_fit, find_adapter
 from tokenzoo.recipe import Recipe, Stage
-from tokenzoo.tools import model_loading as towers
+from tokenzoo.tools import model_loading
 
 _ATTENTION = "_attention"
 
@@ -105,9 +105,9 @@ def _adapter(name: str) -> tuple[str, Adapter]:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)  # libraries warn of weights that are not loaded
         try:
-            model = towers.create(full, device="meta").model
+            model = model_loading.create(full, device="meta").model
         except (RuntimeError, NotImplementedError):  # it computes something while it is made
-            model = towers.create(full, depth=1).model
+            model = model_loading.create(full, depth=1).model
         except UnknownNameError as error:
             near = difflib.get_close_matches(name, types, n=3)
             hint = f". Types of transformers near it: {', '.join(near)}" if near else ""
@@ -120,6 +120,6 @@ def _adapter(name: str) -> tuple[str, Adapter]:
 def _types() -> list[str]:
     """The types of models of transformers, if that is installed."""
     try:
-        return towers.LIBRARIES["transformers"].names()
+        return model_loading.LIBRARIES["transformers"].names()
     except MissingDependencyError:
         return []

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
-from tokenzoo.tools import digits
-from tokenzoo.tools import model_loading as towers
-from tokenzoo.tools import transformers_loading as from_transformers
+from tokenzoo.tools import digits, model_loading, transformers_loading
 
 COLLAGE = "collage:"
 # The shipped model reads images in -1..1 and no other size.
@@ -94,11 +92,11 @@ def reader(name: str, *, weights: Path | None = None, pretrained: bool = False) 
         return Reader(digits.load_digits_vit(), DIGITS, trained=True)
     if weights is not None and pretrained:
         raise BadArgumentError("--weights and --pretrained: choose one")
-    if ":" in name or from_transformers.is_folder(name):
+    if ":" in name or transformers_loading.is_folder(name):
         raise BadArgumentError(f"model {name!r}; it is 'digits' or the name of a model of timm")
     options: dict[str, Any] = {"pretrained": True} if pretrained else {}
     try:
-        tower = towers.create(name, **options)
+        tower = model_loading.create(name, **options)
     except (OSError, RuntimeError) as error:
         raise BadArgumentError(
             f"{name} cannot be made with trained weights: {textwrap.shorten(str(error), 400)}. Pass a "

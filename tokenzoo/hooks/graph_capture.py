@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 from tokenzoo.errors import AttachError
 
 _INSTEAD = (
-    "To hand the model on as a program: torch.export.export(model, (images,)), or exporting.export for "
-    "ONNX. To count operations: attached.plan().flops, or torch.utils.flop_counter.FlopCounterMode around "
-    "a pass. For features of a block: a forward hook, or the model's own intermediate outputs, with "
-    "attach(..., restore=True)"
+    "To hand the model on as a program: torch.export.export(model, (images,)), or "
+    "tokenzoo.tools.onnx.export for ONNX. To count operations: attached.plan().flops, or "
+    "torch.utils.flop_counter.FlopCounterMode around a pass. For features of a block: a forward hook, or "
+    "the model's own intermediate outputs, with attach(..., restore=True)"
 )
 
 

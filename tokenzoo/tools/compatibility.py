@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import BadArgumentError, TokenzooError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
-from tokenzoo.tools import model_loading as towers
-from tokenzoo.tools import transformers_loading as from_transformers
+from tokenzoo.tools import model_loading, transformers_loading
 from tokenzoo.zoo import Method, build
 
 Given = Tensor | Mapping[str, Any]
@@ -82,7 +81,7 @@ def examine(
     """
     zoo, whole = build(recipe, keep=keep), build(recipe, keep=1.0)
     try:
-        weightless = towers.create(name, device="meta", **options).model
+        weightless = model_loading.create(name, device="meta", **options).model
     except (RuntimeError, NotImplementedError):
         weightless = None  # it computes something while it is made
     if weightless is not None:
@@ -90,10 +89,10 @@ def examine(
             find_adapter(weightless)
         except UnsupportedModelError as error:  # weights would change nothing
             return CompatibilityReport(name, type(weightless).__name__, "refused", str(error))
-    tower = towers.create(name, depth=depth, **options)
-    towers.randomise(tower.model)
+    tower = model_loading.create(name, depth=depth, **options)
+    model_loading.randomise(tower.model)
     if not tower.size:
-        given = from_transformers.inputs(tower.model, find_adapter(tower.model), batch)
+        given = transformers_loading.inputs(tower.model, find_adapter(tower.model), batch)
         return examine_model(tower.model, given, zoo, whole, name=name)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *tower.size, generator=generator)

@@ -23,7 +23,7 @@ from torch import nn
 
 from tokenzoo._core.validation import check_count, check_kind
 from tokenzoo.errors import BadArgumentError, MissingDependencyError, UnknownNameError
-from tokenzoo.tools import transformers_loading as from_transformers
+from tokenzoo.tools import transformers_loading
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tower:
 
     Attributes:
         model: in eval mode.
-        size: of an image: (channels, height, width); () of transformers' models (see `from_transformers`).
+        size: of an image: (channels, height, width); () of models of transformers.
     """
 
     model: Any
@@ -77,10 +77,10 @@ def create(
         MissingDependencyError: the library is not installed.
         BadArgumentError: the model cannot be made with these options.
     """
-    if from_transformers.is_folder(check_kind("name", name, str)):
+    if transformers_loading.is_folder(check_kind("name", name, str)):
         given = options if depth is None else {**options, "depth": check_count("depth", depth)}
         with torch.device(device):
-            return Tower(from_transformers.make(name, given), ())
+            return Tower(transformers_loading.make(name, given), ())
     source, _, rest = name.rpartition(":")
     if (source or "timm") not in LIBRARIES:
         raise UnknownNameError(
@@ -196,6 +196,6 @@ LIBRARIES = {
         _open_clip_size,
     ),
     "transformers": _Library(
-        "transformers", from_transformers.names, from_transformers.make, lambda model: ()
+        "transformers", transformers_loading.names, transformers_loading.make, lambda model: ()
     ),
 }

@@ -1,6 +1,6 @@
 """A model with a recipe on it as an ONNX file, which is run and compared before anybody gets it.
 
-    exported = exporting.export(tokenzoo.build("evoprune", keep=64), vit, images, "vit.onnx")
+    exported = export(tokenzoo.build("evoprune", keep=64), vit, images, "vit.onnx")
     exported.error, exported.counts
 
 The file needs nothing of this library: it runs wherever ONNX does. It is made of torch's own operations,
@@ -105,7 +105,7 @@ def export(
     check_kind("zoo", zoo, Method)
     check_flag("dynamic", dynamic)
     check_positive("tolerance", tolerance)
-    need()
+    check_installed()
     _check_example(example)
     _check(model)
     # Of one image alone torch takes the number for a constant.
@@ -169,7 +169,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
     return place
 
 
-def need() -> None:
+def check_installed() -> None:
     """Raise unless the libraries are there.
 
     Raises:

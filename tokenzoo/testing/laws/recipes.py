@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenzoo import serialization as saving
+from tokenzoo import serialization
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import walk
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -106,7 +106,7 @@ def saved_and_loaded(subject: Recipe) -> None:
         except BadArgumentError:
             parts = [part for step in subject.steps for part in _parts(step)]
             demand(
-                any(saving.name_of(part) is None for part in parts),
+                any(serialization.name_of(part) is None for part in parts),
                 "a recipe of registered parts to be saved",
                 "a refusal",
             )

@@ -18,8 +18,7 @@ from typing import Any, cast
 import torch
 
 from tokenzoo.errors import BadArgumentError, UnknownNameError
-from tokenzoo.tools import model_loading as towers
-from tokenzoo.tools import transformers_loading as from_transformers
+from tokenzoo.tools import model_loading, transformers_loading
 from tokenzoo.tools.benchmark import multimodal
 from tokenzoo.tools.benchmark.workload import Setting, Sizes, Workload, adapter_of
 
@@ -45,7 +44,7 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
     """A model by its name, and what it is asked.
 
     Args:
-        name: in `NAMES`, or any model that `towers.create` knows.
+        name: in `NAMES`, or any model that `model_loading.create` knows.
         sizes: what is to be other than the name says.
         setting: where and how it runs.
 
@@ -67,7 +66,7 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
         raise BadArgumentError(f"there is no tiny {name}; there is one of {', '.join(NAMES)}")
     source, standard, small = IMAGES.get(name, (name, {}, {}))
     options = {**standard, **(small if sizes.tiny else {})}
-    of_transformers = source.startswith("transformers:") or from_transformers.is_folder(source)
+    of_transformers = source.startswith("transformers:") or transformers_loading.is_folder(source)
     if of_transformers:
         options["attn_implementation"] = setting.attention
     elif setting.attention != "sdpa":
@@ -78,7 +77,7 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
         options["depth"] = sizes.depth
     cast("Any", torch).manual_seed(0)
     try:
-        tower = towers.create(source, device=setting.device, **options)
+        tower = model_loading.create(source, device=setting.device, **options)
     except UnknownNameError as error:
         raise _unknown(name, error) from error
     model = tower.model.to(setting.torch_dtype)
@@ -87,7 +86,7 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
         pixels = torch.randn(sizes.batch, *tower.size, generator=torch.Generator().manual_seed(0))
         given = _moved({"images": pixels}, setting)["images"]
         return Workload(name, model, given, False, sizes, setting, adapter)
-    given = _moved(from_transformers.inputs(model, adapter, sizes.batch), setting)
+    given = _moved(transformers_loading.inputs(model, adapter, sizes.batch), setting)
     whole = hasattr(adapter, "visuals")
     notes = ("with a small language model of its own",) if whole else ()
     return Workload(name, model, given, whole, sizes, setting, adapter, notes)

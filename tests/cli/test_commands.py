@@ -17,7 +17,7 @@ from tokenzoo.cli import app
 from tokenzoo.cli.demo_rows import margin
 from tokenzoo.cli.list_ import KINDS
 from tokenzoo.cli.options import (
-    Identity,
+    KeepOption,
     is_control,
     output_file,
     parse_keep,
@@ -76,7 +76,7 @@ BAD += ["1_000", "٣", "0x10", "64.5", "."]
 @pytest.mark.parametrize(("text", "value"), GOOD)
 def test_a_keep_is_a_count_or_a_fraction(text, value) -> None:
     keep = parse_keep(text)
-    assert keep == Identity(text.strip(), value)
+    assert keep == KeepOption(text.strip(), value)
     assert type(keep.value) is type(value)
 
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from tokenzoo._core.validation import check_choice
 from tokenzoo.cli import bench_report
-from tokenzoo.cli.options import Identity, is_control, output_file, parse_keeps, split
+from tokenzoo.cli.options import KeepOption, is_control, output_file, parse_keeps, split
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.tools import viz
 from tokenzoo.tools.benchmark import (
@@ -67,7 +67,7 @@ class Settings:
 
     model: str
     recipes: tuple[str, ...]
-    keeps: tuple[Identity, ...]
+    keeps: tuple[KeepOption, ...]
     modes: tuple[Mode, ...]
     sizes: Sizes
     setting: Setting

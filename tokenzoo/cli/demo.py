@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from tokenzoo.cli import demo_picture, demo_report, demo_rows
-from tokenzoo.cli.options import Identity, is_control, output_file, parse_keeps, split
+from tokenzoo.cli.options import KeepOption, is_control, output_file, parse_keeps, split
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.tools import digits, viz
 
@@ -40,7 +40,7 @@ class Settings:
         json: the file with all figures to write, or None.
     """
 
-    keeps: tuple[Identity, ...]
+    keeps: tuple[KeepOption, ...]
     recipes: tuple[str, ...]
     images: int
     rounds: int

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenzoo.cli.demo_rows import Row
-from tokenzoo.cli.options import Identity
+from tokenzoo.cli.options import KeepOption
 from tokenzoo.tools.digits import Collages
 from tokenzoo.tools.tracing import trace_tokens
 from tokenzoo.tools.viz import Panel, gallery
@@ -25,7 +25,9 @@ CAPTION = (
 )
 
 
-def write(path: Path, vit: nn.Module, data: Collages, rows: Sequence[Row], keep: Identity) -> None:
+def write(
+    path: Path, vit: nn.Module, data: Collages, rows: Sequence[Row], keep: KeepOption
+) -> None:
     """Draw every recipe that reaches `keep`, on the first collages."""
     images = data.images[:SHOWN]
     answers = [int(answer) for answer in data.answer[:SHOWN]]
@@ -45,7 +47,7 @@ def write(path: Path, vit: nn.Module, data: Collages, rows: Sequence[Row], keep:
     gallery(panels, columns, path, title=title, caption=CAPTION)
 
 
-def _run(vit: Any, images: Tensor, recipe: str, keep: Identity) -> tuple[list[Tensor], list[int]]:
+def _run(vit: Any, images: Tensor, recipe: str, keep: KeepOption) -> tuple[list[Tensor], list[int]]:
     """Pictures of what a recipe does to the images, and the digits that the model then reads."""
     trace = trace_tokens(build(recipe, keep=keep.value), vit, images)
     seen = images if trace.small is None else trace.small

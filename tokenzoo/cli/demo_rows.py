@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tokenzoo.budget import TokenBudget
-from tokenzoo.cli.options import Identity, is_control
+from tokenzoo.cli.options import KeepOption, is_control
 from tokenzoo.errors import BudgetError, TokenzooError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.tools.digits import Collages, accuracy
@@ -60,7 +60,7 @@ class Row:
     """
 
     recipe: str
-    keep: Identity | None = None
+    keep: KeepOption | None = None
     control: bool = False
     tokens: int = 0
     flops: float = 1.0
@@ -85,7 +85,7 @@ class _Turns:
 
 
 def measured(
-    vit: nn.Module, data: Collages, keeps: Sequence[Identity], recipes: Sequence[str], rounds: int
+    vit: nn.Module, data: Collages, keeps: Sequence[KeepOption], recipes: Sequence[str], rounds: int
 ) -> tuple[list[Row], Timing]:
     """Measure all rows; a recipe that cannot reach a budget gets a row that says why.
 
@@ -129,7 +129,7 @@ def _timed(turns: Mapping[str, _Turns], rounds: int) -> dict[str, Timing]:
 
 
 def _attached(
-    vit: nn.Module, keeps: Sequence[Identity], recipes: Sequence[str]
+    vit: nn.Module, keeps: Sequence[KeepOption], recipes: Sequence[str]
 ) -> tuple[list[Row], dict[int, nn.Module]]:
     """A row for every pair, and by its index the model with the recipe attached, where it can be."""
     rows = [Row(BARE, tokens=find_adapter(vit).tokens() or 0)]

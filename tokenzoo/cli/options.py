@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
 @dataclass(frozen=True)
-class Identity:
+class KeepOption:
     """How many patch tokens to keep, as it was typed and as `build` takes it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Identity:
     value: int | float
 
 
-def parse_keep(text: str) -> Identity:
+def parse_keep(text: str) -> KeepOption:
     """Read `64` as a count, `0.25` and `25%` as fractions (`1` is one token, `1.0` and `100%` all).
 
     Raises:
@@ -54,16 +54,16 @@ def parse_keep(text: str) -> Identity:
             f"keep {quote(text)}; it is a count of tokens from 1 on (64), or a fraction above 0 and up to "
             "all of them (0.25 or 25%; 1.0 or 100% is all, 1 is one token)"
         ) from None
-    return Identity(typed, value)
+    return KeepOption(typed, value)
 
 
-def parse_keeps(texts: Iterable[str]) -> tuple[Identity, ...]:
+def parse_keeps(texts: Iterable[str]) -> tuple[KeepOption, ...]:
     """Read keeps from repeated options and comma lists; one that comes again is left out.
 
     Raises:
         BadArgumentError: see `parse_keep`; or there is none.
     """
-    found: dict[tuple[type, int | float], Identity] = {}
+    found: dict[tuple[type, int | float], KeepOption] = {}
     for text in split(texts, "keep"):
         keep = parse_keep(text)
         # The type counts: 1 is one token, 1.0 all of them.

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 import tokenzoo
-from tokenzoo import mergers
-from tokenzoo.mergers import Identity
+from tokenzoo import mergers, scorers
 
 
 @pytest.mark.parametrize(
@@ -20,6 +19,7 @@ from tokenzoo.mergers import Identity
         (tokenzoo, "Plan", "TokenMap"),
         (tokenzoo, "Zoo", "Method"),
         (mergers, "Keep", "Identity"),
+        (scorers, "Nearness", "NegativeSquaredDistance"),
     ],
 )
 def test_an_old_name_warns_and_is_the_new_one(module: Any, old: str, new: str) -> None:
@@ -28,12 +28,18 @@ def test_an_old_name_warns_and_is_the_new_one(module: Any, old: str, new: str) -
     assert found is getattr(module, new)
 
 
-def test_a_recipe_file_with_an_old_name_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "old", "new"),
+    [("fastv", "keep", "identity"), ("kmedoids", "nearness", "negative_squared_distance")],
+)
+def test_a_recipe_file_with_an_old_name_is_read(
+    recipe: str, old: str, new: str, tmp_path: Path
+) -> None:
     path = tmp_path / "recipe.json"
-    made = tokenzoo.build(tokenzoo.Recipe(*tokenzoo.build("fastv").recipe.steps, keep=4))
+    made = tokenzoo.build(tokenzoo.build(recipe).recipe)
     made.save(path)
     text = path.read_text()
-    path.write_text(text.replace('"identity"', '"keep"'))
+    path.write_text(text.replace(f'"{new}"', f'"{old}"'))
     assert json.loads(path.read_text()) != json.loads(text)
-    (step,) = tokenzoo.load(path).recipe.steps
-    assert isinstance(step.merger, Identity)
+    with pytest.warns(DeprecationWarning, match=f"'{old}' is called '{new}' now"):
+        assert tokenzoo.load(path).recipe == made.recipe

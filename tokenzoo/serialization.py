@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenzoo import plugins
+from tokenzoo._core.deprecation import warn_renamed
 from tokenzoo._core.quoting import quote, shortened
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.parts import Discount, Discounted, Normalized, Part, Sum
@@ -27,8 +28,11 @@ DEEPEST = 50
 LARGEST = 1_000_000
 """Bytes of the largest file that is read; a recipe has a few thousand."""
 
-RENAMED = {("mergers", "keep"): "identity"}
-"""Names of parts that have changed; files with the old ones are still read."""
+RENAMED = {
+    ("mergers", "keep"): "identity",
+    ("scorers", "nearness"): "negative_squared_distance",
+}
+"""Names of parts that have changed; a file with an old one is read, with a warning."""
 
 # What a file has in it.
 _BY_NAME = ("tokenzoo", "recipe", "options")
@@ -167,7 +171,10 @@ def _decode(value: Any, depth: int = 0) -> Any:
     if "step" in entry:
         return Step(**{k: inner(v) for k, v in entry["step"].items()})
     kind, name = entry["part"]
-    name = str(RENAMED.get((kind, name), name))
+    if (kind, name) in RENAMED:
+        new = RENAMED[kind, name]
+        warn_renamed(f"the part {name!r}", repr(new), "save the recipe again")
+        name = new
     known = _COMBINED if kind == "combined" else plugins.KINDS
     if (name if kind == "combined" else kind) not in known:
         raise ValueError(f"no part {quote(kind)}, {quote(name)}; there are {', '.join(known)}")

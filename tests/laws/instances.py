@@ -66,7 +66,7 @@ from tokenzoo.scorers import (
     GraphEnergy,
     GraphFlow,
     LastTokenAttention,
-    Nearness,
+    NegativeSquaredDistance,
     Raters,
     ReceivedAttention,
     Similarity,
@@ -103,7 +103,7 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     "raters": (Raters(1), Raters(2, unturned=True)),
     "graph_flow": (GraphFlow("keys", 0.2, 0.1, 2),),
     "value_weighted": (ValueWeighted("received"),),
-    "nearness": (Nearness("all_keys"),),
+    "negative_squared_distance": (NegativeSquaredDistance("all_keys"),),
     "text_relevance": (TextRelevance("clip", negated=False),),
     "similarity": (
         Similarity("keys", "exp", 2.0),
@@ -140,7 +140,10 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     "lattice": (Lattice(3),),
     "outliers": (Outliers(length), Outliers(length, spread=True)),
     "sampled": (Sampled(length), Sampled(length, fill=True), Sampled(length, faithful=True)),
-    "medoids": (Medoids(Nearness(), length), Medoids(Nearness(), length, 1, faithful=True)),
+    "medoids": (
+        Medoids(NegativeSquaredDistance(), length),
+        Medoids(NegativeSquaredDistance(), length, 1, faithful=True),
+    ),
     "far_from_pivots": (
         FarFromPivots(length, pivots=2, text_pivots=3),
         FarFromPivots(FeatureNorm("all_keys", power=1), pivots=3),

@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenzoo import Evidence
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Lattice, Medoids, PerWindow, Thin, WholeRows
-from tokenzoo.scorers import FeatureNorm, Nearness, Similarity
+from tokenzoo.scorers import FeatureNorm, NegativeSquaredDistance, Similarity
 
 N, ROWS, COLUMNS = 35, 5, 7
 
@@ -122,7 +122,9 @@ def test_a_lattice_is_of_the_image_and_fills_up_from_the_pool() -> None:
 def test_medoids_are_the_middles_of_their_clusters(k: int, faithful: bool) -> None:
     evidence = site()
     scores = FeatureNorm().score(evidence)
-    kept, _ = Medoids(Nearness(), FeatureNorm(), 3, faithful).select(evidence, everything(), k)
+    kept, _ = Medoids(NegativeSquaredDistance(), FeatureNorm(), 3, faithful).select(
+        evidence, everything(), k
+    )
     for i, x in enumerate(evidence.x):
         far = torch.cdist(x, x)
         medoids = scores[i].argsort(descending=True)[:k].tolist()
@@ -145,7 +147,9 @@ def test_medoids_are_the_middles_of_their_clusters(k: int, faithful: bool) -> No
 
 def test_medoids_of_equal_tokens_are_different_tokens() -> None:
     evidence = Evidence(torch.ones(1, 6, 2), mass=torch.ones(1, 6))
-    kept, rest = Medoids(Nearness(), FeatureNorm()).select(evidence, everything(1, 6), 3)
+    kept, rest = Medoids(NegativeSquaredDistance(), FeatureNorm()).select(
+        evidence, everything(1, 6), 3
+    )
     assert sorted([*kept[0].tolist(), *rest[0].tolist()]) == list(range(6))
 
 
@@ -156,9 +160,9 @@ def test_medoids_of_equal_tokens_are_different_tokens() -> None:
         (lambda: Thin(FeatureNorm()), "pairs="),
         (lambda: PerWindow(FeatureNorm(), 0), "size=0"),
         (lambda: PerWindow(FeatureNorm(), fill="all"), "fill='all'"),
-        (lambda: WholeRows(Nearness()), "scorer="),
+        (lambda: WholeRows(NegativeSquaredDistance()), "scorer="),
         (lambda: Lattice(0), "step=0"),
-        (lambda: Medoids(Nearness(), FeatureNorm(), -1), "rounds=-1"),
+        (lambda: Medoids(NegativeSquaredDistance(), FeatureNorm(), -1), "rounds=-1"),
     ],
 )
 def test_options_that_cannot_work(make, named: str) -> None:

@@ -16,7 +16,7 @@ from tokenzoo.scorers import (
     GraphEnergy,
     GraphFlow,
     MeanLogits,
-    Nearness,
+    NegativeSquaredDistance,
     ReceivedAttention,
     TextRelevance,
     TextSoftmax,
@@ -143,7 +143,7 @@ def test_mean_logits_are_those_that_vary_more() -> None:
 def test_nearness_is_minus_the_squared_distance() -> None:
     evidence = seen()
     x = evidence.x + 1e3  # far from the origin
-    pairs = Nearness().score(Evidence(x, mass=evidence.mass))
+    pairs = NegativeSquaredDistance().score(Evidence(x, mass=evidence.mass))
     torch.testing.assert_close(pairs.dense(), -torch.cdist(x, x).square(), atol=1e-5, rtol=1e-6)
     _, best = pairs.best()
     assert torch.equal(best, torch.arange(N).expand(2, N))
@@ -187,7 +187,7 @@ def test_relevance_over_the_batch_is_theirs() -> None:
         (lambda: GraphFlow(steps=0), "steps=0"),
         (lambda: GraphFlow(temperature=0), "temperature=0"),
         (lambda: ValueWeighted("all"), "by='all'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Nearness("y"), "on='y'"),
+        (lambda: NegativeSquaredDistance("y"), "on='y'"),
         (lambda: TextRelevance(over="all"), "over='all'"),  # pyright: ignore[reportArgumentType]
     ],
 )

@@ -20,11 +20,24 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         new = names.get(name)
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(
-            f"{module}.{name} is called {module}.{new}; the old name goes with version 0.3",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(f"{module}.{name}", f"{module}.{new}", stacklevel=3)
         return getattr(sys.modules[module], new)
 
     return find
+
+
+def warn_renamed(old: str, new: str, do: str = "", *, stacklevel: int = 2) -> None:
+    """Warn that a name has changed.
+
+    Args:
+        old: what was used.
+        new: its name now.
+        do: what to do, if that is more than to write the new name.
+        stacklevel: the frame that the warning points at; 2 is the caller's.
+    """
+    do = f": {do}" if do else ""
+    warnings.warn(
+        f"{old} is called {new} now; the old name goes with version 0.3{do}",
+        DeprecationWarning,
+        stacklevel=stacklevel,
+    )

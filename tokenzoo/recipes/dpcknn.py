@@ -7,7 +7,7 @@ from tokenzoo.mergers import Mean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
-from tokenzoo.scorers import DensityPeak, Nearness
+from tokenzoo.scorers import DensityPeak, NegativeSquaredDistance
 
 
 @register_recipe
@@ -46,5 +46,7 @@ def dpcknn(
     Reference:
         TCFormer, CVPR 2022, arXiv 2204.08680
     """
-    match = SelectAssign(TopK(DensityPeak(k=k)), Nearest(Nearness()), order="selected")
+    match = SelectAssign(
+        TopK(DensityPeak(k=k)), Nearest(NegativeSquaredDistance()), order="selected"
+    )
     return Recipe(Step(Stage.BLOCK, Geometric(at), match, Mean()), keep=keep)

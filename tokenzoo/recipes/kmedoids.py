@@ -7,7 +7,7 @@ from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
-from tokenzoo.scorers import Nearness, ReceivedAttention
+from tokenzoo.scorers import NegativeSquaredDistance, ReceivedAttention
 
 
 @register_recipe
@@ -51,6 +51,6 @@ def kmedoids(
     Reference:
         Which Tokens to Use? Investigating Token Reduction in Vision Transformers, 2023
     """
-    stay = Medoids(Nearness(), ReceivedAttention(), rounds, faithful)
-    match = SelectAssign(stay, Nearest(Nearness()), order="selected")
+    stay = Medoids(NegativeSquaredDistance(), ReceivedAttention(), rounds, faithful)
+    match = SelectAssign(stay, Nearest(NegativeSquaredDistance()), order="selected")
     return Recipe(Step(Stage.BLOCK, Geometric(at), match, Identity()), keep=keep)

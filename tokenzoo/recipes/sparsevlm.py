@@ -12,7 +12,7 @@ from tokenzoo.mergers import Identity, Mean
 from tokenzoo.recipe import Recipe
 from tokenzoo.recipes.in_llm import Positions, staged_steps
 from tokenzoo.recipes.registry import register_recipe
-from tokenzoo.scorers import DensityPeak, Nearness, Raters
+from tokenzoo.scorers import DensityPeak, NegativeSquaredDistance, Raters
 
 
 @register_recipe
@@ -87,7 +87,7 @@ def sparsevlm(
         )
     best = TopK(Raters(), rest="score", kept="position")
     clusters = Among(TopK(DensityPeak(k=0.1)), recycled)
-    join = JoinFirst(Nearest(Nearness(), group=-1), recycled)
+    join = JoinFirst(Nearest(NegativeSquaredDistance(), group=-1), recycled)
     shares = dominant if isinstance(dominant, tuple | list) else (dominant,)
     matches = tuple(
         SelectAssign(Then((share, best), (REST, clusters)), join, order="selected")

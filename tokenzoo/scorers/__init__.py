@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tokenzoo._core.deprecation import renamed
 from tokenzoo.hookspecs import hookimpl
 
 from .attention_by import attention_by as attention_by
@@ -14,7 +15,7 @@ from .graph_energy import GraphEnergy as GraphEnergy
 from .graph_flow import GraphFlow as GraphFlow
 from .last_token_attention import LastTokenAttention as LastTokenAttention
 from .mean_logits import MeanLogits as MeanLogits
-from .nearness import Nearness as Nearness
+from .negative_squared_distance import NegativeSquaredDistance as NegativeSquaredDistance
 from .random import Random as Random
 from .raters import Raters as Raters
 from .received_attention import ReceivedAttention as ReceivedAttention
@@ -43,5 +44,8 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "mean_logits": MeanLogits,
         "value_weighted": ValueWeighted,
         "similarity": Similarity,
-        "nearness": Nearness,
+        "negative_squared_distance": NegativeSquaredDistance,
     }
+
+
+__getattr__ = renamed(__name__, {"Nearness": "NegativeSquaredDistance"})

@@ -14,7 +14,7 @@ from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence, needed
 from tokenzoo.parts import Scorer
 from tokenzoo.scorers.feature_norm import Space
-from tokenzoo.scorers.nearness import Nearness
+from tokenzoo.scorers.negative_squared_distance import NegativeSquaredDistance
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DensityPeak(Scorer):
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""
         width = evidence.features(self.on).shape[-1]
-        square = -Nearness(self.on).score(evidence).dense() / width  # [b, n, n]
+        square = -NegativeSquaredDistance(self.on).score(evidence).dense() / width  # [b, n, n]
         n = square.shape[-1]
         known = square.diagonal(dim1=1, dim2=2).isfinite()  # [b, n]
         both = known[:, None] & known[..., None]

@@ -14,7 +14,7 @@ from tokenzoo.scorers.feature_norm import Space
 
 
 @dataclass(frozen=True)
-class Nearness(PairScorer):
+class NegativeSquaredDistance(PairScorer):
     """Minus the squared distance of two tokens' features, as one inner product of d + 2 channels.
 
     Args:

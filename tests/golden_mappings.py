@@ -275,9 +275,9 @@ def cdpruner(case: Case) -> None:
     x, clip, text = (case.inputs[name] for name in ("proj_feats", "image_embeds", "text_embeds"))
     b = len(x)
 
-    def compare(text: Tensor, faithful: bool) -> None:
+    def compare(text: Tensor, match_reference: bool) -> None:
         zoo = tokenzoo.build(
-            "cdpruner", keep=case.params["keep"], relevance="clip", faithful=faithful
+            "cdpruner", keep=case.params["keep"], relevance="clip", match_reference=match_reference
         )
         reduced = zoo.reduce(x, text=text, at={"clip": {"x": clip}})
         reduced.plan.check()
@@ -344,7 +344,7 @@ def dart(case: Case) -> None:
         keep=pivots + (pivots + text_pivots) * share,
         pivots=pivots,
         text_pivots=text_pivots,
-        faithful=True,
+        match_reference=True,
     )
     behind = start + n
     text = {"x": hidden[:, behind:], "keys": keys[:, :, behind:]}
@@ -430,7 +430,7 @@ def sparsevlm(case: Case) -> None:
     )
     recycled = int(0.3 * (n - count)) + 1
     clusters = recycled // 10 + 1 if first else 0
-    options = {"dominant": count} if first else {"version": "2", "faithful": True}
+    options = {"dominant": count} if first else {"version": "2", "match_reference": True}
     zoo = tokenzoo.build("sparsevlm", keep=count + clusters, layers=(3,), factors=(1.0,), **options)
     shown = {
         "prefix": start,
@@ -583,7 +583,7 @@ def ats(case: Case) -> None:
         show={name: (lambda value=value: value) for name, value in shown.items()},
         prefix=1,
     )
-    (step,) = tokenzoo.build("ats", faithful=True).recipe.steps
+    (step,) = tokenzoo.build("ats", match_reference=True).recipe.steps
     plan = step.matcher.match(evidence, case.params["sample_count"]).after_prefix(1)
     plan.check()
     width = case.outputs["ids"].shape[1]
@@ -637,13 +637,13 @@ def prumerge(case: Case) -> None:
         important = case.params["keep"]
         options |= {"important": important, "step": int(1 / (important / 576))}
 
-    def compare(faithful: bool) -> None:
+    def compare(match_reference: bool) -> None:
         # Of a fixed size and with repeats, how many different tokens are kept hangs on the image.
         counts = sorted({576 if adaptive else len(row) + 1 for row in unique})
         reduced = [
-            tokenzoo.build("prumerge", **options, keep=keep, faithful=faithful).reduce(
-                hidden, **shown
-            )
+            tokenzoo.build(
+                "prumerge", **options, keep=keep, match_reference=match_reference
+            ).reduce(hidden, **shown)
             for keep in counts
         ]
         ours: dict[str, list[Tensor]] = {"tokens": [], "indices": [], "merged": []}
@@ -711,7 +711,7 @@ def fopru(case: Case) -> None:
     keys = torch.eye(side, dtype=x.dtype).expand(b, h, side, side)
     if strategy == "row":
         keep = keep * 24 // n * 24
-    zoo = tokenzoo.build("fopru", keep=keep, strategy=strategy, faithful=prefix == 0)
+    zoo = tokenzoo.build("fopru", keep=keep, strategy=strategy, match_reference=prefix == 0)
     queries = logits * side**0.5
     reduced = zoo.reduce(x, queries=queries, keys=keys, prefix=prefix, grid=(24, 24))
     reduced.plan.check()
@@ -740,7 +740,7 @@ def vscan_qwen(case: Case) -> None:
         7: {"received_attention": case.batch("attn_local", 2)},
         31: {"received_attention": case.batch("attn_global", 2)},
     }
-    layers = {"shallow": 7, "deep": 31, "by": "received"}
+    layers = {"shallow": 7, "deep": 31, "attention_source": "received"}
     keep = int(case.params["ratio"] * x.shape[1])
     zoo = tokenzoo.build("vscan", keep=keep, window=4, fill="cap", **layers)
     near, ours = _vscan(zoo, x, {"grid": grid, "at": at}, keep // 2)
@@ -768,9 +768,9 @@ def trim(case: Case) -> None:
     adaptive = "keep" not in case.params
     keep = case.params.get("keep", x.shape[1] - 1) + 1
 
-    def compare(faithful: bool) -> None:
+    def compare(match_reference: bool) -> None:
         zoo = tokenzoo.build(
-            "trim", keep=keep, relevance="clip", adaptive=adaptive, faithful=faithful
+            "trim", keep=keep, relevance="clip", adaptive=adaptive, match_reference=match_reference
         )
         reduced = zoo.reduce(x, text=text, at={"clip": {"x": clip}})
         reduced.plan.check()

@@ -118,7 +118,9 @@ def test_cdpruner_with_one_prompt_for_all_images(batch: bool) -> None:
     text = one.inputs["text_embeds"]
     other = other_image(one.inputs, 1) | {"text_embeds": text}
     both = {key: torch.cat([one.inputs[key], other[key]]) for key in ("proj_feats", "image_embeds")}
-    zoo = tokenzoo.build("cdpruner", keep=one.params["keep"], relevance="clip", faithful=batch)
+    zoo = tokenzoo.build(
+        "cdpruner", keep=one.params["keep"], relevance="clip", match_reference=batch
+    )
     clip = {"clip": {"x": both["image_embeds"]}}
     reduced = zoo.reduce(both["proj_feats"], text=text.expand(2, -1, -1), at=clip)
     MAPPINGS["cdpruner"](

@@ -10,6 +10,7 @@ import pytest
 
 import tokenzoo
 from tokenzoo import mergers, scorers
+from tokenzoo.errors import BadArgumentError
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,29 @@ def test_a_recipe_file_with_an_old_name_is_read(
     assert json.loads(path.read_text()) != json.loads(text)
     with pytest.warns(DeprecationWarning, match=f"'{old}' is called '{new}' now"):
         assert tokenzoo.load(path).recipe == made.recipe
+
+
+def test_old_options_of_a_recipe_warn_and_are_the_new_ones() -> None:
+    new = tokenzoo.build("ats", attention_source="received", match_reference=True)
+    with pytest.warns(DeprecationWarning, match="old name goes") as caught:
+        old = tokenzoo.build("ats", by="received", faithful=True)
+    assert old == new
+    assert [str(warning.message).partition(" now")[0] for warning in caught] == [
+        "the option 'by' of ats is called 'attention_source'",
+        "the option 'faithful' of ats is called 'match_reference'",
+    ]
+    assert {warning.filename for warning in caught} == {__file__}
+    with pytest.raises(BadArgumentError, match="by= and attention_source=, which are one option"):
+        tokenzoo.build("ats", by="cls", attention_source="cls")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_recipe_file_with_old_options_is_read(by_name: bool, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    made = tokenzoo.build("ats", attention_source="received", match_reference=True)
+    (made if by_name else tokenzoo.build(made.recipe)).save(path)
+    text = path.read_text().replace("attention_source", "by").replace("match_reference", "faithful")
+    path.write_text(text)
+    with pytest.warns(DeprecationWarning, match="old name goes") as caught:
+        assert tokenzoo.load(path).recipe == made.recipe
+    assert len(caught) == 2

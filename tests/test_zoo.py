@@ -91,7 +91,7 @@ def test_a_zoo_is_shown_as_the_call_that_makes_it() -> None:
         (
             "divprune",
             {"zzz": 1},
-            ["no option of divprune 'zzz'", "there are faithful, flops, keep"],
+            ["no option of divprune 'zzz'", "there are flops, keep, match_reference"],
         ),
         (tokenzoo.build("tome").recipe, {"r": 3}, ["no option 'r'", "there are flops, keep"]),
     ],
@@ -363,7 +363,7 @@ STEP = {
             "join": {"part": ["matchers", "drop"], "options": {}},
         },
     },
-    "merger": {"part": ["mergers", "keep"], "options": {}},
+    "merger": {"part": ["mergers", "identity"], "options": {}},
 }
 
 
@@ -424,7 +424,7 @@ def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
             ["'identty'", "'identity'"],
         ),
         (
-            saved(step={"merger": part("mergers", "keep", "now")}),
+            saved(step={"merger": part("mergers", "identity", "now")}),
             BadArgumentError,
             ["not a saved recipe"],
         ),
@@ -439,7 +439,7 @@ def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
             ["not a saved recipe", "Identity"],
         ),
         (
-            saved(step={"merger": part("mergers", "keep", share=1)}),
+            saved(step={"merger": part("mergers", "identity", share=1)}),
             BadArgumentError,
             ["not a saved recipe", "share"],
         ),

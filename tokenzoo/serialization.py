@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenzoo import plugins
-from tokenzoo._core.deprecation import warn_renamed
+from tokenzoo._core.deprecation import rename_options, warn_renamed
 from tokenzoo._core.quoting import quote, shortened
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.parts import Discount, Discounted, Normalized, Part, Sum
@@ -179,9 +179,9 @@ def _decode(value: Any, depth: int = 0) -> Any:
     if (name if kind == "combined" else kind) not in known:
         raise ValueError(f"no part {quote(kind)}, {quote(name)}; there are {', '.join(known)}")
     factory = _COMBINED[name] if kind == "combined" else plugins.find(kind, name)
+    parameters = inspect.signature(factory).parameters
     options = {k: inner(v) for k, v in entry["options"].items()}
-    starred = [
-        p.name for p in inspect.signature(factory).parameters.values() if p.kind == p.VAR_POSITIONAL
-    ]
+    options = rename_options(name, options, parameters)
+    starred = [p.name for p in parameters.values() if p.kind == p.VAR_POSITIONAL]
     positional = options.pop(starred[0]) if starred else ()
     return factory(*positional, **options)

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from tokenzoo import plugins, serialization
+from tokenzoo._core.deprecation import rename_options
 from tokenzoo._core.quoting import quote
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, UnknownNameError
@@ -175,6 +176,7 @@ def build(recipe: str | Recipe, **options: Any) -> Method:
         )
     factory = plugins.find("recipes", recipe)
     known = inspect.signature(factory).parameters
+    options = rename_options(recipe, options, known, stacklevel=3)
     for name in options:
         if name not in known and name != "flops":
             raise UnknownNameError(plugins.unknown(f"option of {recipe}", name, [*known, "flops"]))

@@ -32,7 +32,7 @@ from tokenzoo.tools.transformers_loading import inputs
 REFUSED = (AttachError, MissingEvidenceError, UnsupportedModelError)
 KEEP = 0.25
 DEPTH, LAYERS = 7, 25  # so many blocks and layers, that each recipe finds those that it names
-BY = 'runs with `by="received"`'
+BY = 'runs with `attention_source="received"`'
 
 
 def tower(name: str) -> Callable[[], Any]:
@@ -67,8 +67,8 @@ attached and run by `tests/adapters/test_matrix.py`, which holds that this table
 (`python -m tests.adapters.test_matrix` writes it anew).
 
 - **runs**: exactly as many tokens were left as `plan()` had said.
-- **runs with `by="received"`**: the model shows no CLS attention, and the option takes that which a token
-  receives.
+- **runs with `attention_source="received"`**: the model shows no CLS attention; the option takes received
+  attention.
 - Everything else is the reason of the error that `attach` raises. *needs ...*: the model does not show this
   evidence there. *no stage ...*: this model is not reduced there (a tower alone has no projector and no
   language model; only a tower has an image of its own). On bare tensors every recipe works: `zoo.reduce`.
@@ -106,8 +106,11 @@ def outcome(name: str, model: Any, **options: Any) -> str:
             check_counts(attached, visual)
     except REFUSED as error:
         why = reason(str(error))
-        if "cls_attention" in why and "by" in signature(find("recipes", name)).parameters:
-            by = {"by": "received"} if not options else {}
+        if (
+            "cls_attention" in why
+            and "attention_source" in signature(find("recipes", name)).parameters
+        ):
+            by = {"attention_source": "received"} if not options else {}
             return BY if by and outcome(name, model, **by) == "runs" else why
         return why
     return "runs"

@@ -255,7 +255,7 @@ def test_a_packed_tower_shows_other_blocks_image_by_image(
 @pytest.mark.parametrize("make", [qwen2_vl, qwen2_5_vl])
 def test_vscan_runs_on_qwen_as_its_authors_run_it(make: Any) -> None:
     model = make()
-    options = {"by": "received", "window": 4, "fill": "cap", "shallow": 1, "deep": 3}
+    options = {"attention_source": "received", "window": 4, "fill": "cap", "shallow": 1, "deep": 3}
     zoo = tokenzoo.build("vscan", keep=0.5, **options, layer=2, positions="keep")
     given = batch_of(model)
     with zoo.attach(model) as attached, torch.inference_mode():

@@ -139,10 +139,10 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     "whole_rows": (WholeRows(length),),
     "lattice": (Lattice(3),),
     "outliers": (Outliers(length), Outliers(length, spread=True)),
-    "sampled": (Sampled(length), Sampled(length, fill=True), Sampled(length, faithful=True)),
+    "sampled": (Sampled(length), Sampled(length, fill=True), Sampled(length, match_reference=True)),
     "medoids": (
         Medoids(NegativeSquaredDistance(), length),
-        Medoids(NegativeSquaredDistance(), length, 1, faithful=True),
+        Medoids(NegativeSquaredDistance(), length, 1, match_reference=True),
     ),
     "far_from_pivots": (
         FarFromPivots(length, pivots=2, text_pivots=3),

@@ -186,7 +186,7 @@ def test_options_that_cannot_work(options: dict[str, Any], words: str) -> None:
     ("recipe", "options"),
     [
         *[("fastv", {"layer": 0}), ("fastv", {"layer": True}), ("fastv", {"layer": None})],
-        *[("dart", {"layer": 0}), ("dart", {"pivots": 0}), ("dart", {"faithful": 1})],
+        *[("dart", {"layer": 0}), ("dart", {"pivots": 0}), ("dart", {"match_reference": 1})],
     ],
 )
 def test_recipes_refuse_by_the_name_of_the_option(recipe: str, options: dict[str, Any]) -> None:
@@ -212,12 +212,12 @@ def test_stages_positions_and_needs() -> None:
 
 
 @pytest.mark.parametrize("t", [0, 1, 3, 8])
-@pytest.mark.parametrize("faithful", [False, True])
-def test_dart_meets_every_count_whatever_the_text(t: int, faithful: bool) -> None:
+@pytest.mark.parametrize("match_reference", [False, True])
+def test_dart_meets_every_count_whatever_the_text(t: int, match_reference: bool) -> None:
     x, keys = draws(B, N + 2, C), draws(B, H, N + 2, D, seed=1)
     text = {"x": draws(B, t, C, seed=2), "keys": draws(B, H, t, D, seed=3)}
     for keep in range(1, N + 3):
-        zoo = tokenzoo.build("dart", keep=keep, faithful=faithful)
+        zoo = tokenzoo.build("dart", keep=keep, match_reference=match_reference)
         reduced = zoo.reduce(x, keys=keys, prefix=2, at={"text": text})
         reduced.plan.check()
         assert reduced.x.shape == (B, 2 + min(keep, N), C)

@@ -117,12 +117,12 @@ def test_a_lattice_is_of_the_image_and_fills_up_from_the_pool() -> None:
     assert Lattice().select(evidence, everything(), 7)[0][0].tolist() == [2, 7, 12, 17, 22, 27, 32]
 
 
-@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("match_reference", [False, True])
 @pytest.mark.parametrize("k", [1, 4, 12])
-def test_medoids_are_the_middles_of_their_clusters(k: int, faithful: bool) -> None:
+def test_medoids_are_the_middles_of_their_clusters(k: int, match_reference: bool) -> None:
     evidence = site()
     scores = FeatureNorm().score(evidence)
-    kept, _ = Medoids(NegativeSquaredDistance(), FeatureNorm(), 3, faithful).select(
+    kept, _ = Medoids(NegativeSquaredDistance(), FeatureNorm(), 3, match_reference).select(
         evidence, everything(), k
     )
     for i, x in enumerate(evidence.x):
@@ -136,7 +136,7 @@ def test_medoids_are_the_middles_of_their_clusters(k: int, faithful: bool) -> No
                 min(
                     group,
                     key=lambda t: float(
-                        scores[i, t] * (far[t] if faithful else far[t, group]).sum()
+                        scores[i, t] * (far[t] if match_reference else far[t, group]).sum()
                     ),
                 )
                 for group in groups

@@ -135,8 +135,8 @@ def test_never_more_than_were_asked_for_and_never_none() -> None:
 def test_sampling_keeps_what_the_marks_meet() -> None:
     scores = skewed()
     x = scored(scores)
-    for faithful, marks in ((False, 30), (True, 29)):
-        reduced = reduce(Sampled(FeatureNorm(), faithful=faithful), x, 30)
+    for match_reference, marks in ((False, 30), (True, 29)):
+        reduced = reduce(Sampled(FeatureNorm(), match_reference=match_reference), x, 30)
         for i in range(3):
             total = (scores[i] / (scores[i].sum() + 1e-6)).cumsum(0)
             at = (2 * torch.arange(marks) + 1) / 60
@@ -147,10 +147,10 @@ def test_sampling_keeps_what_the_marks_meet() -> None:
     assert bool((filled.plan.keep >= 0).all())
 
 
-@pytest.mark.parametrize("faithful", [False, True])
-def test_what_pads_and_is_not_attended_to_is_met_by_no_mark(faithful: bool) -> None:
+@pytest.mark.parametrize("match_reference", [False, True])
+def test_what_pads_and_is_not_attended_to_is_met_by_no_mark(match_reference: bool) -> None:
     evidence = Evidence(scored(skewed(1)), mass=(torch.arange(N) < 25)[None].float())
-    pool, stay = torch.arange(N)[None], Sampled(_Zeroed(25), faithful=faithful)
+    pool, stay = torch.arange(N)[None], Sampled(_Zeroed(25), match_reference=match_reference)
     kept, _ = stay.select(evidence, pool, 10)
     count = int(stay.lengths(evidence, pool, 10)[0])
     assert 1 < count <= 10
@@ -162,10 +162,10 @@ def test_faithful_marks_come_to_what_pads_where_it_has_scores() -> None:
     evidence = Evidence(x, mass=(torch.arange(N) < 36)[None].float())
     pool = torch.arange(N)[None]
     kept = {}
-    for faithful in (False, True):
-        stay = Sampled(FeatureNorm(), faithful=faithful)
+    for match_reference in (False, True):
+        stay = Sampled(FeatureNorm(), match_reference=match_reference)
         count = int(stay.lengths(evidence, pool, 19)[0])
-        kept[faithful] = set(stay.select(evidence, pool, 19)[0][0, :count].tolist())
+        kept[match_reference] = set(stay.select(evidence, pool, 19)[0][0, :count].tolist())
     # 0.1 more puts their sums beyond the last marks, which then go to the last token that is there.
     assert any(t >= 36 for t in kept[False])
     assert not any(t > 36 for t in kept[True])

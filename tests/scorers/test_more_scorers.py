@@ -153,12 +153,12 @@ def test_whose_attention_counts() -> None:
     assert attention_by("cls") == CLSAttention()
     assert attention_by("cls", sum_heads=True, layer=-2) == CLSAttention("sum", -2)
     assert attention_by("received", sum_heads=True, layer=7) == ReceivedAttention(layer=7)
-    with pytest.raises(BadArgumentError, match="by='all'"):
+    with pytest.raises(BadArgumentError, match="attention_source='all'"):
         attention_by("all")  # pyright: ignore[reportArgumentType]
     for name in ("fastervlm", "visionzip", "vispruner", "prumerge", "topk", "evit", "ats"):
         x = torch.randn(1, 16, 4, generator=torch.Generator().manual_seed(0))
         shown = {"keys": x, "values": x, "received_attention": x[..., 0].softmax(-1)}
-        reduced = tokenzoo.build(name, keep=8, by="received").reduce(x, **shown)
+        reduced = tokenzoo.build(name, keep=8, attention_source="received").reduce(x, **shown)
         assert reduced.x.shape == (1, 8, 4)
         with pytest.raises(MissingEvidenceError, match="cls_attention"):
             tokenzoo.build(name, keep=8).reduce(x, **shown)
@@ -186,7 +186,7 @@ def test_relevance_over_the_batch_is_theirs() -> None:
         (lambda: GraphFlow(threshold=1.5), "threshold=1.5"),
         (lambda: GraphFlow(steps=0), "steps=0"),
         (lambda: GraphFlow(temperature=0), "temperature=0"),
-        (lambda: ValueWeighted("all"), "by='all'"),  # pyright: ignore[reportArgumentType]
+        (lambda: ValueWeighted("all"), "attention_source='all'"),  # pyright: ignore[reportArgumentType]
         (lambda: NegativeSquaredDistance("y"), "on='y'"),
         (lambda: TextRelevance(over="all"), "over='all'"),  # pyright: ignore[reportArgumentType]
     ],

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
+
+from tokenzoo.errors import BadArgumentError
+
+OPTIONS = {"by": "attention_source", "faithful": "match_reference"}
+"""Options of recipes and parts that have another name now."""
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -41,3 +46,32 @@ def warn_renamed(old: str, new: str, do: str = "", *, stacklevel: int = 2) -> No
         DeprecationWarning,
         stacklevel=stacklevel,
     )
+
+
+def rename_options(
+    owner: str, options: Mapping[str, Any], known: Container[str], *, stacklevel: int = 2
+) -> dict[str, Any]:
+    """Return options under their new names, with a warning for each old one (`OPTIONS`).
+
+    Args:
+        owner: the recipe or part whose options they are.
+        options: by name.
+        known: the names that the owner has.
+        stacklevel: the frame that the warning points at; 2 is the caller's.
+
+    Raises:
+        BadArgumentError: an option is given under both names.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in options.items():
+        new = OPTIONS.get(name, name)
+        if name in known or new not in known:
+            new = name
+        if new != name:
+            if new in options:
+                raise BadArgumentError(
+                    f"{owner} has {name}= and {new}=, which are one option: leave {name}= out"
+                )
+            warn_renamed(f"the option {name!r} of {owner}", repr(new), stacklevel=stacklevel + 1)
+        renamed[new] = value
+    return renamed

@@ -28,13 +28,14 @@ class Medoids(Selector):
         pairs: minus squared distances; a high score means near.
         scorer: >= 0; where to begin, and the weights.
         rounds: how many.
-        faithful: add up the distances to all tokens, not to the members alone, as the published code does.
+        match_reference: add up the distances to all tokens, not to the members alone, as the published
+            code does.
     """
 
     pairs: PairScorer
     scorer: Scorer
     rounds: Annotated[int, Range(0, 1000), Words("an int >= 0, at most 1000")] = 3
-    faithful: bool = False
+    match_reference: bool = False
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Choose k tokens, in the order of the first medoids."""
@@ -55,7 +56,7 @@ class Medoids(Selector):
             nearest = comparable(to).argmin(1)
             own = nearest.scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
             member = own[:, None] == index[..., None]  # [b, k, p]
-            if self.faithful:
+            if self.match_reference:
                 cost = distance.sum(-1)[:, None] * weight[:, None]
             else:
                 cost = (member.to(distance.dtype) @ distance) * weight[:, None]

@@ -24,13 +24,13 @@ class Sampled(Selector):
     Args:
         scorer: >= 0; a high score means keep. They are divided by their sum + 1e-6.
         fill: make the count k all the same: the highest of the other tokens stay, too.
-        faithful: as in ATS's code: the steps are a range in floating point, which has k - 1 of them for
-            some k; tokens of mass 0, which only pad, count 0.1 more, which is meant to keep them away.
+        match_reference: as in ATS's code: the steps are a floating-point range, which has k - 1 of them
+            for some k; padding (mass 0) counts 0.1 more, which is meant to keep it from being chosen.
     """
 
     scorer: Scorer
     fill: bool = False
-    faithful: bool = False
+    match_reference: bool = False
 
     @property
     def ragged(self) -> bool:
@@ -58,7 +58,7 @@ class Sampled(Selector):
         known = scores.isfinite()
         weight = precise(scores).where(known, 0)
         total = (weight / (weight.sum(-1, keepdim=True) + 1e-6)).cumsum(-1)
-        if self.faithful:
+        if self.match_reference:
             total = total + 0.1 * (take(evidence.mass, pool) == 0).to(total.dtype)
         total = total.masked_fill(~known, torch.inf)  # far from every step
         gap = (total[:, None] - self.steps(k, total)[:, None]).abs()  # [b, k, p]
@@ -66,7 +66,7 @@ class Sampled(Selector):
 
     def steps(self, k: int, like: Tensor) -> Tensor:
         """The steps `[k]`, in the dtype and on the device of a tensor."""
-        if self.faithful and k > 1:
+        if self.match_reference and k > 1:
             first, last = 1 / (2 * k), (2 * k - 1) / (2 * k)
             return torch.arange(first, last, 2 / (2 * k), dtype=like.dtype, device=like.device)
         return (2 * torch.arange(k, dtype=like.dtype, device=like.device) + 1) / (2 * k)

@@ -8,7 +8,7 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import ValueWeighted
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
@@ -17,8 +17,8 @@ def ats(
     keep: int | float = 0.25,
     fill: bool = False,
     at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
-    by: By = "cls",
-    faithful: bool = False,
+    attention_source: AttentionSource = "cls",
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep the tokens at even steps of their summed significance, as many as the image needs.
 
@@ -36,15 +36,16 @@ def ats(
         fill: make it exactly so many: the most significant of the other tokens stay, too. (ours)
         at: the blocks after whose attention it happens, as indices or fractions of the depth.
             (authors' code: 3, 6 and 9 of 12)
-        by: "cls", or "received" for encoders without CLS.
-        faithful: marks as in the published code.
+        attention_source: "cls", or "received" for encoders without CLS.
+        match_reference: marks as in the published code.
 
     Departures:
         - The published code makes the marks by a range in floating point, which has K - 1 of them for some
-          K (29 of 30); here they are K. `faithful=True` has theirs.
+          K (29 of 30); here they are K. `match_reference=True` has theirs.
         - It counts from the tokens of a 14 x 14 grid; here each block samples from those that reach it.
         - Images with fewer tokens are padded, in both; here what pads has mass 0, and no attention.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         MIT (JoakimHaurum/TokenReduction, whose code this is compared with)
@@ -52,7 +53,7 @@ def ats(
     Reference:
         Adaptive Token Sampling for Efficient Vision Transformers (ATS), ECCV 2022
     """
-    match = SelectAssign(Sampled(ValueWeighted(by), fill, faithful), Drop())
+    match = SelectAssign(Sampled(ValueWeighted(attention_source), fill, match_reference), Drop())
     step = Step(Stage.BLOCK, Geometric(at), match, Identity())
     # Log mass is 0 for every token, and -inf for what only pads.
     return Recipe(step, keep=keep, proportional_attention=True)

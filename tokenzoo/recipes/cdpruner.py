@@ -16,7 +16,7 @@ def cdpruner(
     keep: int | float = 0.25,
     relevance: int | str | None = None,
     negated: bool = True,
-    faithful: bool = False,
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep the most probable subset of a DPP: kernel = relevance_i * cosine_ij * relevance_j.
 
@@ -35,13 +35,13 @@ def cdpruner(
             paper compares CLIP's projected patches: `at={"clip": {"x": ...}}` with relevance="clip".
             (paper: "clip")
         negated: in CLIP the low cosines mark the patches that the text speaks of. (authors' code: True)
-        faithful: scale over the batch, and fail beyond the rank, as in the authors' code.
+        match_reference: scale over the batch, and fail beyond the rank, as in the authors' code.
 
     Departures:
         - Relevance is scaled in each image; the authors scale over the batch, so that an image's result
-          depends on its batch mates. `faithful=True` does, too.
+          depends on its batch mates. `match_reference=True` does, too.
         - The count is exact beyond the rank of the kernel; theirs falls short, by as much as rounding
-          decides. So does `faithful=True`.
+          decides. So does `match_reference=True`.
 
     Licence:
         Apache-2.0 (Theia-4869/CDPruner)
@@ -49,6 +49,6 @@ def cdpruner(
     Reference:
         CDPruner, NeurIPS 2025, arXiv 2506.10967
     """
-    scorer = TextRelevance(relevance, negated, "batch" if faithful else "image")
-    stay = GreedyDPP(Similarity("x"), scorer, fails=faithful)
+    scorer = TextRelevance(relevance, negated, "batch" if match_reference else "image")
+    stay = GreedyDPP(Similarity("x"), scorer, fails=match_reference)
     return Recipe(Step(Stage.PROJECTED, Once(), SelectAssign(stay, Drop()), Identity()), keep=keep)

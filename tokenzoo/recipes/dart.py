@@ -18,7 +18,7 @@ def dart(
     layer: Count = 2,
     pivots: int = 4,
     text_pivots: int = 4,
-    faithful: bool = False,
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep a few pivots, and for each pivot the visual tokens that are least similar to it; drop the rest.
 
@@ -38,7 +38,7 @@ def dart(
         pivots: visual tokens among the pivots; they are kept. (authors' code: 4)
         text_pivots: pivots among the text tokens after the image; fewer where the text is shorter.
             (authors' code: 4)
-        faithful: take the pivots in the order of the authors' code, that of a CPython set of their
+        match_reference: take the pivots in the order of the authors' code, that of a CPython set of their
             positions in the prompt. It waits for the device at this layer, and cannot be compiled into one
             graph.
 
@@ -46,7 +46,7 @@ def dart(
         - The authors' count is pivots + (pivots + text_pivots) * k, over its budget by `pivots`; here
           `keep` is met exactly, and of a remainder the first pivots take one more each.
         - The order of the pivots changes the result, and the authors' is an accident of hashing: ours is
-          visual before text, the largest norm first. `faithful=True` has theirs.
+          visual before text, the largest norm first. `match_reference=True` has theirs.
         - A text shorter than `text_pivots` stops their code, and gives fewer pivots here.
         - One of their releases applies the model's last norm to h first; here, as in the other, h is taken
           as it is.
@@ -57,7 +57,7 @@ def dart(
     Reference:
         Stop Looking for Important Tokens: Duplication Matters More (DART), EMNLP 2025, arXiv 2502.11494
     """
-    order = "set" if faithful else "score"
+    order = "set" if match_reference else "score"
     norms = FeatureNorm("all_keys", power=1)
     stay = FarFromPivots(norms, pivots=pivots, text_pivots=text_pivots, order=order)
     step = Step(Stage.LLM(layer), Once(), SelectAssign(stay, Drop()), Identity(), positions="keep")

@@ -11,7 +11,7 @@ from tokenzoo.scorers import Similarity
 
 
 @register_recipe
-def divprune(*, keep: int | float = 0.25, faithful: bool = False) -> Recipe:
+def divprune(*, keep: int | float = 0.25, match_reference: bool = False) -> Recipe:
     """Keep tokens one by one, each the furthest (1 - cosine) from all kept so far; drop the rest.
 
     The problem is that of max-min diversity: of all subsets of this size, that whose two nearest tokens are
@@ -23,12 +23,12 @@ def divprune(*, keep: int | float = 0.25, faithful: bool = False) -> Recipe:
 
     Args:
         keep: patch tokens to keep: a count or a fraction. (paper: 0.098)
-        faithful: a token can be chosen again, as in the authors' code; fewer are kept then.
+        match_reference: a token can be chosen again, as in the authors' code; fewer are kept then.
 
     Departures:
         A token is never chosen twice. The authors' code can do that where features are duplicated, and
             keeps
-        fewer tokens then; `faithful=True` does, too.
+        fewer tokens then; `match_reference=True` does, too.
 
     Licence:
         CC-BY-NC-4.0 (vbdi/divprune)
@@ -36,5 +36,5 @@ def divprune(*, keep: int | float = 0.25, faithful: bool = False) -> Recipe:
     Reference:
         DivPrune, CVPR 2025, arXiv 2503.02175
     """
-    match = SelectAssign(MaxMin(Similarity("x"), repeats=faithful), Drop())
+    match = SelectAssign(MaxMin(Similarity("x"), repeats=match_reference), Drop())
     return Recipe(Step(Stage.PROJECTED, Once(), match, Identity()), keep=keep)

@@ -8,7 +8,7 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
@@ -16,7 +16,7 @@ def evit(
     *,
     keep: int | float = 0.25,
     at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
-    by: By = "cls",
+    attention_source: AttentionSource = "cls",
 ) -> Recipe:
     """Keep the tokens with the highest attention of CLS, and fuse the others into one.
 
@@ -34,13 +34,14 @@ def evit(
             which is 0.7 at each of three blocks)
         at: the blocks after whose attention it happens, as indices or fractions of the depth. (paper: 3, 6
             and 9 of 12)
-        by: "cls", or "received" for encoders without CLS.
+        attention_source: "cls", or "received" for encoders without CLS.
 
     Departures:
         - The code that this is compared with counts from the tokens of a 14 x 14 grid, and the fused one
           besides; here each block keeps a share of those that reach it, the fused one among them.
         - The a_j are not renormalised, as in that code, so the fused token is shorter than a mean.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         Apache-2.0 (youweiliang/evit); compared with JoakimHaurum/TokenReduction, MIT
@@ -48,6 +49,6 @@ def evit(
     Reference:
         EViT, ICLR 2022, arXiv 2202.07800
     """
-    scorer = attention_by(by)
+    scorer = attention_by(attention_source)
     match = SelectAssign(TopK(scorer), Fuse(), order="selected")
     return Recipe(Step(Stage.BLOCK, Geometric(at), match, Fused(scorer)), keep=keep)

@@ -8,11 +8,11 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
-def fastervlm(*, keep: int | float = 0.25, by: By = "cls") -> Recipe:
+def fastervlm(*, keep: int | float = 0.25, attention_source: AttentionSource = "cls") -> Recipe:
     """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
 
     The attention that CLS pays in the vision encoder says more about what matters than attention in the
@@ -24,12 +24,13 @@ def fastervlm(*, keep: int | float = 0.25, by: By = "cls") -> Recipe:
 
     Args:
         keep: patch tokens to keep: a count or a fraction. (paper: 144, 58 or 29 of 576)
-        by: "cls", or "received" for encoders without CLS.
+        attention_source: "cls", or "received" for encoders without CLS.
 
     Departures:
         - The authors project all tokens and drop then; where the projector acts on each token alone,
           dropping before it gives the same.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         Apache-2.0 (Theia-4869/FasterVLM)
@@ -37,5 +38,5 @@ def fastervlm(*, keep: int | float = 0.25, by: By = "cls") -> Recipe:
     Reference:
         FasterVLM, 2024, arXiv 2412.01818
     """
-    match = SelectAssign(TopK(attention_by(by)), Drop())
+    match = SelectAssign(TopK(attention_by(attention_source)), Drop())
     return Recipe(Step(Stage.FEATURES, Once(), match, Identity()), keep=keep)

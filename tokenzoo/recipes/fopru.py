@@ -17,7 +17,7 @@ def fopru(
     *,
     keep: int | float = 0.25,
     strategy: Literal["rank", "row"] = "rank",
-    faithful: bool = False,
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep the tokens, or the rows of the image, that receive most attention of the others; drop the rest.
 
@@ -27,16 +27,16 @@ def fopru(
 
     Formula:
         score_j = mean over the heads and the patches i of A[i, j]
-        faithful: of the logits q_i k_j, the mean over i or over j, whichever varies more
+        match_reference: of the logits q_i k_j, the mean over i or over j, whichever varies more
 
     Args:
         keep: patch tokens to keep: a count or a fraction. (ours)
         strategy: "rank": the highest scores; "row": the rows of the grid with the highest sums, and of a
             last part of a row the best.
-        faithful: take the attention before its softmax, as the published code does.
+        match_reference: take the attention before its softmax, as the published code does.
 
     Departures:
-        - The published code takes the logits instead of the attention; `faithful=True` does, too.
+        - The published code takes the logits instead of the attention; `match_reference=True` does, too.
         - It keeps whole rows only, as many as there is room for; here the count is exact: ask for a
           multiple.
         - CLS is no query and no key that counts, which is our reading: that code was not finished there.
@@ -47,6 +47,6 @@ def fopru(
     Reference:
         FoPru: Focal Pruning for Efficient Large Vision-Language Models, 2024, arXiv 2411.14164
     """
-    scorer = MeanLogits() if faithful else ReceivedAttention("patches")
+    scorer = MeanLogits() if match_reference else ReceivedAttention("patches")
     stay = TopK(scorer) if strategy == "rank" else WholeRows(scorer)
     return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Identity()), keep=keep)

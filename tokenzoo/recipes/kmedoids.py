@@ -16,7 +16,7 @@ def kmedoids(
     keep: int | float = 0.25,
     rounds: int = 3,
     at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
-    faithful: bool = False,
+    match_reference: bool = False,
 ) -> Recipe:
     """Cluster the tokens around medoids, the most attended first; a medoid stays for its cluster.
 
@@ -35,11 +35,11 @@ def kmedoids(
         rounds: how many. (authors' code: 3)
         at: the blocks after whose attention it happens, as indices or fractions of the depth.
             (authors' code: 3, 6 and 9 of 12)
-        faithful: distances to all tokens, not to those of the cluster, as in the published code.
+        match_reference: distances to all tokens, not to those of the cluster, as in the published code.
 
     Departures:
         - The published code adds up the distances to all tokens, also to those outside of the cluster;
-          `faithful=True` does, too.
+          `match_reference=True` does, too.
         - Weights are of the attention of the same block, not of the one before.
         - No cluster is ever empty, so no medoid comes twice.
         - Its variant with equal weights, which begins at a random token, is not built.
@@ -51,6 +51,6 @@ def kmedoids(
     Reference:
         Which Tokens to Use? Investigating Token Reduction in Vision Transformers, 2023
     """
-    stay = Medoids(NegativeSquaredDistance(), ReceivedAttention(), rounds, faithful)
+    stay = Medoids(NegativeSquaredDistance(), ReceivedAttention(), rounds, match_reference)
     match = SelectAssign(stay, Nearest(NegativeSquaredDistance()), order="selected")
     return Recipe(Step(Stage.BLOCK, Geometric(at), match, Identity()), keep=keep)

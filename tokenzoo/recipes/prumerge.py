@@ -9,7 +9,7 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
@@ -21,8 +21,8 @@ def prumerge(
     important: Index | Share = 0.5,
     step: Count | None = None,
     k: Count = 32,
-    by: By = "cls",
-    faithful: bool = False,
+    attention_source: AttentionSource = "cls",
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep what CLS attends to, add a little of their neighbours to them, and all others to one token.
 
@@ -47,18 +47,19 @@ def prumerge(
         step: with plus, not adaptive: the distance of those that are evenly spaced; None: such that there
             are as many as are wanted.
         k: neighbours of each kept token. (authors' code: 32)
-        by: "cls", or "received" for encoders without CLS.
-        faithful: quartiles of the whole batch, as in the authors' code.
+        attention_source: "cls", or "received" for encoders without CLS.
+        match_reference: quartiles of the whole batch, as in the authors' code.
 
     Departures:
         - The authors take the quartiles over the whole batch, so that an image's count depends on its batch
-          mates; `faithful=True` does, too.
+          mates; `match_reference=True` does, too.
         - They take one attention over all channels of the last layer, whose output nobody reads; here it is
           the mean over the heads in the layer whose output is read.
         - In their PruMerge+ of a fixed size a token that is chosen both ways is there twice, and as many of
           the first tokens of the image are lost. Here each is there once, and the most attended of the
           others fill up; there is no option for theirs.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         Apache-2.0 (42Shawn/LLaVA-PruMerge)
@@ -66,9 +67,9 @@ def prumerge(
     Reference:
         LLaVA-PruMerge, ICCV 2025, arXiv 2403.15388
     """
-    scorer = attention_by(by)
+    scorer = attention_by(attention_source)
     if adaptive:
-        stay = Outliers(scorer, plus, "batch" if faithful else "image")
+        stay = Outliers(scorer, plus, "batch" if match_reference else "image")
     elif plus:
         stay = Then((important, TopK(scorer, rest="score")), (REST, Lattice(step)))
     else:

@@ -26,7 +26,7 @@ def sparsevlm(
     recycled: Share = 0.3,
     heads: Count | None = 14,
     positions: Positions | None = None,
-    faithful: bool = False,
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep the visual tokens to which the raters attend; cluster the best of the rest (version 1).
 
@@ -53,8 +53,8 @@ def sparsevlm(
             (authors' code: 14)
         positions: "compact": tokens are numbered anew after each drop; "keep": with gaps, as models need
             whose visual tokens have rows and columns (Qwen2-VL); None: "compact" in version 1, "keep" in 2.
-        faithful: of version 2: divide the attention by what rotary positions alone make of each pair, as
-            the authors' code does.
+        match_reference: in version 2, divide the attention by that of the rotary positions alone, as the
+            authors' code does.
 
     Departures:
         - The authors' counts stand in a table for four budgets, and their number of clusters follows from
@@ -65,7 +65,7 @@ def sparsevlm(
         - Their clusters are drawn with a little noise; here equal densities are told apart by position. The
           density is of a tenth of the tokens, and one more, as in their code.
         - The division of version 2 is by numbers near 0 and below: signs turn. It is done with
-          `faithful=True` alone.
+          `match_reference=True` alone.
         - A text without raters, of one word, stops their code; then all words rate. A prompt that ends with
           its image has no text: its first tokens stay.
 
@@ -76,14 +76,14 @@ def sparsevlm(
         SparseVLM, ICML 2025, arXiv 2410.04417
     """
     if version == "2":
-        raters = Raters(heads, unturned=faithful)
+        raters = Raters(heads, unturned=match_reference)
         match = SelectAssign(TopK(raters), Drop())
         return Recipe(
             *staged_steps(layers, factors, match, Identity(), positions or "keep"), keep=keep
         )
-    if faithful is not False:
+    if match_reference is not False:
         raise BadArgumentError(
-            f'faithful={quote(faithful)} is about version="2" alone; leave it out'
+            f'match_reference={quote(match_reference)} is about version="2" alone; leave it out'
         )
     best = TopK(Raters(), rest="score", kept="position")
     clusters = Among(TopK(DensityPeak(k=0.1)), recycled)

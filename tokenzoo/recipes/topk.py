@@ -8,7 +8,7 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Geometric
 from tokenzoo.scorers import attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
@@ -16,7 +16,7 @@ def topk(
     *,
     keep: int | float = 0.25,
     at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
-    by: By = "cls",
+    attention_source: AttentionSource = "cls",
 ) -> Recipe:
     """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
 
@@ -32,12 +32,13 @@ def topk(
             each of three blocks)
         at: the blocks after whose attention it happens, as indices or fractions of the depth. (authors'
             code: 3, 6 and 9 of 12)
-        by: "cls", or "received" for encoders without CLS.
+        attention_source: "cls", or "received" for encoders without CLS.
 
     Departures:
         - The authors' code counts from the tokens of a 14 x 14 grid; here each block keeps a share of those
           that reach it.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         MIT (JoakimHaurum/TokenReduction)
@@ -45,5 +46,5 @@ def topk(
     Reference:
         Which Tokens to Use? Investigating Token Reduction in Vision Transformers, 2023
     """
-    match = SelectAssign(TopK(attention_by(by)), Drop(), order="selected")
+    match = SelectAssign(TopK(attention_by(attention_source)), Drop(), order="selected")
     return Recipe(Step(Stage.BLOCK, Geometric(at), match, Identity()), keep=keep)

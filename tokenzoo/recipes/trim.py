@@ -17,7 +17,7 @@ def trim(
     adaptive: bool = False,
     relevance: int | str | None = None,
     negated: bool = True,
-    faithful: bool = False,
+    match_reference: bool = False,
 ) -> Recipe:
     """Keep the tokens that are relevant to the text; the others become their mean.
 
@@ -37,11 +37,11 @@ def trim(
         relevance: the layer whose features share a space with the text; None: the tokens themselves. The
             paper compares CLIP's projected patches: `at={"clip": {"x": ...}}` with relevance="clip".
         negated: in CLIP the low products mark the patches that the text speaks of. (authors' code: True)
-        faithful: quartiles of the whole batch, as in the authors' code.
+        match_reference: quartiles of the whole batch, as in the authors' code.
 
     Departures:
         - The authors take the quartiles over the whole batch, so that an image's count depends on its batch
-          mates; `faithful=True` does, too.
+          mates; `match_reference=True` does, too.
         - The paper speaks of a cosine; the code, and this, take the plain product.
         - It needs a space that image and text share, and no attention: an encoder may be without CLS.
 
@@ -52,7 +52,7 @@ def trim(
         Less is More: A Simple yet Effective Token Reduction Method (TRIM), COLING 2025, arXiv 2409.10994
     """
     scorer = TextSoftmax(relevance, negated)
-    over = "batch" if faithful else "image"
+    over = "batch" if match_reference else "image"
     stay = Outliers(scorer, over=over) if adaptive else TopK(scorer)
     match = SelectAssign(stay, Fuse())
     return Recipe(Step(Stage.FEATURES, Once(), match, Fused()), keep=keep)

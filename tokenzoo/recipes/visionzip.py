@@ -10,12 +10,15 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
 def visionzip(
-    *, keep: int | float = 0.25, dominant: Index | Share = 27 / 32, by: By = "cls"
+    *,
+    keep: int | float = 0.25,
+    dominant: Index | Share = 27 / 32,
+    attention_source: AttentionSource = "cls",
 ) -> Recipe:
     """Keep what CLS attends to; of the rest, every s-th token takes in those with similar keys.
 
@@ -33,13 +36,14 @@ def visionzip(
         keep: patch tokens to keep, dominant and contextual together: a count or a fraction. (paper: 64,
             128 or 192 of 576)
         dominant: share of them chosen by CLS attention, or their count. (paper: 54 of 64)
-        by: "cls", or "received" for encoders without CLS.
+        attention_source: "cls", or "received" for encoders without CLS.
 
     Departures:
         - The authors count CLS as one of their dominant tokens; prefix tokens are never counted here.
         - A contextual token is itself PLUS the mean of what joins it, as in the authors' code; the paper
           describes an average.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         Apache-2.0 (dvlab-research/VisionZip)
@@ -52,7 +56,8 @@ def visionzip(
             "dominant", dominant
         )  # under the name of the option, which is not that of the part
     stay = Then(
-        (dominant, TopK(attention_by(by, sum_heads=True))), (REST, Strided(spacing="floor"))
+        (dominant, TopK(attention_by(attention_source, sum_heads=True))),
+        (REST, Strided(spacing="floor")),
     )
     match = SelectAssign(stay, Nearest(Similarity("keys"), group=-1), order="groups")
     return Recipe(Step(Stage.FEATURES, Once(), match, TargetPlusMean()), keep=keep)

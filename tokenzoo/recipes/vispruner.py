@@ -9,7 +9,7 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
@@ -18,7 +18,7 @@ def vispruner(
     keep: int | float = 0.25,
     important: float = 0.5,
     per_round: int = 8,
-    by: By = "cls",
+    attention_source: AttentionSource = "cls",
 ) -> Recipe:
     """Keep what CLS attends to, and of the rest what is left when duplicates are thinned out.
 
@@ -36,14 +36,15 @@ def vispruner(
         keep: patch tokens to keep: a count or a fraction. (paper: 192, 128, 64 or 32 of 576)
         important: share of them that is chosen by attention, rounded down. (paper: 0.5)
         per_round: duplicates dropped in each round. (authors' code: 8)
-        by: "cls", or "received" for encoders without CLS.
+        attention_source: "cls", or "received" for encoders without CLS.
 
     Departures:
         - Where the number of the others is odd the authors' code stops with an error; here one half has one
           token more.
         - Near-ties decide who meets whom in all later rounds: expect other tokens in another precision, as
           with their code.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives.
 
     Licence:
         Apache-2.0 (Theia-4869/VisPruner)
@@ -52,7 +53,7 @@ def vispruner(
         VisPruner, ICCV 2025 (second version of FasterVLM's paper)
     """
     check_fraction("important", important)
-    scorer = attention_by(by)
+    scorer = attention_by(attention_source)
     thin = Thin(Similarity("x"), per_round)
     stay = Then((float(important), TopK(scorer, rest="score")), (REST, thin))
     return Recipe(Step(Stage.FEATURES, Once(), SelectAssign(stay, Drop()), Identity()), keep=keep)

@@ -11,7 +11,7 @@ from tokenzoo.recipes.in_llm import Positions, by_next_layer, staged_steps
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity, attention_by
-from tokenzoo.scorers.attention_by import By
+from tokenzoo.scorers.attention_by import AttentionSource
 
 
 @register_recipe
@@ -25,7 +25,7 @@ def vscan(
     deep: int | str = -2,
     layer: int | None = None,
     positions: Positions = "compact",
-    by: By = "cls",
+    attention_source: AttentionSource = "cls",
 ) -> Recipe:
     """Keep what CLS attends to in every window, early, and in the image, late; merge the rest into it.
 
@@ -54,15 +54,16 @@ def vscan(
         layer: the decoder layer of the second stage; None: there is none. (authors' code: 16 of 32)
         positions: in the second stage: "compact", numbered anew, or "keep", with gaps. (authors' code:
             "compact", Qwen2.5-VL "keep")
-        by: "cls", or "received" for encoders without CLS. (authors' code: Qwen2.5-VL "received")
+        attention_source: "cls", or "received" for encoders without CLS. (authors' code: "received" for
+            Qwen2.5-VL)
 
     Departures:
         - Where `local` is no multiple of the windows the authors' code loses the remainder (of 100 tokens
           on 24 x 24 it keeps 98: keep=98, local=48 here); here it goes to the next best, and the count is
           exact.
         - The second stage is off unless `layer` is given: a recipe for tensors has one step.
-        - For encoders without CLS, `by="received"` takes the mean attention that a token receives, as
-          theirs does in Qwen2.5-VL.
+        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
+          receives, as theirs does in Qwen2.5-VL.
 
     Licence:
         MIT (Tencent/SelfEvolvingAgent)
@@ -70,8 +71,8 @@ def vscan(
     Reference:
         VScan, TMLR 2026, arXiv 2505.22654
     """
-    near = PerWindow(attention_by(by, layer=shallow), window, fill)
-    stay = Then((local, near), (REST, TopK(attention_by(by, layer=deep))))
+    near = PerWindow(attention_by(attention_source, layer=shallow), window, fill)
+    stay = Then((local, near), (REST, TopK(attention_by(attention_source, layer=deep))))
     match = SelectAssign(stay, Nearest(Similarity("x")))
     if layer is None:
         return Recipe(Step(Stage.PROJECTED, Once(), match, Mean()), keep=keep)

@@ -18,20 +18,20 @@ from tokenzoo.tokens import norm
 class ValueWeighted(Scorer):
     """Attention to each token times the Euclidean length of its value.
 
-    Args: by: "cls": the sum over the heads of A_h[CLS, j] * |v_hj|; "received": the mean attention that a
-        token
-            receives, times the sum of its lengths, for encoders without CLS.
+    Args:
+        attention_source: "cls": the sum over the heads h of A_h[CLS, j] * |v_hj|; "received", for encoders
+            without CLS: the mean attention that a token receives, times the sum of |v_hj| over the heads.
     """
 
-    by: Literal["cls", "received"] = "cls"
+    attention_source: Literal["cls", "received"] = "cls"
 
     def __post_init__(self) -> None:
-        self.require("values", f"{self.by}_attention")
+        self.require("values", f"{self.attention_source}_attention")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Score `[b, n]`, >= 0."""
         length = norm(evidence.values)  # [b, h, n]
-        if self.by == "cls":
+        if self.attention_source == "cls":
             attention = precise(evidence.cls_attention)  # [b, h, n]
             if 1 not in (heads := {attention.shape[1], length.shape[1]}) and len(heads) > 1:
                 raise BadArgumentError(

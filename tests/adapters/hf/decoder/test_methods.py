@@ -469,7 +469,7 @@ def test_the_authors_counts_can_be_asked_for(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"version": "3"}, ["version='3'", "'1'", "'2'"]),
-        ({"faithful": True}, ["faithful=True", 'version="2"']),
+        ({"match_reference": True}, ["match_reference=True", 'version="2"']),
         ({"layers": (3, 7)}, ["layers=(3, 7)", "factors=(2.7, 1.8, 1.0)", "one factor"]),
         ({"layers": 3}, ["layers=3"]),
         ({"layers": (0, 7, 16)}, ["layers=0", ">= 1"]),

@@ -14,12 +14,13 @@ from tokenzoo import hookimpl
 from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.hooks import state as passes
+from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared, note_map
 from tokenzoo_adapters.common.feature_maps import forward_intermediates
 from tokenzoo_adapters.common.own_code import own_code
+from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.common.pooling import mean, state_of
 from tokenzoo_adapters.common.sizes import mlp_width
-from tokenzoo_adapters.timm.pool import put, remove
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +100,8 @@ class OpenClipViT(Adapter):
         own = {name: method for name, method in own.items() if hasattr(self.model, name)}
         handle = self.model.conv1.register_forward_hook(partial(note_map, self.embedded))
         put(self.model, own)
-        return partial(_undo, self.model, tuple(own), handle)
-
-
-def _undo(model: Any, names: tuple[str, ...], handle: Any) -> None:
-    handle.remove()
-    remove(model, names)
+        undo: list[Callable[[], object]] = [partial(remove, self.model, tuple(own)), handle.remove]
+        return partial(undo_all, undo)
 
 
 def _global_pool(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:

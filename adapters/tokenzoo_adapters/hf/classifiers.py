@@ -87,7 +87,7 @@ class _Mean(PerThread):
 
 def connect(
     tower: nn.Module, outer: nn.Module | None, prefix: int, attached: Attachment
-) -> list[Callable[[], None]]:
+) -> list[Callable[[], object]]:
     """Make a model around a tower count masses, or refuse fewer tokens; returns the undoings.
 
     Args:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks import state as passes
-from tokenzoo.tokens import full_precision
+from tokenzoo_adapters.common.image_size import resized, smaller_grid
 from tokenzoo_adapters.common.pooling import state_of
-from tokenzoo_adapters.timm.shrink import smaller_grid
 
 
 def install(attention: nn.MultiheadAttention, proportional: bool) -> Any:
@@ -65,13 +63,9 @@ class _Shrink:
                 "a model whose images are shrunk takes pixel_values alone, and other arguments by name; "
                 "bool_masked_pos is made for all patches"
             )
-        size = (small[0] * (height // grid[0]), small[1] * (width // grid[1]))
-        # In float32: on the CPU there is no antialiasing in half precision.
-        resized = F.interpolate(
-            full_precision(image), size=size, mode="bilinear", antialias=True, align_corners=False
-        )
+        height, width = small[0] * (height // grid[0]), small[1] * (width // grid[1])
         asked = {"interpolate_pos_encoding": True} if self.asks else {}
-        return (), {**options, **asked, "pixel_values": resized.to(image.dtype)}
+        return (), {**options, **asked, "pixel_values": resized(image, height, width)}
 
 
 def shrink(

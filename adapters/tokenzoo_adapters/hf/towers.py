@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
+from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.sizes import mlp_width
@@ -222,14 +223,15 @@ class HFTower(Adapter):
 
     def install(self, proportional: bool) -> Callable[[], None]:
         """Open the door of the attention, see the grid, and make the attention that pools count masses."""
-        undo = [hf_attention.install(self.model)]
+        undo: list[Callable[[], object]] = [hf_attention.install(self.model)]
         embeddings = self.model.embeddings
         handles = [embeddings.register_forward_pre_hook(self._look, with_kwargs=True)]
         if self.names.flat:
             handles.append(self.model.register_forward_pre_hook(_unpadded, with_kwargs=True))
         if hasattr(self.model, "head") and len(self.blocks()) == len(self._layers()):
             handles.append(hf_pool.install(self.model.head.attention, proportional))
-        return partial(_all, [*undo, *(handle.remove for handle in handles)])
+        undo += [handle.remove for handle in handles]
+        return partial(undo_all, undo)
 
     def _look(self, embeddings: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Remember the grid of the patches that are embedded."""
@@ -256,7 +258,7 @@ class HFTower(Adapter):
         if self.outer is not None and self.names.flat:
             hook = self.outer.register_forward_pre_hook(_unpadded, with_kwargs=True)
             undo.append(hook.remove)
-        return partial(_all, undo)
+        return partial(undo_all, undo)
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Resize the images to fewer patches; the positions are interpolated by transformers itself."""
@@ -309,8 +311,3 @@ UNFILLED = (
 def _pair(size: Any) -> tuple[int, int]:
     """Height and width of a size that may be one number."""
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _all(undo: list[Callable[[], Any]]) -> None:
-    for one in undo:
-        one()

@@ -6,7 +6,7 @@ instance: copied and pickled with the model, it is the copy's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.hooks import state as passes
 from tokenzoo.hooks.tap import Tap
 from tokenzoo_adapters.common import feature_maps as maps
+from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.common.pooling import pooled, state_of
 
 
@@ -41,18 +42,6 @@ def install(model: Any, proportional: bool, prefix: int) -> Callable[[], None]:
         mine["forward_head"] = partial(_head, model)
     put(model, mine)
     return partial(remove, model, tuple(mine))
-
-
-def put(module: Any, values: Mapping[str, Any]) -> None:
-    """Set attributes of an instance."""
-    for name, value in values.items():
-        setattr(module, name, value)
-
-
-def remove(module: Any, names: tuple[str, ...]) -> None:
-    """Delete attributes of an instance, so that those of its class are seen again; twice is once."""
-    for name in names:
-        module.__dict__.pop(name, None)
 
 
 def _pool(

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.graph_capture import refuse_symbols
+from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.sizes import mlp_width
@@ -122,9 +123,11 @@ class TimmViT(Adapter):
 
     def install(self, proportional: bool) -> Callable[[], None]:
         """Make the pooling count masses, refuse maps of fewer tokens than the grid, and see the grid."""
-        undo = timm_pool.install(self.model, proportional, self.prefix)
-        handle = self.model.patch_embed.register_forward_hook(self._look)
-        return partial(_both, undo, handle.remove)
+        undo: list[Callable[[], object]] = [
+            self.model.patch_embed.register_forward_hook(self._look).remove,
+            timm_pool.install(self.model, proportional, self.prefix),
+        ]
+        return partial(undo_all, undo)
 
     def _look(self, embed: Any, args: tuple[Any, ...], output: Tensor) -> None:
         del embed, args
@@ -180,11 +183,6 @@ class TimmViT(Adapter):
                 f"{name} pools with {type(pool).__name__} and positions of its own, made for all tokens. "
                 f"{INSTEAD}"
             )
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
-    first()
-    second()
 
 
 INSTEAD = "What works on it: zoo.reduce(features), behind the tower"

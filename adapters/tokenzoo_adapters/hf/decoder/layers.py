@@ -27,6 +27,7 @@ from tokenzoo.hooks.reduction import Event
 from tokenzoo.hooks.site import hook_first
 from tokenzoo.hooks.state import PerThread, own
 from tokenzoo.hooks.tap import WATCH, unwatch
+from tokenzoo.hooks.undo import undo_all
 from tokenzoo.parts import Assigner, walk
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
@@ -171,7 +172,7 @@ class Decoder:
         if not self.works:
             return _nothing
         layers = list(cast("Any", self.language).layers)
-        undo: list[Callable[[], Any]] = []
+        undo: list[Callable[[], object]] = []
         first = min(self.steps)
         if any(step.needs & FROM_ATTENTION for step in self.steps.values()):
             undo.append(hf_attention.install(self.language))
@@ -196,7 +197,7 @@ class Decoder:
             undo.append(hook_first(layer, carry, with_kwargs=True).remove)
         norm = cast("Any", self.language).norm
         undo.append(norm.register_forward_pre_hook(_spread).remove)
-        return partial(_all, undo)
+        return partial(undo_all, undo)
 
     def _where(self) -> str:
         return ", ".join(f"layer {layer}" for layer in self.steps)
@@ -530,12 +531,6 @@ def _open(holder: Holder, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[
 
 def _nothing() -> None:
     pass
-
-
-def _all(undo: list[Callable[[], Any]]) -> None:
-    while undo:
-        undo[-1]()  # it can be done twice: an interrupt must not lose it
-        undo.pop()
 
 
 def _tag(x: Tensor, flow: Flow) -> Tensor:

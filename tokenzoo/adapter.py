@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -60,6 +60,18 @@ class Attachment(Protocol):
     def note_prompts(self, counts: tuple[int, ...]) -> None:
         """Be told how many visual tokens of each prompt are left in the language model."""
         ...
+
+
+Value = TypeVar("Value")
+
+
+def computed(read: Callable[[Any], Value]) -> Value:
+    """A property that overrides an attribute of `Adapter`.
+
+    For type checkers it is the attribute itself: they refuse a property in the place of an attribute,
+    although an adapter is only read.
+    """
+    return cast("Any", property(read))
 
 
 class Adapter(Part, ABC):

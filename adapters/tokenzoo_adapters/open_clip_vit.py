@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from tokenzoo import hookimpl
-from tokenzoo.adapter import Adapter, BlockPath
+from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.hooks import state as passes
 from tokenzoo.hooks.undo import undo_all
@@ -42,13 +42,13 @@ class OpenClipViT(Adapter):
         | {"cls_attention", "grid"}
     )
 
-    @property
-    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def width(self) -> int:
         """Channels of a token."""
         return int(self.model.conv1.out_channels)
 
-    @property
-    def hidden(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def hidden(self) -> int:
         """Width of the MLP."""
         return mlp_width(self.model.transformer.resblocks[0].mlp, self.width)
 
@@ -76,8 +76,8 @@ class OpenClipViT(Adapter):
     READERS: ClassVar[tuple[str, ...]] = ("forward", "_pool", "_global_pool")
     """Methods that read tokens after the blocks."""
 
-    @property
-    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def all_tokens(self) -> str:
         """What of it may take a mean of its own."""
         own = own_code(self.model, "open_clip", self.READERS)
         return own or own_code(self.model.transformer, "open_clip", ["forward"])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from tokenzoo import hookimpl
-from tokenzoo.adapter import Adapter, BlockPath
+from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo_adapters.common.embedded import Embedded, declared, note_map
 from tokenzoo_adapters.common.own_code import own_code
@@ -35,13 +35,13 @@ class TorchvisionViT(Adapter):
         | {"cls_attention", "grid"}
     )
 
-    @property
-    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def width(self) -> int:
         """Channels of a token."""
         return int(self.model.hidden_dim)
 
-    @property
-    def hidden(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def hidden(self) -> int:
         """Width of the MLP."""
         return mlp_width(next(iter(self.model.encoder.layers)).mlp, self.width)
 
@@ -65,8 +65,8 @@ class TorchvisionViT(Adapter):
         side = self._side()
         return (side, side) if tokens == side * side else None
 
-    @property
-    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def all_tokens(self) -> str:
         """What of it may take a mean of its own."""
         own = (
             own_code(part, "torchvision", ["forward"]) for part in (self.model, self.model.encoder)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.adapter import Adapter, Attachment, BlockPath
+from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
 from tokenzoo.hooks.undo import undo_all
@@ -101,14 +101,14 @@ class HFTower(Adapter):
     watched = True
     dynamic_size = True  # CLIP, SigLIP and ViT by interpolate_pos_encoding=True in the call
 
-    @property
-    def stages(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def stages(self) -> frozenset[str]:
         """Images can be shrunk where they are images, and nobody needs the grid of the whole one."""
         fixed = self.names.flat or (self.around is not None and self.around.reads == "grid")
         return frozenset({"block", "features"} if fixed else {"block", "features", "image"})
 
-    @property
-    def prefix(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def prefix(self) -> int:
         """CLS and registers, or what is declared."""
         return self._own_prefix() if self.declared is None else self.declared
 
@@ -119,31 +119,31 @@ class HFTower(Adapter):
         """With prompts between CLS and the patches."""
         return replace(self, declared=declared(prefix, self._own_prefix()))
 
-    @property
-    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def all_tokens(self) -> str:
         """What of it, or of the model around it, may take a mean of its own."""
         own = own_code(self.model, "transformers", ["forward"])
         return own or ("" if self.outer is None else hf_around.all_tokens(self.outer, self.around))
 
-    @property
-    def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def provides(self) -> frozenset[str]:
         """Everything about one attention; CLS attention where there is a CLS token."""
         found = {"x", "mass", "grid", "keys", "queries", "values"}
         found |= {"received_attention", "attention"}
         return frozenset(found | {"cls_attention"} if self.names.cls else found)
 
-    @property
-    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def width(self) -> int:
         """Channels of a token."""
         return int(self.model.config.hidden_size)
 
-    @property
-    def hidden(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def hidden(self) -> int:
         """Width of the MLP."""
         return mlp_width(self._layers()[0].mlp, self.width)
 
-    @property
-    def positional(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def positional(self) -> bool:
         """Whether positions are rotary."""
         return self.names.rotary
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenzoo.adapter import computed
 from tokenzoo.errors import BadArgumentError
 from tokenzoo_adapters.timm.vit import TimmViT
 
@@ -24,8 +25,8 @@ class TimmEva(TimmViT):
     SECOND: ClassVar[dict[str, str]] = {"EvaBlock": "norm2", "EvaBlockPostNorm": "mlp"}
     ATTENTION: ClassVar[frozenset[str]] = frozenset({"EvaAttention", "AttentionRope"})
 
-    @property
-    def positional(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def positional(self) -> bool:
         """Whether it has rotary positions (EVA-1 has none)."""
         return self.model.rope is not None
 
@@ -41,8 +42,8 @@ class TimmEva(TimmViT):
             )
         return super().with_prefix(prefix)
 
-    @property
-    def stages(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def stages(self) -> frozenset[str]:
         """Its images can be shrunk if its positions are not rotary, or are made for any size."""
         fits = self.model.rope is None or self.model.dynamic_img_size
         return frozenset({"block", "features", "image"} if fits else {"block", "features"})

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tokenzoo.adapter import Adapter, BlockPath
+from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.graph_capture import refuse_symbols
 from tokenzoo.hooks.undo import undo_all
@@ -47,8 +47,8 @@ class TimmViT(Adapter):
     ATTENTION: ClassVar[frozenset[str]] = frozenset({"Attention"})
     """The classes of attention that are followed."""
 
-    @property
-    def prefix(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def prefix(self) -> int:
         """CLS (or two, when distilled) and registers, or what is declared."""
         return int(self.model.num_prefix_tokens) if self.declared is None else self.declared
 
@@ -59,8 +59,8 @@ class TimmViT(Adapter):
     READERS: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_head", "pool")
     """Methods that read tokens after the blocks."""
 
-    @property
-    def all_tokens(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def all_tokens(self) -> str:
         """What of it may take a mean of its own."""
         head = getattr(self.model, "head", None)
         unpooled = not (self.model.global_pool or getattr(self.model, "attn_pool", None))
@@ -71,8 +71,8 @@ class TimmViT(Adapter):
             )
         return own_code(self.model, "timm", self.READERS)
 
-    @property
-    def provides(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def provides(self) -> frozenset[str]:
         """Everything about one attention; CLS attention where there is a CLS token."""
         found = {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
         if self.model.cls_token is not None:
@@ -81,18 +81,18 @@ class TimmViT(Adapter):
             found.add("grid")
         return frozenset(found)
 
-    @property
-    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def width(self) -> int:
         """Channels of a token."""
         return int(self.model.embed_dim)
 
-    @property
-    def hidden(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def hidden(self) -> int:
         """Width of the MLP."""
         return mlp_width(self.model.blocks[0].mlp, self.width)
 
-    @property
-    def dynamic_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def dynamic_size(self) -> bool:
         """Whether it was made with dynamic_img_size=True."""
         return not self.fixed
 

@@ -53,6 +53,11 @@ class Attachment(Protocol):
         """Whether all tokens are there again after each block (`restore=True`)."""
         ...
 
+    @property
+    def options(self) -> Any:
+        """The `Options` of `attach` (`tokenzoo.hooks.reduction`)."""
+        ...
+
     def plan(self, tokens: int | None = None) -> TokenBudget:
         """The tokens at every point, for an image of so many."""
         ...

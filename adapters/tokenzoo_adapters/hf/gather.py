@@ -1,4 +1,4 @@
-"""Masks, positions, keys and attention of some of the tokens of a prompt: pure functions."""
+"""Masks, positions, keys and attention of some tokens of a prompt: pure functions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tokenzoo.kernels import attention_rows
 from tokenzoo.token_map import take
 
 
-def put_back(whole: Tensor, index: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:
-    """`whole [b, n, c]` with `x [b, m, c]` in the places `index [b, m]`, where they are valid."""
+def put_back(full: Tensor, index: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:
+    """Put `x [b, m, c]` into `full [b, n, c]` at `index [b, m]`, where it is valid."""
     if valid is not None:
-        x = torch.where(valid[..., None].to(x.device), x, take(whole, index).to(x.device))
+        x = torch.where(valid[..., None].to(x.device), x, take(full, index).to(x.device))
     at = index[..., None].expand(-1, -1, x.shape[-1])
-    return whole.to(x.device).scatter(1, at.to(x.device), x)
+    return full.to(x.device).scatter(1, at.to(x.device), x)
 
 
 def heads_at(key: Tensor, places: Tensor) -> Tensor:
@@ -27,33 +27,33 @@ def heads_at(key: Tensor, places: Tensor) -> Tensor:
 
 
 def attention_of(
-    asking: Tensor, query: Tensor, key: Tensor, scale: float, here: Tensor, seen: Tensor
+    columns: Tensor, query: Tensor, key: Tensor, scale: float, places: Tensor, real: Tensor
 ) -> Tensor:
-    """Attention of the tokens in the columns `asking [g, t]` to those in `here [g, n]`: `[g, h, t, n]`.
+    """Attention from the tokens in `columns [g, t]` to those in `places [g, n]`: `[g, h, t, n]`.
 
     Args:
-        asking: columns of those that pay.
+        columns: of the queries.
         query: `[g, h, q, d]`, of the last q columns.
         key: `[g, h or fewer, k, d]`.
         scale: the factor on the inner products.
-        here: the columns that are asked for.
-        seen: `[g, k]` bool, False at padding.
+        places: columns of the keys.
+        real: `[g, k]` bool, False at padding.
     """
-    query = heads_at(query, asking - (key.shape[2] - query.shape[2]))
-    return paid(query, asking, key, scale, here, seen)
+    query = heads_at(query, columns - (key.shape[2] - query.shape[2]))
+    return attention_to(query, columns, key, scale, places, real)
 
 
-def paid(
-    query: Tensor, asking: Tensor, key: Tensor, scale: float, here: Tensor, seen: Tensor
+def attention_to(
+    query: Tensor, columns: Tensor, key: Tensor, scale: float, places: Tensor, real: Tensor
 ) -> Tensor:
-    """As `attention_of`, with the queries `[g, h, t, d]` of the tokens that pay."""
+    """The same with the queries `[g, h, t, d]` of the tokens in `columns` alone."""
     h, k = query.shape[1], key.shape[2]
-    key = key.repeat_interleave(h // key.shape[1], 1)  # grouped queries
-    later = torch.arange(k, device=key.device) > asking[..., None]  # [g, t, k]
+    key = key.repeat_interleave(h // key.shape[1], 1)  # grouped queries: [g, h, k, d]
+    later = torch.arange(k, device=key.device) > columns[..., None]  # [g, t, k]
     bias = torch.zeros(later.shape, dtype=torch.float32, device=key.device)
-    bias = bias.masked_fill(later | ~seen[:, None], -torch.inf)
-    weights = attention_rows(query, key, scale=scale, bias=bias[:, None])
-    return weights.gather(3, here[:, None, None].expand(-1, h, query.shape[2], -1))
+    bias = bias.masked_fill(later | ~real[:, None], -torch.inf)
+    weights = attention_rows(query, key, scale=scale, bias=bias[:, None])  # [g, h, t, k]
+    return weights.gather(3, places[:, None, None].expand(-1, h, query.shape[2], -1))
 
 
 def layer_mask(
@@ -67,13 +67,16 @@ def layer_mask(
     """A layer's mask for the tokens that are left.
 
     Args:
-        mask: for all of them: None (causal, nothing is padding), `[b, k]` (flash attention), or with four
-            dimensions, boolean or added.
+        mask: for all tokens: None (causal, no padding), `[b, k]` (flash attention), or `[b, h or 1, n, k]`,
+            boolean or added to the logits.
         index: `[b, m]`, the rows.
         columns: `[b, k]`, the columns.
-        valid: `[b, k]`, which columns are no filling; None: all.
-        x: the tokens.
-        implementation: of the attention.
+        valid: `[b, k]`, which columns are not filler; None: all.
+        x: the tokens `[b, m, c]`.
+        implementation: name of the attention implementation.
+
+    Raises:
+        AttachError: the mask is of another kind.
     """
     b, m, k = x.shape[0], index.shape[1], columns.shape[1]
     place = torch.arange(k, device=x.device)
@@ -83,7 +86,7 @@ def layer_mask(
             return None
         if "flash" in implementation:
             return valid.to(torch.int64)
-        # A filling sees itself: nothing at all would be NaN.
+        # Filler attends to itself: attention to nothing would be NaN.
         seen = (place <= row) & (valid[:, None, None] | (place == row))  # [b, 1, m, k]
         if "eager" not in implementation:
             return seen
@@ -112,9 +115,13 @@ def layer_mask(
 def compact_positions(
     positions: Tensor, index: Tensor, valid: Tensor | None, real: Tensor | None
 ) -> Tensor:
-    """Positions `[b, m]` without gaps of the tokens at `index [b, m]`, from those `[b, n]` of all.
+    """Positions of the tokens that are left, without gaps: `[b, m]`.
 
-    Padding, where `real [b, n]` is False, has no position that could be missing; None: there is none.
+    Args:
+        positions: `[b, n]`, of all tokens.
+        index: `[b, m]`, the tokens that are left.
+        valid: `[b, m]`, which of them are not filler; None: all.
+        real: `[b, n]`, False at padding, which leaves no gap; None: no padding.
     """
     ones = torch.ones_like(index) if valid is None else valid.to(index.dtype)
     there = torch.zeros_like(positions).scatter(1, index, ones)

@@ -1,18 +1,41 @@
-"""What is known about a pass through a language model: its prompts, the tokens left of them, its cache."""
+"""The state of a pass through a language model: its prompts, the tokens that are left, its cache.
+
+Here "columns" are the positions of tokens in the whole sequence, padding and cached tokens included.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from tokenzoo_adapters.hf.vlm.placeholders import Visual
+from tokenzoo.recipe import Recipe
 
-Seen = tuple[Tensor, Tensor, float]
-"""Queries `[b, h, q, d]` and keys `[b, h or fewer, k, d]` of one attention, and the factor."""
+_STATE = "_tokenzoo_flow"
+
+AttentionCall = tuple[Tensor, Tensor, float]
+"""Queries `[b, h, q, d]`, keys `[b, h or fewer, k, d]` and the scale of one attention."""
+
+
+class VisualTokens(Protocol):
+    """One image or video of a prompt."""
+
+    @property
+    def full(self) -> int:
+        """Placeholders that the processor writes for it."""
+        ...
+
+    @property
+    def short(self) -> int:
+        """Its tokens that enter the language model."""
+        ...
+
+    def entering(self, recipe: Recipe, layer: int) -> int:
+        """Count its tokens that enter a layer, after the steps up to that layer."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,15 +43,15 @@ class Row:
     """The visual tokens of one prompt.
 
     Attributes:
-        places: where they are, in order; never the prompt's last token, from which the answer is read.
-        visuals: which images and videos they belong to.
-        last: where the prompt's last token is.
-        tokens: how many tokens are no padding, an answer behind the prompt included.
-        ends: 1 where the last token is a visual one, which always stays; otherwise 0.
+        places: their columns, in order, without the prompt's last token, from which the answer is read.
+        visuals: the images and videos that they belong to.
+        last: the column of the prompt's last token.
+        tokens: the number of tokens without padding, those of an answer after the prompt included.
+        ends: 1 if the last token is a visual one, which is always kept; otherwise 0.
     """
 
     places: tuple[int, ...]
-    visuals: tuple[Visual, ...]
+    visuals: tuple[VisualTokens, ...]
     last: int
     tokens: int
     ends: int = 0
@@ -39,15 +62,15 @@ class Prompt:
     """The visual tokens of a batch of prompts.
 
     Attributes:
-        rows: one per prompt.
-        mask: `[b, n]`, 0 at padding; None: there is none.
+        rows: one for each prompt.
+        mask: `[b, n]`, 0 at padding; None: no padding.
     """
 
     rows: tuple[Row, ...]
     mask: Tensor | None
 
     def real(self, x: Tensor) -> Tensor:
-        """Which of the tokens `x [b, n, c]` that entered are no padding: `[b, n]`."""
+        """Which of the tokens `x [b, n, c]` that entered are not padding: `[b, n]`."""
         if self.mask is None:
             return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         return (self.mask[:, -x.shape[1] :] != 0).to(x.device)
@@ -56,17 +79,17 @@ class Prompt:
 def prompt_of(
     ids: Tensor,
     mask: Tensor | None,
-    visuals: Mapping[int, list[Visual]],
+    visuals: Mapping[int, Sequence[VisualTokens]],
     length: int | None = None,
     times: int = 1,
 ) -> Prompt:
-    """Find the visual tokens of prompts `[b, n]` whose placeholders are as many as planned.
+    """Find the visual tokens of prompts `[b, n]` that have the planned number of placeholders.
 
     Args:
         ids: `[b, n]`.
         mask: `[b, k]` for these and what a cache holds before them, 0 at padding; or None.
         visuals: by the id of their placeholder, in the order of the prompts.
-        length: columns of the prompt, where its answer begins behind them; None: all.
+        length: columns of the prompt, if an answer follows; None: all.
         times: rows for each prompt, one after another (beams, or several answers).
     """
     rows: list[list[int]] = cast("Any", ids).tolist()
@@ -79,7 +102,7 @@ def prompt_of(
             found.append(found[-1])
             continue
         places = tuple(j for j, token in enumerate(row) if token in visuals)
-        mine: list[Visual] = []
+        mine: list[VisualTokens] = []
         for token, several in pending.items():
             left = row.count(token)
             while left > 0 and several:
@@ -99,39 +122,56 @@ def _nothing() -> Mapping[int, Columns]:
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Where a pass stands between two layers of the language model.
+class DecoderState:
+    """The state of a pass between two layers of the language model. It rides on the tokens.
 
     Attributes:
-        prompt: the visual tokens of the prompts that entered, or None where there are none.
+        prompt: the visual tokens of the prompts that entered; None: there are none.
         index: `[b, m]`, which of the tokens that entered are left, in order; None: all.
-        valid: `[b, m]` bool, which of them are more than filling; None: all.
-        whole: `[b, n, c]`, the tokens that entered, those that were dropped as they were then.
-        kept: of each prompt, where its visual tokens that are left were when they entered.
-        written: what the cache is to remember when the pass is through, by the layer of the step.
-        seen: the attention calls of the layer before, where the next one reduces by them.
-        entered: `[b, n, c]`, the prompt as it was embedded, where a step looks at that.
+        valid: `[b, m]` bool, which of them are not filler; None: all.
+        full: `[b, n, c]`, the tokens that entered, dropped ones with the features that they had then.
+        kept: for each prompt, the columns of its visual tokens that are left.
+        written: what the cache is to remember after the pass, by the layer of the step.
+        recorded: the attention calls of the layer before, where the next layer's step needs them.
+        embedded: `[b, n, c]`, the prompt's embeddings, where a step needs them.
     """
 
     prompt: Prompt | None
     index: Tensor | None = None
     valid: Tensor | None = None
-    whole: Tensor | None = None
+    full: Tensor | None = None
     kept: tuple[Tensor, ...] = ()
     written: Mapping[int, Columns] = field(default_factory=_nothing)
-    seen: tuple[Seen, ...] = ()
-    entered: Tensor | None = None
+    recorded: tuple[AttentionCall, ...] = ()
+    embedded: Tensor | None = None
+
+    def find(self, rows: list[int], places: Tensor) -> Tensor:
+        """Map columns `[g, n]` of the tokens that entered to positions among those that are left."""
+        if self.index is None:
+            return places
+        return torch.searchsorted(self.index[rows].contiguous(), places.contiguous())
+
+
+def get_state(x: Any) -> DecoderState | None:
+    """The state that rides on tokens, or None."""
+    return getattr(x, _STATE, None)
+
+
+def set_state(x: Tensor, state: DecoderState) -> Tensor:
+    """Put the state on tokens; returns them."""
+    setattr(x, _STATE, state)
+    return x
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a cache holds from some layer on.
+    """The columns that a cache holds from some layer on.
 
     Attributes:
-        index: `[b, k]`, which columns of the whole sequence.
-        valid: `[b, k]` bool, which of them are more than filling; None: all.
+        index: `[b, k]`, columns of the whole sequence.
+        valid: `[b, k]` bool, which of them are not filler; None: all.
         length: columns of the whole sequence when this was written.
-        lost: `[b, 1]`, how much smaller the positions of what follows are (positions="compact").
+        lost: `[b, 1]`, position offset of later tokens (positions="compact").
     """
 
     index: Tensor
@@ -140,23 +180,16 @@ class Columns:
     lost: Tensor | None = None
 
     def until(self, total: int) -> tuple[Tensor, Tensor | None]:
-        """Index and validity of all columns, when the whole sequence has so many."""
+        """Index and validity `[b, k + new]` of all columns of a sequence of `total` columns."""
         new = torch.arange(self.length, total, device=self.index.device)
         new = new.expand(self.index.shape[0], -1)
         return torch.cat([self.index, new], 1), join(self.valid, None, self.index, new)
 
 
 def join(a: Tensor | None, b: Tensor | None, like_a: Tensor, like_b: Tensor) -> Tensor | None:
-    """Two validities side by side; None stands for all."""
+    """Concatenate two validities `[b, k]`; None stands for all."""
     if a is None and b is None:
         return None
     a = torch.ones_like(like_a, dtype=torch.bool) if a is None else a
     b = torch.ones_like(like_b, dtype=torch.bool) if b is None else b
     return torch.cat([a, b], 1)
-
-
-def find(flow: Flow, rows: list[int], places: Tensor) -> Tensor:
-    """Where the tokens that entered at `places [g, n]` are among those that are left."""
-    if flow.index is None:
-        return places
-    return torch.searchsorted(flow.index[rows].contiguous(), places.contiguous())

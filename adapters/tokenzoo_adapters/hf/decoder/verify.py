@@ -1,41 +1,36 @@
-"""The proof that a language model is followed, made at attach time on random tokens.
+"""Checking at attach time, on random tokens, that a language model runs as `decoder.layers` expects.
 
 A version of transformers that hands its layers the cache, the masks or the positions in another way, or a
-layer that reads them in another way, would give wrong answers without a word; here it is a refusal. Three
-prompts of random features run through the first layer and the two layers at each step:
+layer that reads them in another way, would give wrong answers silently. Here it is a refusal. Three prompts
+of random features run through the first layer and the two layers at each step:
 
-- through the bare layers, without a cache, the two tokens of an answer at the end;
+- through the bare layers, without a cache, with the two tokens of an answer at the end;
 - with a cache and steps that keep all tokens of the first prompt and every second visual token of the
   others: the prompts, then one token of the answer, then the other;
 - the same without a cache, in one pass.
 
-The first prompt must come out as the bare layers have it, and the others with a cache as they do without.
+The first prompt must come out as from the bare layers, and the others with a cache as without.
 These are five passes of at most 54 tokens through two layers for each step and one more: for a model of 32
-layers together about half a pass. Hooks on these layers see them. Nothing is left of them: modes, random
-numbers, gradients and caches are as before.
+layers together about half a pass. Hooks on these layers are called. Modes, random numbers, gradients and
+caches are as before afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError, TokenzooError
-from tokenzoo.evidence import Evidence, layer_of
-from tokenzoo.hooks.verify import EverySecond
-from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Step
-from tokenzoo.schedules import Once
-from tokenzoo.token_map import TokenMap
-from tokenzoo_adapters.hf.decoder.layers import MROPE, Decoder
-from tokenzoo_adapters.hf.decoder.state import Row, prompt_of
+from tokenzoo_adapters.hf.decoder.language_model import MROPE
+from tokenzoo_adapters.hf.decoder.layers import Decoder
+from tokenzoo_adapters.hf.decoder.state import prompt_of
+from tokenzoo_adapters.hf.decoder.trial import TrialTokens, trial_decoder
 from tokenzoo_adapters.hf.names import (
     EMBEDS,
     MASK,
@@ -46,77 +41,39 @@ from tokenzoo_adapters.hf.names import (
     runs_on,
     takes,
 )
-from tokenzoo_adapters.hf.vlm.placeholders import Visual
 
 PROMPT, ANSWER = 16, 2
+"""Tokens of each prompt, padding included, and of each answer."""
+
 PADDED = (5, 0, 2)
 """Columns of padding at the left of each prompt."""
 
 FIRST, VISUAL = 6, (4, 8, 8)
-"""The column of the first visual token, and how many each prompt has."""
+"""The column of the first visual token, and the number of visual tokens of each prompt."""
 
 
 def prove(decoder: Decoder) -> None:
     """Compare a language model with itself, with and without steps and a cache.
 
     Args:
-        decoder: of the recipe; nothing of it is installed yet.
+        decoder: of the recipe, before it is installed.
 
     Raises:
-        AttachError: a difference, or something that does not run; names the language model and the gap.
+        AttachError: they differ, or the model does not run; names the language model and the difference.
     """
     if not decoder.works:
         return
-    language = cast("Any", decoder.language)
-    every: list[nn.Module] = list(language.layers)
+    language, steps = decoder.language, decoder.steps.by_layer
+    layers: list[nn.Module] = language.layers
     kinds: dict[type, int] = {}
-    for i, layer in enumerate(every):
+    for i, layer in enumerate(layers):
         kinds.setdefault(type(layer), i)
-    near = {i for layer in decoder.steps for i in (layer - 1, layer)}
+    near = {i for layer in steps for i in (layer - 1, layer)}
     used = sorted({0, *near, *kinds.values()})
-    steps = {used.index(layer): step for layer, step in decoder.steps.items()}
-    with _only(language, [every[i] for i in used]), _quiet(language) as device:
-        _compare(language, decoder.name, steps, _sample(language, device))
-
-
-@dataclass(frozen=True)
-class Half(EverySecond):
-    """Keep the tokens 1, 3, 5, ...; evidence that the recipe needs is asked for, of other layers too."""
-
-    def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Drop every other token."""
-        for need in sorted(self.wanted):
-            getattr(evidence.at(layer_of(need)), need.partition("@")[0])
-        return EverySecond().match(evidence, keep)
-
-
-class Trial(Decoder):
-    """Steps at which the first of our prompts keeps all its tokens, and the others half.
-
-    Args:
-        language: the language model, with the layers that are tried.
-        steps: by layer.
-    """
-
-    def __init__(self, language: nn.Module, steps: Mapping[int, Step]) -> None:
-        halves = [
-            replace(
-                step,
-                stage=replace(step.stage, layer=layer),
-                schedule=Once(),
-                matcher=Half(step.needs),
-                merger=Identity(),
-            )
-            for layer, step in steps.items()
-        ]
-        recipe, adapter = SimpleNamespace(steps=halves), SimpleNamespace(language_model=language)
-        attached = SimpleNamespace(recipe=recipe, active=True, note_prompts=_unnoted)
-        super().__init__(SimpleNamespace(base=adapter), cast("Attachment", attached))
-
-    def _keep(self, layer: int, row: Row) -> int:
-        if row.visuals[0].full == VISUAL[0]:
-            return VISUAL[0]
-        return row.visuals[0].full >> (1 + sorted(self.steps).index(layer))
+    tried = {used.index(layer): step for layer, step in steps.items()}
+    module = cast("Any", language.module)
+    with _only(module, [layers[i] for i in used]), _quiet(module) as device:
+        _compare(module, language.name, tried, _sample(module, device))
 
 
 @dataclass(frozen=True)
@@ -128,7 +85,7 @@ class Sample:
     positions: Tensor
 
     def run(self, language: Any, begin: int, end: int, **options: Any) -> tuple[Tensor, Any]:
-        """What a language model makes of the columns from `begin` to `end`, `[3, end - begin, c]`."""
+        """Run the columns from `begin` to `end`; returns features `[3, end - begin, c]` and the output."""
         output = language(
             **{
                 EMBEDS: self.x[:, begin:end],
@@ -140,7 +97,7 @@ class Sample:
         return last_of(output), output
 
     def decoded(self, language: Any, name: str, own: str) -> tuple[Tensor, Any]:
-        """The same of all columns, with a cache: the prompts, and one token of the answers at a time."""
+        """Run all columns with a cache: the prompts, then one token of the answers at a time."""
         out, output = self.run(language, 0, PROMPT, **{USES: True})
         cache = cache_in(output, name)
         if cache is None:
@@ -156,7 +113,7 @@ def _sample(language: Any, device: torch.device) -> Sample:
     generator = torch.Generator("cpu").manual_seed(0)
     config, n = language.config, PROMPT + ANSWER
     x = torch.randn(len(PADDED), n, int(config.hidden_size), generator=generator, device="cpu")
-    # As large as embeddings are: what the layers add is to be seen.
+    # No larger than embeddings are, so that a difference in what the layers add is seen.
     x = x * float(getattr(config, "initializer_range", None) or 0.02)
     place = torch.arange(n, device="cpu")
     mask = (place >= torch.tensor(PADDED, device="cpu")[:, None]).long()
@@ -170,7 +127,7 @@ def _sample(language: Any, device: torch.device) -> Sample:
 
 
 def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample) -> None:
-    """Demand that the first prompt is as it is without steps, and the others as without a cache."""
+    """Raise unless the first prompt is as without steps, and the others as without a cache."""
     bare, cached, whole = _passes(language, name, steps, sample)
     real = sample.mask.bool()
     cases = (
@@ -196,15 +153,16 @@ def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample
 def _passes(
     language: Any, name: str, steps: Mapping[int, Step], sample: Sample
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All columns `[3, n, c]`: by the bare layers; with steps and a cache; with steps and without."""
-    trial, n = Trial(language, steps), PROMPT + ANSWER
-    own = trial.takes.own
+    """All columns `[3, n, c]`: by the bare layers; with steps and a cache; with steps and no cache."""
+    trial, n = trial_decoder(language, steps), PROMPT + ANSWER
+    own = trial.language.takes.own
     if own is None:
         raise AttachError(f"{name} has no argument for a cache whose name is known. {REFUSED}")
     ids = torch.zeros(len(PADDED), n, dtype=torch.int64, device="cpu")
     for row, count in enumerate(VISUAL):
         ids[row, FIRST : FIRST + count] = 1
-    visuals = {1: [Visual(count, count) for count in VISUAL]}
+    layers = tuple(steps)
+    visuals = {1: [TrialTokens(full, layers if row else ()) for row, full in enumerate(VISUAL)]}
     mask, what = sample.mask.cpu(), "without any step"
     try:
         bare = sample.run(language, 0, n, **{USES: False})[0]
@@ -213,7 +171,7 @@ def _passes(
             what = "with a cache"
             trial.prompt(prompt_of(ids[:, :PROMPT], mask[:, :PROMPT], visuals))
             cached, cache = sample.decoded(language, name, own)
-            held = int(cache.get_seq_length(trial.in_cache[-1]))
+            held = int(cache.get_seq_length(trial.language.cache_layers[-1]))
             what = "without a cache"
             trial.prompt(prompt_of(ids, mask, visuals, PROMPT))
             whole = sample.run(language, 0, n, **{USES: False})[0]
@@ -245,13 +203,13 @@ REFUSED = (
 
 
 def _gap(a: Tensor, b: Tensor, there: Tensor) -> float:
-    """The largest difference of `[b, n, c]` where `there [b, n]`; NaN where there is one."""
+    """The largest difference of `[b, n, c]` where `there [b, n]`; NaN if a difference is NaN."""
     return float((a.float() - b.float()).abs()[there.to(a.device)].max())
 
 
 @contextmanager
 def _only(language: Any, layers: list[nn.Module]) -> Generator[None]:
-    """A language model with these of its layers alone."""
+    """Within the context the language model has these of its layers alone."""
     whole = language.layers
     language.layers = nn.ModuleList(layers)
     try:
@@ -262,7 +220,7 @@ def _only(language: Any, layers: list[nn.Module]) -> Generator[None]:
 
 @contextmanager
 def _quiet(language: nn.Module) -> Generator[torch.device]:
-    """In eval mode, without gradients and in its own dtype; gives the device of what enters."""
+    """Run a model in eval mode, without gradients and autocast; yields the device of its input."""
     training = [module for module in language.modules() if module.training]
     device = runs_on(cast("Any", language).embed_tokens)
     language.eval()
@@ -272,8 +230,3 @@ def _quiet(language: nn.Module) -> Generator[torch.device]:
     finally:
         for module in training:
             module.training = True
-
-
-def _unnoted(counts: tuple[int, ...]) -> None:
-    """Where a model keeps what its last prompts were, a trial leaves nothing."""
-    del counts

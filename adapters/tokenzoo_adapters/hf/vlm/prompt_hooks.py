@@ -69,7 +69,7 @@ class Doors:
         self.places = hasattr(adapter, "place")
         self.attached = attached
         self.model: nn.Module = adapter.model
-        self.decoder = Decoder(adapter, attached)
+        self.decoder = Decoder(adapter.base.language_model, attached)
         self.here = Here()
         self.name = type(self.model).__name__
         self.takes = takes(type(self.model))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenzoo_adapters.hf.decoder.next_layer import Coming
+from tokenzoo_adapters.hf.decoder.next_layer import NextLayerProbe
 from tokenzoo_adapters.hf.names import cached_keys
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
@@ -100,10 +100,10 @@ def test_it_is_what_the_layer_itself_attends_to(make: Any, config: Any, past: in
             output_attentions=True,
         ).attentions[1]
         ((states, turns, keys),) = given
-        coming = Coming(model.layers[1], turns, keys, mask.bool())
+        probe = NextLayerProbe(model.layers[1], turns, keys, mask.bool())
         for rows in ([0, 1], [1]):
             end, here = torch.tensor([[8], [6]])[rows], torch.tensor([[1, 4, 5], [2, 3, 6]])[rows]
-            ours = coming.last_attention(states, torch.tensor(rows), end, here)
+            ours = probe.last_attention(states, torch.tensor(rows), end, here)
             for i, r in enumerate(rows):
                 assert gap(ours[i], maps[r, :, end[i, 0], here[i] + past]) <= 1e-5
 

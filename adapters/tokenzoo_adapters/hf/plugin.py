@@ -13,9 +13,8 @@ from tokenzoo.adapter import Adapter
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo_adapters.hf.classifiers import AROUND, find_around, unknown
 from tokenzoo_adapters.hf.towers import NAMES, HFTower, find_tower
-from tokenzoo_adapters.hf.vlm.llava import FOLLOWED, find_llava
-from tokenzoo_adapters.hf.vlm.qwen import FOLLOWED as QWEN
-from tokenzoo_adapters.hf.vlm.qwen import find_qwen
+from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
+from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.qwen_tower import TOWERS as PACKED
 from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 
@@ -23,7 +22,8 @@ from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
     """Know transformers' vision towers; say of its other models what to attach to."""
-    found = find_tower(model) or _inside(model) or find_llava(model) or find_qwen(model)
+    found = find_tower(model) or _inside(model) or find_qwen_tower(model)
+    found = found or find_vision_language(model, SPECS)
     if found is not None or not type(model).__module__.startswith("transformers."):
         return found
     raise UnsupportedModelError(_refusal(model))
@@ -55,7 +55,7 @@ def _refusal(model: Any) -> str:
     if not inside:
         followed = [*(names.model for names in NAMES.values()), *PACKED.values()]
         followed += [around.model for around in AROUND]
-        followed += [whole for whole, _ in (*FOLLOWED.values(), *QWEN.values())]
+        followed += [spec.whole for spec in SPECS]
         return (
             f"{name} is not followed. Followed are {', '.join(followed)}. What works on it: "
             "zoo.reduce(features), behind the tower"

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo_adapters.hf.vlm.placeholders import Visual
+from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 
 Layout = tuple[tuple[bool, ...], ...]
 """Rows of a grid of crops: which of them show some of the image. `()`: a single crop, no grid."""
@@ -66,7 +66,9 @@ def short_tokens(config: Any, image_size: tuple[int, int], crops: bool, tokens: 
     return _crops(where) * tokens + _newlines(where)
 
 
-def visual(config: Any, image_size: tuple[int, int], crops: bool, full: int, tokens: int) -> Visual:
+def visual(
+    config: Any, image_size: tuple[int, int], crops: bool, full: int, tokens: int
+) -> VisualSpan:
     """An image of a prompt: `full` patch tokens of each crop, of which `tokens` are left.
 
     Raises:
@@ -78,7 +80,7 @@ def visual(config: Any, image_size: tuple[int, int], crops: bool, full: int, tok
     bare = full_tokens(config, image_size, crops)
     if tokens == full:
         short, newlines = bare, _lines(config, image_size, crops)[0]
-    return Visual(bare, short, units=_crops(where), fixed=newlines, patches=full)
+    return VisualSpan(bare, short, units=_crops(where), fixed=newlines, patches=full)
 
 
 def pooled(tokens: int) -> int:

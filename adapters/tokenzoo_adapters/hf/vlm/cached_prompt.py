@@ -15,15 +15,15 @@ from torch import Tensor
 from tokenzoo_adapters.hf.names import MASK, POSITIONS, cache_of
 from tokenzoo_adapters.hf.vlm.placeholders import Shortened
 
-MEMORY = "_tokenzoo_prompt"
-"""Where a cache keeps its `Memory`."""
+CACHED = "_tokenzoo_prompt"
+"""Where a cache keeps its `CachedPrompt`."""
 
 COUNTED = "_tokenzoo_counted"
 """On a cache whose tokens have positions that do not count padding."""
 
 
 @dataclass(frozen=True)
-class Memory:
+class CachedPrompt:
     """What a cache was made of.
 
     Attributes:
@@ -112,15 +112,15 @@ def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
         moves: whether positions count the tokens of the cache, and not those of the caller's prompt.
     """
     cache, mask, ids = cache_of(given), given.get(MASK), given.get("input_ids")
-    memory: Memory | None = getattr(cache, MEMORY, None)
-    if memory is None or not isinstance(mask, Tensor) or mask.ndim != 2 or ids is None:
+    cached: CachedPrompt | None = getattr(cache, CACHED, None)
+    if cached is None or not isinstance(mask, Tensor) or mask.ndim != 2 or ids is None:
         return given
     expected = int(cache.get_seq_length()) + ids.shape[1]
-    if mask.shape[1] != expected + memory.removed:
+    if mask.shape[1] != expected + cached.removed:
         return given
-    rest = mask[:, memory.full.shape[1] :]
-    new = {**given, MASK: torch.cat([memory.mask.to(mask), rest], 1)}
+    rest = mask[:, cached.full.shape[1] :]
+    new = {**given, MASK: torch.cat([cached.mask.to(mask), rest], 1)}
     positions = given.get(POSITIONS)
     if moves and isinstance(positions, Tensor):
-        new[POSITIONS] = positions - memory.lost.to(positions)
+        new[POSITIONS] = positions - cached.lost.to(positions)
     return new

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo_adapters.hf.names import MASK
-from tokenzoo_adapters.hf.vlm.placeholders import Shortened, Visual
+from tokenzoo_adapters.hf.vlm.placeholders import Shortened, VisualSpan
 
 GRIDS = ("image_grid_thw", "video_grid_thw")
 
@@ -24,7 +24,7 @@ GRIDS = ("image_grid_thw", "video_grid_thw")
 def positions(
     base: Any,
     given: Mapping[str, Any],
-    visuals: Mapping[int, Sequence[Visual]],
+    visuals: Mapping[int, Sequence[VisualSpan]],
     kept: Mapping[int, Sequence[Tensor]],
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ _PROCESSOR = (
 
 
 @dataclass(frozen=True)
-class Visual:
+class VisualSpan:
     """One image or video of a prompt.
 
     Attributes:
@@ -72,6 +72,9 @@ class Visual:
         return self.short - self.units * (per - at)
 
 
+Visual = VisualSpan  # the name that hf/decoder still uses
+
+
 @dataclass(frozen=True)
 class Shortened:
     """Which columns of a prompt are left.
@@ -103,7 +106,7 @@ class Shortened:
 
 def shorten(
     input_ids: Tensor,
-    visuals: Mapping[int, Sequence[Visual]],
+    visuals: Mapping[int, Sequence[VisualSpan]],
     *,
     attention_mask: Tensor | None = None,
     pad_left: bool,
@@ -169,7 +172,7 @@ def _on_host(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _states(
-    ids: Tensor, places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[Visual]]
+    ids: Tensor, places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[VisualSpan]]
 ) -> list[_State]:
     """What the counts say: "full" (as the processor writes them), "short" (as planned), or both."""
     fitting: dict[int, list[_State]] = {}
@@ -195,17 +198,17 @@ def _states(
     return states
 
 
-def _same(visuals: Mapping[int, Sequence[Visual]]) -> bool:
+def _same(visuals: Mapping[int, Sequence[VisualSpan]]) -> bool:
     return all(v.full == v.short for several in visuals.values() for v in several)
 
 
-def _count(visual: Visual, state: _State) -> int:
+def _count(visual: VisualSpan, state: _State) -> int:
     return visual.full if state == "full" else visual.short
 
 
 def _each(
-    places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[Visual]], state: _State
-) -> Iterator[tuple[int, int, Visual, Tensor]]:
+    places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[VisualSpan]], state: _State
+) -> Iterator[tuple[int, int, VisualSpan, Tensor]]:
     """Placeholder, number, visual and places `[p, 2]` of each image or video, read as full or short."""
     for token, several in visuals.items():
         begin = 0
@@ -216,7 +219,7 @@ def _each(
 
 
 def _apart(
-    places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[Visual]], state: _State
+    places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[VisualSpan]], state: _State
 ) -> bool:
     """Whether, read so, something lies between the placeholders of one image or video."""
     return any(
@@ -226,7 +229,7 @@ def _apart(
 
 
 def _torn(
-    token: int, mine: Tensor, number: int, several: Sequence[Visual], state: _State
+    token: int, mine: Tensor, number: int, several: Sequence[VisualSpan], state: _State
 ) -> BadArgumentError:
     row = int(mine[0, 0])
     here = int((mine[:, 0] == row).sum())

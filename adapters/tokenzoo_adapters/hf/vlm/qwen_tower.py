@@ -11,7 +11,8 @@ put the rows in their places.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -252,6 +253,15 @@ class HFQwenTower(PackedAdapter):
             begin, unit = begin + sum(whole[i] for i in mine), unit + slices
         index = torch.tensor(rows, device=merged.device)
         return merged.new_zeros(begin, merged.shape[1]).index_copy(0, index, merged)
+
+    @contextmanager
+    def filled(self) -> Generator[None]:
+        """Within, the tower returns as many rows of each image as in the bare model, zeros at the end."""
+        self.here.fills = True
+        try:
+            yield
+        finally:
+            self.here.fills = False
 
     def left(self) -> list[Tensor]:
         """Of each image and video of the last pass here, which of its groups are left: `[m]` each."""

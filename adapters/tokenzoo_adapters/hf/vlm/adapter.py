@@ -1,0 +1,265 @@
+"""A vision-language model of transformers, from the pixels to the answer: one adapter, by its spec.
+
+The tower has an adapter of its own, batched or packed, and is reduced as any tower is. What comes after it
+follows: the features of an image are put together (the spec's assembly), a prompt has as many placeholders
+as tokens come (`prompt_hooks`, `generate_wrapper`), with M-RoPE each token keeps its coordinates (`mrope`),
+and the language model can be reduced itself (`hf.decoder`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+from tokenzoo.adapter import Adapter, Attachment, BlockPath
+from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.packed import PackedAdapter
+from tokenzoo_adapters.hf.decoder.layers import check_decoder
+from tokenzoo_adapters.hf.names import ENCODED
+from tokenzoo_adapters.hf.towers import HFTower, find_tower
+from tokenzoo_adapters.hf.vlm import generate_wrapper, mrope
+from tokenzoo_adapters.hf.vlm.assembly import packed_tower
+from tokenzoo_adapters.hf.vlm.delegation import answers_as
+from tokenzoo_adapters.hf.vlm.interface import Placed
+from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
+from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks, undo_all
+from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
+from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
+
+IN_PROMPT = frozenset(
+    {
+        *("x", "mass", "keys", "last_attention", "text_attention", "text_rotation"),
+        *("x@text", "keys@text", "x@embedded", "text@embedded", "last_attention@next"),
+    }
+)
+"""Evidence of the layers of a language model about the visual tokens of a prompt."""
+
+
+@answers_as("tower", but=("with_prefix", "shrink"))
+@dataclass(frozen=True, eq=False)
+class VisionLanguageAdapter(Adapter):
+    """A vision-language model of transformers, with or without its language modelling head.
+
+    Args:
+        spec: of its family.
+        model: what was attached to.
+        base: the bare model, which has the tower, the projector and the language model.
+        tower: the adapter of the tower, down to the last block that is read.
+        projector: its path in `model`.
+        reaching: prefix tokens of the tower that the model does not cut off before the projector.
+        stages: all after the image; not in the tower where several of its hidden states are read as one.
+        dynamic_size: whether its tower takes several sizes without an argument of the call.
+    """
+
+    spec: VisionLanguageSpec
+    model: Any
+    base: Any
+    tower: Adapter
+    projector: str
+    reaching: int
+    stages: frozenset[str]
+    dynamic_size: bool
+
+    # It takes no mean of the tower's hidden states.
+    all_tokens = ""
+
+    def blocks(self) -> tuple[BlockPath, ...]:
+        """The tower's blocks that are read."""
+        return self.tower.blocks()
+
+    def shows(self, stage: str) -> frozenset[str]:
+        """In the prompt, what a decoder layer shows; elsewhere what the tower does."""
+        if stage == "llm":
+            return IN_PROMPT
+        # After the tower its attention is carried along as keys, queries and means.
+        return self.provides - {"attention"} if stage == "projected" else self.provides
+
+    def followers(self) -> tuple[str, ...]:
+        """The tower's final norm, where it is read after that."""
+        return () if self.spec.reads else self.tower.followers()
+
+    def connect(self, attached: Attachment) -> Callable[[], None]:
+        """Make features, prompts, positions and the language model follow."""
+        spec, base = self.spec, self.base
+        undo: list[Callable[[], Any]] = []
+        try:
+            behind = self.tower.connect(attached)
+            undo += [] if behind is None else [behind]
+            hooks = PromptHooks(self, attached)
+            undo.append(hooks.install())
+            undo.append(generate_wrapper.install(hooks))
+            undo += [assemble(spec, base, self.tower) for assemble in spec.assembly]
+        except BaseException:
+            undo_all(undo)
+            raise
+        if spec.positions == "mrope":
+            # Where positions go on from is kept on the model, and a text decoded by hand reads it.
+            undo.append(partial(setattr, base, "rope_deltas", base.rope_deltas))
+        return partial(undo_all, undo)
+
+    def shorten(self, attached: Attachment, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the processor returned, with the planned placeholders."""
+        return PromptHooks(self, attached).shorten(inputs)
+
+    def visuals(
+        self, given: Mapping[str, Any], plan: Callable[[int], int]
+    ) -> dict[int, list[VisualSpan]]:
+        """The images and videos of a call, in the order in which the model fills them into the prompt.
+
+        Args:
+            given: the arguments of the call.
+            plan: maps the tokens of an image, crop, frame or slice in time to those of them that enter the
+                language model. A token is a group where the projector joins patches.
+
+        Returns:
+            By the id of the placeholder.
+
+        Raises:
+            AttachError: the call asks for other features than those that were planned on, or has pixels
+                without their sizes.
+        """
+        config = self.base.config
+        for name in self.spec.settings:
+            value = given.get(name)
+            if value is not None and value != getattr(config, name, value):
+                raise AttachError(
+                    f"{name}={value!r} in a call, and the recipe was planned on {getattr(config, name)!r}: "
+                    f"set it in the model's config (model.config.{name}), then attach"
+                )
+        found: dict[int, list[VisualSpan]] = {}
+        for modality in self.spec.modalities:
+            pixels = given.get(modality.pixels)
+            if pixels is None or not len(pixels):
+                continue
+            sizes = given.get(modality.sizes)
+            if modality.sizes and sizes is None:
+                raise AttachError(
+                    f"{modality.pixels} without {modality.sizes}: the processor returns both, and the "
+                    "number of tokens depends on them: model.generate(**inputs)"
+                )
+            call = SpanCall(self.spec, self.base, self.tower, pixels, sizes, given, plan)
+            found.setdefault(int(getattr(config, modality.placeholder)), []).extend(
+                modality.spans(call)
+            )
+        return found
+
+    def place(self, given: Mapping[str, Any], spans: Spans, start: Any = None) -> Placed:
+        """Encode the images of a call, and find the positions of what is left of them.
+
+        Args:
+            given: the arguments, with the short prompt `[b, m]`.
+            spans: its images and videos.
+            start: `[b, 1]`, where positions begin; None: at 0.
+        """
+        tower, new = packed_tower(self.tower), dict(given)
+        encoded: dict[str, Any] = {}
+        kept: dict[int, list[Any]] = {}
+        for modality in self.spec.modalities:
+            pixels = new.pop(modality.pixels, None)
+            if pixels is None:
+                continue
+            encode = getattr(self.base, modality.features)
+            encoded[modality.kind] = encode(pixels, new[modality.sizes], return_dict=True)
+            kept[int(getattr(self.base.config, modality.placeholder))] = tower.left()
+        if encoded:
+            new[ENCODED] = encoded
+        positions, after = mrope.positions(self.base, new, spans, kept, start)
+        return Placed(new, positions, kept, after)
+
+
+@answers_as("tower", of=PackedAdapter)
+@dataclass(frozen=True, eq=False)
+class PackedVisionLanguageAdapter(VisionLanguageAdapter, PackedAdapter):
+    """The same, around a packed tower."""
+
+    def units(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of the tokens of each unit of the pass."""
+        return cast("PackedAdapter", self.tower).units()
+
+
+def find_vision_language(
+    model: Any, specs: tuple[VisionLanguageSpec, ...]
+) -> VisionLanguageAdapter | None:
+    """The adapter of a vision-language model, if it is of a family with a spec.
+
+    Args:
+        model: with or without its language modelling head.
+        specs: of the families that are known.
+
+    Raises:
+        UnsupportedModelError: it is, and cannot be followed.
+    """
+    for spec in specs:
+        module = sys.modules.get(f"transformers.models.{spec.folder}.modeling_{spec.folder}")
+        if module is None:
+            continue
+        if isinstance(model, getattr(module, spec.bare)):
+            return _adapter(spec, model, model)
+        if isinstance(model, getattr(module, spec.whole)):
+            return _adapter(spec, model, model.model)
+    return None
+
+
+def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageAdapter:
+    name = type(model).__name__
+    if spec.streams:
+        raise UnsupportedModelError(
+            f"{name} hands features of inner blocks of its tower ({spec.streams[0].name}) to its language "
+            "model, which no adapter carries yet. What works on it: zoo.reduce(features), after the tower"
+        )
+    tower = _tower(spec, model, base)
+    reason = spec.refuse(base, tower)
+    if reason is not None:
+        raise UnsupportedModelError(f"{name} {reason}")
+    check_decoder(getattr(base, spec.language), name)
+    kind = (
+        PackedVisionLanguageAdapter if isinstance(tower, PackedAdapter) else VisionLanguageAdapter
+    )
+    inside = frozenset({"block", "features"} if len(_read(spec, base.config)) < 2 else ())
+    return kind(
+        spec,
+        model,
+        base,
+        tower,
+        projector=f"{_at(model, base)}{spec.projector}",
+        reaching=spec.reaching(base.config, tower.prefix),
+        stages=frozenset({"projected", "llm"}) | inside,
+        dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
+    )
+
+
+def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
+    """The adapter of the tower, down to the last block whose result is read."""
+    name, tower = type(model).__name__, getattr(base, spec.tower)
+    at = f"{_at(model, base)}{spec.tower}."
+    whole = find_tower(tower, at=at) or find_qwen_tower(tower, at)
+    if whole is None:
+        raise UnsupportedModelError(
+            f"{name} has the vision tower {type(tower).__name__}, which is not followed. What works on it: "
+            "zoo.reduce(features), after the tower"
+        )
+    if not isinstance(whole, HFTower):
+        return whole
+    read, blocks = _read(spec, base.config), len(whole.blocks())
+    depth = max((layer if layer >= 0 else blocks + 1 + layer for layer in read), default=blocks)
+    if not 1 <= depth <= blocks:
+        layers = getattr(base.config, spec.reads)
+        raise UnsupportedModelError(
+            f"{name} reads the hidden states {layers!r} of a tower of {blocks} blocks: there is no block "
+            "before them that could be reduced"
+        )
+    return replace(whole, outer=base, depth=depth)
+
+
+def _read(spec: VisionLanguageSpec, config: Any) -> tuple[int, ...]:
+    """Indices of the hidden states of the tower that are read; (): the last one, after its final norm."""
+    layers = getattr(config, spec.reads) if spec.reads else ()
+    return (layers,) if isinstance(layers, int) else tuple(layers)
+
+
+def _at(model: Any, base: Any) -> str:
+    """The path of the bare model in what was attached to, with a dot."""
+    return "" if base is model else "model."

@@ -1,0 +1,66 @@
+"""A prompt that goes on where a cache ended: only what is new is shortened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tokenzoo.errors import AttachError
+from tokenzoo_adapters.hf.names import MASK, POSITIONS
+from tokenzoo_adapters.hf.vlm.cached_prompt import CachedPrompt
+from tokenzoo_adapters.hf.vlm.interface import PromptAdapter
+from tokenzoo_adapters.hf.vlm.shortening import ShortCall, count_on, per_token, shorten_call
+from tokenzoo_adapters.hf.vlm.spec import Spans
+
+
+def continued(
+    adapter: PromptAdapter, prompt: dict[str, Any], spans: Spans, cached: CachedPrompt
+) -> ShortCall:
+    """Put what a cache holds in front of the new part of a conversation, which is shortened.
+
+    Args:
+        adapter: of the model.
+        prompt: the arguments of `generate`, with the whole conversation, or its new tokens alone.
+        spans: its images and videos.
+        cached: what the cache was made of.
+
+    Raises:
+        AttachError: the conversation does not begin with the prompt that the cache was made of.
+    """
+    ids, mask = prompt["input_ids"], prompt.get(MASK)
+    n = cached.full.shape[1]
+    if not cached.begins(ids):
+        if mask is not None and mask.shape[1] >= n + ids.shape[1]:
+            # Only the new tokens were passed, with the mask of all.
+            mask = torch.cat([cached.mask.to(mask), mask[:, n:]], 1)
+            return ShortCall({**prompt, MASK: mask}, cached)
+        raise AttachError(
+            f"the cache was made of another prompt: input_ids {tuple(ids.shape)} do not begin with the "
+            f"{n} tokens that it was made of. Pass the whole conversation, as generate returned it, or "
+            "no cache"
+        )
+    new = {
+        name: value[..., n:] if per_token(name, value, ids) else value
+        for name, value in prompt.items()
+    }
+    lost, after, positions = cached.lost, cached.after, cached.positions
+    if new["input_ids"].shape[1]:
+        short = shorten_call(adapter, new, spans, pad_left=True)
+        new = short.given
+        lost = lost if short.cached is None else lost + short.cached.lost
+    rows = torch.ones_like(new["input_ids"]) if mask is None else new[MASK]
+    joined = {
+        "input_ids": torch.cat([cached.short, new["input_ids"]], 1),
+        MASK: torch.cat([cached.mask.to(rows), rows], 1),
+    }
+    whole = {**new, **joined}
+    if positions is not None and after is not None and new["input_ids"].shape[1]:
+        placed = adapter.place(new, spans, after)
+        after = placed.after
+        positions = torch.cat([positions, placed.positions.to(positions)], -1)
+        whole = {**placed.given, **joined, POSITIONS: positions, "mm_token_type_ids": None}
+        count_on(adapter, after, joined[MASK].sum(1, keepdim=True))
+    return ShortCall(
+        whole, CachedPrompt(ids, joined["input_ids"], joined[MASK], lost, positions, after)
+    )

@@ -1,0 +1,70 @@
+"""How many placeholders an image or video has, in the bare model and with fewer tokens: common rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import AttachError
+from tokenzoo_adapters.hf.vlm import anyres
+from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
+from tokenzoo_adapters.hf.vlm.spec import SpanCall
+
+
+def per_image(call: SpanCall) -> list[VisualSpan]:
+    """Images or tiles `[images, 3, h, w]`, each with the tokens of its size and the prefix that reaches."""
+    n, extra = call.tokens(), call.reaching()
+    span = VisualSpan(n + extra, call.plan(n) + extra, fixed=extra, patches=n)
+    return [span] * len(call.pixels)
+
+
+def per_size(call: SpanCall) -> list[VisualSpan]:
+    """Images of sizes `[images, 2]` that are cut into a base crop and a grid of crops (`anyres.py`).
+
+    `batch_num_images` says how many images each prompt has; one of several is a single crop (OneVision).
+    """
+    n = call.tokens()
+    m = call.plan(n)
+    cut: Sequence[bool] = [True] * len(call.sizes)
+    numbers = call.given.get("batch_num_images")
+    if numbers is not None:
+        cut = [int(count) == 1 for count in numbers for _ in range(int(count))]
+    return [
+        anyres.visual(call.base.config, (int(size[0]), int(size[1])), crops, n, m)
+        for size, crops in zip(call.sizes, cut, strict=True)
+    ]
+
+
+def per_grid(call: SpanCall) -> list[VisualSpan]:
+    """Packed patches with a grid `[images, 3]` (time, rows, columns): each slice in time is a unit.
+
+    Raises:
+        AttachError: the grids are no tensor.
+    """
+    if not isinstance(call.sizes, Tensor):
+        raise AttachError(
+            f"the grids of images are a {type(call.sizes).__name__}; they are a tensor [images, 3], as the "
+            "processor returns it: model.generate(**inputs)"
+        )
+    rows: list[list[int]] = cast("Any", call.sizes).tolist()
+    group = call.spec.group(call.base.config)
+    sizes = [(t, h * w // group) for t, h, w in rows]
+    return [VisualSpan(t * n, t * call.plan(n), units=t, patches=n) for t, n in sizes]
+
+
+def pooled_frames(call: SpanCall) -> list[VisualSpan]:
+    """Videos `[videos, frames, 3, h, w]` whose frames `apply_pooling` pools, with a newline at the end.
+
+    What is left of a reduced frame is not pooled again.
+    """
+    n, frames = call.tokens(), int(call.pixels.shape[1])
+    m = call.plan(n)
+    # What the model itself pools a frame to; a subclass may do so in its own way.
+    frame = torch.empty(1, n, 1, device="meta")
+    pooled = cast("Any", type(call.base)).apply_pooling(call.base, frame).shape[1]
+    full = frames * int(pooled) + 1
+    short = full if m == n else frames * m + 1
+    return [VisualSpan(full, short, frames, 1, n)] * len(call.pixels)

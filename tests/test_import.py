@@ -1,8 +1,14 @@
-"""Importing tokenzoo is cheap: no library is loaded that a user of bare tensors does not need."""
+"""Importing tokenzoo is cheap: no library is loaded that a user of bare tensors does not need.
+
+All that needs an interpreter of its own is answered by one: what is loaded after each of some statements,
+and the errors that they raise.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,27 +25,79 @@ from tokenzoo.zoo import Method
 HEAVY = ("timm", "transformers", "matplotlib", "sklearn", "hypothesis", "triton")
 
 
-def loaded(statement: str) -> set[str]:
-    """Which of the heavy libraries are loaded after a statement, in an interpreter of its own."""
-    code = f"{statement}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def test_importing_looking_up_names_and_reducing_tensors_loads_no_heavy_library() -> None:
-    statement = (
+# In this order, each after those above it.
+STATEMENTS = {
+    "tensors": (
         "import tokenzoo, torch; tokenzoo.list_recipes(); tokenzoo.list_adapters(); "
         "tokenzoo.build('divprune', keep=2).reduce(torch.randn(1, 5, 3))"
-    )
-    assert loaded(statement) == set()
+    ),
+    "commands": "import tokenzoo.cli",
+    "variable": "x = torch.ones(1, 1, 2, 3); tokenzoo.kernels.received_attention(x, x, scale=1.0)",
+    "digits": (
+        "sys.modules |= dict.fromkeys(('sklearn', 'timm')); from tokenzoo.tools import digits; "
+        "digits.splits()"
+    ),
+    "a model of digits": "digits.digits_vit()",
+    "the kit": "import tokenzoo.testing",
+    "matplotlib": "import matplotlib",
+}
+RUN = """
+import json, sys
+
+said, names = [], {"sys": sys}
+for statement in json.loads(sys.argv[1]):
+    try:
+        exec(statement, names)
+        error = ""
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    said.append([[name for name, module in sys.modules.items() if module], error])
+print(json.dumps(said))
+"""
 
 
-def test_this_check_can_fail() -> None:
-    assert "matplotlib" in loaded("import matplotlib")
+@pytest.fixture(scope="module")
+def said() -> dict[str, tuple[set[str], str]]:
+    """What is loaded after each statement, and the error that it raised, by the statement's name."""
+    command = [sys.executable, "-c", RUN, json.dumps([*STATEMENTS.values()])]
+    # A value that is refused where it is used, and not by the import.
+    environment = {**os.environ, "TOKENZOO_KERNELS": "cuda"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = [(set(names), error) for names, error in json.loads(done.stdout)]
+    return dict(zip(STATEMENTS, found, strict=True))
 
 
-def test_the_kit_for_tests_is_what_needs_hypothesis() -> None:
-    assert "hypothesis" in loaded("import tokenzoo.testing")
+def test_importing_looking_up_names_and_reducing_tensors_loads_no_heavy_library(said) -> None:
+    names, error = said["tensors"]
+    assert error == ""
+    assert names.isdisjoint(HEAVY)
+
+
+def test_importing_the_commands_imports_none_of_them(said) -> None:
+    names, error = said["commands"]
+    assert error == ""
+    assert names.isdisjoint(HEAVY)
+    assert not [name for name in names if name.startswith("tokenzoo.cli.")]
+
+
+def test_this_check_can_fail(said) -> None:
+    assert "matplotlib" in said["matplotlib"][0]
+
+
+def test_the_kit_for_tests_is_what_needs_hypothesis(said) -> None:
+    assert "hypothesis" not in said["a model of digits"][0]
+    assert "hypothesis" in said["the kit"][0]
+
+
+def test_the_variable_of_the_kernels_is_checked_where_it_is_used(said) -> None:
+    words = "BadArgumentError: TOKENZOO_KERNELS='cuda'; it is 'auto', 'torch' or 'triton'"
+    assert words in said["variable"][1]
+
+
+@pytest.mark.parametrize("statement", ["digits", "a model of digits"])
+def test_the_digits_can_be_imported_without_the_demo_extra(said, statement: str) -> None:
+    assert said[statement][1].startswith("MissingDependencyError: ")
+    assert "pip install 'tokenzoo[demo]'" in said[statement][1]
 
 
 @pytest.mark.parametrize("kind", [Attached, TokenBudget, Event, Reduced, Method])

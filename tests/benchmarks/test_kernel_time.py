@@ -60,7 +60,14 @@ def test_slopes_of_the_log_log_plot() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from Linux")
-def test_the_file_says_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_says_what_was_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two peaks is measured: each is an interpreter of its own."""
+    peak = bench.peak
+    monkeypatch.setattr(
+        bench, "peak", lambda kernel, n, given: peak(kernel, 16, given) if n == 16 else 1.0
+    )
     out = tmp_path / "times.json"
     given = ["--kernel", "best_match", "--tokens", "16", "--batch", "1", "--rounds", "2"]
     threads = torch.get_num_threads()

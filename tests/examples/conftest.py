@@ -7,7 +7,6 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,26 +63,22 @@ class Place:
         )
 
 
-@pytest.fixture(scope="session")
-def make_place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Place]:
-    """Make a fresh place, with nothing of a plugin in it."""
-
-    def make() -> Place:
-        environment = tmp_path_factory.mktemp("environment")
-        venv.create(environment, symlinks=True)
-        paths = sysconfig.get_paths()
-        (packages,) = environment.glob("lib/python*/site-packages")
-        sees = {SEES.format(paths[kind]) for kind in ("purelib", "platlib")}
-        (packages / "outer.pth").write_text("".join(sorted(sees)))
-        names = {
-            "python": environment / "bin" / "python",
-            "outer": sys.executable,
-            "isolation": "--no-build-isolation" if find_spec("hatchling") else "",
-        }
-        for name, text in {"tokenzoo": TOKENZOO, "pip": PIP}.items():
-            script = environment / "bin" / name
-            script.write_text(text.format(**names))
-            script.chmod(0o755)
-        return Place(environment, tmp_path_factory.mktemp("folder"))
-
-    return make
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A fresh place, with nothing of a plugin in it."""
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment, symlinks=True)
+    paths = sysconfig.get_paths()
+    (packages,) = environment.glob("lib/python*/site-packages")
+    sees = {SEES.format(paths[kind]) for kind in ("purelib", "platlib")}
+    (packages / "outer.pth").write_text("".join(sorted(sees)))
+    names = {
+        "python": environment / "bin" / "python",
+        "outer": sys.executable,
+        "isolation": "--no-build-isolation" if find_spec("hatchling") else "",
+    }
+    for name, text in {"tokenzoo": TOKENZOO, "pip": PIP}.items():
+        script = environment / "bin" / name
+        script.write_text(text.format(**names))
+        script.chmod(0o755)
+    return Place(environment, tmp_path_factory.mktemp("folder"))

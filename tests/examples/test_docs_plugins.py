@@ -1,7 +1,12 @@
-"""docs/plugins.md leads where it says: every block is run, in its order, and prints what is shown."""
+"""docs/plugins.md leads where it says: every block is run, in its order, and prints what is shown.
+
+What it builds is the example of a plugin, which is then looked at as a stranger has it: installed by pip,
+found, attached, checked, and gone.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -16,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tokenzoo-energy"
 TEXT = (ROOT / "docs" / "plugins.md").read_text()
 
-# Runs all blocks of Python in one process and says what each has printed, the error included.
+# Runs all texts of Python in one process and says what each has printed, the error included.
 RUN = """
 import contextlib, io, json, sys
 
@@ -31,6 +36,64 @@ for text in json.loads(sys.stdin.read()):
             print(f"{type(error).__name__}: {error}")
     said.append(printed.getvalue())
 print(json.dumps(said))
+"""
+
+
+# What is asked of the installed plugin, before the blocks are run in the same process.
+USE = """
+import json, sys
+from importlib.metadata import entry_points
+
+import timm, torch
+import tokenzoo
+
+(entry,) = entry_points(group="tokenzoo", name="energy")
+said = {"value": entry.value, "distribution": entry.dist.name, "requires": entry.dist.requires}
+said["imported before"] = "tokenzoo_energy" in sys.modules
+said["scorers"] = tokenzoo.list_scorers("energ*")
+said["recipes"] = tokenzoo.list_recipes("energ*")
+said["file"] = sys.modules["tokenzoo_energy"].__file__
+
+torch.manual_seed(0)
+vit = timm.create_model("vit_tiny_patch16_224", depth=4, embed_dim=48, num_heads=2, num_classes=3).eval()
+images = torch.randn(2, 3, 224, 224)
+bare = vit(images)
+zoo = tokenzoo.build("energetic", keep=50, power=1.0)
+with zoo.attach(vit) as attached:
+    reduced = vit(images)
+    said["counts"], said["planned"] = attached.counts, attached.plan().blocks
+    said["finite"] = bool(reduced.isfinite().all())
+    said["another result"] = not torch.equal(reduced, bare)
+    said["needs"] = sorted(zoo.recipe.needs)
+said["bare again"] = torch.equal(vit(images), bare)
+
+by_hand = tokenzoo.build(zoo.recipe)
+for name, saved in {"by name": zoo, "by hand": by_hand}.items():
+    saved.save(f"{name}.json")
+    said[name] = tokenzoo.load(f"{name}.json").recipe == zoo.recipe
+print(json.dumps(said))
+"""
+
+GONE = """
+import json
+import tokenzoo
+
+said = {"scorers": tokenzoo.list_scorers("energ*"), "recipes": tokenzoo.list_recipes("energ*")}
+for name in ("by name", "by hand"):
+    try:
+        tokenzoo.load(f"{name}.json")
+    except tokenzoo.TokenzooError as error:
+        said[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+
+BROKEN = """
+from tokenzoo_energy import Energy
+
+class Louder(Energy):
+    def score(self, evidence):
+        score = super().score(evidence)
+        return score - score.mean(0)          # over the batch: looks at other images
 """
 
 
@@ -61,9 +124,8 @@ def shows(shown, printed):
 
 
 @pytest.fixture(scope="module")
-def printed(make_place):
-    """What each block prints, in a place that was empty."""
-    place = make_place()
+def printed(place):
+    """What each block prints, in a place that was empty, and what `USE` does: by its text."""
     found = {}
     for block in blocks():
         if block.file:
@@ -73,11 +135,15 @@ def printed(make_place):
             assert result.returncode == 0, result.stdout
             found[block] = result.stdout
     python = [block for block in blocks() if block.language == "python" and not block.file]
-    (place.folder / "run.py").write_text(RUN)
-    result = place.run("python run.py", stdin=json.dumps([block.text for block in python]))
+    elsewhere = place.folder / "elsewhere"  # where the module is the installed one
+    elsewhere.mkdir()
+    (elsewhere / "run.py").write_text(RUN)
+    result = place.run(
+        "python elsewhere/run.py", stdin=json.dumps([USE, *(block.text for block in python)])
+    )
     assert result.returncode == 0, result.stdout
     said = json.loads(result.stdout.splitlines()[-1])
-    return found | dict(zip(python, said, strict=True))
+    return found | dict(zip([USE, *python], said, strict=True))
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if not b.file], ids=lambda b: b.text[:40])
@@ -119,3 +185,51 @@ def test_what_is_shown_can_be_wrong():
     assert shows("...\nb\n", "a\nc\nb\n")
     assert not shows("a\nb", "a\nc\n")
     assert not shows("", "UnknownNameError: no\n")
+
+
+def test_the_module_is_small():
+    module = EXAMPLE / "tokenzoo_energy.py"
+    lines = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            lines |= set(range(node.lineno, (body[0].lineno if body else node.end_lineno + 1)))
+            lines |= {decorator.lineno for decorator in getattr(node, "decorator_list", [])}
+    assert 15 < len(lines) < 30
+
+
+def test_it_is_found_by_its_entry_point_and_used_on_a_model(place, printed):
+    said = json.loads(printed[USE].splitlines()[-1])
+    assert said["value"] == "tokenzoo_energy"
+    assert said["distribution"] == "tokenzoo-energy"
+    assert said["requires"][0] == "tokenzoo>=0.1"
+    assert not said["imported before"]
+    assert said["scorers"] == ["energy"]
+    assert said["recipes"] == ["energetic"]
+    assert Path(said["file"]).is_relative_to(place.environment)
+    assert said["counts"] == said["planned"] == [196, 123, 123, 50]
+    assert said["needs"] == []
+    for fact in ("finite", "another result", "bare again", "by name", "by hand"):
+        assert said[fact], fact
+
+
+@pytest.mark.usefixtures("printed")
+def test_a_broken_part_is_told_what_is_wrong(place):
+    (place.folder / "louder.py").write_text(BROKEN)
+    result = place.run("tokenzoo check louder:Louder --examples 5")
+    assert result.returncode == 1, result.stdout
+    assert "breaks the law 'batch_independent': An image alone has the result" in result.stdout
+    for part in ("expected: ", "found: ", "smallest example:", "read: "):
+        assert f"\n  {part}" in result.stdout
+
+
+@pytest.mark.usefixtures("printed")
+def test_it_goes_without_a_trace(place):
+    result = place.run("pip uninstall --quiet --yes tokenzoo-energy 2>&1 && python -", stdin=GONE)
+    assert result.returncode == 0, result.stdout
+    said = json.loads(result.stdout.splitlines()[-1])
+    assert said["scorers"] == said["recipes"] == []
+    assert said["by name"].startswith("UnknownNameError: no recipe 'energetic'; ")
+    assert said["by hand"].startswith("UnknownNameError: no scorer 'energy'; ")

@@ -956,7 +956,10 @@ def test_graph_breaks_change_nothing() -> None:
     assert _get_current_function_mode_stack() == []
 
 
-MODELS = {"timm": tiny, "torchvision": torchvision_vit}
+MODELS: dict[str, Callable[[], Any]] = {
+    "timm": lambda: tiny(depth=1),
+    "torchvision": lambda: torchvision_vit(depth=1),
+}
 
 
 @pytest.mark.parametrize("library", MODELS)
@@ -969,7 +972,7 @@ def test_what_was_compiled_bare_is_compiled_anew(library: str) -> None:
     with compiler() as compiled, first:
         early = compiled(model)
         assert gap(run(early, x), bare) <= 1e-5
-        attached = tokenzoo.build("tome", keep=5).attach(model)
+        attached = tokenzoo.build("tome", keep=8).attach(model)
         reduced = run(model, x)
         assert gap(reduced, bare) > 1e-2
         late = compiled(copy.deepcopy(model))
@@ -981,15 +984,14 @@ def test_what_was_compiled_bare_is_compiled_anew(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", MODELS)
-@pytest.mark.parametrize("order", ["bare first", "bare last"])
-def test_a_bare_and_an_attached_model_are_compiled_side_by_side(library: str, order: str) -> None:
+def test_a_bare_model_is_compiled_after_an_attached_one(library: str) -> None:
     """As in every comparison of the two: neither may run what was compiled for the other."""
     bare, reduced = MODELS[library](), MODELS[library]()
     x = images(bare)
     expected = run(bare, x)
-    tokenzoo.build("tome", keep=5).attach(reduced)
-    pair = [(bare, expected), (reduced, run(reduced, x))]
-    assert gap(pair[1][1], expected) > 1e-2
+    tokenzoo.build("tome", keep=8).attach(reduced)
+    wanted = run(reduced, x)
+    assert gap(wanted, expected) > 1e-2
     with compiler() as compiled:
-        for model, wanted in pair if order == "bare first" else pair[::-1]:
-            assert gap(run(compiled(model), x), wanted) <= 1e-5
+        assert gap(run(compiled(reduced), x), wanted) <= 1e-5
+        assert gap(run(compiled(bare), x), expected) <= 1e-5

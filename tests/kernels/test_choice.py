@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -72,19 +68,3 @@ def test_a_traced_program_is_an_exported_one() -> None:
     note(X)
     torch.jit.trace(note, X, check_trace=False)
     assert seen == [False, True]
-
-
-def test_the_variable_is_checked_where_it_is_used() -> None:
-    code = (
-        "import tokenzoo, torch; x = torch.ones(1, 1, 2, 3); "
-        "tokenzoo.kernels.received_attention(x, x, scale=1.0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TOKENZOO_KERNELS": "cuda"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    said = "BadArgumentError: TOKENZOO_KERNELS='cuda'; it is 'auto', 'torch' or 'triton'"
-    assert said in done.stderr

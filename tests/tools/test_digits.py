@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +9,7 @@ import torch.nn.functional as F
 pytest.importorskip("sklearn")
 pytest.importorskip("timm")
 
-from tokenzoo.errors import BadArgumentError, MissingDependencyError, TokenzooError
+from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.tools import digits
 
 # What tokenzoo/weights/README.md reports on 5,000 test collages.
@@ -168,18 +165,3 @@ def test_the_shipped_model_is_as_good_as_its_card() -> None:
     for name, claimed in CARD.items():
         # 250 collages leave "all counts" a standard error of three points; the others, below one
         assert found[name] >= claimed - (0.06 if name == "all counts" else 0.03), found
-
-
-def test_the_module_imports_without_the_demo_extra() -> None:
-    hide = "import sys\nfor n in ('sklearn', 'timm'): sys.modules[n] = None\n"
-    code = hide + (
-        "from tokenzoo.tools import digits\n"
-        "for call in (digits.splits, digits.digits_vit):\n"
-        "    try: call()\n"
-        "    except ImportError as e: print(type(e).__name__, e)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    assert all(MissingDependencyError.__name__ in each for each in lines)
-    assert all("pip install 'tokenzoo[demo]'" in each for each in lines)

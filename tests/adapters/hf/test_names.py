@@ -37,9 +37,10 @@ def test_no_other_file_knows_a_name() -> None:
     known = set(hf_names.CACHES)
     for name in ("EMBEDS", "FEATURES", "MASK", "POSITIONS", "ANGLES", "ENCODED", "LAST", "POOLED"):
         known.add(getattr(hf_names, name))
-    assert known <= _names(folder / "hf_names.py")
-    others = {path.name: _names(path) & known for path in folder.glob("hf_*.py")}
-    del others["hf_names.py"]
+    folder = folder / "hf"
+    assert known <= _names(folder / "names.py")
+    others = {str(path): _names(path) & known for path in folder.rglob("*.py")}
+    del others[str(folder / "names.py")]
     assert {path: found for path, found in others.items() if found} == {}
 
 

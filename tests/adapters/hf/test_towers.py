@@ -403,19 +403,16 @@ def test_dropout_and_drop_path_act_on_both_branches(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [
-        *((name, "tome") for name in TOWERS),
-        ("siglip", "evoprune"),
-        ("dinov3_vit", "evoprune"),
-        ("clip", "fastervlm"),
-    ],
+    [*((name, "evoprune") for name in TOWERS), ("clip", "fastervlm")],
 )
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
 def test_compiled_and_exported_equal_eager(name: str, recipe: str) -> None:
-    """Zero graph breaks: fullgraph=True would raise at the first."""
-    model = tower(name, num_hidden_layers=3)
+    """Zero graph breaks: fullgraph=True would raise at the first. EvoPrune watches the attention of the
+    first block and biases that of the second."""
+    model = tower(name, num_hidden_layers=2)
     x, y = pixels(model), pixels(model, seed=1)
-    tokenzoo.build(recipe, keep=32).attach(model)
+    options = {"start": 0} if recipe == "evoprune" else {}
+    tokenzoo.build(recipe, keep=32, **options).attach(model)
     wanted = [run(model, one) for one in (x, y)]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     exported = torch.export.export(model, (), x)
@@ -433,12 +430,12 @@ def test_compiled_and_exported_equal_eager(name: str, recipe: str) -> None:
 
 @BASES
 def test_compiled_with_an_attention_of_either_kind(base: str) -> None:
-    model = tower("clip", attn_implementation=base)
+    model = tower("clip", attn_implementation=base, num_hidden_layers=2)
     x = pixels(model)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     bare = run(model, x).last_hidden_state
     assert gap(run(compiled, x).last_hidden_state, bare) <= 1e-5
-    with tokenzoo.build("tome", keep=16).attach(model):
+    with tokenzoo.build("tome", keep=32).attach(model):
         reduced = run(model, x).last_hidden_state
         assert gap(run(compiled, x).last_hidden_state, reduced) <= 1e-5
     assert gap(run(compiled, x).last_hidden_state, bare) <= 1e-5

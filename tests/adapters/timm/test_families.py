@@ -336,14 +336,12 @@ class _Ramp(nn.Module):
 
 
 @pytest.mark.parametrize("case", [EVA02, BEIT_SHARED, RELPOS], ids=lambda c: c.family)
-@pytest.mark.parametrize("name", ["evoprune", "tome", "largest"])
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
-def test_compiled_and_exported_equal_eager(case: Case, name: str) -> None:
+def test_compiled_and_exported_equal_eager(case: Case) -> None:
     """Zero graph breaks: fullgraph=True would raise at the first."""
-    model = case.build(depth=4, img_size=112)
+    model = case.build(depth=2, img_size=112)
     x = images(model)
-    recipe = largest(1, 20) if name == "largest" else name
-    tokenzoo.build(recipe, keep=20).attach(model)
+    tokenzoo.build("evoprune", keep=40, start=0).attach(model)
     expected = run(model, x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert gap(run(compiled, x), expected) <= 1e-5

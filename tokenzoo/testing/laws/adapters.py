@@ -26,7 +26,7 @@ from tokenzoo.token_map import TokenMap
 from tokenzoo.zoo import build
 
 CLOSE = 1e-5
-READ = "tokenzoo.parts.Adapter"
+READ = "tokenzoo.adapter.Adapter"
 
 
 @law("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
@@ -174,7 +174,7 @@ def attached_once(subject: Models, run: Run) -> None:
         )
 
 
-@law("adapter", cases="runs", read="tokenzoo.parts.Adapter.install")
+@law("adapter", cases="runs", read="tokenzoo.adapter.Adapter.install")
 def pooled_by_mass(subject: Models, run: Run) -> None:
     """What pools the tokens counts each as often as its mass.
 

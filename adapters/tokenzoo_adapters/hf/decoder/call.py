@@ -35,7 +35,7 @@ class LayerCall:
         x: `[b, m, c]`, what enters it.
         state: of the pass.
         inputs: its keyword arguments, made for all tokens.
-        cache: the cache that it writes, or None.
+        kv_cache: the cache that it writes, or None.
         remembered: columns of earlier calls that the cache remembers, by the layer of the step.
         past: columns of the sequence before this call.
     """
@@ -46,7 +46,7 @@ class LayerCall:
     x: Tensor
     state: DecoderState
     inputs: dict[str, Any]
-    cache: Any
+    kv_cache: Any
     remembered: Mapping[int, Columns]
     past: int
 
@@ -135,12 +135,12 @@ class LayerCall:
         Raises:
             AttachError: it was cropped or filled since; names both lengths.
         """
-        if self.cache is None:
+        if self.kv_cache is None:
             return
         old, expected = self.remembered.get(at), self.past
         if old is not None:
             expected = old.index.shape[1] + self.past - old.length
-        held = int(self.cache.get_seq_length(self.language.cache_layers[self.layer]))
+        held = int(self.kv_cache.get_seq_length(self.language.cache_layers[self.layer]))
         if held != expected:
             raise AttachError(
                 f"the cache holds {held} tokens of layer {self.layer}, and {expected} were expected: it "
@@ -154,14 +154,14 @@ class LayerCall:
             return self
         self.check_length(at)
         inputs = self.fitted(at)
-        if self.cache is not None:
+        if self.kv_cache is not None:
             if self.layer == at and state.index is not None:
                 columns, valid = self.columns(self.layer)
                 length = self.past + self.entered.shape[1]
                 new = Columns(columns, valid, length, self.lost(at))
                 state = replace(state, written={**state.written, at: new})
             if self.layer == self.language.depth - 1 and state.written:
-                setattr(self.cache, _COLUMNS, {**self.remembered, **state.written})
+                setattr(self.kv_cache, _COLUMNS, {**self.remembered, **state.written})
         return replace(self, state=state, inputs=inputs)
 
 

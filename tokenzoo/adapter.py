@@ -12,6 +12,8 @@ from torch import Tensor
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
+from tokenzoo.layouts import BatchedLayout, TokenLayout
+from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
 
 
@@ -26,6 +28,8 @@ class BlockPath:
         last: the last module of that branch, whose output is added to the residual.
         first: the first module of the first residual branch, where gradient checkpointing runs the block's
             forward again without calling the block (transformers >= 5.21); otherwise it may be left out.
+        scale: the parameter of the block, if any, by which it multiplies the second branch after its last
+            module (InternVL's `lambda_2`).
     """
 
     name: str
@@ -33,6 +37,7 @@ class BlockPath:
     second: str
     last: str
     first: str = ""
+    scale: str = ""
 
 
 class Attachment(Protocol):
@@ -92,10 +97,21 @@ class Adapter(Part, ABC):
     """Number of prefix tokens (CLS, registers)."""
 
     width: int = 0
-    """Channels c of a token."""
+    """Channels c of a token, or of a patch where several patches make a token."""
 
     hidden: int = 0
     """Width of the MLP's hidden layer (for an MLP of another form: that of a plain one of equal cost)."""
+
+    layout_class: type[TokenLayout] = BatchedLayout
+    """How its tokens lie in the tensors between its blocks: `BatchedLayout`, or `PackedLayout` where the
+    images of a pass are one sequence of patches."""
+
+    group: int = 1
+    """How many patches make one token (p): what the language model reads as one. With `BatchedLayout` they
+    are g x g patches of a grid; with `PackedLayout` they follow each other. `keep` counts tokens."""
+
+    reach: tuple[int, ...] = ()
+    """Of each block, how many tokens of a full image one token attends with; 0: all; (): all, always."""
 
     watched: bool = False
     """Whether its attention modules ask for their tap themselves (`runtime.tap.WATCH`), because a call of
@@ -136,8 +152,10 @@ class Adapter(Part, ABC):
         Args:
             extra: its further arguments.
             options: its keyword arguments.
-            places: `[b, n]` int64, which of the first tokens (prefix included) each token stands for; None:
-                all are there, or this adapter is not `positional`.
+            places: int64, which of the first tokens are left (`TokenLayout.places`). In a batch `[b, n]`:
+                which of the first tokens and patches, prefix included, each row stands for. In a packed
+                sequence `[t]`, ascending: tokens of the sequence. None: all are there, or this adapter is
+                not `positional`.
 
         Raises:
             AttachError: a mask, or something else that is made for all tokens and is not understood.
@@ -151,9 +169,10 @@ class Adapter(Part, ABC):
         return extra, options
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
-        """For the proof at attach time: patch tokens to try block `index` on, and its keyword arguments.
+        """For the proof at attach time: tokens to try block `index` on, and its keyword arguments.
 
-        Few are enough, unless the block takes only as many as the image has.
+        Few are enough, unless the block takes only as many as the image has. Of a packed sequence the first
+        half is one segment, the second half another.
         """
         del index
         return 8, {}
@@ -172,19 +191,57 @@ class Adapter(Part, ABC):
         return name % depth if isinstance(name, int) and -depth <= name < depth else None
 
     def tokens(self) -> int | None:
-        """Patch tokens of the model's own image size, if it has one."""
+        """Patch tokens of the model's own image size, if it has one; groups, where patches are grouped."""
         return None
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """(rows, columns) of that many patch tokens of the current pass, if they are a grid."""
+        """(rows, columns) of that many patch tokens of the current pass, if they are a grid.
+
+        Of groups, where patches are grouped.
+        """
         del tokens
         return None
 
-    def entering(self, tokens: int) -> int:
-        """How many of the tokens that enter the first block are patches of the image.
+    def layout(self, x: Tensor) -> TokenLayout:
+        """How the tokens of this pass lie in the tensor that enters the first block.
 
         Args:
-            tokens: that enter, without the prefix tokens that this adapter knows.
+            x: that tensor: `[b, prefix + n * p, c]`, or a packed sequence `[r, c]`.
+
+        Raises:
+            AttachError: the tensor does not hold the tokens of the images of this pass.
+        """
+        patches = x.shape[1] - self.prefix
+        tokens = patches // self.group
+        grid = self.grid(tokens)
+        if self.group > 1 and (grid is None or patches % self.group):
+            raise AttachError(
+                f"{patches} patches enter the first block, which are no whole grid of groups of "
+                f"{self.group} patches: give the model images whose sides are whole numbers of groups"
+            )
+        return BatchedLayout.of(
+            tokens, prefix=self.prefix, group=self.group, grid=grid, positional=self.positional
+        )
+
+    def windows(self, index: int, options: dict[str, Any]) -> Windows | None:
+        """The windows in which block `index` of a packed tower attends.
+
+        Args:
+            index: of the block.
+            options: the keyword arguments of its attention, for the tokens that are left.
+
+        Returns:
+            Their boundaries `[s + 1]` in patches, and the most patches of one; None: each image attends to
+            all of itself.
+        """
+        del index, options
+        return None
+
+    def entering(self, tokens: int) -> int:
+        """How many of the rows that enter the first block are patches of the image.
+
+        Args:
+            tokens: rows that enter, without the prefix tokens that this adapter knows.
 
         Returns:
             What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell.

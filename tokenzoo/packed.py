@@ -1,36 +1,40 @@
-"""The adapter of a packed tower: images of different sizes in one sequence of patches, as in Qwen2-VL."""
+"""The old name of an adapter of a packed tower: `PackedAdapter`."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
 
 from tokenzoo.adapter import Adapter
+from tokenzoo.errors import AttachError
+from tokenzoo.layouts import PackedLayout
 
 
 class PackedAdapter(Adapter, ABC):
-    """A tower whose blocks pass on a sequence of patches `[r, c]`: that of all images of a pass.
-
-    A token is `patches` of them, one after another: what the language model reads. A unit is an image, or
-    one slice in time of a video: what the tower attends to as a whole, with a budget of its own.
-
-    Beside what every adapter says:
-    `width` and `hidden` are of a patch;
-    `follow` is handed as `places` which tokens `[t]` of the whole sequence are left, ascending;
-    `trial` says a number of tokens, whose first half is a segment of its own and the second half another;
-    the tower makes the tensor that enters the first block itself.
-    """
+    """Deprecated: an `Adapter` with `layout_class = PackedLayout`, `group` and `layout(x)`."""
 
     watched = True
     positional = True
-
+    layout_class = PackedLayout
     patches: int = 1
-    """How many patches make one token (p)."""
+    """Now `Adapter.group`."""
 
-    reach: tuple[int, ...] = ()
-    """Of each block, how many tokens of a full image one token attends with; 0: all; (): all, always."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        warnings.warn(
+            "tokenzoo.packed.PackedAdapter is tokenzoo.Adapter with layout_class = PackedLayout, group and "
+            "layout(x); the old name goes with version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+
+    @property
+    def group(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """`patches`."""
+        return self.patches
 
     @abstractmethod
     def units(self) -> tuple[tuple[int, int], ...]:
@@ -44,16 +48,19 @@ class PackedAdapter(Adapter, ABC):
         del grid
         return None
 
-    def windows(self, index: int, options: dict[str, Any]) -> tuple[Tensor, int] | None:
-        """The windows in which block `index` attends.
+    def layout(self, x: Tensor) -> PackedLayout:
+        """Units in one sequence.
 
-        Args:
-            index: of the block.
-            options: the keyword arguments of its attention, for the tokens that are left.
-
-        Returns:
-            Their boundaries `[s + 1]` in patches, and the most patches of one; None: each unit attends to
-            all of itself.
+        Raises:
+            AttachError: another number of patches enters the first block.
         """
-        del index, options
-        return None
+        grids = self.units()
+        orders = {grid: self.order(grid) for grid in dict.fromkeys(grids)}
+        known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
+        layout = PackedLayout.of(grids, known, group=self.patches)
+        if layout.rows() != x.shape[0]:
+            raise AttachError(
+                f"{x.shape[0]} patches enter the first block, and the images of this pass have "
+                f"{layout.rows()}: call the whole tower, with its grid_thw"
+            )
+        return layout

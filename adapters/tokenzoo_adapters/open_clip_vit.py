@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenzoo import hookimpl
 from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo.hooks import state as passes
+from tokenzoo.hooks.state import reduced_tokens
 from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared, note_map
 from tokenzoo_adapters.common.feature_maps import forward_intermediates
@@ -109,7 +109,7 @@ def _global_pool(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     state = state_of(x)
     if model.pool_type != "avg" or state.mass is None:
         return cast("Any", type(model))._global_pool(model, x)
-    return mean(passes.few(x, state), state.mass, 1), x[:, 1:]
+    return mean(reduced_tokens(x, state), state.mass, 1), x[:, 1:]
 
 
 @hookimpl

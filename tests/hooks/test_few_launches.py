@@ -12,7 +12,7 @@ from tests.adapters.models import SIGLIP, VIT, Case, images
 from tests.watching import Watch
 from tokenzoo import Recipe, Stage, Step, evidence, tokens
 from tokenzoo._core import precision
-from tokenzoo.hooks import site as splice
+from tokenzoo.hooks import reduction
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Skip
@@ -34,7 +34,7 @@ def reductions(zoo: tokenzoo.Method, case: Case, monkeypatch: Any) -> list[Watch
     """Each reduction of a pass, watched."""
     model = case.build(depth=4, img_size=96)
     found: list[Watch] = []
-    reduced = splice.reduced
+    reduced = reduction.reduced
 
     def watched(*arguments: Any) -> Any:
         with Watch() as watch:
@@ -43,7 +43,7 @@ def reductions(zoo: tokenzoo.Method, case: Case, monkeypatch: Any) -> list[Watch
         return result
 
     with zoo.attach(model), torch.no_grad():
-        monkeypatch.setattr(splice, "reduced", watched)
+        monkeypatch.setattr(reduction, "reduced", watched)
         model(images(model))
     return found
 

@@ -25,13 +25,23 @@ from tests.adapters.models import VIT, images, traces
 from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tests.hooks import interrupting
-from tokenzoo.hooks import attach, packed_site, reduction, snapshot, tap
+from tokenzoo.hooks import (
+    attach,
+    hook_order,
+    installer,
+    passes,
+    reduction,
+    snapshot,
+    state,
+    tap,
+    undo,
+)
 from tokenzoo.hooks import handle as attached
 from tokenzoo.hooks import site as splice
-from tokenzoo.hooks import state as passes
 from tokenzoo.hooks import verify as proof
+from tokenzoo.layouts import batched, packed
 
-PASS = (splice, packed_site, tap, reduction, passes)
+PASS = (splice, packed, batched, tap, reduction, passes, state)
 OUTSIDE = (nn.modules.module, nn.modules.activation, F)
 
 
@@ -178,10 +188,10 @@ def test_a_tap_that_was_left_holds_no_attention() -> None:
 
 # ------------------------------------------------------------------------ attach and detach
 
-ATTACH = (attach, attached, proof, splice, packed_site, tap, snapshot, hooks)
+ATTACH = (attach, attached, installer, undo, proof, splice, hook_order, tap, snapshot, hooks)
 
 
-def state(model: nn.Module) -> Any:
+def found_in(model: nn.Module) -> Any:
     """Hooks and attributes of all modules, and the names of attention functions in configurations."""
     skipped = {"_parameters", "_buffers", "_modules", "config"}
     found: list[Any] = []
@@ -196,9 +206,9 @@ def state(model: nn.Module) -> Any:
     ("make", "modules", "event", "stride"),
     [
         (timm_vit_, (*ATTACH, timm_vit, timm_pool), "line", 61),
-        (timm_vit_, (attached, timm_vit, timm_pool), "opcode", 29),
+        (timm_vit_, (installer, undo, timm_vit, timm_pool), "opcode", 29),
         (siglip, (*ATTACH, hf_attention), "line", 61),
-        (qwen, (packed_site, hf_attention), "line", 97),
+        (qwen, (splice, hf_attention), "line", 97),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -208,9 +218,9 @@ def test_an_interrupted_attach_leaves_nothing(
 ) -> None:
     model, call = make()
     zoo = tokenzoo.build("tome", keep=0.5)
-    bare, before = call(), state(model)
+    bare, before = call(), found_in(model)
     zoo.attach(model).detach()
-    assert state(model) == before
+    assert found_in(model) == before
     done: list[Any] = []
 
     def begin() -> None:
@@ -221,7 +231,7 @@ def test_an_interrupted_attach_leaves_nothing(
     for place in (*range(7, count, stride), count - 1):
         interrupting.run(begin, modules, place, event)
         assert done == []
-        assert state(model) == before
+        assert found_in(model) == before
     assert torch.equal(call(), bare)
 
 
@@ -230,14 +240,14 @@ def test_an_interrupted_attach_leaves_nothing(
 def test_an_interrupted_detach_is_finished_by_the_next(make: Any) -> None:
     model, call = make()
     zoo = tokenzoo.build("tome", keep=0.5)
-    bare, before = call(), state(model)
-    modules = (attached, splice, tap, hooks, timm_vit, timm_pool, hf_attention)
+    bare, before = call(), found_in(model)
+    modules = (attached, installer, undo, splice, tap, hooks, timm_vit, timm_pool, hf_attention)
     count = interrupting.run(zoo.attach(model).detach, modules, event="line")
     for place in range(0, count, 1 + count // 25):
         handle = zoo.attach(model)
         with handle:
             interrupting.run(handle.detach, modules, place, "line")
-        assert state(model) == before
+        assert found_in(model) == before
     assert torch.equal(call(), bare)
 
 
@@ -250,10 +260,10 @@ def test_a_recipe_that_was_to_be_replaced_is_whole_after_an_interrupt() -> None:
     def replace() -> None:
         other.attach(model, replace=True)
 
-    count = interrupting.run(replace, (attach, attached, hooks), event="line")
+    count = interrupting.run(replace, (attach, installer, undo, hooks), event="line")
     first = tokenzoo.build("tome", keep=8).attach(model, replace=True)
     for place in range(0, count - 5, 1 + count // 25):
-        interrupting.run(replace, (attach, attached, hooks), place, "line")
+        interrupting.run(replace, (attach, installer, undo, hooks), place, "line")
         assert torch.equal(call(), expected)
     first.detach()
     assert traces(model) == []

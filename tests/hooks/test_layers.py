@@ -83,7 +83,7 @@ def test_a_step_at_the_features_sees_another_block(layer: int, block: int) -> No
         (found,) = scorer.shown
         assert attached.features == 20
         # What is before the block that is looked at is left alone.
-        assert attached._sites() == range(block % depth, depth)
+        assert attached._passes.sites() == range(block % depth, depth)
     assert gap(found, expected) <= 1e-5
     assert torch.equal(model(x), bare)
 

@@ -27,10 +27,11 @@ from tests.adapters.models import (
 )
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import state as passes
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.hooks.reduction import Options
 from tokenzoo.hooks.site import Site
+from tokenzoo.hooks.state import PassSteps, ReductionState, get_state, set_state
+from tokenzoo.layouts import BatchedLayout
 
 
 def run(model: nn.Module, x: Tensor) -> Tensor:
@@ -354,12 +355,12 @@ def test_the_callers_own_tensor_is_never_tagged() -> None:
         0, adapter.blocks()[0], adapter, start=None, finish=None, idle=bool, options=Options()
     )
     x = torch.randn(1, 197, 48)
-    y = passes.tag(x.clone(), passes.Pass(None, (196,)))
+    y = set_state(x.clone(), ReductionState(PassSteps(), BatchedLayout.of(196, prefix=1)))
     site.enter(model.blocks[0], (y,), {})
     out = site.leave(model.blocks[0], (y,), y)
     assert out is not y
-    assert passes.of(out).fired == (196,)
-    assert passes.of(y).fired == ()
+    assert get_state(out).fired == ((196,),)
+    assert get_state(y).fired == ()
     assert torch.equal(out, x)
 
 

@@ -27,7 +27,6 @@ from tokenzoo.hooks.graph_capture import refuse_programs
 from tokenzoo.hooks.handle import MARK, Attached, When
 from tokenzoo.hooks.reduction import Event, Options
 from tokenzoo.hooks.sharding import refuse_sharded
-from tokenzoo.packed import PackedAdapter
 from tokenzoo.parts import Assigner, Selector, walk
 from tokenzoo.recipe import Recipe, Stage, Step
 
@@ -222,7 +221,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
         parts = walk(step.matcher)
         if any(isinstance(part, Assigner) and part.extra for part in parts):
             inside = adapter.positional and step.stage.name == "block"
-            follows = inside or isinstance(adapter, PackedAdapter)
+            follows = inside or adapter.layout_class.ordered
             who = {f"the attention of {name}": follows, "restore=True": restore}
             for asking in (asking for asking, asks in who.items() if asks):
                 raise AttachError(
@@ -261,7 +260,7 @@ def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> No
     if not any(isinstance(part, Selector) and part.ragged for part in parts):
         return
     wants = "How many tokens stay comes from the data with this recipe, and "
-    if isinstance(adapter, PackedAdapter):
+    if not adapter.layout_class.pads:
         raise AttachError(
             f"{wants}the packed sequence of {name} has no room for tokens that only pad: take the form of "
             "the recipe with a fixed number"

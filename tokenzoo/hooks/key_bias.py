@@ -1,4 +1,4 @@
-"""Log mass on the logits without a mask: one that adds anything rules out flash attention on a GPU.
+"""What is added to the logits. Log mass without a mask: one that adds anything rules out flash attention.
 
 The paths with flash attention of its own (transformers' "flash_attention_2") take no mask at all;
 `scaled_dot_product_attention` takes one, and then does without flash.
@@ -48,3 +48,22 @@ def widened(
     key = torch.cat([key, high, low], -1)
     wide = [F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value)]
     return wide[0], wide[1], wide[2]
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask, which may be boolean (True: attend), adds to the logits: four dimensions."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+    return mask.view(*[1] * (4 - mask.ndim), *mask.shape)
+
+
+def gathered(mask: Tensor, places: Tensor) -> Tensor:
+    """Rows and columns `places [b, n]` of a mask that broadcasts to `[b, h, N, N]`."""
+    mask = mask.view(*[1] * (4 - mask.ndim), *mask.shape)
+    mask = mask.expand(places.shape[0], -1, -1, -1)
+    h, rows, columns = mask.shape[1:]
+    if rows > 1:
+        mask = mask.gather(2, places[:, None, :, None].expand(-1, h, -1, columns))
+    if columns > 1:
+        mask = mask.gather(3, places[:, None, None, :].expand(-1, h, mask.shape[2], -1))
+    return mask

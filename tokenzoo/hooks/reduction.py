@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
-from tokenzoo.hooks.state import Pass
+from tokenzoo.hooks.state import ReductionState
 from tokenzoo.kernels.choice import transformed
+from tokenzoo.layouts import SizeBucket
+from tokenzoo.layouts.base import masses
+from tokenzoo.layouts.group_attention import GroupAttention
 from tokenzoo.recipe import Step
 from tokenzoo.reduce import reduce_patches
 from tokenzoo.token_map import TokenMap, take
@@ -79,89 +82,126 @@ class Place:
         stage: its name.
         block: index of the block.
         name: of the module.
-        prefix: number of prefix tokens there.
-        positional: whether the state must say which of the first tokens each one stands for.
-        ordered: whether the tokens that stay must come in their order.
     """
 
     stage: str
     block: int
     name: str
-    prefix: int
-    positional: bool = False
-    ordered: bool = False
 
-
-def masses(x: Tensor, state: Pass) -> Tensor:
-    """The mass of every token of `x [b, n, c]`, on its device: `[b, n]`."""
-    if state.mass is None:
-        return torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
-    return state.mass.to(x.device)
+    def keep(self, bucket: SizeBucket) -> int:
+        """Tokens of each image of a bucket that are to be left here."""
+        if self.stage == "block":
+            return bucket.counts[self.block]
+        if self.stage == "features":
+            return bucket.features
+        return bucket.tokens if bucket.projected is None else bucket.projected
 
 
 def evidence_of(
-    x: Tensor, state: Pass, seen: SeenAttention | None, prefix: int, depth: float | None = None
+    x: Tensor,
+    bucket: SizeBucket,
+    seen: SeenAttention | None,
+    prefix: int,
+    depth: float | None = None,
 ) -> Evidence:
     """What a block shows about the patch tokens of `x [b, prefix + n, c]`."""
-    held = state.held
+    held = bucket.held
+    # Groups of patches have no prefix among them, and their CLS row all the same.
+    cls = {"cls_attention": seen.cls} if isinstance(seen, GroupAttention) and prefix else None
     return Evidence(
         x[:, prefix:],
-        mass=masses(x, state)[:, prefix:],
+        mass=masses(bucket, x)[:, prefix:],
+        show=cls,
         attention=seen,
         prefix=prefix,
-        grid=state.grid if state.mass is None else None,
+        grid=bucket.grid if bucket.mass is None else None,
         depth=depth,
         held=None if held is None else held[:, prefix:],
     )
 
 
+def reduce_parts(
+    step: Step,
+    state: ReductionState,
+    parts: Sequence[Tensor],
+    evidence: Sequence[Evidence],
+    place: Place,
+    options: Options,
+) -> tuple[ReductionState, list[Tensor], list[Evidence]]:
+    """Reduce each bucket to what is planned for it.
+
+    Args:
+        step: whose parts are used.
+        state: before.
+        parts: tokens of each bucket, `[b, prefix + n, c]`.
+        evidence: about them.
+        place: where this is.
+        options: of the attachment.
+
+    Returns:
+        The state after it, the tokens that are left, and their evidence.
+    """
+    buckets: list[SizeBucket] = []
+    left: list[Tensor] = []
+    shown: list[Evidence] = []
+    for bucket, part, seen in zip(state.layout.buckets, parts, evidence, strict=True):
+        keep = place.keep(bucket)
+        if bucket.tokens > keep:
+            part, plan, bucket = reduced(step, state, bucket, part, seen, keep, place, options)
+            seen = seen.through(plan)
+        buckets.append(bucket)
+        left.append(part)
+        shown.append(seen)
+    return replace(state, layout=state.layout.reduced(buckets)), left, shown
+
+
 def reduced(
     step: Step,
-    state: Pass,
+    state: ReductionState,
+    bucket: SizeBucket,
     x: Tensor,
     evidence: Evidence,
     keep: int,
     place: Place,
     options: Options,
-) -> tuple[Tensor, TokenMap, Pass]:
-    """Reduce `x [b, prefix + n, c]` to `keep` patch tokens.
+) -> tuple[Tensor, TokenMap, SizeBucket]:
+    """Reduce the tokens `x [b, prefix + n, c]` of a bucket to `keep` patch tokens.
 
     Returns:
-        The tokens that are left, the plan of the patch tokens, and the state.
+        The tokens that are left, the plan of the patch tokens, and the bucket.
     """
-    known = state.fired[-1] if state.fired else state.entered
-    if place.stage == "block" and not state.trial and x.shape[1] != place.prefix + known:
-        raise AttachError(
-            f"{x.shape[1]} tokens are in {place.name} where {place.prefix + known} are known "
-            f"({place.prefix} of them prefix tokens): a hook put some in, or took some away. Put prompts "
-            "in before the first block, attach after that, and declare them: attach(..., prefix=...)"
-        )
-    tokens = Tokens(x, masses(x, state), place.prefix, state.held)
-    debug = options.debug and not state.trial
+    layout, trial = state.layout, state.steps.trial
+    prefix = layout.prefix
+    tokens = Tokens(x, masses(bucket, x), prefix, bucket.held)
+    debug = options.debug and not trial
     if debug:
         check_finite(tokens, f"reach the reduction in {place.name}")
-    after, plan = reduce_patches(step, tokens, evidence, keep, check=debug, ordered=place.ordered)
-    # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
-    places = _places(state, plan.after_prefix(place.prefix)) if place.positional else None
-    state = replace(state, mass=after.mass.detach(), held=after.held, places=places)
-    if state.layers:
-        layers = tuple((name, shown.through(plan)) for name, shown in state.layers)
-        state = replace(state, layers=layers)
-    if not state.trial:
-        if debug:
-            check_finite(after, f"leave the reduction in {place.name}")
-        whole = plan.after_prefix(place.prefix) if options.follows else plan
+    after, plan = reduce_patches(step, tokens, evidence, keep, check=debug, ordered=layout.ordered)
+    places = bucket.places
+    if layout.positional:
+        places = plan.sources if places is None else take(places, plan.sources)
+    layers = tuple((name, shown.through(plan)) for name, shown in bucket.layers)
+    record = bucket.plan
+    if not trial and options.follows:
+        whole = plan.after_prefix(prefix)
         if options.on_reduce is not None:
             options.on_reduce(Event(place.block, whole, tokens, after, place.stage))
         if options.trace or options.restore:
-            state = replace(state, plan=whole if state.plan is None else state.plan.then(whole))
-    return after.x, plan, state
-
-
-def _places(state: Pass, plan: TokenMap) -> Tensor:
-    """Which of the first tokens each output of a plan stands for."""
-    index = plan.sources
-    return index if state.places is None else take(state.places, index)
+            record = whole if record is None else record.then(whole)
+    if debug:
+        check_finite(after, f"leave the reduction in {place.name}")
+    # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
+    mass = after.mass.detach()
+    bucket = replace(
+        bucket,
+        tokens=keep,
+        mass=mass,
+        held=after.held,
+        places=places,
+        plan=record,
+        layers=layers,
+    )
+    return after.x, plan, bucket
 
 
 def check_finite(tokens: Tokens, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What a pass did, as the user is told it."""
+"""What a pass did, as the user reads it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenzoo.hooks.packed_layout import Pack
-from tokenzoo.hooks.state import Pass
+from tokenzoo.hooks.state import ReductionState
 from tokenzoo.token_map import TokenMap
 
 
 @dataclass(frozen=True)
-class Passed:
+class PassReport:
     """What the last pass did with its images of one grid.
 
     Attributes:
@@ -33,13 +32,12 @@ class Passed:
     record: TokenMap | None
 
 
-def passed(state: Pass | Pack) -> tuple[Passed, ...]:
+def reports(state: ReductionState) -> tuple[PassReport, ...]:
     """What a pass did, by the grid of its images; of a batch there is one."""
-    if isinstance(state, Pack):
-        return tuple(_of(lot.state, lot.units) for lot in state.lots)
-    return (_of(state, ()),)
-
-
-def _of(state: Pass, images: tuple[int, ...]) -> Passed:
-    counts = (*state.counts[: len(state.counts) - len(state.fired)], *state.fired)
-    return Passed(state.entered, images, counts, state.left, state.mass, state.plan)
+    found: list[PassReport] = []
+    for i, one in enumerate(state.layout.buckets):
+        fired = tuple(counts[i] for counts in state.fired)
+        counts = (*one.counts[: len(one.counts) - len(fired)], *fired)
+        left = one.tokens if state.finished else 0
+        found.append(PassReport(one.first, one.images, counts, left, one.mass, one.plan))
+    return tuple(found)

@@ -9,7 +9,7 @@ A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduc
 
 Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
 `restore`, the block's hook returns all tokens again, for whoever reads or changes them in between, and the
-next block takes its few tokens from these. Behind the last block the hook also takes the step of the stage
+next block takes its few tokens from these. After the last block the hook also takes the step of the stage
 "features", if there is one.
 
 Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21).
@@ -21,59 +21,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenzoo.adapter import Adapter, BlockPath
-from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, Layer
-from tokenzoo.hooks import state as passes
+from tokenzoo.hooks.after_blocks import reduce_features
 from tokenzoo.hooks.graph_capture import refuse_graphs, refuse_symbols
-from tokenzoo.hooks.reduction import (
-    Options,
-    Place,
-    evidence_of,
-    masses,
-    reduced,
+from tokenzoo.hooks.hook_order import hook_first as hook_first
+from tokenzoo.hooks.hook_order import put_first
+from tokenzoo.hooks.hook_state import HookState
+from tokenzoo.hooks.reduction import Options, Place, evidence_of, reduce_parts
+from tokenzoo.hooks.site_errors import REENTRANT, TUPLE, check_length, wrong_calls, wrong_order
+from tokenzoo.hooks.state import (
+    LOST,
+    NO_STEPS,
+    ReductionState,
+    get_state,
+    reduced_tokens,
+    restore_tokens,
+    set_state,
 )
-from tokenzoo.hooks.state import Pass, PerThread, own
-from tokenzoo.hooks.tap import WATCH, Tap, sweep, unwatch
-
-LOST = (
-    "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
-    "checkpointing with use_reentrant=True (use use_reentrant=False); a hook or wrapper of your own that "
-    "returns a new tensor between the blocks (so does register_full_backward_hook: take register_hook of "
-    "the block's output); blocks on two devices; features passed to forward_head that are not those that "
-    "forward_features returned"
-)
-
-REENTRANT = (
-    "{where} runs under gradient checkpointing with use_reentrant=True, where what it makes of fewer tokens"
-    " would get no gradients: model.gradient_checkpointing_enable(dict(use_reentrant=False))"
-)
-
-
-class Box(PerThread):
-    """What the hooks of one block tell each other while it runs; each run of the block overwrites it."""
-
-    state: Pass | None = own("state")
-    tap: Tap | None = own("tap")
-    reduced: Tensor | None = own("reduced")
-    branch: Tensor | None = own("branch")
-    whole: Tensor | None = own("whole")
-    length: int = own("length")
-    evidence: Evidence | None = own("evidence")
-    called: bool | None = own("called")
-    learns: bool | None = own("learns")
-
-    def clear(self) -> None:
-        """Forget the last run."""
-        self.state = self.tap = self.reduced = self.branch = self.whole = None
-        self.evidence = self.called = None
+from tokenzoo.hooks.tap import TAP_ATTR, Tap, sweep, unwatch
 
 
 class Site:
@@ -84,10 +56,10 @@ class Site:
         path: names of its submodules.
         adapter: of its model.
         start: makes the state at the first spliced block from its input; None at later ones.
-        finish: is told the state after the last block; None at earlier ones.
+        finish: receives the state after the last block; None at earlier ones.
         idle: whether nothing is to be reduced now; then tokens without a state are no error.
         options: of the attachment.
-        names: what the steps behind the last block call this one, if they need what it shows.
+        names: layer names under which later steps ask for this block's evidence.
     """
 
     def __init__(
@@ -96,8 +68,8 @@ class Site:
         path: BlockPath,
         adapter: Adapter,
         *,
-        start: Callable[[Tensor], Pass] | None,
-        finish: Callable[[Pass], None] | None,
+        start: Callable[[Tensor], ReductionState] | None,
+        finish: Callable[[ReductionState], None] | None,
         idle: Callable[[], bool],
         options: Options,
         names: tuple[Layer, ...] = (),
@@ -110,7 +82,7 @@ class Site:
         self.idle = idle
         self.options = options
         self.names = names
-        self.box = Box()
+        self.run = HookState()
         self.leaving = 0  # the id of the block's hook, from `install`
 
     def install(self, model: nn.Module) -> list[Callable[[], Any]]:
@@ -124,23 +96,24 @@ class Site:
             leaving,
             block.register_forward_pre_hook(self.enter, with_kwargs=True),
             attention.register_forward_pre_hook(self.open_tap, with_kwargs=True),
-            # always_call: an exception in the attention must not leave the mode entered.
-            attention.register_forward_hook(self.close_tap, always_call=True),
             block.get_submodule(self.path.second).register_forward_pre_hook(self.reduce),
             block.get_submodule(self.path.last).register_forward_hook(self.spread),
         ]
         if self.path.first:
             first = block.get_submodule(self.path.first)
             handles.append(first.register_forward_pre_hook(self.begin))
+        if not self.adapter.watched:
+            # always_call: an exception in the attention must not leave the mode entered.
+            handles.append(attention.register_forward_hook(self.close_tap, always_call=True))
         undo: list[Callable[[], Any]] = [handle.remove for handle in handles]
         if self.adapter.watched:
-            setattr(attention, WATCH, self.box)
+            setattr(attention, TAP_ATTR, self.run)
             undo.append(partial(unwatch, attention))
         return undo
 
     def running(self) -> bool:
         """Whether the block is being run, in this thread."""
-        return self.box.state is not None
+        return self.run.state is not None
 
     def enter(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -150,220 +123,178 @@ class Site:
         x = args[0]
         refuse_symbols(x)
         sweep()  # torch calls no hook at all after a KeyboardInterrupt
-        state = passes.of(x)
+        self.run.clear()
+        state = get_state(x)
         if state is None and self.start is not None:
             state = self.start(x)
         if state is None:
             state = self._lost()
-        self.box.clear()
-        if self.options.restore and not state.trial:
-            self.box.whole = x
+        if self.options.restore and not state.steps.trial:
+            self.run.whole = x
             if state.restored:
-                x, state = passes.few(x, state), replace(state, restored=False)
-        self.box.state, self.box.called = state, True
-        self.box.learns = torch.is_grad_enabled()
-        if self.path.first and passes.of(x) is not state:
-            x = passes.tag(x.view_as(x), state)  # a view: never tag the caller's own tensor
-        extra, kwargs = self.adapter.follow(args[1:], kwargs, state.places)
+                x, state = reduced_tokens(x, state), replace(state, restored=False)
+        self.run.state, self.run.called = state, True
+        self.run.learns = torch.is_grad_enabled()
+        if self.path.first and get_state(x) is not state:
+            x = set_state(x.view_as(x), state)  # a view: never tag the caller's own tensor
+        extra, kwargs = self.adapter.follow(args[1:], kwargs, state.layout.places)
         return (x, *extra), kwargs
 
     def begin(self, first: nn.Module, args: tuple[Any, ...]) -> None:
         """Find the state where checkpointing runs the forward again without the block's own hooks."""
         del first
-        state = self.box.state
-        if self.box.called and state is not None:
-            self.box.called = None
-            works = state.step is not None or state.after is not None
-            if works and self.box.learns and not torch.is_grad_enabled():
+        state = self.run.state
+        if self.run.called and state is not None:
+            self.run.called = None
+            works = state.steps.block is not None or state.steps.features is not None
+            if works and self.run.learns and not torch.is_grad_enabled():
                 raise AttachError(REENTRANT.format(where=self.path.name))
             return
-        self.box.clear()
-        self.box.state = passes.of(args[0]) or self._lost()
+        self.run.clear()
+        self.run.state = get_state(args[0]) or self._lost()
 
     def open_tap(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watch the attention, where something of it is needed."""
         del attention
         state = self._state()
-        x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
-        tokens = x.shape[1] - self.adapter.prefix
-        site = state.step is not None and tokens > state.counts[self.index]
-        wanted = (site and state.watches) or state.places is not None
-        if self.finish is not None:
-            wanted = wanted or state.watches_after
-        wanted = wanted or self._shows(state)
+        layout, steps = state.layout, state.steps
+        places = None if layout.segmented else layout.places
+        wanted = places is not None or self._shows(state) or self._lasts(state)
+        wanted = wanted or (steps.watches and self._surplus(state))
         bias = None
-        if self.options.proportional and state.mass is not None:
-            bias = masses(x, state).log()
+        if self.options.proportional and layout.buckets:
+            x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
+            bias = layout.log_mass(x.device)
         if wanted or bias is not None:
             # An attention that runs a second time in one block is seen twice, which is an error.
-            if self.box.tap is None:
-                self.box.tap = Tap(self.adapter.prefix, bias, state.places)
+            if self.run.tap is None:
+                segmented = layout.segmented
+                self.run.tap = Tap(layout.prefix, bias, places, segmented=segmented)
+                self.run.windows = self.adapter.windows(self.index, kwargs) if segmented else None
             if self.adapter.watched:
                 return  # the attention asks for it
-            self.box.tap.open()
+            self.run.tap.open()
 
     def close_tap(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Stop watching."""
         del attention, args, output
-        if self.box.tap is not None and not self.adapter.watched:
-            self.box.tap.close()
+        if self.run.tap is not None:
+            self.run.tap.close()
 
     def reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Reduce what comes out of the first branch: the heart, at one site."""
         del module
-        x = args[0]  # [b, prefix + n, c]
+        x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
-        prefix = self.adapter.prefix
-        seen = self._seen()
-        self.box.tap = (
-            None  # queries, keys and values are not to be held while the second branch runs
-        )
-        if self.finish is not None and state.watches_after:
-            self.box.evidence = evidence_of(x, state, seen, prefix)
-        if self._shows(state):
-            shown = evidence_of(x, state, seen, prefix)
-            state = state.shown_by(self.names, shown)
-            self.box.state = state
-        if state.step is None or x.shape[1] - prefix <= state.counts[self.index]:
+        surplus, shows, lasts = self._surplus(state), self._shows(state), self._lasts(state)
+        check_length(x, state, self.path.name)
+        self._check_calls(state)
+        if not (surplus or shows or lasts):
+            self.run.tap = None
             return None
-        if state.watches and seen is None:
-            raise AttachError(
-                f"{self.path.name}.{self.path.second} runs before {self.path.attention}: this block is not "
-                "x + attention, x + MLP in the order that the adapter describes"
-            )
         self.options.tick()
-        depth = self.index / len(state.counts)
-        evidence = evidence_of(x, state, seen, prefix, depth)
-        place = self._place("block")
-        x_after, plan, state = reduced(
-            state.step, state, x, evidence, state.counts[self.index], place, self.options
-        )
+        parts = state.layout.split(x)
+        evidence = self._evidence(x, state, parts)
+        # Queries, keys and values are not to be held while the second branch runs.
+        self.run.tap = None
+        if shows:
+            pairs = zip(state.layout.buckets, evidence, strict=True)
+            buckets = [
+                replace(one, layers=(*one.layers, *((name, own) for name in self.names)))
+                for one, own in pairs
+            ]
+            state = replace(state, layout=state.layout.with_buckets(buckets))
+        step = state.steps.block
+        if surplus and step is not None:
+            place = Place("block", self.index, self.path.name)
+            state, left, evidence = reduce_parts(step, state, parts, evidence, place, self.options)
+            self.run.reduced, self.run.length = state.layout.join(left), state.layout.length(x)
         self.options.tick()
-        if self.box.evidence is not None:
-            self.box.evidence = self.box.evidence.through(plan)
-        self.box.state = state
-        self.box.reduced, self.box.length = x_after, x.shape[1]
-        return (x_after, *args[1:])
+        self.run.state = state
+        if lasts:
+            self.run.evidence = evidence
+        return None if self.run.reduced is None else (self.run.reduced, *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Remember the second branch; return something of the length that the block's addition expects."""
         del module, args
-        if self.box.reduced is None:
+        if self.run.reduced is None:
             return None
-        self.box.branch = output
-        return output[:, :1].expand(-1, self.box.length, -1)
+        self.run.branch = output
+        return self._state().layout.spread(output, self.run.length)
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Make the block's real output, and let it carry the state on."""
-        del block
         if isinstance(output, tuple):
-            raise AttachError(
-                f"{self.path.name} returns a tuple, and its tokens alone are expected: an adapter of ours "
-                "does not fit this version of the model's library"
-            )
+            raise AttachError(TUPLE.format(where=self.path.name))
         state = self._state()
-        short, branch, whole = self.box.reduced, self.box.branch, self.box.whole
+        short, branch, whole = self.run.reduced, self.run.branch, self.run.whole
         if short is not None and branch is not None:
-            output = short + branch
+            scale = getattr(block, self.path.scale) if self.path.scale else None
+            output = short + (branch if scale is None else scale * branch)
         elif output is args[0]:
             output = output.view_as(output)  # never tag the caller's own tensor
-        state = replace(state, fired=(*state.fired, output.shape[1] - self.adapter.prefix))
-        if self.finish is not None and not state.trial:
-            output, state = self._behind(output, state)
-        if state.plan is not None and whole is not None:
-            # A token that was dropped keeps the features with which it entered the block that dropped it.
-            state, output = replace(state, restored=True), state.plan.unmerge(output, whole)
-        self.box.clear()
-        if self.finish is not None and not state.trial:
+        fired = (*state.fired, state.layout.counted(output))
+        ends = self.finish is not None and not state.steps.trial
+        # Not by `replace`, which takes longer: this runs in every block.
+        state = ReductionState(state.steps, state.layout, fired, finished=ends)
+        if ends:
+            place, evidence = Place("features", self.index, self.path.name), self.run.evidence
+            output, state = reduce_features(output, state, evidence, place, self.options)
+        if whole is not None and any(one.plan is not None for one in state.layout.buckets):
+            output = restore_tokens(output, whole, state.layout)
+            state = replace(state, restored=True)
+        self.run.clear()
+        if self.finish is not None and ends:
             self.finish(state)
-        return passes.tag(output, state)
+        return set_state(output, state)
 
-    def _behind(self, x: Tensor, state: Pass) -> tuple[Tensor, Pass]:
-        """The step of the stage "features", on what leaves the last block."""
-        prefix, evidence = self.adapter.prefix, self.box.evidence
-        count = x.shape[1] - prefix
-        step = state.after
-        if evidence is None:
-            evidence = evidence_of(x, state, None, prefix)
-        evidence = evidence.renewed(x[:, prefix:], masses(x, state)[:, prefix:], dict(state.layers))
-        if step is not None and count > state.features:
-            place = self._place("features")
-            self.options.tick()
-            x, plan, state = reduced(step, state, x, evidence, state.features, place, self.options)
-            self.options.tick()
-            if state.keeps_evidence:
-                evidence = evidence.through(plan)
-        kept = evidence if state.keeps_evidence else None
-        state = replace(state, evidence=kept, left=x.shape[1] - prefix)
-        return x, state.behind_tower()
+    def _surplus(self, state: ReductionState) -> bool:
+        """Whether some image has more tokens than are to be left after this block."""
+        if state.steps.block is None:
+            return False
+        return any(one.tokens > one.counts[self.index] for one in state.layout.buckets)
 
-    def _shows(self, state: Pass) -> bool:
-        """Whether a step behind the last block needs what this one shows."""
-        return bool(self.names) and state.behind
+    def _shows(self, state: ReductionState) -> bool:
+        """Whether a step after the last block needs this block's evidence under another name."""
+        return bool(self.names) and state.steps.after
 
-    def _place(self, stage: str) -> Place:
-        adapter = self.adapter
-        return Place(stage, self.index, self.path.name, adapter.prefix, adapter.positional)
+    def _lasts(self, state: ReductionState) -> bool:
+        """Whether this is the last block, and a step after it needs its attention."""
+        return self.finish is not None and state.steps.watches_after
 
-    def _lost(self) -> Pass:
+    def _check_calls(self, state: ReductionState) -> None:
+        """Raise if the attention was not seen as often as it must be, where it was watched."""
+        layout, tap = state.layout, self.run.tap
+        if tap is None:
+            return
+        wrong = layout.check_calls(tap.seen, f"{self.path.name}.{self.path.attention}")
+        if wrong:
+            calls, trial = len(tap.seen), state.steps.trial
+            raise AttachError(wrong_calls(wrong, calls, self.adapter, layout, trial))
+
+    def _evidence(self, x: Tensor, state: ReductionState, parts: list[Tensor]) -> list[Evidence]:
+        """What the block shows about the tokens of each bucket."""
+        layout, tap = state.layout, self.run.tap
+        seen: list[Any] = [None] * len(parts)
+        if tap is not None:
+            seen = layout.attention(tap.seen, self.run.windows, x.device)
+        elif state.steps.watches and self._surplus(state):
+            raise wrong_order(self.path)
+        triples = zip(parts, layout.buckets, seen, strict=True)
+        return [
+            evidence_of(part, one, own, layout.prefix, self.index / len(one.counts))
+            for part, one, own in triples
+        ]
+
+    def _lost(self) -> ReductionState:
         """The state of tokens that carry none: an error, unless there is nothing to do anyway."""
         if self.idle():
-            return Pass(None, ())
+            return ReductionState(NO_STEPS, self.adapter.layout_class(()))
         raise AttachError(LOST.format(where=self.path.name))
 
-    def _state(self) -> Pass:
-        if self.box.state is None:
+    def _state(self) -> ReductionState:
+        if self.run.state is None:
             refuse_graphs(self.path.name)
             raise AttachError(LOST.format(where=self.path.name))
-        return self.box.state
-
-    def _seen(self) -> SeenAttention | None:
-        tap = self.box.tap
-        if tap is None:
-            return None
-        if len(tap.seen) != 1:
-            raise AttachError(
-                f"{len(tap.seen)} fused attention calls were seen in "
-                f"{self.path.name}.{self.path.attention}, and exactly one is needed. "
-                f"{self._reason(len(tap.seen))}"
-            )
-        return tap.seen[0]
-
-    def _reason(self, calls: int) -> str:
-        """Why so many calls of the attention were seen and not one, for a message."""
-        if calls:
-            return "This block attends more than once, and one attention a block is followed"
-        if not self.adapter.watched:
-            return (
-                "Is fused attention off? timm: set fused_attn = True on the attention modules, or "
-                "timm.layers.set_fused_attn(True) before the model is made"
-            )
-        if self._state().trial:
-            return "Its forward does not call the attention function that the model's config names"
-        return (
-            "The attention implementation was changed while the recipe was attached: "
-            "set_attn_implementation(...) takes our watch away, call it before attach"
-        )
-
-
-def hook_first(
-    module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False
-) -> RemovableHandle:
-    """Register a forward hook before those that are there; see `register_forward_hook`."""
-    handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
-    put_first(module, handle.id)
-    return handle
-
-
-def put_first(module: nn.Module, key: int) -> None:
-    """Let the forward hook of a handle (its id) run before the others, those with `prepend=True` too.
-
-    Not by `prepend=True`: it leaves the keys in an order that torch 2.11 misreads when it compiles.
-    """
-    hooks: dict[int, Any] = cast("Any", module)._forward_hooks
-    if torch.compiler.is_dynamo_compiling() or next(iter(hooks), key) == key:
-        return
-    for other, hook in list(hooks.items()):
-        if other != key:
-            del hooks[other]
-            hooks[other] = hook
+        return self.run.state

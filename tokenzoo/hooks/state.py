@@ -7,13 +7,14 @@ the pass), in two threads, and in a pass within a pass. The tensor is where the 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenzoo.evidence import Evidence, Layer, layer_of
+from tokenzoo.evidence import Layer, layer_of
+from tokenzoo.layouts import SizeBucket, TokenLayout
 from tokenzoo.recipe import Step
 from tokenzoo.token_map import TokenMap, take
 
@@ -22,74 +23,100 @@ FROM_ATTENTION = frozenset(
     {"keys", "queries", "values", "received_attention", "cls_attention", "attention"}
 )
 
-_TAG = "_tokenzoo_pass"
+_TAG = "_tokenzoo_state"
+
+LOST = (
+    "the tokens that reached {where} do not carry the state of their pass. Usual causes: gradient "
+    "checkpointing with use_reentrant=True (use use_reentrant=False); a hook or wrapper of your own that "
+    "returns a new tensor between the blocks (so does register_full_backward_hook: take register_hook of "
+    "the block's output); blocks on two devices; features passed to forward_head that are not those that "
+    "forward_features returned"
+)
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Where a pass stands, between two blocks.
+class PassSteps:
+    """What a pass does: the same at all its blocks and for all its images.
 
     Attributes:
-        step: the step that the sites of this pass take; None: nothing is reduced at the blocks.
-        counts: patch tokens after each block of the tower, as planned.
-        entered: patch tokens before the first block.
-        after: the step behind the last block (stage "features"), or None.
-        features: patch tokens that are to leave the tower.
-        projected: patch tokens that are to leave the projector behind it; None: nothing is reduced there.
-        left: patch tokens that left the tower, and the projector.
-        grid: (rows, columns) of the patch tokens before the first block, if they are a whole grid.
-        fired: patch tokens after each block so far, as they were.
-        mass: `[b, n]` with prefix, or None while every token stands for itself.
-        held: `[b, n]` protected at an earlier site, or None.
-        places: `[b, n]` int64, which of the first tokens each one stands for; only where the model's
-            attention must know, and None as long as all are there.
-        plan: from the first tokens to these, where it is wanted, otherwise None.
-        restored: whether the tensor that carries this state has all first tokens again (see `few`).
+        block: the step inside the blocks; None: nothing is reduced there.
+        features: the step after the last block, or None.
+        projected: the step after the projector, or None.
         trial: whether this is the proof at attach time and not a pass.
-        watches: whether the step needs something that only a tap on the attention shows.
-        watches_after: the same about the steps behind the last block.
-        keeps_evidence: whether what the last block showed is to travel on, to a step behind the projector.
-        evidence: what the last block showed about the tokens that left it, where it travels on.
-        layers: what other blocks showed about the tokens that are left, for the steps behind the last one.
+        watches: whether the step inside the blocks needs something that only a tap on the attention shows.
+        watches_after: the same of the steps after the last block.
+        keeps_evidence: whether the last block's evidence travels on, to the step after the projector.
     """
 
-    step: Step | None
-    counts: tuple[int, ...]
-    entered: int = 0
-    after: Step | None = None
-    features: int = 0
-    projected: int | None = None
-    left: int = 0
-    grid: tuple[int, int] | None = None
-    fired: tuple[int, ...] = ()
-    mass: Tensor | None = None
-    held: Tensor | None = None
-    places: Tensor | None = None
-    plan: TokenMap | None = None
-    restored: bool = False
+    block: Step | None = None
+    features: Step | None = None
+    projected: Step | None = None
     trial: bool = False
     watches: bool = False
     watches_after: bool = False
     keeps_evidence: bool = False
-    evidence: Evidence | None = None
-    layers: tuple[tuple[Layer, Evidence], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        block: Step | None,
+        features: Step | None = None,
+        projected: Step | None = None,
+        *,
+        trial: bool = False,
+    ) -> PassSteps:
+        """The steps, with what they watch."""
+        keeps = watches(projected)
+        after = keeps or watches(features)
+        return cls(block, features, projected, trial, watches(block), after, keeps)
 
     @property
-    def behind(self) -> bool:
-        """Whether there is something to do behind the last block."""
-        return self.after is not None or self.projected is not None
+    def after(self) -> bool:
+        """Whether there is something to do after the last block."""
+        return self.features is not None or self.projected is not None
 
-    def shown_by(self, names: tuple[Layer, ...], evidence: Evidence) -> Pass:
-        """The same pass, which carries what a block of these names shows."""
-        return replace(self, layers=(*self.layers, *((name, evidence) for name in names)))
 
-    def behind_tower(self) -> Pass:
-        """The same pass, without what nobody behind the tower asks for."""
-        return self if self.projected is not None else replace(self, layers=())
+NO_STEPS = PassSteps()
+NO_IMAGES = SizeBucket(0, 0)
+
+
+@dataclass(frozen=True)
+class ReductionState:
+    """Where a pass stands, between two blocks.
+
+    Attributes:
+        steps: what it does.
+        layout: where the tokens are, and per size of image what has become of them.
+        fired: after each block so far, the tokens of an image of each bucket.
+        restored: whether the tensor that carries this state has all first tokens again (`reduced_tokens`).
+        finished: whether the last block has run.
+    """
+
+    steps: PassSteps
+    layout: TokenLayout
+    fired: tuple[tuple[int, ...], ...] = ()
+    restored: bool = False
+    finished: bool = False
+
+    @property
+    def bucket(self) -> SizeBucket:
+        """Of a batch: its images, and what has become of them."""
+        return self.layout.buckets[0] if self.layout.buckets else NO_IMAGES
+
+    @property
+    def mass(self) -> Tensor | None:
+        """Of a batch: how many tokens each one stands for `[b, prefix + n]`; None: 1 each."""
+        return self.bucket.mass
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there are blocks that have not run, in a pass over the blocks of a tower."""
+        return bool(self.bucket.counts) and not self.finished
 
 
 class PerThread:
-    """Attributes of which each thread has its own, made by `own`; a copy, and what is unpickled, has none.
+    """Attributes of which each thread has its own, made by `thread_local`; a copy, and what is unpickled,
+    has none.
 
     It has a thread-local and is none: what compiled code writes to a subclass of one, torch loses.
     """
@@ -104,7 +131,7 @@ class PerThread:
         return type(self), ()
 
 
-def own(name: str) -> Any:
+def thread_local(name: str) -> Any:
     """An attribute of a `PerThread` by this name; None in a thread that has not set it."""
 
     def read(holder: PerThread) -> Any:
@@ -116,32 +143,56 @@ def own(name: str) -> Any:
     return property(read, write)
 
 
+own = thread_local
+
+
 def watches(*steps: Step | None) -> bool:
-    """Whether the parts of one of the steps need what only a tap shows; asked once, not in a pass."""
+    """Whether the parts of one of the steps need what only a tap shows; computed once, not in a pass."""
     return any(step is not None and bool(step.needs & FROM_ATTENTION) for step in steps)
 
 
 def layers(*steps: Step | None) -> frozenset[Layer]:
-    """Whose evidence the steps need, beside that of the block where they work."""
+    """Other layers whose evidence the steps need."""
     needs = frozenset[str]().union(*(step.needs for step in steps if step is not None))
     return frozenset(layer for layer in map(layer_of, needs) if layer is not None)
 
 
-def tag(x: Tensor, state: Pass) -> Tensor:
-    """Let the tensor carry the state."""
+def get_state(x: Tensor) -> ReductionState | None:
+    """The state that a tensor carries, or None."""
+    return getattr(x, _TAG, None)
+
+
+def set_state(x: Tensor, state: ReductionState) -> Tensor:
+    """Let a tensor carry the state; returns the tensor."""
     setattr(x, _TAG, state)
     return x
 
 
-def few(x: Tensor, state: Pass) -> Tensor:
-    """The tokens that are left `[b, m, c]`, out of those of a pass that may have been restored `[b, n, c]`.
+def reduced_tokens(x: Tensor, state: ReductionState) -> Tensor:
+    """The tokens that are left, out of those of a pass that may have been restored.
 
     They are read from the tensor that hooks between the blocks see, so what a hook writes there counts. All
     n rows of one token are equal until a hook changes some of them; the token moves by the mean of these
     changes, and each row gets the same share of its gradient. Rows of dropped tokens count no more.
+
+    Args:
+        x: `[b, n, c]`, all first tokens where `state.restored`.
+        state: that it carries.
+
+    Returns:
+        `[b, m, c]`.
     """
-    plan = state.plan
-    if not state.restored or plan is None:
+    layout = state.layout
+    if not state.restored:
+        return x
+    parts = layout.begun().split(x)
+    return layout.join(
+        [_reduced(part, one.plan) for part, one in zip(parts, layout.buckets, strict=True)]
+    )
+
+
+def _reduced(x: Tensor, plan: TokenMap | None) -> Tensor:
+    if plan is None:
         return x
     kept = take(x, plan.sources)  # [b, m, c]
     # The mean of the rows, so written that rows that are equal give exactly what they are.
@@ -150,6 +201,18 @@ def few(x: Tensor, state: Pass) -> Tensor:
     return kept + change / rows.to(x.dtype)[..., None]
 
 
-def of(x: Tensor) -> Pass | None:
-    """The state that a tensor carries, or None."""
-    return getattr(x, _TAG, None)
+def restore_tokens(x: Tensor, whole: Tensor, layout: TokenLayout) -> Tensor:
+    """All first tokens again, each with the features of the token that it is part of.
+
+    A dropped token keeps the features with which it entered the block that dropped it.
+
+    Args:
+        x: the tokens that are left.
+        whole: all tokens, before the block.
+        layout: of the tokens that are left.
+    """
+    begun = layout.begun()
+    parts = zip(layout.split(x), begun.split(whole), layout.buckets, strict=True)
+    return begun.join(
+        [part if one.plan is None else one.plan.unmerge(part, all_) for part, all_, one in parts]
+    )

@@ -27,13 +27,15 @@ from torch.overrides import (
 
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.key_bias import fits, widened
+from tokenzoo.hooks.key_bias import added, fits, gathered, widened
 from tokenzoo.kernels.choice import transformed
 
 _C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
 
-WATCH = "_tokenzoo_watch"
+TAP_ATTR = "_tokenzoo_watch"
 """Where an attention module that looks for its tap itself (`Adapter.watched`) finds the holder of it."""
+
+WATCH = TAP_ATTR
 
 
 class Tap(TorchFunctionMode):
@@ -47,20 +49,29 @@ class Tap(TorchFunctionMode):
         key_bias: `[b, n]` to add to the logits of every query, or None.
         places: `[b, n]` int64, which of the first tokens each token stands for: rows and columns of a
             bias that the model made for all of them; None: all of them are there.
+        segmented: whether each call is about the next segment of a packed sequence, `[1, h, s, d]`, whose
+            key bias is `[1, r]`.
 
     Attributes:
-        seen: one entry per call.
+        seen: one entry per call, with the key bias of that call.
         caller: the frame that calls the attention; None: the tap acts as long as it is entered.
         traced: whether it was entered by code that is compiled, where there are no frames.
     """
 
     def __init__(
-        self, prefix: int = 0, key_bias: Tensor | None = None, places: Tensor | None = None
+        self,
+        prefix: int = 0,
+        key_bias: Tensor | None = None,
+        places: Tensor | None = None,
+        *,
+        segmented: bool = False,
     ) -> None:
         super().__init__()
         self.prefix = prefix
         self.key_bias = key_bias
         self.places = places
+        self.segmented = segmented
+        self.begin = 0  # of the next segment
         self.seen: list[SeenAttention] = []
         self.caller: FrameType | None = None
         # Text, which torch's compiler takes as a constant; it takes no mode (torch 2.11) and no frame.
@@ -77,7 +88,7 @@ class Tap(TorchFunctionMode):
         self.__enter__()
 
     def close(self) -> None:
-        """Leave the mode, wherever it is on the stack; the other modes stay. Twice is once."""
+        """Leave the mode, wherever it is on the stack; the other modes stay. Idempotent."""
         if torch.compiler.is_dynamo_compiling():
             super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
             return
@@ -118,13 +129,17 @@ class Tap(TorchFunctionMode):
             What is to be added to the logits instead of the mask (or a boolean mask), if anything.
         """
         if mask is not None and self.places is not None:
-            mask = _at(mask, self.places)
+            mask = gathered(mask, self.places)
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        own = None if mask is None else _added(mask, query.dtype)
-        self.seen.append(SeenAttention(query, key, factor, self.prefix, self.key_bias, own, value))
-        if self.key_bias is None:
+        own = None if mask is None else added(mask, query.dtype)
+        bias = self.key_bias
+        if self.segmented:
+            begin, self.begin = self.begin, self.begin + key.shape[2]
+            bias = None if bias is None else bias[:, begin : self.begin]
+        self.seen.append(SeenAttention(query, key, factor, self.prefix, bias, own, value))
+        if bias is None:
             return mask
-        bias = self.key_bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
+        bias = bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
         return bias if own is None else own + bias
 
     def __torch_function__(
@@ -231,7 +246,7 @@ class Tap(TorchFunctionMode):
 
 
 def unwatch(attention: nn.Module) -> None:
-    """Take the holder of its tap off an attention module; twice is once."""
+    """Take the holder of its tap off an attention module. Idempotent."""
     vars(attention).pop(WATCH, None)
 
 
@@ -272,22 +287,3 @@ def _runs(frame_id: str) -> bool:
 
 # As torch.compiler.assume_constant_result does, which would import the compiler.
 _runs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a mask, which may be boolean (True: attend), adds to the logits: four dimensions."""
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-    return mask.view(*[1] * (4 - mask.ndim), *mask.shape)
-
-
-def _at(mask: Tensor, places: Tensor) -> Tensor:
-    """Rows and columns `places [b, n]` of a mask that broadcasts to `[b, h, N, N]`."""
-    mask = mask.view(*[1] * (4 - mask.ndim), *mask.shape)
-    mask = mask.expand(places.shape[0], -1, -1, -1)
-    h, rows, columns = mask.shape[1:]
-    if rows > 1:
-        mask = mask.gather(2, places[:, None, :, None].expand(-1, h, -1, columns))
-    if columns > 1:
-        mask = mask.gather(3, places[:, None, None, :].expand(-1, h, mask.shape[2], -1))
-    return mask

@@ -33,7 +33,6 @@ from tokenzoo.errors import (
     UnsupportedModelError,
 )
 from tokenzoo.hooks.attach import find_adapter
-from tokenzoo.packed import PackedAdapter
 from tokenzoo.zoo import Method
 
 Given = Tensor | Mapping[str, Any]
@@ -202,7 +201,7 @@ def _check(model: nn.Module) -> None:
             f"{name} reads prompts and images, and its prompts are shortened on the host: export its "
             "vision tower alone"
         )
-    if isinstance(adapter, PackedAdapter):
+    if not adapter.layout_class.fixed:
         raise UnsupportedModelError(
             f"{name} reads images of any sizes as one sequence, whose lengths the host looks up: a file "
             "would hold those of the example. Towers with images of one size can be exported"

@@ -6,25 +6,23 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import state as passes
-from tokenzoo.hooks.site import LOST
-from tokenzoo.hooks.state import Pass
+from tokenzoo.hooks.state import LOST, ReductionState, get_state
 
 
-def state_of(x: Tensor) -> Pass:
+def state_of(x: Tensor) -> ReductionState:
     """The state of the tokens that a pooling reads.
 
     Raises:
         AttachError: they carry none, or not all blocks of the plan have run.
     """
-    state = passes.of(x)
+    state = get_state(x)
     if state is None:
         cut = "; blocks that were cut after the recipe was attached"
         raise AttachError(LOST.format(where="the pooling") + cut)
-    if state.counts and not state.left:
+    if state.stopped:
         raise AttachError(
-            f"{len(state.fired)} of {len(state.counts)} blocks ran before the pooling: blocks were cut "
-            "after the recipe was attached; detach, and attach again"
+            f"{len(state.fired)} of {len(state.bucket.counts)} blocks ran before the pooling: blocks "
+            "were cut after the recipe was attached; detach, and attach again"
         )
     return state
 

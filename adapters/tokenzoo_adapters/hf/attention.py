@@ -224,7 +224,8 @@ def _flash(
         tap.look(query, key, padding, scaling, value)
         if tap.key_bias is not None:
             factor = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-            wide = widened(query, key, value, tap.key_bias, factor)
+            bias = tap.seen[-1].key_bias  # of a packed sequence, that of this segment
+            wide = widened(query, key, value, tap.key_bias if bias is None else bias, factor)
             out, weights = function(*wide, attention_mask, scaling=factor, **options)
             return out[..., : value.shape[-1]], weights
     return function(query, key, value, attention_mask, scaling=scaling, **options)

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import state as passes
-from tokenzoo.hooks.state import PerThread, own
+from tokenzoo.hooks.state import PerThread, reduced_tokens, thread_local
 from tokenzoo.recipe import Stage
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.pooling import mean, state_of
@@ -82,7 +81,7 @@ def all_tokens(model: Any, around: Around | None) -> str:
 class _Mean(PerThread):
     """The mean by mass `[b, c]` of the tokens that left the tower, on its way to the classifier."""
 
-    value: Tensor | None = own("value")
+    value: Tensor | None = thread_local("value")
 
 
 def connect(
@@ -168,7 +167,7 @@ def _remember(found: _Mean, prefix: int, tower: nn.Module, args: Any, output: An
     del tower, args
     x: Tensor = output[0]  # the last hidden state, [b, n, c]
     state = state_of(x)
-    found.value = None if state.mass is None else mean(passes.few(x, state), state.mass, prefix)
+    found.value = None if state.mass is None else mean(reduced_tokens(x, state), state.mass, prefix)
 
 
 def _replace(found: _Mean, classifier: nn.Module, args: tuple[Tensor, ...]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import state as passes
+from tokenzoo.hooks.state import reduced_tokens
 from tokenzoo_adapters.common.image_size import resized, smaller_grid
 from tokenzoo_adapters.common.pooling import state_of
 
@@ -34,7 +34,7 @@ def _few(
     state = state_of(x)
     if state.mass is None:
         return args, options
-    x = passes.few(x, state)
+    x = reduced_tokens(x, state)
     if proportional:
         # A padding mask of floats is added to the logits of its keys.
         options = {**options, "key_padding_mask": state.mass.log().to(x.dtype)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import state as passes
+from tokenzoo.hooks.state import reduced_tokens
 from tokenzoo.hooks.tap import Tap
 from tokenzoo_adapters.common import feature_maps as maps
 from tokenzoo_adapters.common.patching import put, remove
@@ -54,7 +54,7 @@ def _pool(
         _same_device(model, x)
     if state.mass is None:
         return original(model, x, pool_type)
-    x = passes.few(x, state)
+    x = reduced_tokens(x, state)
     if model.attn_pool is not None:
         if not proportional:
             return original(model, x, pool_type)
@@ -80,7 +80,7 @@ def _head(model: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
     _same_device(model, x)
     original = cast("Any", type(model)).forward_head
     if state.mass is not None:
-        x = passes.few(x, state)
+        x = reduced_tokens(x, state)
         p = int(model.num_prefix_tokens)
         found = pooled(x, state.mass, p, model.global_pool)
         if found is not None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenzoo.adapter import Adapter, BlockPath
-from tokenzoo.hooks import state as passes
+from tokenzoo.hooks.state import get_state
 from tokenzoo.hookspecs import hookimpl
 from tokenzoo.testing.toys.tiny_vit import HEADS, SIDE, WIDTH, TinyViT
 
@@ -67,7 +67,7 @@ def _pool_by_mass(pool: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> 
 
 def _mean(x: Tensor) -> Tensor | None:
     """The mean of the patch tokens by mass; None where a plain one is right."""
-    state = passes.of(x)
+    state = get_state(x)
     if state is None or state.mass is None or state.restored:
         return None
     weight = state.mass[:, 1:, None].to(x.dtype)

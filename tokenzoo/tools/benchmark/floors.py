@@ -13,7 +13,6 @@ from typing import Any
 from tokenzoo.adapter import Adapter
 from tokenzoo.budget import TokenBudget
 from tokenzoo.hooks.handle import Attached
-from tokenzoo.packed import PackedAdapter
 from tokenzoo.tools.benchmark.workload import Workload
 
 
@@ -83,7 +82,6 @@ def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> TokenBudg
     if attached is not None:
         return attached.plan(tokens)
     depth = len(adapter.blocks())
-    packed = isinstance(adapter, PackedAdapter)
     return TokenBudget(
         tokens=tokens,
         entering=tokens,
@@ -92,6 +90,6 @@ def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> TokenBudg
         prefix=adapter.prefix,
         width=adapter.width,
         hidden=adapter.hidden,
-        patches=adapter.patches if packed else 1,
-        reach=adapter.reach if packed else (),
+        patches=adapter.group,
+        reach=adapter.reach,
     )

@@ -20,12 +20,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.adapter import Attachment, BlockPath
+from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import packed_layout as packs
-from tokenzoo.hooks.packed_layout import Pack
-from tokenzoo.hooks.state import PerThread, own
-from tokenzoo.packed import PackedAdapter
+from tokenzoo.hooks.state import PerThread, get_state, thread_local
+from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.names import ANGLES, LAST, POOLED, entering
@@ -43,18 +41,18 @@ class Here(PerThread):
     Attributes:
         grids: rows and columns of the groups of each unit.
         slices: how many units each image or video has.
-        pack: what left the tower.
+        layout: of what left the tower; None: all is there.
         fills: whether the rows of each image are to be as many as in the bare model.
     """
 
-    grids: tuple[tuple[int, int], ...] | None = own("grids")
-    slices: tuple[int, ...] = own("slices")
-    pack: Pack | None = own("pack")
-    fills: bool | None = own("fills")
+    grids: tuple[tuple[int, int], ...] | None = thread_local("grids")
+    slices: tuple[int, ...] = thread_local("slices")
+    layout: PackedLayout | None = thread_local("layout")
+    fills: bool | None = thread_local("fills")
 
 
 @dataclass(frozen=True, eq=False)
-class HFQwenTower(PackedAdapter):
+class HFQwenTower(Adapter):
     """A vision tower of Qwen2-VL or Qwen2.5-VL, alone or inside of a larger model.
 
     Args:
@@ -66,6 +64,9 @@ class HFQwenTower(PackedAdapter):
     at: str = ""
     here: Here = field(default_factory=Here, repr=False)
 
+    layout_class = PackedLayout
+    watched = True
+    positional = True
     stages = frozenset({"block", "features", "projected"})
     provides = frozenset(
         {"x", "mass", "keys", "queries", "received_attention", "attention", "grid"}
@@ -76,9 +77,14 @@ class HFQwenTower(PackedAdapter):
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
     @property
-    def patches(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def group(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Four: 2 x 2."""
         return int(self.tower.spatial_merge_size) ** 2
+
+    @property
+    def patches(self) -> int:
+        """`group`, by its old name."""
+        return self.group
 
     @property
     def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -125,7 +131,7 @@ class HFQwenTower(PackedAdapter):
         """Angles of the groups that are left `[t]`, and boundaries of what is left of each segment."""
         if places is None:
             return extra, options
-        p, angles = self.patches, options[ANGLES]
+        p, angles = self.group, options[ANGLES]
         bounds: Tensor = options["cu_seqlens"]
         at = places.to(bounds.device)
         before = torch.searchsorted(at, (bounds // p).to(at.dtype)) * p
@@ -144,7 +150,7 @@ class HFQwenTower(PackedAdapter):
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight groups in two segments, at any angles."""
         hf_attention.check(self.tower)
-        n, p = 8, self.patches
+        n, p = 8, self.group
         norm: Tensor = self.tower.blocks[index].norm1.weight
         device = torch.device("cpu") if norm.is_meta else norm.device
         d = self.width // int(self.tower.blocks[index].attn.num_heads)
@@ -155,6 +161,19 @@ class HFQwenTower(PackedAdapter):
             ANGLES: (angles.cos(), angles.sin()),
         }
 
+    def layout(self, x: Tensor) -> PackedLayout:
+        """Images, and slices in time of videos, in one sequence `[r, c]`."""
+        grids = self.units()
+        orders = {grid: self.order(grid) for grid in dict.fromkeys(grids)}
+        known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
+        layout = PackedLayout.of(grids, known, group=self.group)
+        if layout.rows() != x.shape[0]:
+            raise AttachError(
+                f"{x.shape[0]} patches enter the first block, and the images of this pass have "
+                f"{layout.rows()}: call the whole tower, with its grid_thw"
+            )
+        return layout
+
     def units(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the groups of each image, and of each slice in time of a video."""
         if self.here.grids is None:
@@ -164,7 +183,10 @@ class HFQwenTower(PackedAdapter):
         return self.here.grids
 
     def order(self, grid: tuple[int, int]) -> Tensor | None:
-        """Qwen2.5-VL puts the groups of a window side by side."""
+        """Where each group of a unit, in raster order, is in its part of the sequence `[N]`.
+
+        Qwen2.5-VL puts the groups of a window side by side; None: raster order.
+        """
         if not self._side():
             return None
         index = window_index(grid, self._side())
@@ -174,7 +196,7 @@ class HFQwenTower(PackedAdapter):
         """What a block with windows was handed as its segments."""
         if not self._windowed(index):
             return None
-        return options["cu_seqlens"], self._side() ** 2 * self.patches
+        return options["cu_seqlens"], self._side() ** 2 * self.group
 
     def install(self, proportional: bool) -> Callable[[], None]:
         """Open the door of the attention."""
@@ -195,7 +217,7 @@ class HFQwenTower(PackedAdapter):
         """Remember the grids of the images that are given."""
         del tower
         grids = args[1] if len(args) > 1 else options.get("grid_thw")
-        self.here.grids, self.here.pack = None, None
+        self.here.grids, self.here.layout = None, None
         if isinstance(grids, Tensor):
             rows: list[list[int]] = cast("Any", grids).tolist()
             side = int(self.tower.spatial_merge_size)
@@ -212,39 +234,37 @@ class HFQwenTower(PackedAdapter):
     def _spread(self, merger: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Where the tower goes on to sort all rows, give it as many; those that are missing are zero."""
         del merger
-        pack = packs.of(args[0])
-        if pack is None or pack.kept is None or not self._side():
+        layout = _layout_of(args[0])
+        if layout is None or layout.kept is None or not self._side():
             return None
-        whole = output.new_zeros(
-            sum(lot.first * len(lot.units) for lot in pack.lots), output.shape[1]
-        )
-        return whole.index_copy(0, pack.kept.to(output.device), output)
+        whole = output.new_zeros(layout.whole, output.shape[1])
+        return whole.index_copy(0, layout.kept.to(output.device), output)
 
     def _gather(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The rows of the groups that are left, in raster order, image by image."""
         del tower, args
         alone = isinstance(output, tuple)
         x: Tensor = cast("Any", output)[0] if alone else getattr(output, LAST)
-        pack = packs.of(x)
-        self.here.pack = pack
-        if pack is None or pack.kept is None:
+        layout = _layout_of(x)
+        self.here.layout = layout
+        if layout is None or layout.kept is None:
             return None
         merged: Tensor = cast("Any", output)[1] if alone else getattr(output, POOLED)
         if self._side():
-            merged = merged[pack.raster(merged.device)]
+            merged = merged[layout.raster(merged.device)]
         if self.here.fills:
-            merged = self._filled(merged, pack)
+            merged = self._filled(merged, layout)
         if alone:
             return (x, merged, *cast("Any", output)[2:])
         setattr(output, POOLED, merged)
         return output
 
-    def _filled(self, merged: Tensor, pack: Pack) -> Tensor:
-        """As many rows of each image as in the bare model: zeros behind those that are left."""
+    def _filled(self, merged: Tensor, layout: PackedLayout) -> Tensor:
+        """As many rows of each image as in the bare model: zeros after those that are left."""
         whole = [height * width for height, width in self.units()]
         counts = dict.fromkeys(range(len(whole)), 0)
-        for lot in pack.lots:
-            counts.update(dict.fromkeys(lot.units, lot.tokens))
+        for bucket in layout.buckets:
+            counts.update(dict.fromkeys(bucket.images, bucket.tokens))
         rows: list[int] = []
         begin = unit = 0
         for slices in self.here.slices:
@@ -266,8 +286,8 @@ class HFQwenTower(PackedAdapter):
     def left(self) -> list[Tensor]:
         """Of each image and video of the last pass here, which of its groups are left: `[m]` each."""
         sizes = [height * width for height, width in self.units()]
-        pack = self.here.pack
-        units = [torch.arange(size) for size in sizes] if pack is None else pack.left()
+        layout = self.here.layout
+        units = [torch.arange(size) for size in sizes] if layout is None else layout.left()
         found: list[Tensor] = []
         unit = 0
         for slices in self.here.slices:
@@ -297,6 +317,13 @@ def find_qwen_tower(model: Any, at: str = "") -> HFQwenTower | None:
         if module is not None and isinstance(model, getattr(module, name)):
             return HFQwenTower(model, at)
     return None
+
+
+def _layout_of(x: Tensor) -> PackedLayout | None:
+    """The layout of a sequence of this tower; None: it carries none, or one of no images."""
+    state = get_state(x)
+    known = state is not None and bool(state.layout.buckets)
+    return cast("PackedLayout", state.layout) if state is not None and known else None
 
 
 def _remove(handles: list[Any]) -> None:

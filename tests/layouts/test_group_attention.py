@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenzoo import Evidence
 from tokenzoo.errors import MissingEvidenceError
-from tokenzoo.hooks.packed_attention import GroupAttention, PackedAttention, seen
+from tokenzoo.layouts.group_attention import GroupAttention, PackedAttention, seen
 from tokenzoo.scorers import ReceivedAttention
 
 close = {"rtol": 1e-11, "atol": 1e-12}

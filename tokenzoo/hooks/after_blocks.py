@@ -1,0 +1,112 @@
+"""The steps after the last block: on the features that leave the tower, and on what the projector makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from tokenzoo.evidence import Evidence
+from tokenzoo.hooks.reduction import Options, Place, evidence_of, reduce_parts
+from tokenzoo.hooks.state import ReductionState
+from tokenzoo.layouts import SizeBucket, TokenLayout
+from tokenzoo.layouts.base import masses
+
+
+def reduce_features(
+    x: Tensor,
+    state: ReductionState,
+    evidence: Sequence[Evidence] | None,
+    place: Place,
+    options: Options,
+) -> tuple[Tensor, ReductionState]:
+    """The step of the stage "features", on what leaves the last block.
+
+    Args:
+        x: what leaves it.
+        state: with its layout.
+        evidence: of the last block about the tokens of each bucket; None: it was not watched.
+        place: of the last block.
+        options: of the attachment.
+
+    Returns:
+        The tokens that are left, and the state with what a step after the projector needs.
+    """
+    step, keeps = state.steps.features, state.steps.keeps_evidence
+    if step is None and not keeps:
+        return x, _carried(state, None)
+    parts = state.layout.split(x)
+    evidence = _renewed(evidence, parts, state.layout)
+    if step is not None and any(one.tokens > one.features for one in state.layout.buckets):
+        options.tick()
+        state, parts, evidence = reduce_parts(step, state, parts, evidence, place, options)
+        options.tick()
+        x = state.layout.join(parts)
+    return x, _carried(state, evidence if keeps else None)
+
+
+def reduce_projected(
+    output: Tensor, state: ReductionState, reaching: int, place: Place, options: Options
+) -> tuple[Tensor, ReductionState]:
+    """The step of the stage "projected", on what the projector makes of the tokens.
+
+    Args:
+        output: `[b, reaching + n, c]`, or of a packed sequence `[t, c]`.
+        state: of the tokens that left the tower.
+        reaching: prefix tokens that reach the projector.
+        place: of the projector.
+        options: of the attachment.
+
+    Returns:
+        The tokens that are left, and the state; its layout is that of the tower, with fewer tokens.
+    """
+    tower, step = state.layout, state.steps.projected
+    layout = tower.projected(reaching)
+    parts = layout.split(output)
+    evidence = _renewed(None, parts, layout)
+    if step is not None and any(one.tokens > place.keep(one) for one in layout.buckets):
+        options.tick()
+        after, parts, _ = reduce_parts(
+            step, replace(state, layout=layout), parts, evidence, place, options
+        )
+        options.tick()
+        output = after.layout.join(parts)
+        tower = tower.reduced(after.layout.buckets)
+    buckets = [replace(one, evidence=None, layers=()) for one in tower.buckets]
+    return output, replace(state, layout=tower.with_buckets(buckets), finished=True)
+
+
+def _renewed(
+    evidence: Sequence[Evidence] | None, parts: Sequence[Tensor], layout: TokenLayout
+) -> list[Evidence]:
+    """The evidence of the last block, about the tokens of each bucket as they are now.
+
+    Args:
+        evidence: of each bucket; None: what the bucket carries, or what the tokens themselves show.
+        parts: `[b, prefix + n, c]` of each bucket.
+        layout: of these.
+    """
+    prefix = layout.prefix
+    if evidence is None:
+        pairs = zip(parts, layout.buckets, strict=True)
+        evidence = [one.evidence or evidence_of(part, one, None, prefix) for part, one in pairs]
+    return [
+        shown.renewed(part[:, prefix:], masses(one, part)[:, prefix:], dict(one.layers))
+        for shown, part, one in zip(evidence, parts, layout.buckets, strict=True)
+    ]
+
+
+def _carried(state: ReductionState, evidence: list[Evidence] | None) -> ReductionState:
+    """The state of what leaves the tower: without what nobody after the tower asks for."""
+    further = state.steps.projected is not None
+    before = state.layout.buckets
+    if evidence is None and (further or not any(one.layers for one in before)):
+        return state
+
+    def carried(one: SizeBucket, own: Evidence | None) -> SizeBucket:
+        return replace(one, evidence=own, layers=one.layers if further else ())
+
+    shown = evidence or [None] * len(before)
+    buckets = [carried(one, own) for one, own in zip(before, shown, strict=True)]
+    return replace(state, layout=state.layout.with_buckets(buckets))

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError, UnsupportedModelError
-from tokenzoo.packed import PackedAdapter
+from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.hf.decoder.layers import check_decoder
 from tokenzoo_adapters.hf.names import ENCODED
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
@@ -25,7 +25,7 @@ from tokenzoo_adapters.hf.vlm.assembly import packed_tower
 from tokenzoo_adapters.hf.vlm.delegation import answers_as
 from tokenzoo_adapters.hf.vlm.interface import Placed
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
-from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks, undo_all
+from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
 
@@ -170,16 +170,6 @@ class VisionLanguageAdapter(Adapter):
         return Placed(new, positions, kept, after)
 
 
-@answers_as("tower", of=PackedAdapter)
-@dataclass(frozen=True, eq=False)
-class PackedVisionLanguageAdapter(VisionLanguageAdapter, PackedAdapter):
-    """The same, around a packed tower."""
-
-    def units(self) -> tuple[tuple[int, int], ...]:
-        """(rows, columns) of the tokens of each unit of the pass."""
-        return cast("PackedAdapter", self.tower).units()
-
-
 def find_vision_language(
     model: Any, specs: tuple[VisionLanguageSpec, ...]
 ) -> VisionLanguageAdapter | None:
@@ -215,11 +205,8 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
     if reason is not None:
         raise UnsupportedModelError(f"{name} {reason}")
     check_decoder(getattr(base, spec.language), name)
-    kind = (
-        PackedVisionLanguageAdapter if isinstance(tower, PackedAdapter) else VisionLanguageAdapter
-    )
     inside = frozenset({"block", "features"} if len(_read(spec, base.config)) < 2 else ())
-    return kind(
+    return VisionLanguageAdapter(
         spec,
         model,
         base,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import UnsupportedModelError
+from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.hf.names import POOLED
 from tokenzoo_adapters.hf.vlm import anyres
 from tokenzoo_adapters.hf.vlm.qwen_tower import HFQwenTower
 from tokenzoo_adapters.hf.vlm.spec import Undo, VisionLanguageSpec
-from tokenzoo_adapters.timm.pool import put, remove
 
 
 def any_resolution(spec: VisionLanguageSpec, base: Any, tower: Adapter) -> Undo:

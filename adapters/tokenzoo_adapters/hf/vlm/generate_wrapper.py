@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.sharding import refuse_outside
+from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.hf.names import ENCODED, MASK, cache_in, cache_of
 from tokenzoo_adapters.hf.vlm import generate_callbacks
 from tokenzoo_adapters.hf.vlm.cached_prompt import CACHED, CachedPrompt
@@ -20,7 +21,6 @@ from tokenzoo_adapters.hf.vlm.conversation import continued
 from tokenzoo_adapters.hf.vlm.generate_callbacks import CallerPrompt
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.shortening import place_call, shorten_call
-from tokenzoo_adapters.timm.pool import put, remove
 
 
 def install(hooks: PromptHooks) -> Callable[[], None]:

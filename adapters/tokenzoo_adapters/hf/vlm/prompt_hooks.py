@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.state import PerThread, own
+from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.hf.decoder.layers import Decoder
 from tokenzoo_adapters.hf.decoder.state import Prompt, prompt_of
 from tokenzoo_adapters.hf.decoder.verify import prove
@@ -148,10 +149,3 @@ class PromptHooks:
         cache = cache_of(given)
         past = 0 if cache is None or self.state.shape is None else int(cache.get_seq_length())
         return prompt_of(ids, mask, spans, n - past, ids.shape[0] // b)
-
-
-def undo_all(undo: list[Callable[[], Any]]) -> None:
-    """Undo in the reverse order; an interrupted call can be repeated."""
-    while undo:
-        undo[-1]()  # it can be done twice: an interrupt must not lose it
-        undo.pop()

@@ -1,9 +1,9 @@
 """What all tests share: the same examples in every run, no deadlines on a busy machine, one thread.
 
-`HYPOTHESIS_PROFILE=thorough pytest tests/laws` tries every law on 1,000 examples.
+`HYPOTHESIS_PROFILE=thorough pytest tests/properties` tries every property on 1,000 examples.
 
-The tensors are tiny: a second thread only waits for the first, and on busy cores that made the laws five
-times slower.
+The tensors are tiny: a second thread only waits for the first, and on busy cores that made these tests
+five times slower.
 """
 
 from __future__ import annotations

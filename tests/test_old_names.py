@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tokenzoo
-from tokenzoo import mergers, scorers
+from tokenzoo import mergers, scorers, testing
 from tokenzoo.errors import BadArgumentError
 
 
@@ -21,6 +21,8 @@ from tokenzoo.errors import BadArgumentError
         (tokenzoo, "Zoo", "Method"),
         (mergers, "Keep", "Identity"),
         (scorers, "Nearness", "NegativeSquaredDistance"),
+        (testing, "LAWS", "PROPERTIES"),
+        (testing, "LawBroken", "PropertyViolation"),
     ],
 )
 def test_an_old_name_warns_and_is_the_new_one(module: Any, old: str, new: str) -> None:

@@ -1,4 +1,4 @@
-"""`tokenzoo check`: every law is named and tried, and the exit code says what came out."""
+"""`tokenzoo check`: every property is named and tried, and the exit code says what came out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def call(*arguments):
 
 
 def binding(kind):
-    return [name for name, law in testing.LAWS.items() if kind in law.binds]
+    return [name for name, law in testing.PROPERTIES.items() if kind in law.binds]
 
 
 def marked(output):
@@ -58,7 +58,7 @@ def test_every_law_of_its_kind_is_named_with_its_promise_and_a_tick():
     assert marked(result.stdout) == [["✓", name] for name in binding("scorer")]
     assert result.stdout.startswith("FeatureNorm(on='x', power=2), scorer: ")
     together = " ".join(result.stdout.split())
-    assert testing.LAWS["exact_budget"].promise in together
+    assert testing.PROPERTIES["exact_budget"].promise in together
     assert result.stderr == ""
 
 
@@ -69,7 +69,7 @@ def test_a_broken_law_is_exit_code_1_and_the_lesson_is_printed(mine):
     assert [name for _, name in marked(result.stdout)] == binding("scorer")
     assert [name for mark, name in marked(result.stdout) if mark == "✗"] == ["needs_honest"]
     lesson = result.stdout.partition("\n\n")[2]
-    with pytest.raises(testing.LawBroken) as error:
+    with pytest.raises(testing.PropertyViolation) as error:
         testing.check(Undeclared(), "needs_honest", examples=2)
     assert str(error.value) in lesson
     for part in ("expected: ", "found: ", "smallest example:", "read: docs/testing.md"):

@@ -16,7 +16,7 @@ from tokenzoo.errors import BadArgumentError, MissingEvidenceError
 from tokenzoo.matchers import FarFromPivots
 from tokenzoo.matchers.far_from_pivots import set_order
 from tokenzoo.scorers import CLSAttention, FeatureNorm
-from tokenzoo.testing import LawBroken, check
+from tokenzoo.testing import PropertyViolation, check
 
 NORMS = FeatureNorm("all_keys", power=1)
 B, N, C, H, D = 2, 17, 5, 3, 4
@@ -145,7 +145,7 @@ def test_the_order_counts_the_prefix_and_changes_the_result() -> None:
 
 def test_the_order_of_a_set_waits_for_the_device_and_the_default_does_not() -> None:
     check(FarFromPivots(NORMS), "static_shapes", examples=5)
-    with pytest.raises(LawBroken, match="tolist"):
+    with pytest.raises(PropertyViolation, match="tolist"):
         check(FarFromPivots(NORMS, order="set"), "static_shapes", examples=5)
     part = FarFromPivots(NORMS, text_pivots=4)
 

@@ -3,7 +3,7 @@
     tokenzoo demo                  what each method costs and keeps, on a shipped model and real digits
     tokenzoo list [KIND]           names of recipes, scorers, matchers, mergers, schedules, adapters
     tokenzoo describe NAME         a recipe or part in words
-    tokenzoo check PACKAGE:PART    somebody's part, held to every law of its kind
+    tokenzoo check PACKAGE:PART    test a part against every property of its kind
     tokenzoo doctor [MODEL]        what is installed and seen; whether a recipe works on a model
     tokenzoo viz IMAGE...          which patches share a token, drawn over photographs
     tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model

@@ -1,8 +1,8 @@
-"""`tokenzoo check PACKAGE:PART`: somebody's part, held to every law of its kind.
+"""`tokenzoo check PACKAGE:PART`: test a part against every property of its kind.
 
-What is checked is made without arguments: an instance, a class or a function that returns one, or whatever
-has a name in `tokenzoo list`. Exit code 0: every law holds; 1: one is broken, and the message teaches which
-promise it is, with the smallest example; 2: there is nothing that could be checked.
+The part is an instance, a class or function that returns one without arguments, or a name in
+`tokenzoo list`. Exit code 0: every property holds; 1: one is violated, and the message names it, with the
+smallest example; 2: nothing could be checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tokenzoo.errors import (
 )
 
 if TYPE_CHECKING:
-    from tokenzoo.testing import LawBroken
+    from tokenzoo.testing import PropertyViolation
 
 EXAMPLES = 25
 BROKEN = 1
@@ -45,9 +45,9 @@ def run(
             "`tokenzoo list`.",
         ),
     ],
-    examples: Annotated[int, typer.Option(min=1, help="Tried for each law.")] = EXAMPLES,
+    examples: Annotated[int, typer.Option(min=1, help="Tried for each property.")] = EXAMPLES,
 ) -> None:
-    """Hold a part or a recipe to every law of its kind, on examples that are the same in every run.
+    """Hold a part or a recipe to every property of its kind, on examples that are the same in every run.
 
     PART is an instance, or a class or function that makes one without arguments.
     """
@@ -122,19 +122,23 @@ def _made(kit: Any, name: str, found: object) -> object:
     return instance
 
 
-def _held(kit: Any, console: Console, subject: object, examples: int) -> Iterator[LawBroken]:
-    """Print a line for each law, and yield what breaks one."""
+def _held(
+    kit: Any, console: Console, subject: object, examples: int
+) -> Iterator[PropertyViolation]:
+    """Print a line for each property, and yield what breaks one."""
     kind = kit.subjects.kind_of(subject)
-    laws = [law for law in kit.LAWS.values() if kind in law.binds]
-    console.print(Text(f"{subject!r}, {kind}: {len(laws)} laws, {examples} examples each"))
-    width = max(len(law.name) for law in laws)
-    for law in laws:
+    properties = [prop for prop in kit.PROPERTIES.values() if kind in prop.binds]
+    console.print(
+        Text(f"{subject!r}, {kind}: {len(properties)} properties, {examples} examples each")
+    )
+    width = max(len(prop.name) for prop in properties)
+    for prop in properties:
         try:
-            kit.check(subject, law.name, examples=examples)
+            kit.check(subject, prop.name, examples=examples)
             mark = Text("✓", "green")
-        except kit.LawBroken as error:
+        except kit.PropertyViolation as error:
             mark = Text("✗", "bold red")
             yield error
         row = Table.grid(Column(), Column(width=width), Column(), padding=(0, 1))
-        row.add_row(mark, law.name, Text(law.promise, "dim"))
+        row.add_row(mark, prop.name, Text(prop.promise, "dim"))
         console.print(row)

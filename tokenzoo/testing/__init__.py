@@ -1,18 +1,19 @@
-"""Tests for parts, ours and everybody's.
+"""Tests for parts, built-in ones and those of plugins.
 
     from tokenzoo.testing import check_scorer
 
     def test_energy():
         check_scorer(Energy())
 
-Each `check_...` holds a part to every law that binds its kind, on examples that are the same in every run,
-and raises `LawBroken` with the smallest one that breaks a law; `check` takes whatever there is. The
-strategies draw valid objects for tests of your own. docs/testing.md lists the laws.
+Each `check_...` tests a part against every property of its kind, on examples that are the same in every
+run, and raises `PropertyViolation` with the smallest example that violates one; `check` takes a part of any
+kind. The strategies draw valid objects for tests of your own. docs/testing.md lists the properties.
 
 Importing this package needs Hypothesis (`pip install tokenzoo[testing]`); nothing else in tokenzoo does.
 """
 
-from tokenzoo.testing.broken import LawBroken as LawBroken
+from tokenzoo._core.deprecation import renamed as _renamed
+from tokenzoo.testing.broken import PropertyViolation as PropertyViolation
 from tokenzoo.testing.checks import check as check
 from tokenzoo.testing.checks import check_adapter as check_adapter
 from tokenzoo.testing.checks import check_matcher as check_matcher
@@ -23,9 +24,9 @@ from tokenzoo.testing.checks import check_scorer as check_scorer
 from tokenzoo.testing.composing import parts as parts
 from tokenzoo.testing.composing import recipes as recipes
 from tokenzoo.testing.composing import schedules as schedules
-from tokenzoo.testing.laws import LAWS as LAWS
 from tokenzoo.testing.models import Models as Models
 from tokenzoo.testing.models import Run as Run
+from tokenzoo.testing.properties import PROPERTIES as PROPERTIES
 from tokenzoo.testing.strategies import Example as Example
 from tokenzoo.testing.strategies import Sites as Sites
 from tokenzoo.testing.strategies import Tower as Tower
@@ -38,10 +39,10 @@ from tokenzoo.testing.strategies import tokens as tokens
 from tokenzoo.testing.strategies import towers as towers
 
 __all__ = [
-    "LAWS",
+    "PROPERTIES",
     "Example",
-    "LawBroken",
     "Models",
+    "PropertyViolation",
     "Run",
     "Sites",
     "Tower",
@@ -63,3 +64,5 @@ __all__ = [
     "tokens",
     "towers",
 ]
+
+__getattr__ = _renamed(__name__, {"LAWS": "PROPERTIES", "LawBroken": "PropertyViolation"})

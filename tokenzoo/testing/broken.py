@@ -9,15 +9,16 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from tokenzoo._core.deprecation import warn_renamed
 from tokenzoo.parts import Part
 from tokenzoo.recipe import Recipe, Stage, Step
 
 
-class LawBroken(AssertionError):  # noqa: N818 - it is an assertion that failed, not an error of ours
+class PropertyViolation(AssertionError):  # noqa: N818 - it is an assertion that failed, not an error of ours
     """A part does not keep a promise: mend the part, and run the example again.
 
     Attributes:
-        law: name of the promise, in `tokenzoo.testing.LAWS`.
+        property: name of the promise, in `tokenzoo.testing.PROPERTIES`.
         expected: what would have kept it.
         found: what there was instead.
         example: code that shows it again: the smallest that was found.
@@ -25,7 +26,7 @@ class LawBroken(AssertionError):  # noqa: N818 - it is an assertion that failed,
 
     def __init__(
         self,
-        law: str,
+        prop: str,
         promise: str,
         *,
         subject: str,
@@ -34,22 +35,28 @@ class LawBroken(AssertionError):  # noqa: N818 - it is an assertion that failed,
         example: str,
         read: str,
     ) -> None:
-        self.law = law
+        self.property = prop
         self.expected = expected
         self.found = found
         self.example = example
         code = "".join(f"\n    {line}" for line in example.splitlines())
         super().__init__(
-            f"{subject} breaks the law {law!r}: {promise}\n"
+            f"{subject} violates the property {prop!r}: {promise}\n"
             f"  expected: {expected}\n"
             f"  found: {found}\n"
             f"  smallest example:{code}\n"
-            f'  read: docs/testing.md, "{law}"; {read}'
+            f'  read: docs/testing.md, "{prop}"; {read}'
         )
+
+    @property
+    def law(self) -> str:
+        """Return `property`, under its old name."""
+        warn_renamed("PropertyViolation.law", "PropertyViolation.property", stacklevel=3)
+        return self.property
 
 
 class BrokenError(Exception):
-    """What a law's function raises; the law adds its name, the subject and the example."""
+    """What a property's function raises; the property adds its name, the subject and the example."""
 
     def __init__(self, expected: str, found: str) -> None:
         super().__init__(expected, found)

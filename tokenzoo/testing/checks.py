@@ -1,4 +1,4 @@
-"""Holding somebody's part to every law that binds its kind."""
+"""Holding somebody's part to every property that binds its kind."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tokenzoo.parts import (
 )
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing import strategies
-from tokenzoo.testing.broken import LawBroken
+from tokenzoo.testing.broken import PropertyViolation
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import Law
-from tokenzoo.testing.laws import LAWS
 from tokenzoo.testing.models import Models, runs
+from tokenzoo.testing.properties import PROPERTIES
+from tokenzoo.testing.property import Property
 from tokenzoo.testing.subjects import expect, kind_of, made, recipe_of
 from tokenzoo.zoo import Method, build
 
@@ -38,14 +38,14 @@ EXAMPLES = 25
 
 
 def check_scorer(scorer: Scorer | PairScorer, *, examples: int = EXAMPLES) -> None:
-    """Hold a scorer of tokens or of pairs to its laws.
+    """Hold a scorer of tokens or of pairs to its properties.
 
     Args:
         scorer: an instance.
-        examples: how many are tried for each law; the same ones in every run.
+        examples: how many are tried for each property; the same ones in every run.
 
     Raises:
-        LawBroken: a promise is not kept; shows the smallest example.
+        PropertyViolation: a promise is not kept; shows the smallest example.
         BadArgumentError: it is no scorer; says which check is for it.
     """
     expect("check_scorer", scorer)
@@ -55,7 +55,7 @@ def check_scorer(scorer: Scorer | PairScorer, *, examples: int = EXAMPLES) -> No
 def check_matcher(
     matcher: Matcher | Selector | Assigner | Split | Protect, *, examples: int = EXAMPLES
 ) -> None:
-    """Hold a matcher, or a part of one (selector, assigner, split, protection), to its laws.
+    """Hold a matcher, or a part of one (selector, assigner, split, protection), to its properties.
 
     See `check_scorer`.
     """
@@ -64,26 +64,26 @@ def check_matcher(
 
 
 def check_merger(merger: Merger, *, examples: int = EXAMPLES) -> None:
-    """Hold a merger to its laws; see `check_scorer`."""
+    """Hold a merger to its properties; see `check_scorer`."""
     expect("check_merger", merger)
     check(merger, examples=examples)
 
 
 def check_schedule(schedule: Schedule, *, examples: int = EXAMPLES) -> None:
-    """Hold a schedule to its laws; see `check_scorer`."""
+    """Hold a schedule to its properties; see `check_scorer`."""
     expect("check_schedule", schedule)
     check(schedule, examples=examples)
 
 
 def check_recipe(recipe: Recipe | Method | str, *, examples: int = EXAMPLES) -> None:
-    """Hold a recipe to its laws: each step at a site, and all of them on a tower.
+    """Hold a recipe to its properties: each step at a site, and all of them on a tower.
 
     Args:
         recipe: a `Recipe`, what `build` returns, or a name.
         examples: see `check_scorer`.
 
     Raises:
-        LawBroken: a promise is not kept; shows the smallest example.
+        PropertyViolation: a promise is not kept; shows the smallest example.
         BadArgumentError: it is no recipe; says which check is for it.
         UnknownNameError: no recipe has this name.
     """
@@ -101,7 +101,7 @@ def check_adapter(
     recipe: str | Recipe | Method = "evoprune",
     examples: int = 5,
 ) -> None:
-    """Hold the adapter of a model to its laws, on a tiny model of that kind.
+    """Hold the adapter of a model to its properties, on a tiny model of that kind.
 
     Args:
         make: returns a fresh model; or one, of which copies are made. Two to four blocks are enough. Give
@@ -109,10 +109,10 @@ def check_adapter(
             a head is zero, no mistake can be seen.
         image: a batch of two or three inputs, of the model's own size.
         recipe: what is attached, with budgets of its own.
-        examples: passes that are tried for each law.
+        examples: passes that are tried for each property.
 
     Raises:
-        LawBroken: a promise is not kept; shows the budget and the images.
+        PropertyViolation: a promise is not kept; shows the budget and the images.
         BadArgumentError: there is no model, or no batch.
         UnsupportedModelError: no adapter knows the model: is its plugin installed?
     """
@@ -123,42 +123,44 @@ def check_adapter(
         )
     models = Models(make, image, recipe)
     find_adapter(models.model)
-    for law in LAWS.values():
-        if "adapter" in law.binds:
-            hold(law, models, examples=examples)
+    for prop in PROPERTIES.values():
+        if "adapter" in prop.binds:
+            hold(prop, models, examples=examples)
 
 
-def check(subject: object, *laws: str, examples: int = EXAMPLES, max_tokens: int = 40) -> None:
-    """Hold a part or a recipe to the laws of its kind, whatever that is.
+def check(
+    subject: object, *properties: str, examples: int = EXAMPLES, max_tokens: int = 40
+) -> None:
+    """Hold a part or a recipe to the properties of its kind, whatever that is.
 
     Args:
         subject: an instance, or a class or function that makes one without arguments.
-        laws: names in `LAWS`; none: all that bind its kind.
-        examples: how many are tried for each law; the same ones in every run.
+        properties: names in `PROPERTIES`; none: all that bind its kind.
+        examples: how many are tried for each property; the same ones in every run.
         max_tokens: patch tokens of the largest.
 
     Raises:
-        LawBroken: a promise is not kept; shows the smallest example.
-        BadArgumentError: nothing that can be checked, or a law that does not bind it.
+        PropertyViolation: a promise is not kept; shows the smallest example.
+        BadArgumentError: nothing that can be checked, or a property that does not bind it.
     """
     instance = made(subject)
     kind = kind_of(instance)
-    binding = {name: law for name, law in LAWS.items() if kind in law.binds}
-    for name in laws:
+    binding = {name: prop for name, prop in PROPERTIES.items() if kind in prop.binds}
+    for name in properties:
         if not isinstance(name, str) or name not in binding:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(
-                f"{quote(name)} is no law for a {kind}; these are: {', '.join(binding)}"
+                f"{quote(name)} is not a property of a {kind}; these are: {', '.join(binding)}"
             )
     if kind != "schedule":
         _check_needs(cast("Part | Recipe", instance))
-    for name in laws or tuple(binding):
+    for name in properties or tuple(binding):
         for bound in _bound(instance, binding[name]):
             hold(binding[name], bound, examples=examples, max_tokens=max_tokens)
 
 
-def _bound(instance: object, law: Law) -> list[object]:
-    """What a law is tried on: laws of one site take the steps of a recipe one by one."""
-    if isinstance(instance, Recipe) and law.cases == "examples" and len(instance.steps) > 1:
+def _bound(instance: object, prop: Property) -> list[object]:
+    """What a property is tried on: properties of one site take the steps of a recipe one by one."""
+    if isinstance(instance, Recipe) and prop.cases == "examples" and len(instance.steps) > 1:
         return [Recipe(step, keep=0.5) for step in instance.steps]
     return [instance]
 
@@ -176,21 +178,23 @@ def _check_needs(instance: Part | Recipe) -> None:
             )
 
 
-def hold(law: Law, subject: object, *, examples: int = EXAMPLES, max_tokens: int = 40) -> None:
-    """Hold a subject to one law on drawn cases, the same in every run.
+def hold(
+    prop: Property, subject: object, *, examples: int = EXAMPLES, max_tokens: int = 40
+) -> None:
+    """Hold a subject to one property on drawn cases, the same in every run.
 
     Raises:
-        LawBroken: shows the smallest case that was found.
+        PropertyViolation: shows the smallest case that was found.
     """
-    if law.cases == "nothing":
-        law(_pristine(subject))
+    if prop.cases == "nothing":
+        prop(_pristine(subject))
         return
     drawn: Any = {
         "examples": strategies.examples(max_tokens=max_tokens),
         "sites": strategies.sites(),
         "towers": strategies.towers(),
         "runs": runs(),
-    }[law.cases]
+    }[prop.cases]
 
     @settings(
         max_examples=examples,
@@ -203,12 +207,16 @@ def hold(law: Law, subject: object, *, examples: int = EXAMPLES, max_tokens: int
     )
     @given(drawn)
     def on(case: object) -> None:
-        law(_pristine(subject), case)
+        prop(_pristine(subject), case)
 
     try:
         on()
-    except FlakyFailure as flaky:  # it broke the law, and then did not: a state that no copy has
-        raise next((e for e in flaky.exceptions if isinstance(e, LawBroken)), flaky) from flaky
+    except (
+        FlakyFailure
+    ) as flaky:  # it broke the property, and then did not: a state that no copy has
+        raise next(
+            (e for e in flaky.exceptions if isinstance(e, PropertyViolation)), flaky
+        ) from flaky
 
 
 def _pristine(subject: object) -> object:

@@ -57,7 +57,7 @@ class Example:
         text_rotation: `[b, t, N]`.
         text: `[b, t, c]`; the hidden states of the text tokens, too, for what asks for "x@text".
         text_keys: `[b, h, t, d]`, for "keys@text".
-        protected: `[b, N]` bool, what a caller might protect; only used where a law says so.
+        protected: `[b, N]` bool, what a caller might protect; only used where a property says so.
         grid: of the patch tokens; its rows serve as frames, too.
         prefix: number of prefix tokens.
         keep: patch tokens to keep, a count or a fraction.

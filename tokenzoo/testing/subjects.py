@@ -176,8 +176,9 @@ def recipe_of(subject: Subject) -> Recipe:
             parts = Bipartite(cosine, protect=subject), mean
         case _:
             raise BadArgumentError(
-                f"{subject!r} is a {type(subject).__name__}; these laws are for recipes, scorers of tokens "
-                "and pairs, selectors, assigners, splits, protections, matchers and mergers"
+                f"{subject!r} is a {type(subject).__name__}; these properties are for recipes, "
+                "scorers of tokens and pairs, selectors, assigners, splits, protections, matchers and "
+                "mergers"
             )
     return Recipe(Step(Stage.FEATURES, Once(), *parts))
 

@@ -14,6 +14,6 @@ def test_energy_keeps_every_law() -> None:
 
 
 def test_a_louder_token_stays() -> None:
-    """The one thing that the laws cannot know."""
+    """The one thing that the properties cannot know."""
     x = torch.tensor([[[1.0, 1.0], [0.0, 3.0], [2.0, 0.0]]])
     assert tokenzoo.build("energetic", keep=1).reduce(x).plan.keep.tolist() == [[1]]

@@ -1,4 +1,4 @@
-"""Laws about the same in other company: twice, and in a batch."""
+"""Properties of repeated and batched runs: the same result twice, and in any batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
-from tokenzoo.testing.laws.common import same, same_decisions, seeded
+from tokenzoo.testing.properties.common import same, same_decisions, seeded
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import SITE, Subject, asked
 from tokenzoo.token_map import TokenMap
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def deterministic(subject: Subject, example: Example) -> None:
     """The same data give the same result, bit for bit, whatever torch's generator and whatever came before.
 
@@ -46,7 +46,7 @@ def _copy(subject: Subject) -> Subject:
         return subject
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def batch_independent(subject: Subject, example: Example) -> None:
     """An image alone has the result that it has in a batch.
 

@@ -26,7 +26,7 @@ from tokenzoo.parts import (
 )
 from tokenzoo.schedules import Mean
 from tokenzoo.testing import (
-    LAWS,
+    PROPERTIES,
     Example,
     Sites,
     budgets,
@@ -245,7 +245,7 @@ def test_a_drawn_part_can_be_held_to_a_law() -> None:
     @settings(max_examples=20)
     @given(parts(Matcher))
     def on(part: Matcher) -> None:
-        LAWS["plan_total"](part, Example.drawn())
+        PROPERTIES["plan_total"](part, Example.drawn())
 
     on()
     assert TokenMap.identity(1, 2).kept == 2

@@ -1,4 +1,4 @@
-"""Every registered scorer, matcher, merger and schedule keeps every law that binds its kind."""
+"""Every registered scorer, matcher, merger and schedule keeps every property that binds its kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import tokenzoo
-from tests.laws.instances import BY_HAND, cases, registered
+from tests.properties.instances import BY_HAND, cases, registered
 from tokenzoo import plugins
 from tokenzoo.parts import Part
 from tokenzoo.scorers import Random
@@ -40,7 +40,7 @@ def test_every_registered_part_is_tried() -> None:
         instances = registered(kind)
         assert sorted(instances) == plugins.names(kind)
         missing = [name for name, made in instances.items() if not made]
-        assert not missing, f"make one of each by hand, in tests/laws/instances.py: {missing}"
+        assert not missing, f"make one of each by hand, in tests/properties/instances.py: {missing}"
     assert set(BY_HAND) <= {name for kind in parts for name in plugins.names(kind)}
 
 

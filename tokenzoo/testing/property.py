@@ -1,4 +1,4 @@
-"""A law: a promise with a name, whom it binds, and a function that tries it on one case."""
+"""A property of parts: its name, the kinds of parts that must have it, and a function that tests a case."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenzoo.testing.broken import BrokenError, LawBroken, imports
+from tokenzoo.testing.broken import BrokenError, PropertyViolation, imports
 
 Cases = Literal["examples", "sites", "towers", "runs", "nothing"]
 
 
 @dataclass(frozen=True)
-class Law:
-    """One promise. Call it with a subject and a case: nothing happens, or `LawBroken` is raised.
+class Property:
+    """One promise. Call it with a subject and a case: nothing happens, or `PropertyViolation` is raised.
 
     Attributes:
-        name: in `LAWS`.
+        name: in `PROPERTIES`.
         binds: the kinds of subjects that made this promise; see `tokenzoo.testing.subjects`.
         cases: what it is tried on: `Example`, `Sites`, `Tower`, `Run`, or nothing but the subject itself.
         read: where the promise is written down, as a dotted name.
@@ -39,11 +39,11 @@ class Law:
         """Try it on one case.
 
         Raises:
-            LawBroken: the promise is not kept there.
+            PropertyViolation: the promise is not kept there.
         """
         try:
             self.function(subject, *case)
-        except LawBroken:
+        except PropertyViolation:
             raise
         except BrokenError as broken:
             raise self._broken(subject, case, broken.expected, broken.found) from broken.__cause__
@@ -51,20 +51,22 @@ class Law:
             found = f"{type(error).__name__}: {error}"
             raise self._broken(subject, case, "no error", found) from error
 
-    def _broken(self, subject: Any, case: tuple[Any, ...], expected: str, found: str) -> LawBroken:
+    def _broken(
+        self, subject: Any, case: tuple[Any, ...], expected: str, found: str
+    ) -> PropertyViolation:
         arguments = ", ".join(map(repr, (subject, *case)))
-        names = sorted({"LAWS", *(type(one).__name__ for one in case)})
+        names = sorted({"PROPERTIES", *(type(one).__name__ for one in case)})
         if hasattr(subject, "make"):  # a model, which is not a part
             names = sorted({*names, type(subject).__name__})
         lines = [
             *imports(subject),
             f"from tokenzoo.testing import {', '.join(names)}",
-            f"law = LAWS[{self.name!r}]",
-            f"law({arguments})",
+            f"prop = PROPERTIES[{self.name!r}]",
+            f"prop({arguments})",
         ]
         if "torch." in arguments:
             lines.insert(0, "import torch")
-        return LawBroken(
+        return PropertyViolation(
             self.name,
             self.promise,
             subject=repr(subject),
@@ -75,10 +77,12 @@ class Law:
         )
 
 
-def law(*binds: str, cases: Cases = "examples", read: str) -> Callable[[Callable[..., None]], Law]:
-    """Make a law of a function whose docstring is the promise."""
+def property_of(
+    *binds: str, cases: Cases = "examples", read: str
+) -> Callable[[Callable[..., None]], Property]:
+    """Make a `Property` of a function whose docstring states it; the arguments are its attributes."""
 
-    def decorate(function: Callable[..., None]) -> Law:
-        return Law(function.__name__, frozenset(binds), cases, read, function)
+    def decorate(function: Callable[..., None]) -> Property:
+        return Property(function.__name__, frozenset(binds), cases, read, function)
 
     return decorate

@@ -1,4 +1,4 @@
-"""The laws catch what breaks them: the mutation check of the kit itself."""
+"""The properties catch what breaks them: the mutation check of the kit itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import tokenzoo
 from tokenzoo import Recipe, plugins
 from tokenzoo.parts import Part, walk
-from tokenzoo.testing import LAWS, LawBroken, Models, check, check_adapter
+from tokenzoo.testing import PROPERTIES, Models, PropertyViolation, check, check_adapter
 from tokenzoo.testing.checks import hold
 from tokenzoo.testing.toys import BROKEN, Toy, adapters
 from tokenzoo.testing.toys.scorers import Halves, Unwritable
@@ -52,23 +52,23 @@ def whole_kit(subject: Any, *, examples: int) -> None:
 
 @EACH
 def test_the_kit_catches_it_and_so_does_its_law(toy: Toy) -> None:
-    with pytest.raises(LawBroken) as caught:
+    with pytest.raises(PropertyViolation) as caught:
         whole_kit(toy.broken, examples=8)
-    if caught.value.law != toy.law:  # one that is tried before caught it, too
-        with pytest.raises(LawBroken) as caught:
-            hold(LAWS[toy.law], subject_of(toy.broken), max_tokens=8)
+    if caught.value.property != toy.law:  # one that is tried before caught it, too
+        with pytest.raises(PropertyViolation) as caught:
+            hold(PROPERTIES[toy.law], subject_of(toy.broken), max_tokens=8)
     error = caught.value
     assert isinstance(error, AssertionError)
-    assert error.law == toy.law
+    assert error.property == toy.law
     message = str(error)
-    assert f"breaks the law {toy.law!r}: {LAWS[toy.law].promise}" in message
+    assert f"violates the property {toy.law!r}: {PROPERTIES[toy.law].promise}" in message
     for line in ("  expected: ", "  found: ", "  smallest example:\n", "  read: docs/testing.md"):
         assert f"\n{line}" in message
-    # The example can be pasted: run by itself, it breaks the same law again.
+    # The example can be pasted: run by itself, it violates the same property again.
     mine = {"make": toy.broken, "image": adapters.images()}
-    with pytest.raises(LawBroken) as again:
+    with pytest.raises(PropertyViolation) as again:
         exec(error.example, mine)
-    assert again.value.law == toy.law
+    assert again.value.property == toy.law
     # What its repr builds is another one: that is its lie.
     assert again.value.found == error.found or toy.liar is Halves
 
@@ -84,7 +84,7 @@ def test_the_nearest_honest_part_passes(honest: Any) -> None:
 
 def test_every_law_has_something_that_breaks_it() -> None:
     broken = Counter(toy.law for toy in BROKEN)
-    assert set(broken) | KEPT_BY_US == set(LAWS)
+    assert set(broken) | KEPT_BY_US == set(PROPERTIES)
     assert not KEPT_BY_US & set(broken)
     assert len({toy.liar for toy in BROKEN}) >= 25
 
@@ -100,17 +100,17 @@ def test_every_liar_says_how_it_lies() -> None:
 
 @pytest.mark.parametrize("law", ["exact_budget", "gradients", "needs_honest"])
 def test_a_broken_part_breaks_its_own_law_and_few_others(law: str) -> None:
-    """The laws are told apart: a part that keeps a state still keeps the counts."""
+    """The properties are told apart: a part that keeps a state still keeps the counts."""
     (dice,) = [toy.broken for toy in BROKEN if toy.liar.__name__ == "Dice"]
     recipe = tokenzoo.testing.subjects.recipe_of(dice)  # pyright: ignore[reportArgumentType]
     check(recipe, law, examples=8, max_tokens=12)
-    with pytest.raises(LawBroken):
+    with pytest.raises(PropertyViolation):
         check(recipe, "deterministic", examples=8, max_tokens=12)
 
 
 def test_the_example_shown_is_the_smallest() -> None:
     (toy,) = [toy for toy in BROKEN if toy.liar.__name__ == "OneTooMany"]
-    with pytest.raises(LawBroken) as caught:
+    with pytest.raises(PropertyViolation) as caught:
         check(toy.broken, "exact_budget")
     error = caught.value
     assert "images=1, grid=(1, 2), prefix=0, heads=1" in error.example
@@ -120,4 +120,4 @@ def test_the_example_shown_is_the_smallest() -> None:
     )
     first, second = error.example.splitlines()[1:3]
     assert first == "from tokenzoo.testing.toys import OneTooMany"
-    assert second == "from tokenzoo.testing import Example, LAWS"
+    assert second == "from tokenzoo.testing import Example, PROPERTIES"

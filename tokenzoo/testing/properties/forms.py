@@ -1,4 +1,4 @@
-"""Laws about the form of what one part hands to another."""
+"""Properties of the shapes and values that one part returns to another."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tokenzoo.matchers import Protect, Split
 from tokenzoo.parts import Assigner, PairScorer, Scorer, Selector, needs_of
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import Subject, asked
 
 PRECISE = (torch.float32, torch.float64)
 
 
-@law("scorer", read="tokenzoo.parts.Scorer.score")
+@property_of("scorer", read="tokenzoo.parts.Scorer.score")
 def scores_formed(subject: Scorer, example: Example) -> None:
     """Scores are `[b, n]`, float32 or better (also of features in bfloat16), and finite on finite data."""
     for case in (example, example.to(torch.bfloat16)):
@@ -23,7 +23,7 @@ def scores_formed(subject: Scorer, example: Example) -> None:
         _precise(scores, (case.images, case.patches), case)
 
 
-@law("pair scorer", read="tokenzoo.affinity")
+@property_of("pair scorer", read="tokenzoo.affinity")
 def pairs_formed(subject: PairScorer, example: Example) -> None:
     """A pair score is an `Affinity` of all n tokens, float32 or better, finite on finite data.
 
@@ -58,7 +58,7 @@ def pairs_formed(subject: PairScorer, example: Example) -> None:
     )
 
 
-@law("selector", read="tokenzoo.parts.Selector.select")
+@property_of("selector", read="tokenzoo.parts.Selector.select")
 def selection_formed(subject: Selector, example: Example) -> None:
     """Kept and rest are the pool, each token once, in groups of the sizes that `groups` says.
 
@@ -85,7 +85,7 @@ def selection_formed(subject: Selector, example: Example) -> None:
             )
 
 
-@law("assigner", read="tokenzoo.parts.Assigner.assign")
+@property_of("assigner", read="tokenzoo.parts.Assigner.assign")
 def slots_formed(subject: Assigner, example: Example) -> None:
     """Each of the rest has one slot: -1 (dropped), a kept token's, or that of one of `extra` new ones."""
     recipe = asked(subject, example)
@@ -104,7 +104,7 @@ def slots_formed(subject: Assigner, example: Example) -> None:
     demand(bool(((slots >= -1) & (slots <= most)).all()), f"slots from -1 to {most}", slots)
 
 
-@law("split", read="tokenzoo.matchers.split.Split")
+@property_of("split", read="tokenzoo.matchers.split.Split")
 def sides_formed(subject: Split, example: Example) -> None:
     """The two sides are the mergeable tokens, each once, and `limit` merges are possible between them."""
     b, n = example.images, example.patches
@@ -124,7 +124,7 @@ def sides_formed(subject: Split, example: Example) -> None:
     )
 
 
-@law("protection", read="tokenzoo.matchers.Protect.partition")
+@property_of("protection", read="tokenzoo.matchers.Protect.partition")
 def partition_formed(subject: Protect, example: Example) -> None:
     """Held and free tokens are all tokens, ascending; `count` of them are held, and the merges fit."""
     b, n = example.images, example.patches
@@ -145,7 +145,7 @@ def partition_formed(subject: Protect, example: Example) -> None:
         demand(ascending, "ascending indices", f"held={text(held)}, free={text(free)}")
 
 
-@law("merger", read="tokenzoo.parts.Merger.merge")
+@property_of("merger", read="tokenzoo.parts.Merger.merge")
 def features_formed(subject: Subject, example: Example) -> None:
     """Merged tokens have the dtype and channels of the tokens, also in bfloat16; masses are float32."""
     for case in (example, example.to(torch.bfloat16)):

@@ -1,6 +1,6 @@
-"""What docs/testing.md says of laws and broken parts: made from the code.
+"""What docs/testing.md says of properties and broken parts: made from the code.
 
-python -m tests.laws.tables writes it anew; a test fails while it is not what this makes.
+python -m tests.properties.tables writes it anew; a test fails while it is not what this makes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import inspect
 import re
 from pathlib import Path
 
-from tokenzoo.testing import LAWS, LawBroken, check
-from tokenzoo.testing.law import Law
+from tokenzoo.testing import PROPERTIES, PropertyViolation, check
+from tokenzoo.testing.property import Property
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, SITE
 from tokenzoo.testing.toys import BROKEN
 
@@ -24,20 +24,20 @@ GROUPS = {
 }
 
 
-def bound(law: Law) -> str:
-    """Whom a law binds, in words."""
+def bound(law: Property) -> str:
+    """Whom a property binds, in words."""
     names = sorted(f"{kind}s" for kind in law.binds)
     return GROUPS.get(law.binds, ", ".join(names))
 
 
 def laws() -> str:
-    """One line a law, in the order in which they are tried."""
-    rows = [f"| `{name}` | {bound(law)} | {law.promise} |" for name, law in LAWS.items()]
-    return "\n".join(["| law | binds | promise |", "|---|---|---|", *rows])
+    """One line a property, in the order in which they are tried."""
+    rows = [f"| `{name}` | {bound(law)} | {law.promise} |" for name, law in PROPERTIES.items()]
+    return "\n".join(["| property | binds | promise |", "|---|---|---|", *rows])
 
 
 def broken() -> str:
-    """One line for each broken part, with the law that must catch it."""
+    """One line for each broken part, with the property that must catch it."""
     rows = [f"| `{toy.liar.__name__}` | {first(toy.liar)} | `{toy.law}` |" for toy in BROKEN]
     return "\n".join(["| broken part | what it does | caught by |", "|---|---|---|", *rows])
 
@@ -52,12 +52,12 @@ def failure() -> str:
     (toy,) = [toy for toy in BROKEN if toy.liar.__name__ == "Undeclared"]
     try:
         check(toy.broken)
-    except LawBroken as error:
+    except PropertyViolation as error:
         return f"```text\n{error}\n```"
     raise AssertionError("it was not caught")
 
 
-TABLES = {"laws": laws, "broken": broken, "failure": failure}
+TABLES = {"properties": laws, "broken": broken, "failure": failure}
 
 
 def page(text: str) -> str:

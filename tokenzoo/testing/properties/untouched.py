@@ -1,4 +1,4 @@
-"""Laws about what must not change: protected and held tokens, the sums that are conserved, the input."""
+"""Properties of what must not change: protected and held tokens, conserved sums, the input."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tokenzoo.budget import resolve_keep
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import ABOUT_TEXT, PER_TOKEN, Example
-from tokenzoo.testing.law import law
-from tokenzoo.testing.laws.common import alone, same
+from tokenzoo.testing.properties.common import alone, same
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import MATCHERS, SITE, Subject, asked, needs_all, recipe_of
 from tokenzoo.token_map import take
 
 
-@law(*MATCHERS, "merger", "recipe", read="tokenzoo.zoo.Method.reduce")
+@property_of(*MATCHERS, "merger", "recipe", read="tokenzoo.zoo.Method.reduce")
 def protected_untouched(subject: Subject, example: Example) -> None:
     """Prefix tokens, and what the caller protects, stay alone and unchanged, bit for bit.
 
@@ -50,7 +50,7 @@ def protected_untouched(subject: Subject, example: Example) -> None:
     )
 
 
-@law(*MATCHERS, "merger", "recipe", read="tokenzoo.token_map.TokenMap")
+@property_of(*MATCHERS, "merger", "recipe", read="tokenzoo.token_map.TokenMap")
 def held_untouched(subject: Subject, example: Example) -> None:
     """What a matcher says it holds (`plan.held`) is merged with nothing, and unchanged."""
     out = example.reduce(asked(subject, example))
@@ -71,7 +71,7 @@ def held_untouched(subject: Subject, example: Example) -> None:
     )
 
 
-@law("merger", "recipe", read="tokenzoo.parts.Merger")
+@property_of("merger", "recipe", read="tokenzoo.parts.Merger")
 def conserved(subject: Subject, example: Example) -> None:
     """Where nothing is dropped, what the merger says it conserves (`conserves`) is conserved.
 
@@ -101,14 +101,14 @@ def conserved(subject: Subject, example: Example) -> None:
         )
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def input_untouched(subject: Subject, example: Example) -> None:
     """Nothing that is shown is changed: features, masses, keys and attention are the model's own."""
     names = (*PER_TOKEN, *ABOUT_TEXT)
     before = {name: getattr(example, name).clone() for name in names}
     example.reduce(asked(subject, example))
     changed = {name: getattr(example, name) for name in names}
-    # The next law is tried on what was drawn, not on what a part has made of it.
+    # The next property is tried on what was drawn, not on what a part has made of it.
     spoilt = [name for name in names if not same(before[name], changed[name])]
     found = {name: text(changed[name]) for name in spoilt}
     for name in spoilt:

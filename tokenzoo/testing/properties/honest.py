@@ -1,4 +1,4 @@
-"""Laws about what a part says of itself: what it needs, that it is data, that shapes decide its sizes."""
+"""Properties of what a part declares: its needs, that it is frozen data, that its shapes are static."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tokenzoo.parts import Part, walk
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import BrokenError, demand
 from tokenzoo.testing.example import Example, layers_in
-from tokenzoo.testing.law import law
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, SITE, Subject, asked
 
 
-@law(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.parts.Part")
+@property_of(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.parts.Part")
 def frozen_data(subject: Part) -> None:
     """A part is a frozen dataclass, hashable, and equal to its copy; or a torch module, when it learns.
 
@@ -46,7 +46,7 @@ def frozen_data(subject: Part) -> None:
         demand(deepcopy(part) == part, f"{name} to be equal to its copy", "another one")
 
 
-@law(*SITE, read="tokenzoo.parts.Part.needs")
+@property_of(*SITE, read="tokenzoo.parts.Part.needs")
 def needs_honest(subject: Subject, example: Example) -> None:
     """What is declared is enough: with the evidence named in `needs` and nothing else, it works."""
     recipe = asked(subject, example)
@@ -103,7 +103,7 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
     return shown(full, declared_at(""), layers)
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def static_shapes(subject: Subject, example: Example) -> None:
     """Nothing waits for a value: no `.item()`, `nonzero()`, boolean index, or shape that depends on data.
 

@@ -1,4 +1,4 @@
-"""Laws about schedules: pure arithmetic on counts, exact at the end, or an error that says how far."""
+"""Properties of schedules: pure arithmetic on counts, exact at the end, or an error with the limit."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import Schedule
 from tokenzoo.schedules import Once
 from tokenzoo.testing.broken import BrokenError, demand
-from tokenzoo.testing.law import law
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.strategies import Sites
 
 READ = "tokenzoo.parts.Schedule.counts"
 DEEPEST = 48
 
 
-@law("schedule", cases="nothing", read=READ)
+@property_of("schedule", cases="nothing", read=READ)
 def fits_somewhere(subject: Schedule) -> None:
     """A schedule fits towers of some depth; of the others it says so with a `BadArgumentError`."""
     depths = [n for n in range(1, DEEPEST + 1) if _fits(subject, Sites(100, n, 100))]
     demand(bool(depths), f"a depth from 1 to {DEEPEST} that it fits", "none")
 
 
-@law("schedule", cases="sites", read=READ)
+@property_of("schedule", cases="sites", read=READ)
 def counts_formed(subject: Schedule, sites: Sites) -> None:
     """There is one count per site, an int, from 1 to the tokens before it: none grows."""
     counts = _counts(subject, sites)
@@ -45,7 +45,7 @@ def counts_formed(subject: Schedule, sites: Sites) -> None:
         before = count
 
 
-@law("schedule", cases="sites", read=READ)
+@property_of("schedule", cases="sites", read=READ)
 def counts_possible(subject: Schedule, sites: Sites) -> None:
     """No site removes more than its matcher can take there: that is what `fewest` is for."""
     counts = _counts(subject, sites) or ()
@@ -60,7 +60,7 @@ def counts_possible(subject: Schedule, sites: Sites) -> None:
         before = count
 
 
-@law("schedule", cases="sites", read=READ)
+@property_of("schedule", cases="sites", read=READ)
 def counts_exact(subject: Schedule, sites: Sites) -> None:
     """The last count is `keep`, or all tokens where there are no more; or it is a `BudgetError`.
 
@@ -102,7 +102,7 @@ def _reaches(subject: Schedule, sites: Sites, keep: int) -> bool:
     return counts[-1] == keep
 
 
-@law("schedule", cases="sites", read=READ)
+@property_of("schedule", cases="sites", read=READ)
 def counts_all(subject: Schedule, sites: Sites) -> None:
     """Where as many tokens are wanted as there are, or more, all of them stay."""
     if not subject.uses_keep or _factor(subject) < 1 or not _fits(subject, sites):
@@ -113,7 +113,7 @@ def counts_all(subject: Schedule, sites: Sites) -> None:
         demand(counts == expected, f"{expected} for keep={keep}", repr(counts))
 
 
-@law("schedule", cases="sites", read=READ)
+@property_of("schedule", cases="sites", read=READ)
 def counts_pure(subject: Schedule, sites: Sites) -> None:
     """Counts are a function of counts alone: the same again, and after other questions."""
     first = _answer(subject, sites)

@@ -1,13 +1,12 @@
-"""What must hold for everybody's parts, whoever wrote them: one function a law, its docstring the promise.
+"""The properties that all parts must have: one function each, whose docstring states the property.
 
-A law takes a subject and one case: it returns nothing, or raises `LawBroken`. Where a case does not concern
-it (nothing was dropped, nothing was merged, too few tokens) it holds.
+A property is called with a subject and one case, and raises `PropertyViolation` if it does not hold. Where
+it does not apply (nothing was dropped, nothing was merged, too few tokens), it holds.
 """
 
 from collections.abc import Mapping
 
-from tokenzoo.testing.law import Law
-from tokenzoo.testing.laws.adapters import (
+from tokenzoo.testing.properties.adapters import (
     attached_once,
     copies_apart,
     counts_planned,
@@ -20,9 +19,14 @@ from tokenzoo.testing.laws.adapters import (
     tower_told,
     weights_untouched,
 )
-from tokenzoo.testing.laws.alike import batch_independent, deterministic
-from tokenzoo.testing.laws.counts import exact_budget, fewest_honest, plan_total, plans_compose
-from tokenzoo.testing.laws.forms import (
+from tokenzoo.testing.properties.alike import batch_independent, deterministic
+from tokenzoo.testing.properties.counts import (
+    exact_budget,
+    fewest_honest,
+    plan_total,
+    plans_compose,
+)
+from tokenzoo.testing.properties.forms import (
     features_formed,
     pairs_formed,
     partition_formed,
@@ -31,17 +35,17 @@ from tokenzoo.testing.laws.forms import (
     sides_formed,
     slots_formed,
 )
-from tokenzoo.testing.laws.honest import frozen_data, needs_honest, static_shapes
-from tokenzoo.testing.laws.learning import gradients
-from tokenzoo.testing.laws.odd import degenerate, nan_harmless, nan_lowest
-from tokenzoo.testing.laws.options import options_checked
-from tokenzoo.testing.laws.recipes import (
+from tokenzoo.testing.properties.honest import frozen_data, needs_honest, static_shapes
+from tokenzoo.testing.properties.learning import gradients
+from tokenzoo.testing.properties.odd import degenerate, nan_harmless, nan_lowest
+from tokenzoo.testing.properties.options import options_checked
+from tokenzoo.testing.properties.recipes import (
     budget_kept,
     budget_refused,
     repr_is_code,
     saved_and_loaded,
 )
-from tokenzoo.testing.laws.schedules import (
+from tokenzoo.testing.properties.schedules import (
     counts_all,
     counts_exact,
     counts_formed,
@@ -49,17 +53,18 @@ from tokenzoo.testing.laws.schedules import (
     counts_pure,
     fits_somewhere,
 )
-from tokenzoo.testing.laws.untouched import (
+from tokenzoo.testing.properties.untouched import (
     conserved,
     held_untouched,
     input_untouched,
     protected_untouched,
 )
+from tokenzoo.testing.property import Property
 
 # In the order in which they are tried: what would blur the others first.
-LAWS: Mapping[str, Law] = {
-    law.name: law
-    for law in (
+PROPERTIES: Mapping[str, Property] = {
+    prop.name: prop
+    for prop in (
         *(frozen_data, deterministic, input_untouched, needs_honest),
         *(scores_formed, pairs_formed, selection_formed, slots_formed, sides_formed),
         *(partition_formed, features_formed, exact_budget, plan_total, plans_compose),
@@ -79,4 +84,4 @@ LAWS: Mapping[str, Law] = {
         ),
     )
 }
-"""Every law, by its name."""
+"""Every property, by its name."""

@@ -1,4 +1,4 @@
-"""What several laws ask of results."""
+"""Comparisons of results that several properties share."""
 
 from __future__ import annotations
 

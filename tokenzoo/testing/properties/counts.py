@@ -1,4 +1,4 @@
-"""Laws about counts and plans: how many stay is known beforehand, and every token is in one place."""
+"""Properties of counts and token maps: the count is known beforehand, and every token is in one place."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.testing.broken import BrokenError, demand, text
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
-from tokenzoo.testing.laws.common import plan_of, quietly
+from tokenzoo.testing.properties.common import plan_of, quietly
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import MATCHERS, SITE, Subject, asked, recipe_of
 from tokenzoo.token_map import take
 
 
-@law(*SITE, read="tokenzoo.parts.Matcher.match")
+@property_of(*SITE, read="tokenzoo.parts.Matcher.match")
 def exact_budget(subject: Subject, example: Example) -> None:
     """Exactly `keep` patch tokens stay beside the prefix: a function of shapes alone."""
     recipe = asked(subject, example)
@@ -34,7 +34,7 @@ def exact_budget(subject: Subject, example: Example) -> None:
     )
 
 
-@law(*MATCHERS, "recipe", read="tokenzoo.token_map.TokenMap")
+@property_of(*MATCHERS, "recipe", read="tokenzoo.token_map.TokenMap")
 def plan_total(subject: Subject, example: Example) -> None:
     """The plan is about all tokens: each is in one place at most, and keep and dst agree."""
     plan = plan_of(subject, example).after_prefix(example.prefix)
@@ -53,7 +53,7 @@ def plan_total(subject: Subject, example: Example) -> None:
     )
 
 
-@law(*MATCHERS, "recipe", read="tokenzoo.token_map.TokenMap.then")
+@property_of(*MATCHERS, "recipe", read="tokenzoo.token_map.TokenMap.then")
 def plans_compose(subject: Subject, example: Example) -> None:
     """Two reductions are one: p.then(q) keeps, sends and unmerges as first p and then q do."""
     first = plan_of(subject, example)
@@ -72,7 +72,7 @@ def plans_compose(subject: Subject, example: Example) -> None:
     demand(torch.equal(both.keep, kept), f"p.then(q) to keep {text(kept)}", both.keep)
 
 
-@law(*MATCHERS, "recipe", read="tokenzoo.parts.Matcher.fewest")
+@property_of(*MATCHERS, "recipe", read="tokenzoo.parts.Matcher.fewest")
 def fewest_honest(subject: Subject, example: Example) -> None:
     """`fewest` is an int from 1 to the number of tokens; so many can really stay, and not far fewer.
 

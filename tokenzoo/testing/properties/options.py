@@ -1,4 +1,4 @@
-"""The law about options: a value that cannot work is refused when the part is made."""
+"""The property of options: a value that cannot work is refused when the part is made."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tokenzoo.parts import Part, Schedule
 from tokenzoo.scorers import Random
 from tokenzoo.testing.broken import BrokenError
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, asked
 
 NUMBERS = (math.nan, math.inf, -math.inf, 1e300, 2**63, -1, 0, 2.5)
 OTHERS = (None, True, "a", "", (), [1], object(), Random(), Drop())
 
 
-@law(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo._core.options")
+@property_of(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.parts.Part")
 def options_checked(subject: Part) -> None:
     """Each option is what its annotation says; a value that cannot work is refused when the part is made.
 

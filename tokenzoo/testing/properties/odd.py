@@ -1,4 +1,4 @@
-"""Laws about odd data: nothing raises, and what is not a number stays where it is."""
+"""Properties of degenerate input: nothing raises, and NaN stays in its own token."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
-from tokenzoo.testing.laws.common import quietly, same, same_decisions
-from tokenzoo.testing.laws.counts import exact_budget
+from tokenzoo.testing.properties.common import quietly, same, same_decisions
+from tokenzoo.testing.properties.counts import exact_budget
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import SITE, Subject, asked, needs_all, recipe_of
 
 BAD = (nan, inf, -inf)
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def degenerate(subject: Subject, example: Example) -> None:
     """Nothing odd in the data raises, and every count stays exact.
 
@@ -47,7 +47,7 @@ def degenerate(subject: Subject, example: Example) -> None:
     demand(same(out.x, example.x), "nothing changed where all is protected", out.x)
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def nan_harmless(subject: Subject, example: Example) -> None:
     """NaN or infinities in one token, in some or in all never raise, and every count stays exact."""
     n = example.patches
@@ -58,7 +58,7 @@ def nan_harmless(subject: Subject, example: Example) -> None:
         quietly(lambda case=case: exact_budget.function(subject, case), f"{value} in {what}")
 
 
-@law(*SITE, read="tokenzoo.parts.Part")
+@property_of(*SITE, read="tokenzoo.parts.Part")
 def nan_lowest(subject: Subject, example: Example) -> None:
     """A token with NaN or inf scores lowest: a selection drops it, and a pair without one merges first.
 

@@ -1,4 +1,4 @@
-"""Laws about recipes: the plan is what happens, and a recipe is data that can be written down."""
+"""Properties of recipes: the planned counts are the actual ones, and a recipe can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.reduce import reduce_site
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.strategies import Tower
 from tokenzoo.tokens import Tokens
 from tokenzoo.zoo import Method, load
 
 
-@law("recipe", cases="towers", read="tokenzoo.recipe.Recipe.budget")
+@property_of("recipe", cases="towers", read="tokenzoo.recipe.Recipe.budget")
 def budget_kept(subject: Recipe, tower: Tower) -> None:
     """The counts of the plan are what happens, site after site, and all mass that is kept is counted.
 
@@ -96,7 +96,7 @@ def _site(step: Step, tokens: Tokens, count: int, seed: int) -> tuple[Tokens, Te
     return reduced, lost
 
 
-@law("recipe", cases="nothing", read="tokenzoo.zoo.Method.save")
+@property_of("recipe", cases="nothing", read="tokenzoo.zoo.Method.save")
 def saved_and_loaded(subject: Recipe) -> None:
     """Saved and loaded, a recipe is equal to itself; one with an unregistered part is refused."""
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,7 @@ def saved_and_loaded(subject: Recipe) -> None:
     demand(back == subject, f"{subject!r} out of the file again", repr(back))
 
 
-@law("recipe", cases="nothing", read="tokenzoo.recipe.Recipe")
+@property_of("recipe", cases="nothing", read="tokenzoo.recipe.Recipe")
 def repr_is_code(subject: Recipe) -> None:
     """The repr of a recipe is code that builds an equal one, and equal ones have the same hash.
 
@@ -139,7 +139,7 @@ def _parts(step: Step) -> list[Any]:
     return list(walk((step.schedule, step.matcher, step.merger)))
 
 
-@law("recipe", cases="towers", read="tokenzoo.errors.BudgetError")
+@property_of("recipe", cases="towers", read="tokenzoo.errors.BudgetError")
 def budget_refused(subject: Recipe, tower: Tower) -> None:
     """What a tower cannot reach is an error of ours, before anything runs; what it can, ends at `keep`."""
     try:

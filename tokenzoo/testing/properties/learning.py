@@ -1,4 +1,4 @@
-"""The law about training: gradients pass through a reduction."""
+"""The property of training: gradients flow through a reduction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tokenzoo.testing.broken import demand
 from tokenzoo.testing.example import Example
-from tokenzoo.testing.law import law
+from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import Subject, asked
 from tokenzoo.tokens import Tokens
 
 
-@law("merger", "recipe", read="tokenzoo.parts.Merger")
+@property_of("merger", "recipe", read="tokenzoo.parts.Merger")
 def gradients(subject: Subject, example: Example) -> None:
     """Gradients reach the features: finite, and those that the merger's arithmetic has.
 

@@ -1,4 +1,4 @@
-"""Laws about adapters: an attached model is the model, with fewer tokens; a detached one is the model."""
+"""Properties of adapters: an attached model is the model with fewer tokens, a detached one the model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
 from tokenzoo.testing.broken import BrokenError, demand
-from tokenzoo.testing.law import law
 from tokenzoo.testing.models import Models, Run, call, gap, lengths, outputs
+from tokenzoo.testing.property import property_of
 from tokenzoo.token_map import TokenMap
 from tokenzoo.zoo import build
 
@@ -29,7 +29,7 @@ CLOSE = 1e-5
 READ = "tokenzoo.adapter.Adapter"
 
 
-@law("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
+@property_of("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
 def identity_kept(subject: Models, run: Run) -> None:
     """With nothing to remove, an attached model gives what the bare one does, to 1e-5 of the largest."""
     model, images = subject.fresh(), subject.images(run)
@@ -39,7 +39,7 @@ def identity_kept(subject: Models, run: Run) -> None:
     demand(found <= CLOSE, f"a difference of at most {CLOSE} at keep=1.0", f"{found:.2g}")
 
 
-@law("adapter", cases="runs", read="tokenzoo.hooks.handle.Attached.detach")
+@property_of("adapter", cases="runs", read="tokenzoo.hooks.handle.Attached.detach")
 def detached_bare(subject: Models, run: Run) -> None:
     """After detach it is the bare model: the same outputs bit for bit, and nothing left on any module."""
     model, images = subject.fresh(), subject.images(run)
@@ -55,7 +55,7 @@ def detached_bare(subject: Models, run: Run) -> None:
     )
 
 
-@law("adapter", cases="runs", read=READ)
+@property_of("adapter", cases="runs", read=READ)
 def weights_untouched(subject: Models, run: Run) -> None:
     """An attached model has the parameters and buffers of the bare one: names, values and modes."""
     model, images = subject.fresh(), subject.images(run)
@@ -71,7 +71,7 @@ def weights_untouched(subject: Models, run: Run) -> None:
         demand(modes == training, "each module in its own mode", "another one")
 
 
-@law("adapter", cases="runs", read="tokenzoo.hooks.handle.Attached.counts")
+@property_of("adapter", cases="runs", read="tokenzoo.hooks.handle.Attached.counts")
 def counts_planned(subject: Models, run: Run) -> None:
     """After each block there are as many tokens as `plan()` says, at any budget."""
     model, images = subject.fresh(), subject.images(run)
@@ -82,7 +82,7 @@ def counts_planned(subject: Models, run: Run) -> None:
             demand(attached.counts == planned, f"{planned} patch tokens", attached.counts)
 
 
-@law("adapter", cases="runs", read=READ)
+@property_of("adapter", cases="runs", read=READ)
 def tower_told(subject: Models, run: Run) -> None:
     """The adapter knows the whole tower: as many `blocks()` as attentions, `tokens()` beside the `prefix`.
 
@@ -108,7 +108,7 @@ def tower_told(subject: Models, run: Run) -> None:
     )
 
 
-@law("adapter", cases="runs", read=READ)
+@property_of("adapter", cases="runs", read=READ)
 def image_independent(subject: Models, run: Run) -> None:
     """An image alone has the outputs that it has in a batch; tried in float64."""
     model, images = subject.fresh().double(), subject.images(run)
@@ -125,7 +125,7 @@ def image_independent(subject: Models, run: Run) -> None:
             )
 
 
-@law("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
+@property_of("adapter", cases="runs", read="tokenzoo.zoo.Method.attach")
 def gradients_flow(subject: Models, run: Run) -> None:
     """Gradients reach every parameter that they reach in the bare model, and all are finite."""
     model, images = subject.fresh(), subject.images(run)
@@ -138,7 +138,7 @@ def gradients_flow(subject: Models, run: Run) -> None:
     demand(not bad, "finite gradients", f"others in {bad}")
 
 
-@law("adapter", cases="runs", read=READ)
+@property_of("adapter", cases="runs", read=READ)
 def copies_apart(subject: Models, run: Run) -> None:
     """A deep copy of an attached model is attached, gives the same, and lives a life of its own."""
     model, images = subject.fresh(), subject.images(run)
@@ -156,7 +156,7 @@ def copies_apart(subject: Models, run: Run) -> None:
     )
 
 
-@law("adapter", cases="runs", read="tokenzoo.errors.AttachError")
+@property_of("adapter", cases="runs", read="tokenzoo.errors.AttachError")
 def attached_once(subject: Models, run: Run) -> None:
     """A second recipe is refused, and the first one stays as it is."""
     model, images = subject.fresh(), subject.images(run)
@@ -174,7 +174,7 @@ def attached_once(subject: Models, run: Run) -> None:
         )
 
 
-@law("adapter", cases="runs", read="tokenzoo.adapter.Adapter.install")
+@property_of("adapter", cases="runs", read="tokenzoo.adapter.Adapter.install")
 def pooled_by_mass(subject: Models, run: Run) -> None:
     """What pools the tokens counts each as often as its mass.
 
@@ -220,7 +220,7 @@ class Reads(Matcher):
         )
 
 
-@law("adapter", cases="runs", read="tokenzoo.evidence.Evidence")
+@property_of("adapter", cases="runs", read="tokenzoo.evidence.Evidence")
 def shown_true(subject: Models, run: Run) -> None:
     """What the adapter `provides` is shown at its sites, and has the shape that it should have."""
     model, images = subject.fresh(), subject.images(run)

@@ -1,4 +1,4 @@
-"""Options of parts and recipes are what their annotations say; the law for parts: `options_checked`."""
+"""Options of parts and recipes are what their annotations say; for parts, see `options_checked`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokenzoo.parts import Discounted, Sum
 from tokenzoo.schedules import Explicit, Geometric, Once
 from tokenzoo.scorers import FeatureNorm, Random, ReceivedAttention, Similarity
 from tokenzoo.testing import Example
-from tokenzoo.testing.laws.options import NUMBERS, OTHERS
+from tokenzoo.testing.properties.options import NUMBERS, OTHERS
 
 RECIPES = {name: plugins.find("recipes", name) for name in tokenzoo.list_recipes()}
 EXAMPLE = Example.drawn()

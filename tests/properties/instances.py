@@ -1,4 +1,4 @@
-"""What is held to the laws: every registered part and recipe, as it is by default and in other forms.
+"""What is held to the properties: every registered part and recipe, as it is by default and in other forms.
 
 A registered part that can be made without arguments is here by being registered. One that cannot is made by
 hand below; `test_every_registered_part_is_tried` fails where that is missing.
@@ -74,7 +74,7 @@ from tokenzoo.scorers import (
     TextSoftmax,
     ValueWeighted,
 )
-from tokenzoo.testing import LAWS
+from tokenzoo.testing import PROPERTIES
 from tokenzoo.testing.subjects import kind_of, required_of
 
 # Few examples in every run; under HYPOTHESIS_PROFILE=thorough as many as that profile says.
@@ -215,7 +215,7 @@ def _default(factory: Any) -> tuple[Part, ...]:
 
 
 def cases(instances: Mapping[str, tuple[Any, ...]]) -> Iterator[Any]:
-    """Every instance with every law that binds it; the first of a name on all examples, others on some."""
+    """Each instance with every property that binds it; the first of each name on all examples."""
     for name, subjects in instances.items():
         for number, subject in enumerate(subjects):
             examples = EXAMPLES if number == 0 else max(8, EXAMPLES // 10)
@@ -224,6 +224,6 @@ def cases(instances: Mapping[str, tuple[Any, ...]]) -> Iterator[Any]:
 
 
 def binding(subject: object) -> list[str]:
-    """The laws that bind a subject."""
+    """The properties that bind a subject."""
     kind = kind_of(subject)
-    return [name for name, law in LAWS.items() if kind in law.binds]
+    return [name for name, law in PROPERTIES.items() if kind in law.binds]

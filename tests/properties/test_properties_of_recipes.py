@@ -1,4 +1,4 @@
-"""Every registered recipe keeps every law, and so does any well-formed one out of registered parts."""
+"""Every registered recipe keeps every property, and so does any well-formed one out of registered parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.laws.instances import EXAMPLES, PLANNED, RECIPES, binding, cases
+from tests.properties.instances import EXAMPLES, PLANNED, RECIPES, binding, cases
 from tokenzoo import Recipe, Stage, Step, mergers, schedules
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.matchers import Bipartite
 from tokenzoo.scorers import Similarity
-from tokenzoo.testing import LAWS, Example, check, check_recipe, examples, recipes, towers
+from tokenzoo.testing import PROPERTIES, Example, check, check_recipe, examples, recipes, towers
 from tokenzoo.testing.subjects import needs_all
 
 CASES = {"examples": examples(max_tokens=16), "towers": towers(max_tokens=32, max_depth=6)}
@@ -28,7 +28,7 @@ def test_recipes_keep_the_laws(recipe: Recipe, law: str, examples: int) -> None:
     assert law in binding(recipe)
 
 
-@pytest.mark.parametrize("law", [name for name, law in LAWS.items() if law.cases == "towers"])
+@pytest.mark.parametrize("law", [name for name, law in PROPERTIES.items() if law.cases == "towers"])
 @pytest.mark.parametrize("name", PLANNED)
 def test_other_plans_keep_the_laws(name: str, law: str) -> None:
     check(PLANNED[name], law, examples=EXAMPLES)
@@ -38,7 +38,7 @@ def test_other_plans_keep_the_laws(name: str, law: str) -> None:
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_recipe_of_several_steps_or_without_keep_is_checked_whole(name: str) -> None:
     check_recipe(PLANNED[name], examples=3)
-    assert not LAWS["repr_is_code"](PLANNED[name])
+    assert not PROPERTIES["repr_is_code"](PLANNED[name])
 
 
 @pytest.mark.parametrize("law", binding(RECIPES["tome"]))
@@ -51,8 +51,8 @@ def test_any_recipe_keeps_the_laws(law: str) -> None:
         nonlocal tried
         tried += 1
         recipe = data.draw(recipes())
-        drawn = CASES.get(LAWS[law].cases)
-        LAWS[law](recipe, *([] if drawn is None else [data.draw(drawn)]))
+        drawn = CASES.get(PROPERTIES[law].cases)
+        PROPERTIES[law](recipe, *([] if drawn is None else [data.draw(drawn)]))
 
     on()
     assert tried >= EXAMPLES

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tokenzoo
 import tokenzoo.testing as kit
-from tests.laws.tables import PAGE, page
+from tests.properties.tables import PAGE, page
 from tokenzoo import plugins
 from tokenzoo.testing.toys import adapters
 
@@ -28,7 +28,7 @@ class Energy(tokenzoo.Scorer):
 
 
 def test_the_tables_are_made_of_the_code() -> None:
-    assert page(TEXT) == TEXT, "write them anew: python -m tests.laws.tables"
+    assert page(TEXT) == TEXT, "write them anew: python -m tests.properties.tables"
 
 
 def test_every_public_name_is_there() -> None:

@@ -1,4 +1,4 @@
-"""The adapter of every registered plugin keeps every law, on a tiny model that it knows."""
+"""The adapter of every registered plugin keeps every property, on a tiny model that it knows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import tokenzoo
 from tests.adapters.hf.models import tower
 from tests.adapters.models import randomise
-from tests.laws.instances import EXAMPLES
+from tests.properties.instances import EXAMPLES
 from tokenzoo import plugins
-from tokenzoo.testing import LAWS, Models, check_adapter
+from tokenzoo.testing import PROPERTIES, Models, check_adapter
 from tokenzoo.testing.checks import hold
 from tokenzoo.testing.toys import adapters as toys
 
-ADAPTERS = [name for name, law in LAWS.items() if "adapter" in law.binds]
+ADAPTERS = [name for name, law in PROPERTIES.items() if "adapter" in law.binds]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
 
@@ -82,8 +82,8 @@ def test_every_adapter_is_tried() -> None:
 def test_the_honest_adapter_keeps_the_laws(law: str) -> None:
     """On a model so small that a thousand passes cost little."""
     with plugins.registered(toys, "toys"):
-        hold(LAWS[law], Models(toys.tiny(toys.Adapted), toys.images()), examples=EXAMPLES)
-    assert LAWS[law].cases == "runs"
+        hold(PROPERTIES[law], Models(toys.tiny(toys.Adapted), toys.images()), examples=EXAMPLES)
+    assert PROPERTIES[law].cases == "runs"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 import tokenzoo
-from tests.laws.instances import EXAMPLES
+from tests.properties.instances import EXAMPLES
 from tokenzoo import Affinity, Evidence, Recipe, plugins
 from tokenzoo.errors import BadArgumentError, UnknownNameError, UnsupportedModelError
 from tokenzoo.matchers import (
@@ -30,8 +30,8 @@ from tokenzoo.parts import Discount
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import FeatureNorm, Similarity
 from tokenzoo.testing import (
-    LAWS,
-    LawBroken,
+    PROPERTIES,
+    PropertyViolation,
     check,
     check_adapter,
     check_matcher,
@@ -155,7 +155,9 @@ def test_laws_by_name() -> None:
     check(SelectAssign(Strided(), Drop()), "plan_total", "exact_budget", examples=2, max_tokens=4)
     with pytest.raises(BadArgumentError) as caught:
         check(Skip(), "nan_lowest")
-    assert "'nan_lowest' is no law for a schedule; these are: frozen_data, " in str(caught.value)
+    assert "'nan_lowest' is not a property of a schedule; these are: frozen_data, " in str(
+        caught.value
+    )
 
 
 def test_recipes_by_name() -> None:
@@ -181,7 +183,7 @@ def test_an_adapter_needs_a_batch() -> None:
 
 
 def test_an_error_of_the_part_is_told_as_a_broken_law() -> None:
-    with pytest.raises(LawBroken) as caught:
+    with pytest.raises(PropertyViolation) as caught:
         check_scorer(Crooked())
     assert caught.value.expected
     assert "Crooked()" in caught.value.example
@@ -193,7 +195,7 @@ def test_a_model_that_nobody_knows() -> None:
         check_adapter(nn.Identity(), image=torch.zeros(2, 3), examples=1)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("law", PROPERTIES.values(), ids=PROPERTIES)
 def test_every_law_says_what_it_promises_and_where_that_stands(law: Any) -> None:
     assert law.promise.endswith(".")
     assert len(law.promise) > 40
@@ -249,9 +251,9 @@ class WrongOnce(Everywhere):
 def test_a_state_outside_of_the_part_is_told_as_a_broken_law(part: Everywhere, law: str) -> None:
     """Also where Hypothesis only finds it unreliable, which nobody could read."""
     CALLS.clear()
-    with pytest.raises(LawBroken) as caught:
+    with pytest.raises(PropertyViolation) as caught:
         check(part, law, max_tokens=8)
-    assert caught.value.law == law
+    assert caught.value.property == law
 
 
 class Uncopied(Learned):

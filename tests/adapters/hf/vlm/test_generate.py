@@ -33,10 +33,13 @@ from tests.adapters.hf.vlm.calls import (
 )
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
+from tests.pairs import paired
 from tokenzoo.errors import AttachError
 
 EACH = pytest.mark.parametrize("kind", KINDS)
-RECIPES = pytest.mark.parametrize("name", ["evoprune", "divprune", "fastv", "dart"])
+NAMES = ("evoprune", "divprune", "fastv", "dart")
+RECIPES = pytest.mark.parametrize("name", NAMES)
+PAIRS = paired("kind", KINDS, "name", NAMES)
 LLM = ("fastv", "dart")
 
 # The row that is the longest has no image: when the others are shortened, it stays as long as it is.
@@ -50,8 +53,7 @@ def built(name: str, keep: int | float = 21) -> tokenzoo.Method:
 # --- sampling ---
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
     model = whole(kind)
     given = PADDED.given(model)
@@ -85,8 +87,7 @@ def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
         assert torch.equal(answer(model, again, do_sample=True, top_k=0), several)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_several_beams_come_back(kind: str, name: str) -> None:
     model = whole(kind)
     for batch in batches(kind):
@@ -116,8 +117,7 @@ class Stream:
         self.ended += 1
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_a_streamer_sees_the_callers_prompt_and_the_answer(kind: str, name: str) -> None:
     model = whole(kind)
     given = SINGLE.given(model)
@@ -145,8 +145,7 @@ def test_text_is_streamed(skip: bool, capsys: pytest.CaptureFixture[str]) -> Non
 # --- lengths ---
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_lengths_count_the_callers_prompt(
     kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,8 +214,7 @@ def test_inputs_is_another_name_of_input_ids() -> None:
         assert torch.equal(model.generate(ids, **rest, max_new_tokens=NEW, do_sample=False), out)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_a_dictionary_comes_back(kind: str, name: str) -> None:
     model = whole(kind)
     given = SINGLE.given(model)

@@ -24,6 +24,7 @@ from torch._dynamo.utils import counters
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import gap, one_thread  # noqa: F401
+from tests.pairs import paired
 from tokenzoo.errors import AttachError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -35,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 LLAVAS: dict[str, Callable[..., Any]] = {"llava": hf.llava, "onevision": hf.llava_onevision}
 EACH = pytest.mark.parametrize("name", RECIPES)
 BOTH = pytest.mark.parametrize("kind", LLAVAS)
+PAIRS = paired("kind", LLAVAS, "name", RECIPES)
 ORDERS = pytest.mark.parametrize("first", ["attach", "other"])
 
 
@@ -135,8 +137,9 @@ def per_block(model: Any, folder: Path) -> None:
 
 
 OFFLOADS = {f.__name__: f for f in (on_disk, off_device, dispatched, per_block)}
-# Every way with every recipe, before and after; the second model for the way of from_pretrained.
-OFFLOADED = [("llava", way, name) for way in OFFLOADS for name in RECIPES]
+# Every way in the tower and in the language model, before and after; the second model, with every recipe,
+# for the way of from_pretrained.
+OFFLOADED = [("llava", way, name) for way in OFFLOADS for name in ("evoprune", "fastv")]
 OFFLOADED += [("onevision", "dispatched", name) for name in RECIPES]
 
 
@@ -486,8 +489,7 @@ def test_autocast(name: str) -> None:
 # ------------------------------------------------------------------------- copies, and again
 
 
-@BOTH
-@EACH
+@PAIRS
 def test_a_copy_is_attached_to_itself(kind: str, name: str) -> None:
     model, inputs = LLAVAS[kind](), given(kind)
     attached = build(name).attach(model)
@@ -561,8 +563,7 @@ def test_threads(name: str) -> None:
         assert found[i].near(expected("llava", recipe))
 
 
-@BOTH
-@EACH
+@PAIRS
 def test_again_and_again(kind: str, name: str) -> None:
     model, inputs = LLAVAS[kind](), given(kind)
     for _ in range(3):

@@ -27,6 +27,7 @@ from tests.adapters.hf.vlm.calls import (
 )
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
+from tests.pairs import paired
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
@@ -68,9 +69,9 @@ def recipe(name: str, keep: int | float = 0.4) -> Recipe:
     return tokenzoo.build(name, keep=keep).recipe
 
 
-RECIPES = pytest.mark.parametrize(
-    "name", ["evoprune", "random", "uniform", "features", "projected", "two stages"]
-)
+NAMES = ("evoprune", "random", "uniform", "features", "projected", "two stages")
+RECIPES = pytest.mark.parametrize("name", NAMES)
+PAIRS = paired("kind", KINDS, "name", NAMES)
 
 
 @cache
@@ -121,8 +122,7 @@ def test_keeping_all_changes_nothing(kind: str, side: str, name: str) -> None:
     assert torch.equal(logits(model, given), bare)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_nothing_is_left_behind(kind: str, name: str) -> None:
     model = whole(kind)
     given = qwen.batch(model)
@@ -307,8 +307,7 @@ def test_each_row_of_a_batch_gets_what_it_gets_alone(kind: str, name: str) -> No
 # --- decoding ---
 
 
-@EACH
-@RECIPES
+@PAIRS
 @pytest.mark.parametrize("beams", [1, 3])
 def test_decoding_with_the_cache_is_reading_all_again(kind: str, name: str, beams: int) -> None:
     model = whole(kind)
@@ -457,9 +456,8 @@ def test_without_types_positions_are_plain(kind: str, whole_mask: bool) -> None:
 # --- other ways of calling ---
 
 
-@EACH
+@PAIRS
 @SIDES
-@RECIPES
 def test_shortened_inputs_give_the_same(kind: str, side: str, name: str) -> None:
     model = whole(kind)
     given = qwen.batch(model, side)

@@ -18,6 +18,7 @@ from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import CACHE, answer, cache_of, logits, real_gap, remains
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
+from tests.pairs import paired
 from tokenzoo import Recipe, Scorer, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
@@ -42,7 +43,7 @@ BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
 KEEP = 0.4
 ALONE = ("fastv", "dart", "random", "two layers", "pyramid", "raters")
 BEHIND = ("attended, fastv", "merged, dart", "projected, two layers", "projected, next")
-RECIPES = pytest.mark.parametrize("name", [*ALONE, *BEHIND])
+PAIRS = paired("kind", KINDS, "name", [*ALONE, *BEHIND])  # both language models have one form
 
 
 def drop(stage: Stage, scorer: Scorer, keep: float = 1.0) -> Step:
@@ -265,10 +266,9 @@ def some_words(b: int, k: int = 3) -> Tensor:
     return torch.randint(len(hf.SPECIAL), len(hf.WORDS), (b, k), generator=generator)
 
 
-@EACH
+@PAIRS
 @pytest.mark.parametrize(("base", "side"), [("sdpa", "left"), ("sdpa", "right"), ("eager", "left")])
 @pytest.mark.parametrize("batch", BATCHES)
-@RECIPES
 def test_it_is_the_bare_model_that_does_not_see_what_was_dropped(
     kind: str, base: str, side: str, batch: str, name: str
 ) -> None:
@@ -369,9 +369,8 @@ def _within(found: Tensor, own: Tensor) -> Tensor:
 # --- answers ---
 
 
-@EACH
+@PAIRS
 @SIDES
-@RECIPES
 def test_keeping_all_changes_nothing(kind: str, side: str, name: str) -> None:
     model = whole(kind)
     given = qwen.batch(model, side)
@@ -386,8 +385,7 @@ def test_keeping_all_changes_nothing(kind: str, side: str, name: str) -> None:
         assert torch.equal(answer(model, given, num_beams=3), beams)
 
 
-@EACH
-@pytest.mark.parametrize("name", [*ALONE, *BEHIND])
+@PAIRS
 def test_nothing_is_left_behind(kind: str, name: str) -> None:
     model = KINDS[kind]()
     given = qwen.batch(model)
@@ -400,8 +398,7 @@ def test_nothing_is_left_behind(kind: str, name: str) -> None:
     assert torch.equal(answer(model, given), said)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_with_and_without_a_cache_in_every_way(kind: str, name: str) -> None:
     model = whole(kind)
     given = qwen.batch(model)
@@ -417,8 +414,7 @@ def test_with_and_without_a_cache_in_every_way(kind: str, name: str) -> None:
         assert torch.equal(several, uncached)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_an_answer_is_decoded_behind_the_whole_prompt(kind: str, name: str) -> None:
     """The logits of `generate` are those of plain layers, at the positions of the bare model."""
     model = whole(kind)
@@ -445,8 +441,7 @@ def turn(model: Any, given: Any, before: Any) -> Any:
     )
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
     """Three turns, a new image in the second: by plain layers, at the positions of one whole prompt."""
     model = whole(kind)
@@ -559,8 +554,7 @@ def test_images_and_slices_each_keep_their_share(kind: str) -> None:
         assert attached.prompts == tuple(sum(t * budgets[k].llm for t, k in mine) for mine in units)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_text_alone_is_left_alone(kind: str, name: str) -> None:
     model = whole(kind)
     given = qwen.inputs(model, ["is the sky blue ?", "what ?"])

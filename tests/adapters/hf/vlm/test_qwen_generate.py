@@ -28,9 +28,12 @@ from tests.adapters.hf.vlm.calls import (
 from tests.adapters.hf.vlm.test_qwen import EACH, KINDS, attached_to, moved, said, whole
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
+from tests.pairs import paired
 from tokenzoo.errors import AttachError
 
-RECIPES = pytest.mark.parametrize("name", ["evoprune", "tome", "uniform", "two stages"])
+NAMES = ("evoprune", "tome", "uniform", "two stages")
+RECIPES = pytest.mark.parametrize("name", NAMES)
+PAIRS = paired("kind", KINDS, "name", NAMES)
 _, FLOWER, TALL, WIDE, *_ = qwen.photos()
 
 
@@ -94,8 +97,7 @@ def test_seconds_between_slices_of_a_video_stay(name: str) -> None:
 # --- the answer ---
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
     model = whole(kind)
     given = qwen.batch(model)
@@ -114,8 +116,7 @@ def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
         assert not torch.equal(several[::2], several[1::2])
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_several_beams_come_back(kind: str, name: str) -> None:
     model = whole(kind)
     given = qwen.batch(model)
@@ -198,8 +199,7 @@ def test_inputs_is_another_name_of_input_ids(kind: str) -> None:
         assert torch.equal(model.generate(ids, **rest, **way), out)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_a_dictionary_comes_back(kind: str, name: str) -> None:
     model = whole(kind)
     given = single(model)
@@ -331,8 +331,7 @@ def test_another_prompts_cache_is_refused() -> None:
 # --- where it runs ---
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_eager_attention_says_the_same(kind: str, name: str) -> None:
     model, eager = whole(kind), KINDS[kind](attn_implementation="eager")
     assert model.config._attn_implementation == "sdpa"
@@ -395,8 +394,7 @@ def test_a_text_decoded_by_hand_after_detach_is_as_before(kind: str) -> None:
     assert torch.equal(by_hand(), bare)
 
 
-@EACH
-@RECIPES
+@PAIRS
 def test_other_forms_of_a_call(kind: str, name: str) -> None:
     model = whole(kind)
     given = dict(qwen.batch(model))

@@ -34,12 +34,16 @@ from tests.adapters.hf.vlm.test_qwen_tower import (
     tower,
 )
 from tests.adapters.models import gap, one_thread  # noqa: F401
+from tests.pairs import paired
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.hooks.reduction import Event
 
-BOTH = pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
-EACH = pytest.mark.parametrize("name", ["evoprune", "tome", "random", "divprune"])
+KINDS = ("qwen2_vl", "qwen2_5_vl")
+NAMES = ("evoprune", "tome", "random", "divprune")
+BOTH = pytest.mark.parametrize("kind", KINDS)
+EACH = pytest.mark.parametrize("name", NAMES)
+PAIRS = paired("kind", KINDS, "name", NAMES)
 KEEP = 0.4
 
 
@@ -131,8 +135,7 @@ def test_only_in_one_mode_and_paused(kind: str) -> None:
 # ----------------------------------------------------------------------------------- precision
 
 
-@BOTH
-@EACH
+@PAIRS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("base", ["sdpa", "eager"])
 def test_half_precision(kind: str, name: str, dtype: torch.dtype, base: str) -> None:
@@ -154,8 +157,7 @@ def test_half_precision(kind: str, name: str, dtype: torch.dtype, base: str) -> 
         assert torch.equal(run(model, x, MIXED), whole)
 
 
-@BOTH
-@EACH
+@PAIRS
 def test_autocast(kind: str, name: str) -> None:
     model = tower(kind)
     x = pixels(model, MIXED)
@@ -170,8 +172,7 @@ def test_autocast(kind: str, name: str) -> None:
 # ---------------------------------------------------------------------- copies and other places
 
 
-@BOTH
-@EACH
+@PAIRS
 def test_a_copy_is_attached_by_itself(kind: str, name: str) -> None:
     model = tower(kind)
     x = pixels(model, MIXED)
@@ -255,8 +256,7 @@ def per_block(model: Any, folder: Path) -> None:
         add_hook_to_module(model.get_submodule(path.name), hook)
 
 
-@BOTH
-@pytest.mark.parametrize("name", ["evoprune", "random", "divprune"])
+@paired("kind", KINDS, "name", ["evoprune", "divprune"])
 @pytest.mark.parametrize("offload", [on_disk, off_device, per_block])
 @pytest.mark.parametrize("first", ["attach", "other"])
 def test_offloaded_by_accelerate(
@@ -304,8 +304,7 @@ def test_compiled_behind_attach_it_is_the_same(kind: str, name: str) -> None:
 # ------------------------------------------------------------------------------- other calls
 
 
-@BOTH
-@EACH
+@PAIRS
 def test_other_forms_of_a_call(kind: str, name: str) -> None:
     model = tower(kind)
     x, grids = pixels(model, MIXED), torch.tensor(MIXED)
@@ -327,8 +326,7 @@ def test_other_forms_of_a_call(kind: str, name: str) -> None:
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
 
 
-@BOTH
-@EACH
+@PAIRS
 def test_again_and_again(kind: str, name: str) -> None:
     model = tower(kind)
     x = pixels(model, MIXED)
@@ -347,8 +345,7 @@ class BoomError(Exception):
     """An error of somebody else."""
 
 
-@BOTH
-@EACH
+@PAIRS
 @pytest.mark.parametrize("place", ["blocks.3.attn", "blocks.3.mlp", "blocks.4", "merger"])
 def test_an_error_in_the_middle_leaves_nothing_behind(kind: str, name: str, place: str) -> None:
     model = tower(kind)

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import VIT, images, traces
+from tests.mutants import adapters as mutants
 from tokenzoo import TokenMap, plugins
 from tokenzoo.cli import app
 from tokenzoo.errors import LONGEST, BadArgumentError, PluginError, TokenzooError
 from tokenzoo.serialization import LARGEST
 from tokenzoo.testing import Example
-from tokenzoo.testing.toys import adapters as toys
 from tokenzoo.tools import onnx, timing
 
 build = tokenzoo.build
@@ -354,16 +354,16 @@ def meta_models() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
         model = VIT.build(depth=3)
         return model, images(model)
 
-    def toy() -> tuple[nn.Module, Tensor]:
-        return toys.tiny(toys.Adapted)(), toys.images()
+    def mutant() -> tuple[nn.Module, Tensor]:
+        return mutants.tiny(mutants.Adapted)(), mutants.images()
 
-    return {"timm": timm, "toy": toy}
+    return {"timm": timm, "mutant": mutant}
 
 
 @pytest.mark.parametrize("model", meta_models())
 @pytest.mark.parametrize("recipe", ["evoprune", "tome"])
 def test_attach_works_whatever_the_default_device_is(model: str, recipe: str) -> None:
-    with plugins.registered(toys, "toys"):
+    with plugins.registered(mutants, "mutants"):
         made, x = meta_models()[model]()
         with torch.no_grad(), build(recipe, keep=0.5).attach(made):
             wanted = made(x)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import tokenzoo
+from tests.mutants import Blurs
 from tokenzoo import Recipe, Stage, Step, TokenMap, matchers, mergers, parts, schedules, scorers
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, Strided, TopK
 from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.schedules import Mean, Once, PerBlock, Skip
 from tokenzoo.scorers import CLSAttention, FeatureNorm, Similarity
-from tokenzoo.testing.toys import Blurs
 
 STEP = Step(Stage.BLOCK, Skip(), Bipartite(Similarity("keys")), WeightedMean())
 SELECT = SelectAssign(TopK(CLSAttention(layer=-2)), Drop())

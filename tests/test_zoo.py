@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tokenzoo
+from tests.mutants import LikesNaN
 from tokenzoo import Recipe, Stage, Step, plugins
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, BudgetError, TokenzooError, UnknownNameError
@@ -30,7 +31,6 @@ from tokenzoo.matchers import Bipartite as BipartiteMatcher
 from tokenzoo.mergers import Identity, TargetPlusMean, WeightedMean
 from tokenzoo.schedules import Decreasing, Explicit, Mean, Once, Skip
 from tokenzoo.scorers import CLSAttention, Diversity, FeatureNorm, Random, Similarity
-from tokenzoo.testing.toys import LikesNaN
 
 RECIPES = tokenzoo.list_recipes()
 

@@ -220,7 +220,9 @@ def test_a_broken_part_is_told_what_is_wrong(place):
     (place.folder / "louder.py").write_text(BROKEN)
     result = place.run("tokenzoo check louder:Louder --examples 5")
     assert result.returncode == 1, result.stdout
-    assert "violates the property 'batch_independent': An image alone has the result" in result.stdout
+    assert (
+        "violates the property 'batch_independent': An image alone has the result" in result.stdout
+    )
     for part in ("expected: ", "found: ", "smallest example:", "read: "):
         assert f"\n  {part}" in result.stdout
 

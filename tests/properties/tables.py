@@ -9,10 +9,10 @@ import inspect
 import re
 from pathlib import Path
 
+from tests.mutants import BROKEN
 from tokenzoo.testing import PROPERTIES, PropertyViolation, check
 from tokenzoo.testing.property import Property
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, SITE
-from tokenzoo.testing.toys import BROKEN
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
@@ -38,7 +38,9 @@ def laws() -> str:
 
 def broken() -> str:
     """One line for each broken part, with the property that must catch it."""
-    rows = [f"| `{toy.liar.__name__}` | {first(toy.liar)} | `{toy.law}` |" for toy in BROKEN]
+    rows = [
+        f"| `{mutant.liar.__name__}` | {first(mutant.liar)} | `{mutant.law}` |" for mutant in BROKEN
+    ]
     return "\n".join(["| broken part | what it does | caught by |", "|---|---|---|", *rows])
 
 
@@ -49,9 +51,9 @@ def first(kind: type) -> str:
 
 def failure() -> str:
     """What a failure looks like."""
-    (toy,) = [toy for toy in BROKEN if toy.liar.__name__ == "Undeclared"]
+    (mutant,) = [mutant for mutant in BROKEN if mutant.liar.__name__ == "Undeclared"]
     try:
-        check(toy.broken)
+        check(mutant.broken)
     except PropertyViolation as error:
         return f"```text\n{error}\n```"
     raise AssertionError("it was not caught")

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import tokenzoo
+from tests.mutants import BROKEN, Mutant, adapters
+from tests.mutants.scorers import Halves, Unwritable
 from tokenzoo import Recipe, plugins
 from tokenzoo.parts import Part, walk
 from tokenzoo.testing import PROPERTIES, Models, PropertyViolation, check, check_adapter
 from tokenzoo.testing.checks import hold
-from tokenzoo.testing.toys import BROKEN, Toy, adapters
-from tokenzoo.testing.toys.scorers import Halves, Unwritable
 
 EACH = pytest.mark.parametrize(
-    "toy", BROKEN, ids=[f"{toy.law}-{toy.liar.__name__}" for toy in BROKEN]
+    "mutant", BROKEN, ids=[f"{mutant.law}-{mutant.liar.__name__}" for mutant in BROKEN]
 )
 
 # What no part can break: the runtime itself refuses a second recipe.
@@ -25,7 +25,7 @@ KEPT_BY_US = {"attached_once"}
 
 
 class Plugin:
-    """Two of the toys have names, so that files can hold them."""
+    """Two of the mutants have names, so that files can hold them."""
 
     @tokenzoo.hookimpl
     def tokenzoo_scorers(self) -> dict[str, Any]:
@@ -33,8 +33,8 @@ class Plugin:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def toys() -> Iterator[None]:
-    with plugins.registered(adapters, "toys"), plugins.registered(Plugin(), "names"):
+def mutants() -> Iterator[None]:
+    with plugins.registered(adapters, "mutants"), plugins.registered(Plugin(), "names"):
         yield
 
 
@@ -51,57 +51,59 @@ def whole_kit(subject: Any, *, examples: int) -> None:
 
 
 @EACH
-def test_the_kit_catches_it_and_so_does_its_law(toy: Toy) -> None:
+def test_the_kit_catches_it_and_so_does_its_law(mutant: Mutant) -> None:
     with pytest.raises(PropertyViolation) as caught:
-        whole_kit(toy.broken, examples=8)
-    if caught.value.property != toy.law:  # one that is tried before caught it, too
+        whole_kit(mutant.broken, examples=8)
+    if caught.value.property != mutant.law:  # one that is tried before caught it, too
         with pytest.raises(PropertyViolation) as caught:
-            hold(PROPERTIES[toy.law], subject_of(toy.broken), max_tokens=8)
+            hold(PROPERTIES[mutant.law], subject_of(mutant.broken), max_tokens=8)
     error = caught.value
     assert isinstance(error, AssertionError)
-    assert error.property == toy.law
+    assert error.property == mutant.law
     message = str(error)
-    assert f"violates the property {toy.law!r}: {PROPERTIES[toy.law].promise}" in message
+    assert f"violates the property {mutant.law!r}: {PROPERTIES[mutant.law].promise}" in message
     for line in ("  expected: ", "  found: ", "  smallest example:\n", "  read: docs/testing.md"):
         assert f"\n{line}" in message
     # The example can be pasted: run by itself, it violates the same property again.
-    mine = {"make": toy.broken, "image": adapters.images()}
+    mine = {"make": mutant.broken, "image": adapters.images()}
     with pytest.raises(PropertyViolation) as again:
         exec(error.example, mine)
-    assert again.value.property == toy.law
+    assert again.value.property == mutant.law
     # What its repr builds is another one: that is its lie.
-    assert again.value.found == error.found or toy.liar is Halves
+    assert again.value.found == error.found or mutant.liar is Halves
 
 
-HONEST = list({repr(toy.honest): toy.honest for toy in BROKEN}.values())
+HONEST = list({repr(mutant.honest): mutant.honest for mutant in BROKEN}.values())
 
 
 @pytest.mark.parametrize("honest", HONEST, ids=lambda part: type(part).__name__)
 def test_the_nearest_honest_part_passes(honest: Any) -> None:
     whole_kit(honest, examples=8)
-    assert honest not in [toy.broken for toy in BROKEN]
+    assert honest not in [mutant.broken for mutant in BROKEN]
 
 
 def test_every_law_has_something_that_breaks_it() -> None:
-    broken = Counter(toy.law for toy in BROKEN)
+    broken = Counter(mutant.law for mutant in BROKEN)
     assert set(broken) | KEPT_BY_US == set(PROPERTIES)
     assert not KEPT_BY_US & set(broken)
-    assert len({toy.liar for toy in BROKEN}) >= 25
+    assert len({mutant.liar for mutant in BROKEN}) >= 25
 
 
 def test_every_liar_says_how_it_lies() -> None:
-    for toy in BROKEN:
-        assert toy.liar.__doc__
-        assert not toy.liar.__doc__.startswith(f"{toy.liar.__name__}(")  # not the dataclass's own
-        if isinstance(toy.broken, Recipe):
-            inside = [walk((s.schedule, s.matcher, s.merger)) for s in toy.broken.steps]
-            assert any(isinstance(part, toy.liar) for parts in inside for part in parts)
+    for mutant in BROKEN:
+        assert mutant.liar.__doc__
+        assert not mutant.liar.__doc__.startswith(
+            f"{mutant.liar.__name__}("
+        )  # not the dataclass's own
+        if isinstance(mutant.broken, Recipe):
+            inside = [walk((s.schedule, s.matcher, s.merger)) for s in mutant.broken.steps]
+            assert any(isinstance(part, mutant.liar) for parts in inside for part in parts)
 
 
 @pytest.mark.parametrize("law", ["exact_budget", "gradients", "needs_honest"])
 def test_a_broken_part_breaks_its_own_law_and_few_others(law: str) -> None:
     """The properties are told apart: a part that keeps a state still keeps the counts."""
-    (dice,) = [toy.broken for toy in BROKEN if toy.liar.__name__ == "Dice"]
+    (dice,) = [mutant.broken for mutant in BROKEN if mutant.liar.__name__ == "Dice"]
     recipe = tokenzoo.testing.subjects.recipe_of(dice)  # pyright: ignore[reportArgumentType]
     check(recipe, law, examples=8, max_tokens=12)
     with pytest.raises(PropertyViolation):
@@ -109,9 +111,9 @@ def test_a_broken_part_breaks_its_own_law_and_few_others(law: str) -> None:
 
 
 def test_the_example_shown_is_the_smallest() -> None:
-    (toy,) = [toy for toy in BROKEN if toy.liar.__name__ == "OneTooMany"]
+    (mutant,) = [mutant for mutant in BROKEN if mutant.liar.__name__ == "OneTooMany"]
     with pytest.raises(PropertyViolation) as caught:
-        check(toy.broken, "exact_budget")
+        check(mutant.broken, "exact_budget")
     error = caught.value
     assert "images=1, grid=(1, 2), prefix=0, heads=1" in error.example
     assert error.expected == "no error"
@@ -119,5 +121,5 @@ def test_the_example_shown_is_the_smallest() -> None:
         "asked for a TokenMap from 2 tokens to 1, and returns one from 2 to 2"
     )
     first, second = error.example.splitlines()[1:3]
-    assert first == "from tokenzoo.testing.toys import OneTooMany"
+    assert first == "from tests.mutants import OneTooMany"
     assert second == "from tokenzoo.testing import Example, PROPERTIES"

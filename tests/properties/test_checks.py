@@ -129,7 +129,7 @@ def test_what_is_no_part_is_refused(subject: object, words: str) -> None:
 
 
 def test_an_adapter_is_tried_on_its_model() -> None:
-    from tokenzoo.testing.toys.adapters import Adapted, TinyViT
+    from tests.mutants.adapters import Adapted, TinyViT
 
     with pytest.raises(BadArgumentError, match=r"check_adapter\(make, image=...\)"):
         check(Adapted(TinyViT(Adapted)))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import tokenzoo
 import tokenzoo.testing as kit
+from tests.mutants import adapters
 from tests.properties.tables import PAGE, page
 from tokenzoo import plugins
-from tokenzoo.testing.toys import adapters
 
 TEXT = PAGE.read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -50,5 +50,5 @@ def test_the_examples_run() -> None:
 
     exec(adapter.replace("torch.randn(3, 3, 32, 32)", "images"), names)
     names |= {"MyViT": model, "images": adapters.images(3)}
-    with plugins.registered(adapters, "toys"):
+    with plugins.registered(adapters, "mutants"):
         names["test_my_adapter"]()

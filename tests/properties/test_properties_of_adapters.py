@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import tokenzoo
 from tests.adapters.hf.models import tower
 from tests.adapters.models import randomise
+from tests.mutants import adapters as mutants
 from tests.properties.instances import EXAMPLES
 from tokenzoo import plugins
 from tokenzoo.testing import PROPERTIES, Models, check_adapter
 from tokenzoo.testing.checks import hold
-from tokenzoo.testing.toys import adapters as toys
 
 ADAPTERS = [name for name, law in PROPERTIES.items() if "adapter" in law.binds]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
@@ -81,8 +81,12 @@ def test_every_adapter_is_tried() -> None:
 @pytest.mark.parametrize("law", ADAPTERS)
 def test_the_honest_adapter_keeps_the_laws(law: str) -> None:
     """On a model so small that a thousand passes cost little."""
-    with plugins.registered(toys, "toys"):
-        hold(PROPERTIES[law], Models(toys.tiny(toys.Adapted), toys.images()), examples=EXAMPLES)
+    with plugins.registered(mutants, "mutants"):
+        hold(
+            PROPERTIES[law],
+            Models(mutants.tiny(mutants.Adapted), mutants.images()),
+            examples=EXAMPLES,
+        )
     assert PROPERTIES[law].cases == "runs"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.mutants import LikesNaN
 from tokenzoo.affinity import Elementwise, Exp, Linear
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.kernels import neighbour_density
@@ -23,7 +24,6 @@ from tokenzoo.scorers import (
     TextRelevance,
 )
 from tokenzoo.testing.strategies import Example
-from tokenzoo.testing.toys import LikesNaN
 
 EXAMPLE = Example.drawn(images=2, grid=(3, 4), prefix=1, heads=3, width=4, channels=5)
 LAYERS = frozenset({"x@clip", "cls_attention@-2"})

@@ -1,6 +1,6 @@
 """A tiny vision transformer with an honest adapter, and adapters that break one promise each.
 
-with plugins.registered(toys.adapters):
+with plugins.registered(mutants.adapters):
     check_adapter(tiny(Adapted), image=images())
 """
 
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.mutants.tiny_vit import HEADS, SIDE, WIDTH, TinyViT
 from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.hooks.state import get_state
 from tokenzoo.hookspecs import hookimpl
-from tokenzoo.testing.toys.tiny_vit import HEADS, SIDE, WIDTH, TinyViT
 
 
 @dataclass(frozen=True, eq=False)

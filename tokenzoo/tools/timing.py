@@ -1,21 +1,23 @@
-"""Speed as a ratio: candidates in turn, round by round, each against the baseline of its own round.
+"""Interleaved timing: functions run in turn, each relative to the baseline of the same round.
 
-A machine's speed drifts (clock, heat, neighbours), so two times taken minutes apart say little about two
-programs. Here every round calls each function once, in another order than the round before, and divides
-its time by that of the baseline in the same round. What is returned are ratios; seconds never leave.
+A machine's speed drifts (clock, heat, neighbours), so times taken minutes apart cannot be compared. Every
+round calls each function once, in another order than the round before, and divides its time by that of the
+baseline in the same round. Only ratios are returned, no seconds. The benchmark of whole models
+(`tokenzoo.tools.benchmark`) uses the same order and the same ratios for the parts of a call.
 
     timings = interleaved({"bare": f, "evoprune": g}, rounds=9, baseline="bare")
     timings["evoprune"].ratio          # the median: 0.6 is a function that takes 0.6 of the time
 
-Put the baseline in twice, under another name, to see what the noise alone does.
+Add the baseline a second time, under another name, to see the noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 
@@ -23,10 +25,12 @@ from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count, check_kind
 from tokenzoo.errors import BadArgumentError
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a function takes, as a ratio to the baseline.
+    """The time of a function relative to the baseline.
 
     Attributes:
         ratios: one per round.
@@ -69,12 +73,12 @@ def interleaved(
     baseline: str,
     between: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
-    """Time functions in turn, and relate each call to the baseline's in the same round.
+    """Time functions in turn, relative to the baseline.
 
     Args:
         functions: by name; each is called `warmup + rounds` times.
-        rounds: that count.
-        warmup: rounds before them, which do not.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them, which do not count.
         baseline: the name whose ratio is 1 by definition.
         between: called after every call, off the clock: for a progress bar.
 
@@ -82,8 +86,8 @@ def interleaved(
         One timing per name, in the order of `functions`.
 
     Raises:
-        BadArgumentError: no round, a negative warm-up, a baseline that is not among the names, or
-            what is no function.
+        BadArgumentError: no round, a negative warm-up, a baseline that is not among the names, or a
+            value that cannot be called.
     """
     check_count("rounds", rounds)
     check_count("warmup", warmup, least=0)
@@ -98,23 +102,30 @@ def interleaved(
         )
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(warmup + rounds):
-        for name in turn(names, index):
-            seconds[name].append(_time(functions[name]))
-            if between is not None:
-                between()
-    base = seconds[baseline]
-    return {
-        name: Timing(tuple(a / b for a, b in zip(own[warmup:], base[warmup:], strict=True)))
-        for name, own in seconds.items()
-    }
+    for name in in_turn(names, warmup + rounds):
+        seconds[name].append(_time(functions[name]))
+        if between is not None:
+            between()
+    base = seconds[baseline][warmup:]
+    return {name: relative(own[warmup:], base) for name, own in seconds.items()}
 
 
-def turn(names: Sequence[str], index: int) -> list[str]:
-    """The order of round `index`: backwards in every other one, and then rotated by one.
+def in_turn(names: Sequence[T], rounds: int) -> Iterator[T]:
+    """Yield each name once per round, in the order of `turn`."""
+    for index in range(rounds):
+        yield from turn(names, index)
 
-    What drifts evenly within a round cancels over two of them; rotating lets each function come first
-    and last.
+
+def relative(seconds: Sequence[float], base: Sequence[float]) -> Timing:
+    """Divide each round's seconds by those of the baseline in the same round."""
+    return Timing(tuple(a / b for a, b in zip(seconds, base, strict=True)))
+
+
+def turn(names: Sequence[T], index: int) -> list[T]:
+    """Return the order of round `index`: reversed in every other round, rotated by one every two rounds.
+
+    A linear drift within a round cancels over two rounds; by the rotation each function comes first and
+    last.
     """
     start = index // 2 % len(names)
     order = [*names[start:], *names[:start]]
@@ -122,7 +133,7 @@ def turn(names: Sequence[str], index: int) -> list[str]:
 
 
 def _time(function: Callable[[], object]) -> float:
-    """Seconds of one call, all its work on the GPU included."""
+    """Return the seconds of one call, including its work on the GPU."""
     _wait()
     start = perf_counter()
     function()
@@ -131,6 +142,6 @@ def _time(function: Callable[[], object]) -> float:
 
 
 def _wait() -> None:
-    """Wait for the current CUDA device, if CUDA is in use: its kernels run behind Python's back."""
+    """Wait for the kernels of the current CUDA device, if CUDA is in use."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -24,7 +24,7 @@ from tokenzoo.tools.benchmark.clock import ENCODER, SELECTION, Clock, parts, wat
 from tokenzoo.tools.benchmark.modes import Mode
 from tokenzoo.tools.benchmark.rows import Memory, Row, Table
 from tokenzoo.tools.benchmark.workload import Workload
-from tokenzoo.tools.timing import Timing, turn
+from tokenzoo.tools.timing import Timing, in_turn, relative
 
 COMPILING = 3
 """Calls until nothing is compiled any more: what a first call leaves behind can be news to the second."""
@@ -140,16 +140,11 @@ def _rounds(
     rounds: int,
     between: Callable[[int, int], object] | None,
 ) -> None:
-    numbered = {str(number): one for number, one in enumerate(subjects)}
-    done = 0
-    for index in range(rounds):
-        for number in turn(list(numbered), index):
-            one = numbered[number]
-            one.clock.call(one.call)
-            one.seconds.append(parts(one.clock, work.multimodal, work.inside))
-            done += 1
-            if between is not None:
-                between(done, rounds * len(subjects))
+    for done, one in enumerate(in_turn(subjects, rounds), 1):
+        one.clock.call(one.call)
+        one.seconds.append(parts(one.clock, work.multimodal, work.inside))
+        if between is not None:
+            between(done, rounds * len(subjects))
 
 
 def _row(work: Workload, subject: _Subject, bare: _Subject, mode: Mode) -> Row:
@@ -181,7 +176,7 @@ def _row(work: Workload, subject: _Subject, bare: _Subject, mode: Mode) -> Row:
 
 
 def _ratio(own: list[dict[str, float]], part: str, base: list[dict[str, float]], of: str) -> Timing:
-    return Timing(tuple(a[part] / b[of] for a, b in zip(own, base, strict=True)))
+    return relative([seconds[part] for seconds in own], [seconds[of] for seconds in base])
 
 
 def _memory(subject: _Subject, mode: Mode) -> Memory | None:

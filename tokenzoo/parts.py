@@ -35,7 +35,6 @@ Letters in shapes: b batch, h heads, n tokens, m tokens kept, p candidates, c ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 from torch import Tensor
 
@@ -49,6 +48,7 @@ from tokenzoo._core.kinds import Share as Share
 from tokenzoo._core.part import Part as Part
 from tokenzoo._core.part import needs_of as needs_of
 from tokenzoo._core.part import walk as walk
+from tokenzoo._core.spread import Fewest as Fewest
 from tokenzoo._core.validation import check_choice as check_choice
 from tokenzoo._core.validation import check_count as check_count
 from tokenzoo._core.validation import check_finite as check_finite
@@ -67,8 +67,6 @@ from tokenzoo.scoring import Sum as Sum
 from tokenzoo.scoring import token_scores as token_scores
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens
-
-Fewest = Callable[[int], int]
 
 
 class Selector(Part, ABC):

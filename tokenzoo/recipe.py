@@ -1,4 +1,4 @@
-"""A recipe: which parts, at which stage, to how many tokens. Frozen data, nothing that runs.
+"""A recipe: parts, their stages, and the tokens to keep. It is frozen data.
 
 Recipe(
 Step(Stage.BLOCK, Skip(), Bipartite(Similarity("keys")), WeightedMean()),
@@ -8,8 +8,8 @@ keep=0.25,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tokenzoo._core.options import check_fields
 from tokenzoo._core.quoting import quote
@@ -17,58 +17,10 @@ from tokenzoo._core.validation import check_count, check_flag, check_kind
 from tokenzoo.budget import TokenBudget, resolve_keep
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import Matcher, Merger, Schedule, needs_of, walk
+from tokenzoo.stage import Stage as Stage
 
 DEEPEST = 10_000
 """Blocks of the deepest tower that is planned."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A place on the way of the data: image, embedded, block, features, projected, llm.
-
-    `Stage.BLOCK` stands for all blocks of the tower, and the schedule says which; `Stage.LLM(16)` is one
-    layer.
-    """
-
-    name: str
-    layer: int | None = None
-
-    NAMES: ClassVar[tuple[str, ...]] = (
-        *("image", "embedded", "block", "features", "projected", "llm"),
-    )
-    IMAGE: ClassVar[Stage]
-    EMBEDDED: ClassVar[Stage]
-    BLOCK: ClassVar[Stage]
-    FEATURES: ClassVar[Stage]
-    PROJECTED: ClassVar[Stage]
-    LLM: ClassVar[Stage]
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.name not in self.NAMES:
-            raise BadArgumentError(
-                f"no stage {self.name!r}; the stages are {', '.join(self.NAMES)}"
-            )
-        if self.layer is None:
-            return
-        if self.name not in ("block", "llm"):
-            raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
-
-    def __call__(self, layer: int) -> Stage:
-        """The same stage at one layer: `Stage.LLM(16)`."""
-        return replace(self, layer=layer)
-
-    def __repr__(self) -> str:
-        return f"Stage.{self.name.upper()}" + ("" if self.layer is None else f"({self.layer})")
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Where it comes in the data's way."""
-        return self.NAMES.index(self.name), -1 if self.layer is None else self.layer
-
-
-for _name in Stage.NAMES:
-    setattr(Stage, _name.upper(), Stage(_name))
 
 
 @dataclass(frozen=True)

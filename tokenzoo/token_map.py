@@ -7,7 +7,6 @@ positions and debugging alike.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.sorting import ordered
+from tokenzoo._core.tensors import holds
 from tokenzoo._core.validation import check_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.tokens import Tokens, shape_of
@@ -26,17 +26,6 @@ def take(values: Tensor, index: Tensor) -> Tensor:
         return values.gather(1, index)  # [b, m]
     # Whole rows: a gather reads an index per channel, which takes a CPU longer.
     return values[torch.arange(index.shape[0], device=index.device)[:, None], index]  # [b, m, c]
-
-
-def _holds(dtype: torch.dtype, number: float) -> bool:
-    """Whether a number is within the range of a dtype; floats hold infinities and NaN, too."""
-    if dtype is torch.bool:
-        return number in (0, 1)
-    if not (dtype.is_floating_point or dtype.is_complex):
-        info = torch.iinfo(dtype)
-        return info.min <= number <= info.max
-    most = torch.finfo(dtype).max
-    return -most <= number <= most or (isinstance(number, float) and not math.isfinite(number))
 
 
 @dataclass(frozen=True)
@@ -192,7 +181,7 @@ class TokenMap:
             )
         whole = (*self.dst.shape, *y.shape[2:])
         number = isinstance(fill, int | float)
-        if number and not _holds(y.dtype, fill):
+        if number and not holds(y.dtype, fill):
             raise BadArgumentError(f"fill={quote(fill)}; it is a number that {y.dtype} holds")
         if not number and (not isinstance(fill, Tensor) or fill.shape != whole):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,3 +49,14 @@ def check_dtype(name: str, value: Tensor, dtypes: Sequence[torch.dtype], kind: s
     """
     if value.dtype not in dtypes:
         raise BadArgumentError(f"{name} has dtype {value.dtype}; {kind}: pass {name}.float()")
+
+
+def holds(dtype: torch.dtype, number: float) -> bool:
+    """Whether a dtype can represent a number; floating-point dtypes represent infinities and NaN, too."""
+    if dtype is torch.bool:
+        return number in (0, 1)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        info = torch.iinfo(dtype)
+        return info.min <= number <= info.max
+    most = torch.finfo(dtype).max
+    return -most <= number <= most or (isinstance(number, float) and not math.isfinite(number))

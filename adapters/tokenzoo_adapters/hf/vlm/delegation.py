@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import update_abstractmethods
 from collections.abc import Callable
 from dataclasses import fields
-from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 from tokenzoo.adapter import Adapter
@@ -31,7 +30,12 @@ def answers_as(
         own |= {field.name for field in fields(cast("Any", kind))}
         for name in set(dir(of)) - set(dir(Part)) - own - set(but):
             if not name.startswith("_"):
-                setattr(kind, name, property(attrgetter(f"{tower}.{name}")))
+                setattr(kind, name, _of(tower, name))
         return update_abstractmethods(kind)
 
     return forward
+
+
+def _of(tower: str, name: str) -> property:
+    # A Python function: torch.compile does not trace operator.attrgetter.
+    return property(lambda adapter: getattr(getattr(adapter, tower), name))

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isqrt
 from typing import Any
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.undo import undo_all
+from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.hf.decoder.layers import check_decoder
 from tokenzoo_adapters.hf.names import ENCODED
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
@@ -52,6 +54,7 @@ class VisionLanguageAdapter(Adapter):
         reaching: prefix tokens of the tower that the model does not cut off before the projector.
         stages: all after the image; not in the tower where several of its hidden states are read as one.
         dynamic_size: whether its tower takes several sizes without an argument of the call.
+        group: patches of the tower that the projector makes one token of.
     """
 
     spec: VisionLanguageSpec
@@ -62,6 +65,7 @@ class VisionLanguageAdapter(Adapter):
     reaching: int
     stages: frozenset[str]
     dynamic_size: bool
+    group: int = 1
 
     # It takes no mean of the tower's hidden states.
     all_tokens = ""
@@ -70,10 +74,22 @@ class VisionLanguageAdapter(Adapter):
         """The tower's blocks that are read."""
         return self.tower.blocks()
 
+    def tokens(self) -> int | None:
+        """Tokens of one image, tile or frame of the model's own size."""
+        patches = self.tower.tokens()
+        return None if patches is None else patches // self.group
+
+    def grid(self, tokens: int) -> tuple[int, int] | None:
+        """The grid of the tokens of one image, tile or frame."""
+        grid, side = self.tower.grid(tokens * self.group), isqrt(self.group)
+        return None if grid is None else (grid[0] // side, grid[1] // side)
+
     def shows(self, stage: str) -> frozenset[str]:
         """In the prompt, what a decoder layer shows; elsewhere what the tower does."""
         if stage == "llm":
             return IN_PROMPT
+        if "block" not in self.stages:
+            return frozenset({"x", "mass"})
         # After the tower its attention is carried along as keys, queries and means.
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
@@ -205,7 +221,8 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
     if reason is not None:
         raise UnsupportedModelError(f"{name} {reason}")
     check_decoder(getattr(base, spec.language), name)
-    inside = frozenset({"block", "features"} if len(_read(spec, base.config)) < 2 else ())
+    packed, group = issubclass(tower.layout_class, PackedLayout), spec.group(base.config)
+    alone = len(_read(spec, base.config)) < 2 and (packed or group == 1)
     return VisionLanguageAdapter(
         spec,
         model,
@@ -213,8 +230,9 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
         tower,
         projector=f"{_at(model, base)}{spec.projector}",
         reaching=spec.reaching(base.config, tower.prefix),
-        stages=frozenset({"projected", "llm"}) | inside,
+        stages=frozenset({"projected", "llm", *(("block", "features") if alone else ())}),
         dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
+        group=group,
     )
 
 
@@ -222,7 +240,9 @@ def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     """The adapter of the tower, down to the last block whose result is read."""
     name, tower = type(model).__name__, getattr(base, spec.tower)
     at = f"{_at(model, base)}{spec.tower}."
-    whole = find_tower(tower, at=at) or find_qwen_tower(tower, at)
+    names, whole = spec.tower_names, find_tower(tower, at=at) or find_qwen_tower(tower, at)
+    if whole is None and names is not None and type(tower).__name__ == names.model:
+        whole = HFTower(tower, names, at)
     if whole is None:
         raise UnsupportedModelError(
             f"{name} has the vision tower {type(tower).__name__}, which is not followed. What works on it: "

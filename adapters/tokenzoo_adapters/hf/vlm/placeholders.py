@@ -72,9 +72,6 @@ class VisualSpan:
         return self.short - self.units * (per - at)
 
 
-Visual = VisualSpan  # the name that hf/decoder still uses
-
-
 @dataclass(frozen=True)
 class Shortened:
     """Which columns of a prompt are left.

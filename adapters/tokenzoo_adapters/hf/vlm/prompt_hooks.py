@@ -61,7 +61,7 @@ class PromptHooks:
         self.attached = attached
         self.mrope = adapter.spec.positions == "mrope"
         self.model: nn.Module = adapter.model
-        self.decoder = Decoder(adapter.base.language_model, attached)
+        self.decoder = Decoder(getattr(adapter.base, adapter.spec.language), attached)
         self.state = CallState()
         self.name = type(self.model).__name__
         self.takes = takes(type(self.model))

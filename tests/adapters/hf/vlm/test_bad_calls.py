@@ -359,12 +359,17 @@ def _clip() -> nn.Module:
     return transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, projection_dim=48))
 
 
-def _internvl() -> nn.Module:
+def _got_ocr() -> nn.Module:
     text = whole("llava_onevision").config.text_config.to_dict()
-    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"intermediate_size": 64, "image_size": [56, 56], "patch_size": [14, 14]}
-    config = transformers.InternVLConfig(vision_config=vision, text_config=text)
-    return transformers.InternVLForConditionalGeneration(config)
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 32}
+    vision |= {
+        "output_channels": 16,
+        "image_size": 64,
+        "window_size": 2,
+        "global_attn_indexes": [0],
+    }
+    config = transformers.GotOcr2Config(vision_config=vision, text_config=text)
+    return transformers.GotOcr2ForConditionalGeneration(config)
 
 
 @pytest.mark.parametrize(
@@ -379,8 +384,8 @@ def _internvl() -> nn.Module:
             r"CLIPModel: only its vision tower can be reduced\. Attach to the tower inside it, mo",
         ),
         (
-            _internvl,
-            r"InternVLForConditionalGeneration is not followed\. Followed are .*zoo\.reduce",
+            _got_ocr,
+            r"GotOcr2ForConditionalGeneration is not followed\. Followed are .*zoo\.reduce",
         ),
     ],
 )

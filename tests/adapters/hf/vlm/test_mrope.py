@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenzoo_adapters.hf.vlm import mrope as hf_mrope
-from tokenzoo_adapters.hf.vlm.placeholders import Visual, shorten
+from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan, shorten
 from torch import Tensor
 
 IMAGE, VIDEO, PAD, WORD = 4, 5, 0, 7
@@ -118,10 +118,10 @@ class Case:
             found["second_per_grid_ts"] = torch.tensor(seconds)
         return found
 
-    def visuals(self) -> dict[int, list[Visual]]:
+    def visuals(self) -> dict[int, list[VisualSpan]]:
         return {
             token: [
-                Visual(s.full, len(s.kept), units=s.grid[0], patches=s.grid[1] * s.grid[2])
+                VisualSpan(s.full, len(s.kept), units=s.grid[0], patches=s.grid[1] * s.grid[2])
                 for s in self
                 if s.token == token
             ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenzoo_adapters.hf.vlm.placeholders import Shortened, Visual, shorten
+from tokenzoo_adapters.hf.vlm.placeholders import Shortened, VisualSpan, shorten
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +27,7 @@ class Batch:
     left: bool
     extra: int = 0
 
-    def visuals(self) -> dict[int, list[Visual]]:
+    def visuals(self) -> dict[int, list[VisualSpan]]:
         parts = [part for row in self.rows for part in row if not isinstance(part, int)]
         return {token: [v for t, v in parts if t == token] for token in (IMAGE, VIDEO)}
 
@@ -52,7 +52,7 @@ def padded(rows: list[list[int]], left: bool, extra: int = 0) -> tuple[Tensor, T
 
 
 counts = st.integers(1, 6)
-visual = st.tuples(st.sampled_from((IMAGE, VIDEO)), st.builds(Visual, counts, counts))
+visual = st.tuples(st.sampled_from((IMAGE, VIDEO)), st.builds(VisualSpan, counts, counts))
 # Text never stands for a placeholder; in it 0 is a word, too: only the mask says what is padding.
 row = st.lists(st.one_of(st.sampled_from((0, 7, 8, 9)), visual), min_size=1, max_size=6)
 batches = st.builds(
@@ -181,13 +181,15 @@ def test_everything_with_one_value_per_token_follows(batch: Batch) -> None:
 # ------------------------------------------------------------------------------------ by example
 
 
-def cut(rows: list[list[int]], visuals: list[Visual], mask: Any = None, left: bool = True) -> Any:
+def cut(
+    rows: list[list[int]], visuals: list[VisualSpan], mask: Any = None, left: bool = True
+) -> Any:
     mask = None if mask is None else torch.tensor(mask)
     return shorten(torch.tensor(rows), {IMAGE: visuals}, attention_mask=mask, pad_left=left)
 
 
 def test_one_image() -> None:
-    short = cut([[1, 4, 4, 4, 4, 9]], [Visual(4, 2)])
+    short = cut([[1, 4, 4, 4, 4, 9]], [VisualSpan(4, 2)])
     assert short.index.tolist() == [[0, 1, 2, 5]]
     assert short.index.dtype == torch.int64
     assert short.columns == 6
@@ -195,49 +197,49 @@ def test_one_image() -> None:
 
 def test_a_text_row_pads_the_others() -> None:
     rows = [[4, 4, 4, 4, 9], [7, 7, 7, 8, 9]]
-    assert cut(rows, [Visual(4, 1)]).index.tolist() == [[-1, -1, -1, 0, 4], [0, 1, 2, 3, 4]]
-    right = cut(rows, [Visual(4, 1)], left=False)
+    assert cut(rows, [VisualSpan(4, 1)]).index.tolist() == [[-1, -1, -1, 0, 4], [0, 1, 2, 3, 4]]
+    right = cut(rows, [VisualSpan(4, 1)], left=False)
     assert right.index.tolist() == [[0, 4, -1, -1, -1], [0, 1, 2, 3, 4]]
 
 
 def test_padding_is_given_up() -> None:
     rows, mask = [[4, 4, 4, 4, 9], [0, 0, 7, 8, 9]], [[1] * 5, [0, 0, 1, 1, 1]]
-    assert cut(rows, [Visual(4, 1)], mask).index.tolist() == [[-1, 0, 4], [2, 3, 4]]
+    assert cut(rows, [VisualSpan(4, 1)], mask).index.tolist() == [[-1, 0, 4], [2, 3, 4]]
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_the_mask_says_where_padding_is(left: bool) -> None:
     rows = [[4, 4, 4, 9], [7, 8, 9, 9]]
-    on_left = cut(rows, [Visual(3, 1)], [[1, 1, 1, 1], [0, 1, 1, 1]], left)
+    on_left = cut(rows, [VisualSpan(3, 1)], [[1, 1, 1, 1], [0, 1, 1, 1]], left)
     assert on_left.index.tolist() == [[-1, 0, 3], [1, 2, 3]]
-    on_right = cut(rows, [Visual(3, 1)], [[1, 1, 1, 1], [1, 1, 1, 0]], left)
+    on_right = cut(rows, [VisualSpan(3, 1)], [[1, 1, 1, 1], [1, 1, 1, 0]], left)
     assert on_right.index.tolist() == [[0, 3, -1], [0, 1, 2]]
-    both = cut(rows, [Visual(3, 1)], [[1, 1, 1, 0], [0, 1, 1, 1]], left)
+    both = cut(rows, [VisualSpan(3, 1)], [[1, 1, 1, 0], [0, 1, 1, 1]], left)
     assert both.index.tolist() == [[-1, 0, 3], [1, 2, 3]]  # left, and what is on the right stays
 
 
 def test_zeros_inside_a_row_stay() -> None:
-    short = cut([[0, 7, 0, 8, 4, 4, 4]], [Visual(3, 2)], [[0, 1, 0, 1, 1, 1, 1]])
+    short = cut([[0, 7, 0, 8, 4, 4, 4]], [VisualSpan(3, 2)], [[0, 1, 0, 1, 1, 1, 1]])
     assert short.index.tolist() == [[1, 2, 3, 4, 5]]
 
 
 def test_a_placeholder_counts_whatever_the_mask_says() -> None:
-    short = cut([[4, 4, 4, 9]], [Visual(3, 2)], [[0, 0, 0, 1]])
+    short = cut([[4, 4, 4, 9]], [VisualSpan(3, 2)], [[0, 0, 0, 1]])
     assert short.index.tolist() == [[0, 1, 3]]
 
 
 def test_more_tokens_than_placeholders() -> None:
-    short = cut([[7, 4, 4, 9], [7, 4, 8, 9]], [Visual(2, 4), Visual(1, 1)])
+    short = cut([[7, 4, 4, 9], [7, 4, 8, 9]], [VisualSpan(2, 4), VisualSpan(1, 1)])
     assert short.index.tolist() == [[0, 1, 2, 2, 2, 3], [-1, -1, 0, 1, 2, 3]]
 
 
 def test_placeholders_of_a_visual_need_not_touch() -> None:
     """A separator after every line of tokens, as some processors write it, is text: it stays."""
-    assert cut([[4, 4, 7, 4, 4, 9]], [Visual(4, 3)]).index.tolist() == [[0, 1, 2, 3, 5]]
+    assert cut([[4, 4, 7, 4, 4, 9]], [VisualSpan(4, 3)]).index.tolist() == [[0, 1, 2, 3, 5]]
 
 
 def test_counts_that_fit_both_are_told_by_the_text_between() -> None:
-    visuals = [Visual(4, 2), Visual(2, 4)]
+    visuals = [VisualSpan(4, 2), VisualSpan(2, 4)]
     assert cut([[4, 4, 4, 4, 7, 4, 4]], visuals).index.tolist() == [[0, 1, 4, 5, 6, 6, 6]]
     assert cut([[4, 4, 7, 4, 4, 4, 4]], visuals) is None
     assert cut([[4, 4, 4, 4], [8, 7, 4, 4]], visuals) is not None
@@ -250,12 +252,12 @@ def test_counts_that_fit_both_are_told_by_the_text_between() -> None:
 def test_nothing_to_do() -> None:
     assert cut([[7, 8]], []) is None
     assert shorten(torch.tensor([[7, 8]]), {}, pad_left=True) is None
-    assert cut([[4, 4, 8]], [Visual(2, 2)]) is None
-    assert cut([[4, 8]], [Visual(2, 1)]) is None
+    assert cut([[4, 4, 8]], [VisualSpan(2, 2)]) is None
+    assert cut([[4, 8]], [VisualSpan(2, 1)]) is None
 
 
 def test_an_image_that_stays_does_not_hide_a_video_that_shrinks() -> None:
-    found = {IMAGE: [Visual(2, 2)], VIDEO: [Visual(3, 1)]}
+    found = {IMAGE: [VisualSpan(2, 2)], VIDEO: [VisualSpan(3, 1)]}
     short = shorten(torch.tensor([[4, 4, 5, 5, 5]]), found, pad_left=True)
     assert short is not None
     assert short.index.tolist() == [[0, 1, 2]]
@@ -265,7 +267,7 @@ def test_an_image_that_stays_does_not_hide_a_video_that_shrinks() -> None:
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
 def test_masks_of_any_type(dtype: torch.dtype) -> None:
     ids, mask = torch.tensor([[0, 4, 4, 4]]), torch.tensor([[0, 1, 1, 1]]).to(dtype)
-    short = shorten(ids, {IMAGE: [Visual(3, 2)]}, attention_mask=mask, pad_left=True)
+    short = shorten(ids, {IMAGE: [VisualSpan(3, 2)]}, attention_mask=mask, pad_left=True)
     assert short is not None
     assert short.index.tolist() == [[1, 2]]
     assert short.take(mask, 0).dtype == dtype
@@ -289,7 +291,7 @@ def test_the_ids_are_read_once_from_their_device() -> None:
 
     ids = torch.empty(2, 4, dtype=torch.int64, device="meta")
     with Transfers():
-        short = shorten(ids, {IMAGE: [Visual(3, 1)]}, attention_mask=ids, pad_left=True)
+        short = shorten(ids, {IMAGE: [VisualSpan(3, 1)]}, attention_mask=ids, pad_left=True)
     assert Transfers.count == 1
     assert short is not None
     assert short.index.device.type == "meta"
@@ -298,21 +300,21 @@ def test_the_ids_are_read_once_from_their_device() -> None:
 
 # --------------------------------------------------------------------------------------- errors
 
-TWO = [Visual(4, 2), Visual(4, 2)]
-ERRORS: dict[str, tuple[Any, dict[int, list[Visual]], str]] = {
+TWO = [VisualSpan(4, 2), VisualSpan(4, 2)]
+ERRORS: dict[str, tuple[Any, dict[int, list[VisualSpan]], str]] = {
     "too many": (
         [[4, 4, 4, 4, 4, 9]],
-        {IMAGE: [Visual(4, 2)]},
+        {IMAGE: [VisualSpan(4, 2)]},
         r"have 5 placeholders \(id 4; by row: 5\).*processor writes 4 \(4\), and 2 are planned \(2\)\. "
         r"Is this the processor of this model",
     ),
     "by row": ([[4, 4, 9], [9, 9, 4]], {IMAGE: TWO}, r"by row: 2, 1.*writes 8 \(4, 4\), and 4 are"),
-    "none": ([[7, 8]], {IMAGE: [Visual(4, 2)]}, r"have 0 placeholders .*by row: 0\)"),
+    "none": ([[7, 8]], {IMAGE: [VisualSpan(4, 2)]}, r"have 0 placeholders .*by row: 0\)"),
     "no visual": ([[7, 4]], {IMAGE: []}, r"have 1 placeholders .* 0 images or videos"),
-    "many rows": ([[4]] * 20, {IMAGE: [Visual(1, 1)] * 9}, r"by row: (1, ){8}\.\.\.\)"),
+    "many rows": ([[4]] * 20, {IMAGE: [VisualSpan(1, 1)] * 9}, r"by row: (1, ){8}\.\.\.\)"),
     "modalities": (
         [[4, 4, 5, 5]],
-        {IMAGE: [Visual(2, 1)], VIDEO: [Visual(4, 2)]},
+        {IMAGE: [VisualSpan(2, 1)], VIDEO: [VisualSpan(4, 2)]},
         r"id 4: full, id 5: short\. Shorten all of a prompt",
     ),
     "torn": (
@@ -325,9 +327,9 @@ ERRORS: dict[str, tuple[Any, dict[int, list[Visual]], str]] = {
         {IMAGE: TWO},
         r"row 0 of input_ids ends within image or video 1 of 2 .*: 1 of its 2 .* take 2, 2:",
     ),
-    "torn over a row": ([[4, 4], [7, 8], [4, 4]], {IMAGE: [Visual(4, 2)]}, r"row 0 .*the others below"),
-    "no rows": ([4, 4], {IMAGE: [Visual(2, 1)]}, r"shape \(2,\), torch.int64; they are token ids \[b, n\]"),
-    "embeddings": ([[4.0, 4.0]], {IMAGE: [Visual(2, 1)]}, r"torch.float32; they are token ids"),
+    "torn over a row": ([[4, 4], [7, 8], [4, 4]], {IMAGE: [VisualSpan(4, 2)]}, r"row 0 .*the others below"),
+    "no rows": ([4, 4], {IMAGE: [VisualSpan(2, 1)]}, r"shape \(2,\), torch.int64; they are token ids"),
+    "embeddings": ([[4.0, 4.0]], {IMAGE: [VisualSpan(2, 1)]}, r"torch.float32; they are token ids"),
 }  # fmt: skip
 
 
@@ -342,7 +344,7 @@ def test_a_mask_of_another_shape() -> None:
     with pytest.raises(
         BadArgumentError, match=re.escape("shape (1, 3) beside input_ids of (1, 2)")
     ):
-        cut([[4, 4]], [Visual(2, 1)], [[1, 1, 1]])
+        cut([[4, 4]], [VisualSpan(2, 1)], [[1, 1, 1]])
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (1, 5), (4,), (1, 4, 8)])
@@ -365,4 +367,4 @@ def test_values_that_are_not_one_per_token(shape: tuple[int, ...]) -> None:
 )
 def test_a_visual_has_counts(options: dict[str, Any], text: str) -> None:
     with pytest.raises(BadArgumentError, match=re.escape(text)):
-        Visual(**{"full": 4, "short": 2, **options})
+        VisualSpan(**{"full": 4, "short": 2, **options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
 from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
@@ -15,4 +16,5 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     LLAVA_ONEVISION,
     QWEN2_VL,
     QWEN2_5_VL,
+    INTERNVL,
 )

@@ -1,0 +1,82 @@
+"""A small InternVL of transformers and its real processor: tiles of 56 pixels, of 4 x 4 tokens each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+
+from tests.adapters.hf.models import _LLM, BOS, IMAGE, PAD, SPECIAL, WORDS, _tokenizer, randomise
+
+SIDE, PATCH, TOKENS = 56, 7, 16
+"""Pixels along a tile and a patch; tokens of a tile: 8 x 8 patches, 2 x 2 of them a token."""
+
+
+def internvl(**overrides: Any) -> Any:
+    """InternVL, small: 5 blocks with a CLS token and LayerScale, pixel shuffle of 2 x 2, and a Qwen2.
+
+    Args:
+        **overrides: for the configuration; `vision` and `text` are dicts for its two parts.
+    """
+    overrides = dict(overrides)
+    vision = {
+        "hidden_size": 48,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "image_size": [SIDE, SIDE],
+        "patch_size": [PATCH, PATCH],
+        **overrides.pop("vision", {}),
+    }
+    text = {"model_type": "qwen2", **_LLM, **overrides.pop("text", {})}
+    config = transformers.InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        image_seq_length=TOKENS,
+        tie_word_embeddings=False,
+        **overrides,
+    )
+    model = randomise(transformers.InternVLForConditionalGeneration(config)).eval()
+    with torch.no_grad():  # logits of 0, so that no answer has a placeholder or an end in it
+        model.lm_head.weight[: len(SPECIAL)] = 0
+    generation = model.generation_config
+    generation.pad_token_id, generation.bos_token_id = PAD, BOS
+    generation.eos_token_id = None  # an answer is as long as it may be
+    return model
+
+
+@cache
+def processor(padding_side: str) -> Any:
+    """The real processor; an image is up to 4 tiles, and of several a thumbnail."""
+    tokenizer = _tokenizer(padding_side)
+    names = {"start_image_token": "see", "end_image_token": ".", "context_image_token": "<image>"}
+    for name, word in names.items():
+        setattr(tokenizer, name, word)
+        setattr(tokenizer, f"{name}_id", WORDS.index(word))
+    size = {"height": SIDE, "width": SIDE}
+    tiles = {"crop_to_patches": True, "min_patches": 1, "max_patches": 4}
+    return transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=size, **tiles),
+        tokenizer,
+        transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=TOKENS,
+    )
+
+
+def inputs(
+    prompts: str | Sequence[str], images: Sequence[Any] = (), padding_side: str = "left"
+) -> Any:
+    """What the processor returns for these prompts, padded if there are several.
+
+    Args:
+        prompts: each with one `<image>` per image.
+        images: of all prompts, in order.
+        padding_side: "left" or "right".
+    """
+    given: dict[str, Any] = {"images": list(images)} if images else {}
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    return processor(padding_side)(text=prompts, padding=True, return_tensors="pt", **given)

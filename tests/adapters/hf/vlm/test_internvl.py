@@ -1,0 +1,159 @@
+"""InternVL: tiles of an image, 2 x 2 patches a token, at every stage that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tokenzoo
+from tests.adapters.hf.models import IMAGE
+from tests.adapters.hf.vlm import internvl as iv
+from tests.adapters.hf.vlm.calls import (
+    FLOWER,
+    NONE,
+    ONE,
+    TALL,
+    TWO,
+    WIDE,
+    answer,
+    ends,
+    entering,
+    logits,
+    real_gap,
+    remains,
+)
+from tests.adapters.models import gap
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo import Recipe, Stage, Step
+from tokenzoo.errors import UnsupportedModelError
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.mergers import Identity
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import FeatureNorm
+
+STAGES: dict[str, Callable[..., Any]] = {
+    "projected": partial(tokenzoo.build, "divprune"),
+    "llm": partial(tokenzoo.build, "fastv"),
+}
+EACH = pytest.mark.parametrize("stage", STAGES)
+PROMPTS = (ONE, TWO, NONE)
+IMAGES = (WIDE, TALL, FLOWER)
+SHORTER = frozenset(STAGES) - {"llm"}
+"""Stages after which the prompt is shorter."""
+
+
+@cache
+def bare() -> Any:
+    """The model, the same for all tests: they leave it bare."""
+    return iv.internvl()
+
+
+def batch(side: str = "left") -> Any:
+    """Three prompts: one image, two, none; of several tiles each."""
+    return iv.inputs(PROMPTS, IMAGES, side)
+
+
+@EACH
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_keeping_all_changes_nothing(stage: str, side: str) -> None:
+    model, given = bare(), batch(side)
+    expected = logits(model, given)
+    with STAGES[stage](keep=1.0).attach(model):
+        found = logits(model, given)
+        answers = answer(model, batch())
+    assert real_gap(found, expected, given["attention_mask"]) <= 1e-4
+    assert torch.equal(answers, answer(model, batch()))
+    assert torch.equal(logits(model, given), expected)
+
+
+@EACH
+@pytest.mark.parametrize("keep", [3, 5])
+def test_every_tile_keeps_what_is_planned(stage: str, keep: int) -> None:
+    model, given = iv.internvl(), batch()
+    expected = logits(model, given)
+    before = {path: set(vars(module)) for path, module in model.named_modules()}
+    tiles = (given["input_ids"] == IMAGE).sum(1) // iv.TOKENS
+    with STAGES[stage](keep=keep).attach(model) as attached:
+        assert attached.plan().tokens == iv.TOKENS
+        assert attached.plan().visual == (keep if stage in SHORTER else iv.TOKENS)
+        short = attached.shorten(dict(given))["input_ids"]
+        with entering(model) as calls:
+            found = logits(model, given)
+        if stage in SHORTER:
+            assert torch.equal((short == IMAGE).sum(1), tiles * keep)
+            assert calls[0]["inputs_embeds"].shape[1] == short.shape[1]
+            assert attached.features == keep
+        else:
+            assert attached.prompts == tuple((tiles * keep).tolist())
+    assert gap(found[:2, -1], expected[:2, -1]) > 1e-3
+    assert torch.equal(logits(model, given), expected)
+    assert remains(model) == []
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == before
+
+
+@EACH
+def test_a_row_of_a_batch_is_what_it_is_alone(stage: str) -> None:
+    model, given = bare(), batch()
+    rows = [iv.inputs(ONE, IMAGES[:1]), iv.inputs(TWO, IMAGES[1:]), iv.inputs(NONE)]
+    with STAGES[stage](keep=5).attach(model):
+        together = logits(model, given)
+        for row, alone in enumerate(rows):
+            assert gap(together[row, -1], logits(model, alone)[0, -1]) <= 1e-4
+
+
+@EACH
+def test_generate_decodes_as_without_a_cache(stage: str) -> None:
+    model, given = bare(), batch()
+    with STAGES[stage](keep=5).attach(model):
+        said = answer(model, given)
+        whole = dict(given)
+        for step in range(said.shape[1]):
+            nxt = logits(model, whole, use_cache=False)[:, -1].argmax(1, keepdim=True)
+            if stage == "llm" and step:
+                break  # there, what is kept depends on the end of the prompt
+            assert torch.equal(nxt[:, 0], said[:, step])
+            whole["input_ids"] = torch.cat([whole["input_ids"], nxt], 1)
+            whole["attention_mask"] = torch.cat([whole["attention_mask"], nxt > -1], 1).long()
+
+
+def by_norm(stage: Stage, keep: int) -> Recipe:
+    """The tokens with the largest features stay; the rest go."""
+    matcher = SelectAssign(TopK(FeatureNorm()), Drop())
+    return Recipe(Step(stage, Once(), matcher, Identity()), keep=keep)
+
+
+def embedded(model: Any, given: Any, features: Tensor) -> Tensor:
+    """What a bare model says of a prompt whose images have these features, `[b, n, words]`."""
+    embeds = model.get_input_embeddings()(given["input_ids"])
+    embeds[given["input_ids"] == IMAGE] = features.flatten(0, 1)
+    return logits(model, {"inputs_embeds": embeds, "attention_mask": given["attention_mask"]})
+
+
+def test_what_is_left_after_the_projector_are_rows_of_the_bare_model() -> None:
+    model, given = bare(), batch()
+    with torch.no_grad():
+        rows = model.model.get_image_features(given["pixel_values"], return_dict=True).pooler_output
+        kept = rows.float().norm(dim=-1).topk(5, sorted=False).indices.sort().values  # [tiles, m]
+        rows = rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[2]))
+        with tokenzoo.build(by_norm(Stage.PROJECTED, 5)).attach(model) as attached:
+            found, short = logits(model, given), attached.shorten(dict(given))
+        expected = embedded(model, short, rows)
+    last = torch.arange(3)
+    assert gap(found[last, ends(short)], expected[last, ends(short)]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("vision_feature_layer", -2, "vision_feature_layer=-2; .* set it to -1"),
+        ("vision_feature_select_strategy", "full", "strategy='full': set it to 'default'"),
+    ],
+)
+def test_what_it_reads_of_its_tower_is_refused(name: str, value: Any, says: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=says):
+        tokenzoo.build("divprune", keep=5).attach(iv.internvl(**{name: value}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -14,33 +13,18 @@ from tokenzoo import hookimpl
 from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.hooks.state import reduced_tokens
-from tokenzoo.hooks.undo import undo_all
-from tokenzoo_adapters.common.embedded import Embedded, declared, note_map
+from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo_adapters.common.embedded import note_map
 from tokenzoo_adapters.common.feature_maps import forward_intermediates
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.common.pooling import mean, state_of
+from tokenzoo_adapters.common.single_size import SingleSizeViT
 from tokenzoo_adapters.common.sizes import mlp_width
 
 
-@dataclass(frozen=True, eq=False)
-class OpenClipViT(Adapter):
-    """A `VisionTransformer` of open_clip.
-
-    Args:
-        model: the tower, `model.visual`.
-        prefix: CLS, and what is declared.
-    """
-
-    model: Any
-    prefix: int = 1
-    embedded: Embedded = field(default_factory=Embedded, repr=False)
-
-    stages = frozenset({"block", "features"})
-    provides = frozenset(
-        {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
-        | {"cls_attention", "grid"}
-    )
+class OpenClipViT(SingleSizeViT):
+    """A `VisionTransformer` of open_clip: `model.visual`."""
 
     @computed
     def width(self) -> int:
@@ -63,35 +47,26 @@ class OpenClipViT(Adapter):
         """The final norm, where it comes before the pooling."""
         return () if self.model.final_ln_after_pool else ("ln_post",)
 
-    def tokens(self) -> int:
-        """Patch tokens of the one image size that it takes."""
+    def size(self) -> tuple[int, int]:
+        """The grid of the configured image size."""
         rows, columns = self.model.grid_size
-        return int(rows) * int(columns)
-
-    def grid(self, tokens: int) -> tuple[int, int] | None:
-        """The grid of its image size."""
-        rows, columns = self.model.grid_size
-        return (int(rows), int(columns)) if tokens == self.tokens() else None
+        return int(rows), int(columns)
 
     READERS: ClassVar[tuple[str, ...]] = ("forward", "_pool", "_global_pool")
     """Methods that read tokens after the blocks."""
 
     @computed
     def all_tokens(self) -> str:
-        """What of it may take a mean of its own."""
+        """Whose own methods may take a mean of tokens."""
         own = own_code(self.model, "open_clip", self.READERS)
         return own or own_code(self.model.transformer, "open_clip", ["forward"])
 
-    def with_prefix(self, prefix: int) -> OpenClipViT:
-        """With prompts between CLS and the patches."""
-        return replace(self, prefix=declared(prefix, 1))
-
     def entering(self, tokens: int) -> int:
-        """What the convolution made, and the patch dropout left in training."""
+        """Patches that the convolution made, and that patch dropout left in training."""
         return self.embedded.entering(tokens, self.tokens(), self.model.patch_dropout)
 
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Make a mean over tokens count masses, refuse maps of fewer tokens, and see the patches."""
+        """Make a mean of tokens count masses, feature maps refuse fewer tokens, and note the patches."""
         del proportional
         own = {
             "_global_pool": partial(_global_pool, self.model),
@@ -100,7 +75,7 @@ class OpenClipViT(Adapter):
         own = {name: method for name, method in own.items() if hasattr(self.model, name)}
         handle = self.model.conv1.register_forward_hook(partial(note_map, self.embedded))
         put(self.model, own)
-        undo: list[Callable[[], object]] = [partial(remove, self.model, tuple(own)), handle.remove]
+        undo: list[Undo] = [partial(remove, self.model, tuple(own)), handle.remove]
         return partial(undo_all, undo)
 
 
@@ -114,13 +89,13 @@ def _global_pool(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
-    """Know open_clip's vision towers; say of its other models what to attach to."""
+    """The adapter of a vision tower of open_clip; raises for its other models, with what to attach to."""
     module = sys.modules.get("open_clip.transformer")
     if module is None or not isinstance(model, module.VisionTransformer):
         if not type(model).__module__.startswith("open_clip."):
             return None
         visual, trunk = getattr(model, "visual", None), getattr(model, "trunk", None)
-        instead = "zoo.reduce(features), behind the tower"
+        instead = "zoo.reduce(features), after the tower"
         if visual is not None:
             instead = "its vision tower: attach(model.visual)"
         elif trunk is not None:
@@ -142,6 +117,6 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
         if holds:
             raise UnsupportedModelError(
                 f"open_clip's {type(model).__name__} {reason}, which is not followed. What works on it: "
-                "zoo.reduce(features), behind the tower"
+                "zoo.reduce(features), after the tower"
             )
     return OpenClipViT(model)

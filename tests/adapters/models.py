@@ -130,7 +130,7 @@ REFUSED = {
     "convit_tiny": "a whole map of positions",
     "crossvit_tiny_240": "two sequences",
     "mixer_s16_224": "as long as the whole image",
-    "resnet18": "no vision transformer",
+    "resnet18": "not a vision transformer",
 }
 
 

@@ -277,7 +277,9 @@ def test_a_timm_tower_in_open_clip_says_where_it_is() -> None:
 def test_other_models_of_torchvision_are_refused(make: Any) -> None:
     with torch.device("meta"):
         model = make()
-    with pytest.raises(UnsupportedModelError, match=r"torchvision's .*no plain vision transformer"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"torchvision's .*not a plain vision transformer"
+    ):
         tokenzoo.build("tome").attach(model)
 
 

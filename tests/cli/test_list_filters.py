@@ -118,7 +118,7 @@ def test_where_none_fits_the_answer_is_no() -> None:
         (["--needs-no", "cls,,x"], "--needs-no 'cls,,x' has an empty item"),
         (["--model", "qwen2_v"], "has no model 'qwen2_v'"),
         (["--model", "qwen2_v"], "Types of transformers near it: qwen2_vl"),
-        (["--model", "resnet18"], "it is no vision transformer"),
+        (["--model", "resnet18"], "it is not a vision transformer"),
         (["scorers", "--stage", "block"], "there are none under 'scorers'"),
         (["adapters", "--model", "llava"], "there are none under 'adapters'"),
     ],

@@ -192,7 +192,7 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
         (["collage:0", "--keep", "0"], "it is a count of tokens from 1 on"),
         (["collage:0", "--model", "test_vi"], "the nearest are test_vit"),
         (["collage:0", "--model", "open_clip:ViT-B-32"], "'digits' or the name of a model of timm"),
-        (["collage:0", "--model", "resnet18"], "it is no vision transformer"),
+        (["collage:0", "--model", "resnet18"], "it is not a vision transformer"),
         (["collage:0", "--pretrained"], "has its own weights"),
         (["collage:0", "--weights", "text.txt"], "has its own weights"),
         (["collage:0", "--model", "test_vit", "--weights", "no.pth"], "no.pth cannot be loaded"),

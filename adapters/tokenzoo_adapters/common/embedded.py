@@ -1,7 +1,7 @@
-"""What the patch embedding of a tower made in this pass: the grid of its patches, and how many there are.
+"""The patches that the patch embedding of a tower made in this pass: their grid and their number.
 
-Whatever else enters the first block is a prefix token, or a token that nobody has declared: prompts of a
-subclass would otherwise be counted, merged and dropped as if they were patches.
+All other tokens that enter the first block are prefix tokens or undeclared ones. Otherwise the prompts of a
+subclass would be counted, merged and dropped as patches.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tokenzoo.hooks.state import PerThread, own
 
 
 class Embedded(PerThread):
-    """What this thread embedded last.
+    """The patches that were embedded last, in this thread.
 
     Attributes:
         size: rows and columns of the patches, if they are a grid.
-        made: how many patches; None after they have entered the first block.
+        made: number of patches; None after they have entered the first block.
     """
 
     size: tuple[int, int] | None = own("size")
@@ -55,7 +55,7 @@ def note_map(embedded: Embedded, module: Any, args: tuple[Any, ...], output: Ten
 
 
 def declared(prefix: int, known: int) -> int:
-    """The number of prefix tokens that a user declares for a model with `known` ones.
+    """Check the number of prefix tokens that a user declares for a model with `known` ones.
 
     Raises:
         BadArgumentError: fewer than those.

@@ -1,6 +1,6 @@
-"""Features of blocks in between: maps of the whole grid, or an error; never a map of fewer tokens.
+"""Intermediate features: maps of the whole grid or an error, never a map of fewer tokens.
 
-A reshape to the grid may fit fewer tokens by accident (a quarter of them, with four times the channels).
+A reshape to the grid can fit fewer tokens by accident: a quarter of them, with four times the channels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ LAYERS = (
 
 
 def forward_intermediates(model: Any, width: int, x: Any, *args: Any, **options: Any) -> Any:
-    """The `forward_intermediates` of timm's and open_clip's towers, of tokens `[b, n, width]`.
+    """Call the `forward_intermediates` of a tower of timm or open_clip, with tokens `[b, n, width]`.
 
     Raises:
-        AttachError: maps are asked for, and fewer tokens are left.
+        AttachError: it makes maps, and fewer tokens are left.
     """
     original = cast("Any", type(model)).forward_intermediates
     try:
@@ -45,10 +45,10 @@ def forward_intermediates(model: Any, width: int, x: Any, *args: Any, **options:
 
 
 def whole(features: Any, tokens: int | None) -> Any:
-    """Features of blocks, each `[b, n, c]` or with prefix tokens beside it, as they are.
+    """Check that features are of all tokens, and return them.
 
     Args:
-        features: of `get_intermediate_layers`.
+        features: of `get_intermediate_layers`: each `[b, n, c]`, or that and its prefix tokens.
         tokens: patches of the image; None: not known.
 
     Raises:

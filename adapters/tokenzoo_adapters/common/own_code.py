@@ -1,6 +1,6 @@
-"""Whose code reads the tokens after the blocks: the library's, whose pooling is known, or somebody's own.
+"""Whose code reads the tokens after the blocks: the library's, whose pooling is known, or the user's.
 
-A mean that is taken by code which nobody here knows counts a merged token once, however many it stands for.
+A mean in the user's code counts a merged token once, however many tokens it stands for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
-# Wrappers of these call what they wrap; "tokenzoo_adapters" is a recipe that is attached already.
+# Wrappers of these libraries call what they wrap; "tokenzoo_adapters": a recipe is attached already.
 TRUSTED = frozenset({"tokenzoo_adapters", "accelerate", "torch"})
 
 
@@ -24,7 +24,7 @@ def own_code(model: Any, library: str, names: Iterable[str]) -> str:
         names: methods that read tokens.
 
     Returns:
-        "" where all are the library's own, or there are none of that name.
+        "" if all are the library's, or there are none of these names.
     """
     for name in names:
         found: Any = getattr(model, "__dict__", {}).get(name)
@@ -43,7 +43,7 @@ def own_code(model: Any, library: str, names: Iterable[str]) -> str:
 
 
 def _library(method: Any) -> str:
-    """The first part of the name of the module in which a method is written."""
+    """The top-level package in which a method is defined."""
     method = inspect.unwrap(method)
     if isinstance(method, partial):
         method = method.func

@@ -1,4 +1,4 @@
-"""A mean over tokens that counts masses, for whoever pools: one place for all adapters."""
+"""A mean of tokens by mass, for the pooling of all adapters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mean(x: Tensor, mass: Tensor, start: int) -> Tensor:
 
 
 def pooled(x: Tensor, mass: Tensor, start: int, kind: str) -> Tensor | None:
-    """The same where a mean is part of the pooling ("avg", "avgmax"), otherwise None."""
+    """The pooling by mass of a `kind` with a mean ("avg", "avgmax"): `[b, c]`; None for any other kind."""
     if kind not in ("avg", "avgmax"):
         return None
     average = mean(x, mass, start)

@@ -1,4 +1,4 @@
-"""Sizes that adapters read off modules."""
+"""Sizes of modules, for the count of operations."""
 
 from __future__ import annotations
 

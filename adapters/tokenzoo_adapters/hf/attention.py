@@ -1,13 +1,14 @@
-"""transformers' attention, seen through its own door: a function registered under a name of ours.
+"""Recording and biasing the attention of transformers, by a function registered with AttentionInterface.
 
 An attention module of transformers looks its function up by the name in its configuration ("sdpa",
-"eager", "flash_attention_2", ...). Here that name becomes one of ours, whose function asks the module for
-a tap: without one it is the function of that name, with one it shows queries and keys, and adds log mass.
-Ours begins with the name that the user knows and says that tokenzoo is attached: transformers quotes it.
+"eager", "flash_attention_2", ...). We replace that name by one of ours. Our function looks for a tap on the
+module: without a tap it calls the function of the original name; with one it records queries and keys, and
+adds log mass. Our name begins with the original one and says that tokenzoo is attached, for transformers
+quotes it in messages.
 
-Two names are registered for each, for transformers makes its masks by the same name: a language model whose
-name has no mask function gets no padding mask, and says nothing. Ours contains "flash" exactly if the other
-does, which transformers looks for. It is not saved with a model (transformers saves none).
+The name is registered for masks too: a language model whose name has no mask function silently gets no
+padding mask. It contains "flash" exactly if the original does, which transformers tests. It is not saved
+with a model (transformers saves no such name).
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ _homes: dict[type, Any] = {}
 
 
 def name_of(base: str) -> str:
-    """Our name for the implementation `base`.
+    """Our name for the implementation `base`, with advice.
 
-    transformers quotes it where `config.output_attentions = True` is set, which it takes with the name
-    "eager" alone: then it says what to do.
+    transformers quotes the name in the error about `config.output_attentions = True`, which it allows for
+    the name "eager" alone.
     """
     advice = "pass output_attentions=True in the call" if base == "eager" else "detach, then set it"
     return f"{base}{OURS}{advice})"
 
 
-class Door:
-    """One configuration whose name is ours; all layers of a model share it, and two models may.
+class AttentionRegistration:
+    """One configuration with our name in it. All layers of a model share it, and two models may.
 
     Args:
         config: a configuration of transformers.
@@ -56,67 +57,67 @@ class Door:
         self.base = base
         self.users: set[object] = set()
 
-    def open(self, user: object) -> None:
-        """Register our name and set it."""
+    def add(self, user: object) -> None:
+        """Register our name and set it in the configuration, for one more user."""
         self.users.add(user)
         _register(self.base)
         # As transformers itself sets it: the setter without "internal" goes into sub-configurations.
         self.config._attn_implementation_internal = name_of(self.base)
-        _doors[id(self.config)] = self
+        _registrations[id(self.config)] = self
 
-    def close(self, user: object) -> None:
-        """Set the name that it had, after the last user, unless somebody has set another; twice is once."""
+    def remove(self, user: object) -> None:
+        """Restore the original name after the last user, unless another was set. Idempotent."""
         self.users.discard(user if user in self.users else None)
         if not self.users and self.config._attn_implementation == name_of(self.base):
             self.config._attn_implementation_internal = self.base
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy has one user, its own model; unpickled in another process it is registered there."""
+        """Give a copy one user, its own model, and register the name in this process."""
         self.__dict__.update(state, users={None})
         _register(self.base)
 
 
-# While a model of a configuration is attached (the door holds the configuration: an id is never another's).
-_doors: WeakValueDictionary[int, Door] = WeakValueDictionary()
+# By the id of the configuration. A registration holds its configuration, so the id is not reused.
+_registrations: WeakValueDictionary[int, AttentionRegistration] = WeakValueDictionary()
 
 
 def install(model: nn.Module) -> Callable[[], None]:
-    """Watch the attention of a model of transformers, where its modules have a tap; returns the undoing.
+    """Call the taps of a model's attention modules; returns an uninstaller.
 
     Raises:
-        AttachError: its implementation cannot be seen; says which can.
+        AttachError: its attention implementation is not supported; names those that are.
     """
-    doors = [_door(config) for config in _configs(model)]
+    registrations = [_registration(config) for config in _configs(model)]
     for module in model.modules():
-        _home(type(module))  # now, and not while a pass is compiled
+        _home(type(module))  # cached now, not while a pass is compiled
     user = object()
-    for door in doors:
-        door.open(user)
-    return partial(_close, doors, user)
+    for registration in registrations:
+        registration.add(user)
+    return partial(_remove, registrations, user)
 
 
 def check(model: nn.Module) -> None:
-    """Raise if the attention of a model cannot be seen; see `install`."""
+    """Raise if the attention implementation of a model is not supported (see `install`)."""
     for config in _configs(model):
-        _door(config)
+        _registration(config)
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The configurations of a model and its modules, each once."""
+    """The distinct configurations of a model and its modules."""
     found = [getattr(module, "config", None) for module in model.modules()]
     return list({id(one): one for one in found if hasattr(one, "_attn_implementation")}.values())
 
 
-def _close(doors: list[Door], user: object) -> None:
-    for door in doors:
-        door.close(user)
+def _remove(registrations: list[AttentionRegistration], user: object) -> None:
+    for registration in registrations:
+        registration.remove(user)
 
 
-def _door(config: Any) -> Door:
-    """The door of a configuration.
+def _registration(config: Any) -> AttentionRegistration:
+    """The registration of a configuration, a new one if it has none.
 
     Raises:
-        AttachError: its implementation cannot be seen.
+        AttachError: its implementation is not supported.
     """
     name = str(config._attn_implementation)
     base = name.partition(OURS)[0]
@@ -125,12 +126,13 @@ def _door(config: Any) -> Door:
             f"the attention of {type(config).__name__} is {name!r}; seen are {', '.join(FOLLOWED)}: call "
             'model.set_attn_implementation("sdpa"), then attach'
         )
-    door = _doors.get(id(config))
-    return door if door is not None and door.base == base and name != base else Door(config, base)
+    found = _registrations.get(id(config))
+    registered = found is not None and found.base == base and name != base
+    return found if found is not None and registered else AttentionRegistration(config, base)
 
 
 def _register(base: str) -> None:
-    """Make our name for `base` known to transformers, for the attention and for its masks."""
+    """Register our name for `base` with transformers, for the attention and for its masks."""
     models = sys.modules.get("transformers.modeling_utils")
     masks = sys.modules.get("transformers.masking_utils")
     if models is None or masks is None:
@@ -141,14 +143,14 @@ def _register(base: str) -> None:
 
 
 def _mask(function: Callable[..., Tensor | None], **given: Any) -> Tensor | None:
-    """The mask that `function` makes; none where nothing is masked, in an export too."""
+    """The mask that `function` makes; None where nothing is masked, in an export too."""
     skips = given.get("allow_is_bidirectional_skip", False)
     masked = [given.get(name) is not None for name in (MASK, "local_size")]
     return None if skips and not any(masked) else function(**given)
 
 
 def _home(kind: type) -> Any:
-    """The file in which the `forward` of a class is written: the functions that it means are there."""
+    """The module in which the `forward` of a class is defined, and with it the functions that it calls."""
     if kind not in _homes:
         owner = next((one for one in kind.__mro__ if "forward" in vars(one)), kind)
         _homes[kind] = sys.modules.get(owner.__module__)
@@ -159,7 +161,7 @@ def _function(kind: type, base: str) -> Callable[..., Result]:
     """The attention function that a class of attention modules would use under the name `base`.
 
     Raises:
-        AttachError: it is "eager", and the file of the class has no such function.
+        AttachError: it is "eager", and the module of the class has no such function.
     """
     home = _home(kind)
     if base != "eager":
@@ -168,8 +170,8 @@ def _function(kind: type, base: str) -> Callable[..., Result]:
     function = getattr(home, "eager_attention_forward", None)
     if function is None:
         raise AttachError(
-            f"{kind.__module__}.{kind.__qualname__} has no eager_attention_forward beside it, as others "
-            'in transformers have; call model.set_attn_implementation("sdpa"), then attach'
+            f"{kind.__module__}.{kind.__qualname__} has no eager_attention_forward in its module, as "
+            'others in transformers have; call model.set_attn_implementation("sdpa"), then attach'
         )
     return function
 
@@ -184,13 +186,13 @@ def _attend(
     scaling: float | None = None,
     **options: Any,
 ) -> Result:
-    """The attention `base` of `[b, h, n, d]`, seen by the tap of its module, if there is one."""
+    """The attention `base` of `[b, h, n, d]`, with the tap of its module, if there is one."""
     function = _function(type(module), base)
     holder = getattr(module, WATCH, None)
     tap: Tap | None = None if holder is None else holder.tap
     if "flash" in base:
-        stand_in = _But(
-            module, config=_But(getattr(module, "config", None), _attn_implementation=base)
+        stand_in = _AttrOverride(
+            module, config=_AttrOverride(getattr(module, "config", None), _attn_implementation=base)
         )
         function = partial(function, stand_in)
         return _flash(function, tap, query, key, value, attention_mask, scaling, **options)
@@ -218,7 +220,7 @@ def _flash(
     scaling: float | None,
     **options: Any,
 ) -> Result:
-    """An attention that takes no mask but one of padding `[b, n]`: log mass is one more channel."""
+    """An attention that takes only a padding mask `[b, n]`: log mass is one more channel of the keys."""
     if tap is not None:
         padding = None if attention_mask is None else attention_mask[:, None, None].bool()
         tap.look(query, key, padding, scaling, value)
@@ -231,8 +233,8 @@ def _flash(
     return function(query, key, value, attention_mask, scaling=scaling, **options)
 
 
-class _But:
-    """An object as it is, but for some attributes: flash attention reads its own name off its module."""
+class _AttrOverride:
+    """An object with some attributes replaced: flash attention reads its own name off its module."""
 
     def __init__(self, real: Any, **others: Any) -> None:
         self.__dict__.update(others, _real=real)

@@ -1,16 +1,14 @@
-"""transformers' models around a vision tower: classifiers that take a mean, and one that needs the grid.
+"""transformers' models with a vision tower in them: classifiers with a mean, and one that needs the grid.
 
-A classifier takes a plain mean over the tokens that leave its tower. Two hooks mend it: one remembers the
-mean by mass when the tower has run, one puts it in the place of the plain one, which is the last thing that
-the linear layer reads. Where the tower inside is attached to, it looks who calls it, and refuses these.
+A classifier takes a plain mean of the tokens that leave its tower. Two hooks correct it: one computes the
+mean by mass when the tower has run, the other replaces the plain mean by it, before the linear layer.
+Where only the tower is attached to, a hook of the tower refuses to be called by such a classifier.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -22,20 +20,22 @@ from torch import Tensor, nn
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.state import PerThread, reduced_tokens, thread_local
+from tokenzoo.hooks.undo import Undo
 from tokenzoo.recipe import Stage
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.pooling import mean, state_of
+from tokenzoo_adapters.hf.names import loaded_class
 
 
 @dataclass(frozen=True)
-class Around:
-    """A class of models around a tower.
+class OuterModel:
+    """A class of models with a tower in them.
 
     Attributes:
         folder: of transformers.models.
         model: the class.
-        tower: the tower's name in it.
-        reads: of the tokens: "cls", their "mean" (in front of its `classifier`), or all on the "grid".
+        tower: the attribute with the tower.
+        reads: the "cls" token, the "mean" of the tokens (before its `classifier`), or all on the "grid".
     """
 
     folder: str
@@ -44,64 +44,63 @@ class Around:
     reads: Literal["cls", "mean", "grid"]
 
 
-AROUND = (
-    Around("clip", "CLIPVisionModelWithProjection", "vision_model", "cls"),
-    Around("clip", "CLIPForImageClassification", "vision_model", "mean"),
-    Around("siglip", "SiglipForImageClassification", "vision_model", "mean"),
-    Around("siglip2", "Siglip2ForImageClassification", "vision_model", "mean"),
-    Around("dinov2", "Dinov2ForImageClassification", "dinov2", "mean"),
-    Around(
+OUTER_MODELS = (
+    OuterModel("clip", "CLIPVisionModelWithProjection", "vision_model", "cls"),
+    OuterModel("clip", "CLIPForImageClassification", "vision_model", "mean"),
+    OuterModel("siglip", "SiglipForImageClassification", "vision_model", "mean"),
+    OuterModel("siglip2", "Siglip2ForImageClassification", "vision_model", "mean"),
+    OuterModel("dinov2", "Dinov2ForImageClassification", "dinov2", "mean"),
+    OuterModel(
         "dinov2_with_registers",
         "Dinov2WithRegistersForImageClassification",
         "dinov2_with_registers",
         "mean",
     ),
-    Around("vit", "ViTForImageClassification", "vit", "cls"),
-    Around("vit", "ViTForMaskedImageModeling", "vit", "grid"),
+    OuterModel("vit", "ViTForImageClassification", "vit", "cls"),
+    OuterModel("vit", "ViTForMaskedImageModeling", "vit", "grid"),
 )
 
 
-def find_around(model: Any) -> Around | None:
-    """What is known about a model around a tower, if it is one."""
-    for around in AROUND:
-        module = sys.modules.get(f"transformers.models.{around.folder}.modeling_{around.folder}")
-        kind = getattr(module, around.model, None)
+def find_outer(model: Any) -> OuterModel | None:
+    """The entry of a model in `OUTER_MODELS`, or None."""
+    for entry in OUTER_MODELS:
+        kind = loaded_class(entry.folder, entry.model)
         if kind is not None and isinstance(model, kind):
-            return around
+            return entry
     return None
 
 
-def all_tokens(model: Any, around: Around | None) -> str:
-    """Why a model around a tower must be given all tokens (see `Adapter.all_tokens`), or ""."""
-    if around is not None and around.reads == "grid":
+def all_tokens(model: Any, entry: OuterModel | None) -> str:
+    """Why a model with a tower in it must be given all tokens (see `Adapter.all_tokens`), or ""."""
+    if entry is not None and entry.reads == "grid":
         return f"{type(model).__name__} lays them out on the grid of the image"
     return own_code(model, "transformers", ["forward"])
 
 
 class _Mean(PerThread):
-    """The mean by mass `[b, c]` of the tokens that left the tower, on its way to the classifier."""
+    """The mean by mass `[b, c]` of the tokens that left the tower, until the classifier reads it."""
 
     value: Tensor | None = thread_local("value")
 
 
-def connect(
+def connect_outer(
     tower: nn.Module, outer: nn.Module | None, prefix: int, attached: Attachment
-) -> list[Callable[[], object]]:
-    """Make a model around a tower count masses, or refuse fewer tokens; returns the undoings.
+) -> list[Undo]:
+    """Make the outer model of a tower count masses, or refuse fewer tokens; returns the undo steps.
 
     Args:
-        tower: that is attached to, or the one inside `outer`.
-        outer: what is attached to, where that is a model around the tower; None: the tower itself is.
-        prefix: tokens at the start of the sequence of which no mean is taken.
-        attached: what was attached.
+        tower: the tower.
+        outer: the model with the tower in it, if that is attached to; None: the tower itself is.
+        prefix: tokens at the start of the sequence that the mean leaves out.
+        attached: the recipe on it.
     """
     steps = [attached.recipe.step_at(stage) for stage in (Stage.BLOCK, Stage.FEATURES)]
     if not any(step is not None for step in steps):
         return []
     if outer is None:
         return [tower.register_forward_pre_hook(partial(_refuse, attached)).remove]
-    around = find_around(outer)
-    if around is None or around.reads != "mean" or all_tokens(outer, around):
+    entry = find_outer(outer)
+    if entry is None or entry.reads != "mean" or all_tokens(outer, entry):
         return []
     found, classifier = _Mean(), outer.get_submodule("classifier")
     return [
@@ -111,13 +110,13 @@ def connect(
 
 
 def _refuse(attached: Attachment, tower: nn.Module, args: Any) -> None:
-    """A pre-hook of a tower: a model that takes a mean of what it returns is not its caller."""
+    """A pre-hook of a tower: raise if the caller is a model that takes a mean of its tokens."""
     del args
     if attached.restores or not attached.active:
         return
     if torch.compiler.is_dynamo_compiling():
-        if _is_inside(id(tower)):  # there are no frames to look at
-            raise AttachError(CALLED.format(model="a model around this tower"))
+        if _is_inside(id(tower)):  # compiled code has no frames
+            raise AttachError(CALLED.format(model="the model with this tower in it"))
         return
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
@@ -129,10 +128,10 @@ def _refuse(attached: Attachment, tower: nn.Module, args: Any) -> None:
 
 
 def _is_inside(tower: int) -> bool:
-    """Whether the module of this `id` is a child of a model that takes a mean; asked once a compilation."""
+    """Whether the module of this `id` is a child of a model that takes a mean; a constant when compiled."""
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
-    around = [one for one in modules if any(id(child) == tower for child in one.children())]
-    return any(_takes_all(model) for model in around)
+    parents = [one for one in modules if any(id(child) == tower for child in one.children())]
+    return any(_takes_all(model) for model in parents)
 
 
 # As torch.compiler.assume_constant_result does, which would import the compiler.
@@ -140,15 +139,15 @@ _is_inside._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMembe
 
 
 def _takes_all(model: Any) -> bool:
-    """Whether a model reads all tokens of the tower inside it, as far as that is known."""
+    """Whether a model reads all tokens of the tower in it, or may do so."""
     if not isinstance(model, nn.Module):
         return False
-    around = find_around(model)
-    return bool(unknown(model)) if around is None else around.reads != "cls"
+    entry = find_outer(model)
+    return bool(unknown(model)) if entry is None else entry.reads != "cls"
 
 
 def unknown(model: nn.Module) -> str:
-    """Why fewer tokens are not safe in a model of transformers that nobody here knows, or ""."""
+    """Why fewer tokens are not safe in a model of transformers that is not in `OUTER_MODELS`, or ""."""
     kind = type(model)
     pools = kind.__name__.endswith("ForImageClassification") or "Masked" in kind.__name__
     if pools and kind.__module__.startswith("transformers."):
@@ -163,7 +162,7 @@ CALLED = (
 
 
 def _remember(found: _Mean, prefix: int, tower: nn.Module, args: Any, output: Any) -> None:
-    """A hook of the tower: take the mean of what leaves it."""
+    """A hook of the tower: compute the mean by mass of its output."""
     del tower, args
     x: Tensor = output[0]  # the last hidden state, [b, n, c]
     state = state_of(x)
@@ -171,7 +170,7 @@ def _remember(found: _Mean, prefix: int, tower: nn.Module, args: Any, output: An
 
 
 def _replace(found: _Mean, classifier: nn.Module, args: tuple[Tensor, ...]) -> Any:
-    """A pre-hook of the classifier: it reads the plain mean `[b, c]`, or CLS and that, `[b, 2 * c]`."""
+    """A pre-hook of the classifier, whose input is the mean `[b, c]`, or CLS and the mean `[b, 2 * c]`."""
     del classifier
     average, found.value = found.value, None
     if average is None:

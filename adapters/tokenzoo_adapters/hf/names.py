@@ -1,14 +1,14 @@
-"""How each version of transformers names what travels through a model: the one file that knows.
+"""The names of arguments and fields in each supported version of transformers: they are in this file alone.
 
-The versions that are supported differ in the cache alone:
+The versions differ in the cache:
 
 - 5.20 to 5.23: `past_key_values`, as an argument of layers, language models, whole models and `generate`,
   and as a field of what they return.
-- 5.24: `cache`. The old name is taken as well, until 5.40; from then on it would be ignored.
+- 5.24: `cache`. The old name is accepted too, until 5.40; from then on it would be ignored.
 
-Masks, positions and features have the same names in all of them, and are named here, too. Whoever calls may
-use either name of the cache: what is called is given its own. A cache that comes under a third name, as an
-argument or as a field, is an error: ignored, it would make answers wrong without a word.
+Masks, positions and features have the same names in all of them. A caller may use either name of the cache;
+it is passed on under the name that the callee takes. A cache under a third name, as an argument or a field,
+is an error: ignored, it would make answers silently wrong.
 """
 
 from __future__ import annotations
@@ -25,37 +25,43 @@ from torch import Tensor
 from tokenzoo.errors import AttachError
 
 CACHES = ("cache", "past_key_values")
-"""The names of the cache, the newest first."""
+"""Names of the cache, the newest first."""
 
 EMBEDS = "inputs_embeds"
-"""What enters a language model, `[b, n, c]`."""
+"""Input of a language model, `[b, n, c]`."""
 
 FEATURES = "hidden_states"
-"""What enters a layer or a tower; transformers' own layers are given it by position."""
+"""Input of a layer or a tower; transformers passes it to its own layers by position."""
 
 MASK = "attention_mask"
 POSITIONS = "position_ids"
 
 ANGLES = "position_embeddings"
-"""Cosines and sines of the positions, as layers are given them."""
+"""Cosines and sines of the positions, an argument of layers."""
 
 ENCODED = "mm_encoder_outputs"
-"""Images and videos that are encoded already."""
+"""Encoded images and videos."""
 
 USES = "use_cache"
 
 LAST, POOLED = "last_hidden_state", "pooler_output"
-"""Fields of what a tower or a language model returns."""
+"""Fields of the output of a tower or a language model."""
+
+
+def loaded_class(folder: str, name: str) -> type | None:
+    """A class of `transformers.models.FOLDER.modeling_FOLDER`; None if that file is not loaded."""
+    module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
+    return getattr(module, name, None)
 
 
 @dataclass(frozen=True)
 class Takes:
-    """What a forward of transformers takes.
+    """The arguments that a forward of transformers takes.
 
     Attributes:
-        names: of its arguments that may be given by position, in order.
-        own: its name of the cache; None: it has no argument of a name that is known.
-        wraps: whether it hands on what it is given, and names no more than what enters.
+        names: arguments that may be passed by position, in order.
+        own: its name of the cache; None: it has no argument of a known name.
+        wraps: whether it passes its arguments on, and names at most its input.
     """
 
     names: tuple[str, ...]
@@ -68,14 +74,13 @@ class Takes:
         """The arguments of a call by name, the cache under the name that is taken.
 
         Args:
-            args: given by position.
-            kwargs: given by name.
-            what: is called, for the messages.
-            first: how many of the names come before `args`.
+            args: passed by position.
+            kwargs: passed by name.
+            what: the name of the callee, for messages.
+            first: how many of `names` come before `args`.
 
         Raises:
-            AttachError: there are two caches, or one under a name that is not known, or what was given as
-                the cache is no cache.
+            AttachError: there are two caches, or a cache under an unknown name, or the cache is not one.
         """
         named = dict(zip(self.names[first:], args, strict=False))
         if len(args) > len(named) and any(is_cache(value) for value in args[len(named) :]):
@@ -96,7 +101,7 @@ class Takes:
 
 
 def takes(kind: type) -> Takes:
-    """What the `forward` of a class takes; wrappers that only rename arguments are looked through."""
+    """Read the signature of a class's `forward`, or of the function that it wraps."""
     parameters = list(inspect.signature(cast("Any", kind).forward).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(one.name for one in parameters if one.kind in kinds)
@@ -107,7 +112,7 @@ def takes(kind: type) -> Takes:
 
 
 def is_cache(value: object) -> bool:
-    """Whether a value is a cache of transformers, or acts as one."""
+    """Whether a value is a cache of transformers, or has its methods."""
     if value is None or isinstance(value, Tensor | bool | int | float | str):
         return False
     if hasattr(value, "get_seq_length") and hasattr(value, "update"):
@@ -120,10 +125,10 @@ def cache_of(given: Mapping[str, Any], what: str = "this call") -> Any:
 
     Args:
         given: the arguments.
-        what: is called, for the messages.
+        what: the name of the callee, for messages.
 
     Raises:
-        AttachError: there are two, or one under a name that is not known, or what was given is no cache.
+        AttachError: there are two, or one under an unknown name, or the value is not a cache.
     """
     found: Any = None
     for name in CACHES:
@@ -146,10 +151,10 @@ def cache_of(given: Mapping[str, Any], what: str = "this call") -> Any:
 
 
 def cache_in(output: Any, what: str = "the model") -> Any:
-    """The cache in what a model returned, a tuple too, or None.
+    """The cache in the output of a model, which may be a tuple; None if there is none.
 
     Raises:
-        AttachError: it has one in a field whose name is not known.
+        AttachError: it is in a field of an unknown name.
     """
     if isinstance(output, tuple):
         return next((value for value in cast("tuple[Any, ...]", output) if is_cache(value)), None)
@@ -166,7 +171,7 @@ def cache_in(output: Any, what: str = "the model") -> Any:
 
 
 def last_of(output: Any) -> Tensor:
-    """The features `[b, n, c]` that a language model returns."""
+    """The features `[b, n, c]` in the output of a language model."""
     return cast("Any", output)[0] if isinstance(output, tuple) else getattr(output, LAST)
 
 
@@ -183,12 +188,12 @@ def runs_on(module: Any) -> torch.device:
 
 
 def entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The features `[b, n, c]` that a layer is given, or None."""
+    """The features `[b, n, c]` in the arguments of a layer, or None."""
     return args[0] if args else kwargs.get(FEATURES)
 
 
 def drops_cache(layer: Any) -> bool:
-    """Whether a decoder layer leaves alone the cache that it is given: it does where it is checkpointed."""
+    """Whether a decoder layer ignores its cache, as it does where it is checkpointed."""
     return bool(
         getattr(layer, "gradient_checkpointing", False)
         and layer.training
@@ -197,15 +202,15 @@ def drops_cache(layer: Any) -> bool:
 
 
 def place_in_cache(layer: Any, otherwise: int) -> int:
-    """Which of a cache's layers a decoder layer writes."""
+    """Index of the layer of a cache that a decoder layer writes."""
     return int(getattr(getattr(layer, "self_attn", None), "layer_idx", otherwise))
 
 
 def cached_keys(cache: Any, layer: int, columns: int) -> Tensor | None:
-    """The keys `[b, h, k, d]` of the `columns` tokens that a layer's cache holds; None: there are none.
+    """The keys `[b, h, k, d]` of the `columns` tokens that a layer's cache holds; None if that is 0.
 
     Raises:
-        AttachError: the cache shows no such keys.
+        AttachError: the cache has no such keys.
     """
     if columns == 0:
         return None
@@ -213,20 +218,20 @@ def cached_keys(cache: Any, layer: int, columns: int) -> Tensor | None:
     keys = getattr(layers[layer], "keys", None) if layers is not None else None
     if not isinstance(keys, Tensor) or keys.ndim != 4 or keys.shape[2] != columns:
         raise AttachError(
-            f"the cache {type(cache).__name__} shows no keys of layer {layer}, whose own projections this "
-            "recipe looks through (needs last_attention@next): use a DynamicCache, or a recipe that needs "
+            f"the cache {type(cache).__name__} has no keys of layer {layer}, whose own projections this "
+            "recipe uses (it needs last_attention@next): use a DynamicCache, or a recipe that needs "
             "last_attention"
         )
     return keys
 
 
 def is_static(cache: object) -> bool:
-    """Whether a cache has one length that is fixed beforehand, for all layers."""
+    """Whether a cache has one fixed length for all layers."""
     return bool(getattr(cache, "is_compileable", False))
 
 
 def _carries(value: object) -> bool:
-    """Whether a value is a cache, or a container with one in it."""
+    """Whether a value is a cache or contains one."""
     if isinstance(value, Mapping):
         return any(is_cache(one) for one in cast("Mapping[Any, Any]", value).values())
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""Which of transformers' models are followed, and what to attach to where a model is not.
+"""Which of transformers' models are supported, and what to attach to where a model is not.
 
 transformers is never imported: a model in hand means that it is loaded.
 """
@@ -11,8 +11,9 @@ from typing import Any
 from tokenzoo import hookimpl
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo_adapters.hf.classifiers import AROUND, find_around, unknown
-from tokenzoo_adapters.hf.towers import NAMES, HFTower, find_tower
+from tokenzoo_adapters.hf.classifiers import OUTER_MODELS, find_outer, unknown
+from tokenzoo_adapters.hf.tower_names import TOWERS
+from tokenzoo_adapters.hf.towers import HFTower, find_tower
 from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.qwen_tower import TOWERS as PACKED
@@ -21,7 +22,7 @@ from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
-    """Know transformers' vision towers; say of its other models what to attach to."""
+    """The adapter of a model of transformers; raises for other models of it, with what to attach to."""
     found = find_tower(model) or _inside(model) or find_qwen_tower(model)
     found = found or find_vision_language(model, SPECS)
     if found is not None or not type(model).__module__.startswith("transformers."):
@@ -30,16 +31,16 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
 
 
 def _inside(model: Any) -> HFTower | None:
-    """The tower inside a model of which it is known how it reads the tokens."""
-    around = find_around(model)
-    if around is None:
+    """The adapter of the tower in one of `OUTER_MODELS`."""
+    entry = find_outer(model)
+    if entry is None:
         return None
-    tower = find_tower(getattr(model, around.tower), at=f"{around.tower}.")
-    return None if tower is None else replace(tower, outer=model, around=around)
+    tower = find_tower(getattr(model, entry.tower), at=f"{entry.tower}.")
+    return None if tower is None else replace(tower, outer=model, outer_class=entry)
 
 
 def _refusal(model: Any) -> str:
-    """Why a model is not followed, and what to do."""
+    """Why a model is not supported, and what to do."""
     name = f"transformers' {type(model).__name__}"
     inside = [
         path
@@ -50,15 +51,15 @@ def _refusal(model: Any) -> str:
         return (
             f"{name} is not followed: the language model adds the features of inner blocks of the tower to "
             "its own tokens (deepstack), and these blocks have other tokens left. What works on it: "
-            "zoo.reduce(features), behind the tower"
+            "zoo.reduce(features), after the tower"
         )
     if not inside:
-        followed = [*(names.model for names in NAMES.values()), *PACKED.values()]
-        followed += [around.model for around in AROUND]
+        followed = [*(names.model for names in TOWERS.values()), *PACKED.values()]
+        followed += [entry.model for entry in OUTER_MODELS]
         followed += [spec.whole for spec in SPECS]
         return (
             f"{name} is not followed. Followed are {', '.join(followed)}. What works on it: "
-            "zoo.reduce(features), behind the tower"
+            "zoo.reduce(features), after the tower"
         )
     reason = "only its vision tower can be reduced"
     why = unknown(model)

@@ -1,4 +1,4 @@
-"""What of transformers' towers lies before and behind the blocks: smaller images, and SigLIP's pooling."""
+"""Before and after the blocks of transformers' towers: smaller images, and SigLIP's attention pooling."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tokenzoo_adapters.common.pooling import state_of
 
 
 def install(attention: nn.MultiheadAttention, proportional: bool) -> Any:
-    """Make the attention that pools all tokens read those that are left, with log mass if `proportional`.
+    """Make attention pooling read the tokens that are left, with log mass if `proportional`.
 
     Returns:
         The handle of the hook.
     """
-    hook = partial(_few, proportional=proportional)
+    hook = partial(_reduced, proportional=proportional)
     return attention.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _few(
+def _reduced(
     attention: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any], *, proportional: bool
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """A pre-hook of `attention(probe, x, x)`."""
@@ -43,7 +43,7 @@ def _few(
 
 @dataclass(frozen=True)
 class _Shrink:
-    """A pre-hook of a tower: resize its images so that they have the wanted patches."""
+    """A pre-hook of a tower: resize its images to the wanted number of patches."""
 
     patches: Callable[[int, int], tuple[int, int]]
     wanted: Callable[[int], int]
@@ -64,8 +64,8 @@ class _Shrink:
                 "bool_masked_pos is made for all patches"
             )
         height, width = small[0] * (height // grid[0]), small[1] * (width // grid[1])
-        asked = {"interpolate_pos_encoding": True} if self.asks else {}
-        return (), {**options, **asked, "pixel_values": resized(image, height, width)}
+        more = {"interpolate_pos_encoding": True} if self.asks else {}
+        return (), {**options, **more, "pixel_values": resized(image, height, width)}
 
 
 def shrink(
@@ -80,16 +80,16 @@ def shrink(
 
     Args:
         model: the tower.
-        grid: rows and columns of the patches of an image of its own size.
-        patches: maps height and width of an image to those.
-        wanted: maps an image's patch tokens to those to keep.
-        asks: whether the tower must be asked to interpolate its positions.
+        grid: (rows, columns) of the patches of an image of the configured size.
+        patches: maps height and width of an image to (rows, columns) of its patches.
+        wanted: maps the number of an image's patches to the number to keep.
+        asks: whether the tower interpolates its positions only if an argument says so.
 
     Returns:
-        The function that undoes it.
+        An uninstaller.
 
     Raises:
-        BudgetError: no image near the shape of its own has so many patches.
+        BudgetError: no image near the configured shape has so many patches.
     """
     smaller_grid(grid, wanted(grid[0] * grid[1]))
     hook = _Shrink(patches, wanted, asks)

@@ -1,12 +1,12 @@
 """transformers' vision towers: CLIP, SigLIP, SigLIP 2, DINOv2 (with registers), DINOv3 and ViT.
 
-They differ in names, in prefix tokens and in what pools; one table says which. SigLIP 2 here is the class
-for images of any shape (NaFlex): an image must fill its patches, for a padding mask is made for all tokens.
+They differ in names, prefix tokens and pooling, as the table `TOWERS` says. SigLIP 2 here is the class for
+images of any shape (NaFlex). Its images must fill their patches: a padding mask is made for all tokens, and
+fewer are left.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,61 +18,16 @@ from torch import Tensor, nn
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
-from tokenzoo.hooks.undo import undo_all
+from tokenzoo.hooks.undo import Undo, undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared
+from tokenzoo_adapters.common.evidence import FROM_ATTENTION
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention
-from tokenzoo_adapters.hf import classifiers as hf_around
 from tokenzoo_adapters.hf import pool as hf_pool
-from tokenzoo_adapters.hf.classifiers import Around
-from tokenzoo_adapters.hf.names import ANGLES, MASK
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a class of towers calls its parts.
-
-    Attributes:
-        model: the class.
-        layers: the list of its blocks.
-        block: first norm, attention, second norm and last module of a block (see `BlockPath`).
-        norm: the norm that all tokens go through behind the blocks; "": there is none.
-        cls: whether there is a CLS token; registers are those of the configuration.
-        rotary: whether positions act inside the attention.
-        flat: whether it reads patches that are flat already, and how they lie.
-        asks: whether it must be asked to interpolate its positions for another image size.
-    """
-
-    model: str
-    layers: str
-    block: tuple[str, str, str, str]
-    norm: str = ""
-    cls: bool = True
-    rotary: bool = False
-    flat: bool = False
-    asks: bool = False
-
-
-_CLIP = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
-# The last module of a branch is used by both branches: what its first call gives is left alone.
-_DINO = ("norm1", "attention", "norm2", "drop_path")
-_VIT = ("layernorm_before", "attention", "layernorm_after", "dropout")
-
-NAMES: dict[str, Names] = {
-    "clip": Names("CLIPVisionModel", "encoder.layers", _CLIP, asks=True),
-    "siglip": Names(
-        "SiglipVisionModel", "encoder.layers", _CLIP, "post_layernorm", cls=False, asks=True
-    ),
-    "siglip2": Names(
-        "Siglip2VisionModel", "encoder.layers", _CLIP, "post_layernorm", cls=False, flat=True
-    ),
-    "dinov2": Names("Dinov2Model", "encoder.layer", _DINO, "layernorm"),
-    "dinov2_with_registers": Names("Dinov2WithRegistersModel", "encoder.layer", _DINO, "layernorm"),
-    "dinov3_vit": Names("DINOv3ViTModel", "model.layer", _DINO, "norm", rotary=True),
-    "vit": Names("ViTModel", "layers", _VIT, "layernorm", asks=True),
-}
-"""The towers that are followed, by folder of transformers.models."""
+from tokenzoo_adapters.hf.classifiers import OuterModel, all_tokens, connect_outer
+from tokenzoo_adapters.hf.names import ANGLES, MASK, loaded_class
+from tokenzoo_adapters.hf.tower_names import TOWERS, TowerNames
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +37,20 @@ class HFTower(Adapter):
     Args:
         model: the tower.
         names: of its parts.
-        at: its own name in the larger model, with a dot behind it; "" where it stands alone.
+        at: path of the tower in the larger model, with a dot at its end; "" if it stands alone.
         depth: blocks whose result is read; None: all.
-        declared: prefix tokens that a user says there are; None: those of the class.
-        outer: the model around the tower that is attached to, where it is one of `hf_around.AROUND`.
-        around: what is known about that.
+        declared: prefix tokens that the user declares; None: those of the class.
+        outer: the model with the tower in it that is attached to, if it is one of `OUTER_MODELS`.
+        outer_class: its entry there.
     """
 
     model: Any
-    names: Names
+    names: TowerNames
     at: str = ""
     depth: int | None = None
     declared: int | None = None
     outer: Any = None
-    around: Around | None = None
+    outer_class: OuterModel | None = None
     embedded: Embedded = field(default_factory=Embedded, repr=False)
 
     watched = True
@@ -103,34 +58,34 @@ class HFTower(Adapter):
 
     @computed
     def stages(self) -> frozenset[str]:
-        """Images can be shrunk where they are images, and nobody needs the grid of the whole one."""
-        fixed = self.names.flat or (self.around is not None and self.around.reads == "grid")
+        """Images can be shrunk unless its input is flat patches, or a reader needs the full grid."""
+        reads_grid = self.outer_class is not None and self.outer_class.reads == "grid"
+        fixed = self.names.flat or reads_grid
         return frozenset({"block", "features"} if fixed else {"block", "features", "image"})
 
     @computed
     def prefix(self) -> int:
-        """CLS and registers, or what is declared."""
+        """CLS and registers, or the declared number."""
         return self._own_prefix() if self.declared is None else self.declared
 
     def _own_prefix(self) -> int:
         return int(self.names.cls) + int(getattr(self.model.config, "num_register_tokens", 0))
 
     def with_prefix(self, prefix: int) -> HFTower:
-        """With prompts between CLS and the patches."""
+        """The adapter for a model with prompts between CLS and the patches."""
         return replace(self, declared=declared(prefix, self._own_prefix()))
 
     @computed
     def all_tokens(self) -> str:
-        """What of it, or of the model around it, may take a mean of its own."""
+        """Whose own forward, the tower's or the outer model's, may take a mean of tokens."""
         own = own_code(self.model, "transformers", ["forward"])
-        return own or ("" if self.outer is None else hf_around.all_tokens(self.outer, self.around))
+        return own or ("" if self.outer is None else all_tokens(self.outer, self.outer_class))
 
     @computed
     def provides(self) -> frozenset[str]:
-        """Everything about one attention; CLS attention where there is a CLS token."""
-        found = {"x", "mass", "grid", "keys", "queries", "values"}
-        found |= {"received_attention", "attention"}
-        return frozenset(found | {"cls_attention"} if self.names.cls else found)
+        """All evidence of an attention, and CLS attention if there is a CLS token."""
+        found = FROM_ATTENTION | {"grid"}
+        return found | {"cls_attention"} if self.names.cls else found
 
     @computed
     def width(self) -> int:
@@ -159,7 +114,7 @@ class HFTower(Adapter):
         return self.model.get_submodule(self.names.layers)
 
     def layer(self, name: Layer) -> int | None:
-        """Of all blocks of the tower, those that are not read counted: -2 is the last but one of these."""
+        """Index of a block; negative numbers count from the last block, read or not."""
         depth = len(self._layers())
         if not isinstance(name, int) or not -depth <= name < depth:
             return None
@@ -172,10 +127,10 @@ class HFTower(Adapter):
     def follow(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The angles of the tokens that are left; masks are refused, what asks for outputs is passed on."""
+        """Gather the angles of the tokens that are left; refuse masks, keep other options."""
         rest = {name: value for name, value in options.items() if name != ANGLES}
-        # Flags, indices and lists of them only ask for outputs, and one number (the count of labels that a
-        # Trainer passes) is no mask.
+        # Flags and indices select outputs, and a single number (the count of labels that a Trainer passes)
+        # is not a mask.
         given = (*extra, *rest.values())
         masks = tuple(value for value in given if isinstance(value, Tensor) and value.ndim)
         super().follow(masks, {"is_causal": options.get("is_causal")}, places)
@@ -190,7 +145,9 @@ class HFTower(Adapter):
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight tokens without a mask, at any angles where positions are rotary."""
-        hf_attention.check(self.model)  # before a block is run: some run in whole models only
+        hf_attention.check(
+            self.model
+        )  # before a block runs: some attention runs in whole models only
         patches, options = 8, {MASK: None}
         if not self.names.rotary:
             return patches, options
@@ -198,8 +155,8 @@ class HFTower(Adapter):
         device = torch.device("cpu") if norm.is_meta else norm.device
         d = self.width // int(self.model.config.num_attention_heads)
         angles = torch.arange(patches * d, dtype=torch.float32, device=device).view(patches, d)
-        turns = (angles.cos().to(norm.dtype), angles.sin().to(norm.dtype))
-        return patches, {**options, ANGLES: turns}
+        cos_sin = (angles.cos().to(norm.dtype), angles.sin().to(norm.dtype))
+        return patches, {**options, ANGLES: cos_sin}
 
     def tokens(self) -> int:
         """Patch tokens of an image of the configured size."""
@@ -222,8 +179,8 @@ class HFTower(Adapter):
         return height // patch[0], width // patch[1]
 
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Open the door of the attention, see the grid, and make the attention that pools count masses."""
-        undo: list[Callable[[], object]] = [hf_attention.install(self.model)]
+        """Call taps in the attention, note the grid of a pass, and make attention pooling count masses."""
+        undo: list[Undo] = [hf_attention.install(self.model)]
         embeddings = self.model.embeddings
         handles = [embeddings.register_forward_pre_hook(self._look, with_kwargs=True)]
         if self.names.flat:
@@ -234,11 +191,11 @@ class HFTower(Adapter):
         return partial(undo_all, undo)
 
     def _look(self, embeddings: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Remember the grid of the patches that are embedded."""
+        """A pre-hook of the embeddings: note the grid of the patches."""
         del embeddings
         if self.names.flat:
             shapes = args[1] if len(args) > 1 else options["spatial_shapes"]
-            # What is compiled has no values to look at.
+            # Compiled code has no values to read.
             rows: list[list[int]] = [] if torch.compiler.is_compiling() else shapes.tolist()
             grids = {(height, width) for height, width in rows}
             self.embedded.size = grids.pop() if len(grids) == 1 else None
@@ -253,29 +210,29 @@ class HFTower(Adapter):
         return self.embedded.entering(tokens, None)
 
     def connect(self, attached: Attachment) -> Callable[[], None]:
-        """Make the classifiers around it count masses."""
-        undo = hf_around.connect(self.model, self.outer, self._own_prefix(), attached)
+        """Make the classifier of the outer model count masses."""
+        undo = connect_outer(self.model, self.outer, self._own_prefix(), attached)
         if self.outer is not None and self.names.flat:
             hook = self.outer.register_forward_pre_hook(_unpadded, with_kwargs=True)
             undo.append(hook.remove)
         return partial(undo_all, undo)
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
-        """Resize the images to fewer patches; the positions are interpolated by transformers itself."""
+        """Resize the images to fewer patches; transformers interpolates the positions."""
         return hf_pool.shrink(self.model, self.size(), self._patches, wanted, asks=self.names.asks)
 
 
 def find_tower(model: Any, at: str = "", depth: int | None = None) -> HFTower | None:
-    """The adapter of a vision tower of transformers, if it is one that is followed.
+    """The adapter of a supported vision tower of transformers; None for any other model.
 
     Args:
         model: the tower.
-        at: its own name in a larger model, with a dot behind it.
+        at: path of the tower in a larger model, with a dot at its end.
         depth: blocks whose result is read; None: all.
     """
-    for folder, names in NAMES.items():
-        module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
-        if module is not None and isinstance(model, getattr(module, names.model)):
+    for folder, names in TOWERS.items():
+        kind = loaded_class(folder, names.model)
+        if kind is not None and isinstance(model, kind):
             return HFTower(model, names, at, depth)
     return None
 
@@ -283,7 +240,7 @@ def find_tower(model: Any, at: str = "", depth: int | None = None) -> HFTower | 
 def _unpadded(
     model: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A pre-hook of SigLIP 2: a mask of padding that masks nothing is none.
+    """A pre-hook of SigLIP 2: remove a padding mask that masks nothing.
 
     Raises:
         AttachError: an image does not fill its patches.

@@ -1,8 +1,8 @@
 """timm's Eva family: EVA, EVA-02, DINOv3, Perception Encoder, and the ViTs with rotary positions.
 
-Rotary positions turn queries and keys inside every attention, so that a token must keep its angles: the
-model hands all of them to each block, and the block is given those of the places that its tokens stand
-for. A merged token has the place of the one that it was merged into.
+Rotary positions rotate queries and keys inside every attention, so a token must keep its angles. The model
+hands the angles of all tokens to each block; they are gathered for the places that the block's tokens stand
+for. A merged token has the place of the token that it was merged into.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ class TimmEva(TimmViT):
 
     @computed
     def positional(self) -> bool:
-        """Whether it has rotary positions (EVA-1 has none)."""
+        """Whether its positions are rotary (EVA-1's are not)."""
         return self.model.rope is not None
 
     def with_prefix(self, prefix: int) -> TimmViT:
-        """Where positions act inside the attention, it says itself which tokens have none."""
+        """The same adapter with more prefix tokens, if its attention leaves them without positions."""
         own = int(self.model.num_prefix_tokens)
         found = {getattr(block.attn, "num_prefix_tokens", own) for block in self.model.blocks}
         known = found - {prefix}
         if self.positional and known:
             raise BadArgumentError(
-                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} turns all tokens "
+                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} rotates all tokens "
                 f"but the first {known.pop()} (num_prefix_tokens of its blocks' attn); set that first"
             )
         return super().with_prefix(prefix)
 
     @computed
     def stages(self) -> frozenset[str]:
-        """Its images can be shrunk if its positions are not rotary, or are made for any size."""
+        """Images can be shrunk if positions are not rotary, or are made for any size."""
         fits = self.model.rope is None or self.model.dynamic_img_size
         return frozenset({"block", "features", "image"} if fits else {"block", "features"})
 
     def follow(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The angles of the tokens that are left; masks are refused."""
+        """Gather the angles of the tokens that are left; refuse masks."""
         rope: Tensor | None = options.get("rope")
         rest = {name: value for name, value in options.items() if name != "rope"}
         extra, rest = super().follow(extra, rest, places)
         if rope is not None and places is not None:
-            rope = _turned(rope, places[:, self.prefix :] - self.prefix)
+            rope = _gathered(rope, places[:, self.prefix :] - self.prefix)
         return extra, {**rest, "rope": rope}
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
@@ -76,11 +76,13 @@ class TimmEva(TimmViT):
             return rope.get_embed(shape=self._size())
 
 
-def _turned(rope: Tensor, places: Tensor) -> Tensor:
-    """The angles of patch tokens at `places [b, n]`, with a dimension for batch and heads each.
+def _gathered(rope: Tensor, places: Tensor) -> Tensor:
+    """The angles of patch tokens at `places [b, n]`: `[b, 1 or h, n, d]`.
 
-    `rope` is `[N, d]`, `[h, N, d]` where heads have their own, or has a batch already, `[b, 1 or h, N, d]`,
-    where patches were dropped in training.
+    Args:
+        rope: `[N, d]`; `[h, N, d]` if heads have their own angles; `[b, 1 or h, N, d]` if patches were
+            dropped in training.
+        places: of the tokens, prefix not counted.
     """
     if rope.ndim == 2:
         return rope[places][:, None]  # [b, 1, n, d]

@@ -1,4 +1,4 @@
-"""Which of timm's models are followed, and why the others are not.
+"""Which of timm's models are supported, and why the others are not.
 
 timm is never imported: a model in hand means that it is loaded.
 """
@@ -15,7 +15,7 @@ from tokenzoo_adapters.timm.eva import TimmEva
 from tokenzoo_adapters.timm.relpos import TimmRelPos
 from tokenzoo_adapters.timm.vit import INSTEAD, TimmViT
 
-# The classes that are followed, by module of timm.
+# The supported classes, by module of timm.
 FOLLOWED: dict[str, tuple[str, type[TimmViT]]] = {
     "timm.models.vision_transformer": ("VisionTransformer", TimmViT),
     "timm.models.eva": ("Eva", TimmEva),
@@ -23,7 +23,7 @@ FOLLOWED: dict[str, tuple[str, type[TimmViT]]] = {
     "timm.models.vision_transformer_relpos": ("VisionTransformerRelPos", TimmRelPos),
 }
 
-# Modules of timm that are not, by the reason.
+# Modules of timm that are not supported, by the reason.
 REFUSED: dict[str, str] = {
     "its attention works in windows of a fixed grid, which merging would tear": (
         "vision_transformer_sam hieradet_sam2 hiera swin_transformer swin_transformer_v2 "
@@ -35,22 +35,22 @@ REFUSED: dict[str, str] = {
         "maxxvit twins"
     ),
     "it packs images of several sizes, with masks and positions of its own": "naflexvit gemma4_vit",
-    "behind its blocks the tokens must be the whole grid again": "qwen3_vit deepseek_vit",
+    "after its blocks the tokens must be the whole grid again": "qwen3_vit deepseek_vit",
     "its talking-heads attention never calls the fused attention": "cait",
     "it attends over channels, not over tokens": "xcit",
     "its gated attention computes a whole map of positions itself": "convit",
-    "it has two sequences of tokens, which exchange what they know": "crossvit tnt",
+    "it has two sequences of tokens, which attend to each other": "crossvit tnt",
     "it mixes tokens by layers that are as long as the whole image": "mlp_mixer sequencer",
 }
 
 _REASONS = {module: reason for reason, names in REFUSED.items() for module in names.split()}
 
-_OTHERS = "it is no vision transformer: what it computes on is a grid, not a sequence of tokens"
+_OTHERS = "it is not a vision transformer: it computes on a grid, not on a sequence of tokens"
 
 
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
-    """Know timm's vision transformers; refuse the rest of timm by name."""
+    """The adapter of a vision transformer of timm; raises for its other models."""
     name = f"timm's {type(model).__name__}"
     for module, (known, adapter) in FOLLOWED.items():
         loaded = sys.modules.get(module)

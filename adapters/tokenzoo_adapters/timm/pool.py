@@ -1,7 +1,6 @@
-"""How timm's models pool their tokens, with masses: a mean by mass, log mass in an attention that pools.
+"""Pooling of timm's models by mass: a mean by mass, log mass in attention pooling.
 
-timm pools in a method, not in a module, so a `functools.partial` of a function of this module is put on the
-instance: copied and pickled with the model, it is the copy's.
+timm pools in a method, not in a module, so the method is replaced on the instance (`common.patching`).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from tokenzoo_adapters.common.pooling import pooled, state_of
 
 
 def install(model: Any, proportional: bool, prefix: int) -> Callable[[], None]:
-    """Make the pooling of a model count masses, and its maps refuse fewer tokens.
+    """Make the pooling of a model count masses, and its feature maps refuse fewer tokens.
 
     Args:
         model: of timm.
-        proportional: whether an attention that pools is given log mass.
-        prefix: tokens before the patches, those that a user declares counted.
+        proportional: whether attention pooling gets log mass.
+        prefix: tokens before the patches, declared ones included.
 
     Returns:
-        The function that undoes it.
+        An uninstaller.
     """
     mine: dict[str, Any] = {"forward_intermediates": partial(_intermediates, model)}
     if hasattr(model, "get_intermediate_layers"):
@@ -75,7 +74,7 @@ def _pool(
 
 
 def _head(model: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    """The `forward_head` of models without `pool`: it is shown the one token that its mean should be."""
+    """The `forward_head` of models without `pool`, given one token that is the mean by mass."""
     state = state_of(x)
     _same_device(model, x)
     original = cast("Any", type(model)).forward_head
@@ -89,12 +88,13 @@ def _head(model: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
 
 
 def _same_device(model: Any, x: Tensor) -> None:
-    """Raise in a replica of nn.DataParallel: what is on the instance would run the original's weights."""
+    """Raise in a replica of nn.DataParallel, where a method of the instance runs the original's weights."""
     parameter = next(model.parameters(), x)
     if parameter.device.type == x.device.type and parameter.device != x.device:
         raise AttachError(
             f"the model is on {parameter.device} and its input on {x.device}: a replica of nn.DataParallel "
-            "cannot have a pooling of its own; use DistributedDataParallel, one process per device"
+            ""
+            "cannot have its own pooling; use DistributedDataParallel, one process per device"
         )
 
 
@@ -105,7 +105,7 @@ def _intermediates(model: Any, x: Tensor, *args: Any, **options: Any) -> Any:
 
 
 def _layers(model: Any, more: int, x: Tensor, *args: Any, **options: Any) -> Any:
-    """Timm's `get_intermediate_layers`; `more` tokens before the patches are not timm's."""
+    """Timm's `get_intermediate_layers`; `more` declared tokens come before the patches."""
     _same_device(model, x)
     features: Any = cast("Any", type(model)).get_intermediate_layers(model, x, *args, **options)
     rows, columns = model.patch_embed.dynamic_feat_size(x.shape[-2:])

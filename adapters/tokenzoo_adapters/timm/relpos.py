@@ -1,8 +1,8 @@
 """timm's ViTs with relative positions: BEiT, BEiTv2, `vit_relpos_*` and `vit_srelpos_*`.
 
-Their attention adds a number per pair of places to its logits. They make it for all tokens of the image;
-the tap gathers the rows and columns of those that are left. So these keep a `[b, h, n, n]` tensor, as
-they did.
+Their attention adds a bias for each pair of places to its logits. The model makes it for all tokens of the
+image; the tap gathers the rows and columns of the tokens that are left. So the `[b, h, n, n]` tensor of the
+bare model stays.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ class TimmRelPos(TimmViT):
     ATTENTION: ClassVar[frozenset[str]] = frozenset({"Attention", "RelPosAttention"})
 
     def with_prefix(self, prefix: int) -> TimmViT:
-        """Its bias is made for CLS and the patches, and for no other tokens."""
+        """The same adapter: the bias exists for CLS and the patches only."""
         if prefix != self.prefix:
             raise BadArgumentError(
-                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} adds a number per "
-                f"pair of places, made for {self.prefix} prefix tokens; leave it out"
+                f"prefix={prefix!r}: the attention of this {type(self.model).__name__} adds a bias for "
+                f"each pair of places, made for {self.prefix} prefix tokens; leave it out"
             )
         return self
 
     SHARED: ClassVar[tuple[str, ...]] = ("shared_rel_pos_bias", "shared_rel_pos")
-    """Names under which a block is handed the bias that all blocks share."""
+    """Keyword arguments of a block with the bias that all blocks share."""
 
     def follow(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The shared bias goes on as it is, to be gathered with the block's own."""
+        """Pass the shared bias on unchanged: the tap gathers it with the block's own."""
         shared = {name: value for name, value in options.items() if name in self.SHARED}
         rest = {name: value for name, value in options.items() if name not in self.SHARED}
         extra, rest = super().follow(extra, rest, places)
         return extra, {**rest, **shared}
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
-        """All tokens: the bias has no other size."""
+        """All tokens of the image: the bias has no other size."""
         del index
         rows, columns = self._size() or (1, 1)
         shared: Any = getattr(self.model, "rel_pos_bias", None)

@@ -10,24 +10,24 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo.hooks.graph_capture import refuse_symbols
-from tokenzoo.hooks.undo import undo_all
+from tokenzoo.hooks.undo import Undo, undo_all
 from tokenzoo_adapters.common.image_size import resized, smaller_grid
 from tokenzoo_adapters.common.patching import put
 
 
 def shrink(model: Any, grid: tuple[int, int], wanted: Callable[[int], int]) -> Callable[[], None]:
-    """Resize the images to fewer patches; the positions are interpolated by timm itself.
+    """Resize the images to fewer patches; timm interpolates the positions.
 
     Args:
         model: one that can have `dynamic_img_size`.
-        grid: of its own image size.
-        wanted: maps an image's patch tokens to those to keep.
+        grid: (rows, columns) of the patches of an image of the configured size.
+        wanted: maps the number of an image's patches to the number to keep.
 
     Returns:
-        The function that undoes it.
+        An uninstaller.
 
     Raises:
-        BudgetError: no image near the shape of its own has so many patches.
+        BudgetError: no image near the configured shape has so many patches.
     """
     embed = model.patch_embed
     smaller_grid(grid, wanted(grid[0] * grid[1]))
@@ -42,7 +42,7 @@ def shrink(model: Any, grid: tuple[int, int], wanted: Callable[[int], int]) -> C
     nhwc = type(embed.output_fmt)("NHWC")
     put(embed, {"strict_img_size": False, "flatten": False, "output_fmt": nhwc})
     model.dynamic_img_size = True
-    undo: list[Callable[[], object]] = [
+    undo: list[Undo] = [
         partial(put, embed, before),
         partial(put, model, {"dynamic_img_size": dynamic}),
         handle.remove,
@@ -52,7 +52,7 @@ def shrink(model: Any, grid: tuple[int, int], wanted: Callable[[int], int]) -> C
 
 @dataclass(frozen=True)
 class _Shrink:
-    """A pre-hook of the patch embedding: resize the image so that it has the wanted patches."""
+    """A pre-hook of the patch embedding: resize the images to the wanted number of patches."""
 
     wanted: Callable[[int], int]
 

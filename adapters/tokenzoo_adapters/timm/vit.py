@@ -1,7 +1,7 @@
 """timm's plain vision transformers: ViT, DeiT, DeiT-III, DINOv2, AIMv2, and its CLIP and SigLIP towers.
 
-All of them are `timm.models.vision_transformer.VisionTransformer` with absolute positions: a token that
-has met its position once can be moved and merged freely. The other adapters of timm build on this one.
+All of them are `timm.models.vision_transformer.VisionTransformer` with absolute positions, which are added
+once, before the blocks: tokens can be moved and merged freely. The other adapters of timm derive from it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.graph_capture import refuse_symbols
-from tokenzoo.hooks.undo import undo_all
+from tokenzoo.hooks.undo import Undo, undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared
+from tokenzoo_adapters.common.evidence import FROM_ATTENTION
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.timm import pool as timm_pool
@@ -26,12 +27,12 @@ from tokenzoo_adapters.timm import shrink as timm_shrink
 
 @dataclass(frozen=True, eq=False)
 class TimmViT(Adapter):
-    """A `VisionTransformer` of timm, and what of it must know about shorter sequences.
+    """A `VisionTransformer` of timm.
 
     Args:
         model: the transformer.
-        fixed: whether it takes images of one size only; otherwise every pass has a grid of its own.
-        declared: prefix tokens that a user says there are; None: those of the class.
+        fixed: whether it takes images of one size only; otherwise each pass has its own grid.
+        declared: prefix tokens that the user declares; None: those of the class.
     """
 
     model: Any
@@ -42,18 +43,18 @@ class TimmViT(Adapter):
     stages = frozenset({"block", "features", "image"})
 
     SECOND: ClassVar[dict[str, str]] = {"Block": "norm2", "ResPostBlock": "mlp"}
-    """The first module of the second residual branch, by class of block; the last is always the same."""
+    """The first module of the second residual branch, by class of block; the last is `drop_path2`."""
 
     ATTENTION: ClassVar[frozenset[str]] = frozenset({"Attention"})
-    """The classes of attention that are followed."""
+    """The supported classes of attention."""
 
     @computed
     def prefix(self) -> int:
-        """CLS (or two, when distilled) and registers, or what is declared."""
+        """CLS (or two tokens, when distilled) and registers, or the declared number."""
         return int(self.model.num_prefix_tokens) if self.declared is None else self.declared
 
     def with_prefix(self, prefix: int) -> TimmViT:
-        """With prompts between CLS and the patches."""
+        """The adapter for a model with prompts between CLS and the patches."""
         return replace(self, declared=declared(prefix, int(self.model.num_prefix_tokens)))
 
     READERS: ClassVar[tuple[str, ...]] = ("forward", "forward_features", "forward_head", "pool")
@@ -61,7 +62,7 @@ class TimmViT(Adapter):
 
     @computed
     def all_tokens(self) -> str:
-        """What of it may take a mean of its own."""
+        """Which head or method of the model may take a mean of its own."""
         head = getattr(self.model, "head", None)
         unpooled = not (self.model.global_pool or getattr(self.model, "attn_pool", None))
         if unpooled and head is not None and not type(head).__module__.startswith("torch.nn."):
@@ -73,13 +74,11 @@ class TimmViT(Adapter):
 
     @computed
     def provides(self) -> frozenset[str]:
-        """Everything about one attention; CLS attention where there is a CLS token."""
-        found = {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
+        """All evidence of an attention, and CLS attention and grid if there are any."""
+        found = FROM_ATTENTION
         if self.model.cls_token is not None:
-            found.add("cls_attention")
-        if self.tokens() is not None:
-            found.add("grid")
-        return frozenset(found)
+            found |= {"cls_attention"}
+        return found if self.tokens() is None else found | {"grid"}
 
     @computed
     def width(self) -> int:
@@ -93,11 +92,11 @@ class TimmViT(Adapter):
 
     @computed
     def dynamic_size(self) -> bool:
-        """Whether it was made with dynamic_img_size=True."""
+        """Whether the model was made with dynamic_img_size=True."""
         return not self.fixed
 
     def blocks(self) -> tuple[BlockPath, ...]:
-        """The blocks, all of one class."""
+        """All blocks; they are of one class."""
         return tuple(
             BlockPath(f"blocks.{i}", "attn", self.SECOND[type(block).__name__], "drop_path2")
             for i, block in enumerate(self.model.blocks)
@@ -122,8 +121,8 @@ class TimmViT(Adapter):
         return None if grid is None else (int(grid[0]), int(grid[1]))
 
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Make the pooling count masses, refuse maps of fewer tokens than the grid, and see the grid."""
-        undo: list[Callable[[], object]] = [
+        """Make the pooling count masses, feature maps refuse fewer tokens, and note the grid of a pass."""
+        undo: list[Undo] = [
             self.model.patch_embed.register_forward_hook(self._look).remove,
             timm_pool.install(self.model, proportional, self.prefix),
         ]
@@ -138,27 +137,27 @@ class TimmViT(Adapter):
             self.embedded.made = output.shape[1]
 
     def entering(self, tokens: int) -> int:
-        """What the patch embedding made, and the patch dropout left in training."""
+        """Patches that the patch embedding made, and that patch dropout left in training."""
         own_size = self.tokens() if self.fixed else None
         return self.embedded.entering(tokens, own_size, getattr(self.model, "patch_drop", None))
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
-        """Resize the images to fewer patches; the positions are interpolated by timm itself."""
+        """Resize the images to fewer patches; timm interpolates the positions."""
         grid = self._size()
         if grid is None:
             raise AttachError(
-                "this model has no image size of its own, so that nothing can be shrunk to"
+                "this model has no configured image size, from which a smaller one could be found"
             )
         return timm_shrink.shrink(self.model, grid, wanted)
 
     def check(self, name: str) -> None:
-        """Raise if the blocks or the pooling of this very model cannot be followed.
+        """Raise if the blocks or the pooling of this model are not supported.
 
         Args:
             name: of the model, for the message.
 
         Raises:
-            UnsupportedModelError: says what it has, and why not.
+            UnsupportedModelError: names the part that is not supported, and why.
         """
         kinds = {type(block).__name__ for block in self.model.blocks}
         if len(kinds) != 1 or not kinds <= set(self.SECOND):
@@ -185,4 +184,4 @@ class TimmViT(Adapter):
             )
 
 
-INSTEAD = "What works on it: zoo.reduce(features), behind the tower"
+INSTEAD = "What works on it: zoo.reduce(features), after the tower"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenzoo_adapters.timm.eva import _turned
+from tokenzoo_adapters.timm.eva import _gathered
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -284,12 +284,12 @@ def test_angles_that_come_with_a_batch_are_gathered_too() -> None:
     rope = torch.randn(7, 4)
     places = torch.tensor([[0, 2, 6], [1, 1, 5]])
     expected = torch.stack([rope[row] for row in places])[:, None]
-    assert torch.equal(_turned(rope, places), expected)
-    assert torch.equal(_turned(rope.expand(2, 1, 7, 4), places), expected)
+    assert torch.equal(_gathered(rope, places), expected)
+    assert torch.equal(_gathered(rope.expand(2, 1, 7, 4), places), expected)
     heads = torch.randn(3, 7, 4)
     by_head = torch.stack([heads[:, row] for row in places])
-    assert torch.equal(_turned(heads, places), by_head)
-    assert torch.equal(_turned(heads.expand(2, 3, 7, 4), places), by_head)
+    assert torch.equal(_gathered(heads, places), by_head)
+    assert torch.equal(_gathered(heads.expand(2, 3, 7, 4), places), by_head)
 
 
 @pytest.mark.parametrize("case", [ROPE, ROPE_MIXED], ids=lambda c: c.family)

@@ -46,7 +46,7 @@ def layer_context(call: LayerCall, module: nn.Module) -> LayerContext:
         module: the layer.
 
     Raises:
-        AttachError: the attention of the layer before was not recorded, or the cache shows no keys.
+        AttachError: the attention of the layer before was not recorded, or the cache has no keys.
     """
     layer, prompt = call.layer, call.state.prompt
     needs = call.steps.by_layer[layer].needs

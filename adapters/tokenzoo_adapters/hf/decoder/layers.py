@@ -23,7 +23,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.hooks.reduction import Options
 from tokenzoo.hooks.site import hook_first
 from tokenzoo.hooks.state import PerThread, own
-from tokenzoo.hooks.undo import undo_all
+from tokenzoo.hooks.undo import Undo, undo_all
 from tokenzoo.recipe import Recipe
 from tokenzoo_adapters.hf.decoder import checks
 from tokenzoo_adapters.hf.decoder.call import LayerCall, cache_in_call
@@ -91,7 +91,7 @@ class Decoder:
         Raises:
             AttachError: the attention of the layers cannot be recorded.
         """
-        undo: list[Callable[[], object]] = []
+        undo: list[Undo] = []
         if not self.works:
             return partial(undo_all, undo)
         language, first = self.language, min(self.steps.by_layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.state import PerThread, own
 from tokenzoo.hooks.tap import WATCH, unwatch
+from tokenzoo.hooks.undo import Undo
 from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.decoder.language_model import LanguageModel
 from tokenzoo_adapters.hf.decoder.state import AttentionCall, DecoderState, get_state
@@ -53,7 +53,7 @@ class LayerRecorder(PerThread):
 
 
 def install_recorders(
-    language: LanguageModel, steps: DecoderSteps, undo: list[Callable[[], object]]
+    language: LanguageModel, steps: DecoderSteps, undo: list[Undo]
 ) -> dict[int, LayerRecorder]:
     """Record the attention before each step that needs it; returns the recorders, by the step's layer.
 

@@ -181,7 +181,7 @@ def test_a_cache_that_shows_no_keys_is_refused() -> None:
     assert cached_keys(None, 1, 0) is None
     odd = (shows, 4), (SimpleNamespace(layers=[SimpleNamespace()] * 2), 5), (SimpleNamespace(), 5)
     for other, columns in odd:
-        with pytest.raises(AttachError, match=r"SimpleNamespace shows no keys of layer 1.*Dynamic"):
+        with pytest.raises(AttachError, match=r"SimpleNamespace has no keys of layer 1.*Dynamic"):
             cached_keys(other, 1, columns)
 
 

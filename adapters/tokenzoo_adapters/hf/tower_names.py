@@ -1,0 +1,53 @@
+"""The vision towers of transformers that are supported, and the names of their parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TowerNames:
+    """The names of the parts of a class of towers.
+
+    Attributes:
+        model: the class.
+        layers: the list of its blocks.
+        block: first norm, attention, second norm and last module of a block (see `BlockPath`).
+        norm: the norm of all tokens after the blocks; "": there is none.
+        cls: whether there is a CLS token; registers are those of the configuration.
+        rotary: whether positions act inside the attention.
+        flat: whether its input is flat patches and their grid, not an image.
+        asks: whether it interpolates its positions for another image size only if an argument says so.
+    """
+
+    model: str
+    layers: str
+    block: tuple[str, str, str, str]
+    norm: str = ""
+    cls: bool = True
+    rotary: bool = False
+    flat: bool = False
+    asks: bool = False
+
+
+_CLIP = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
+# Both branches end with the same module: the output of its first call is not changed.
+_DINO = ("norm1", "attention", "norm2", "drop_path")
+_VIT = ("layernorm_before", "attention", "layernorm_after", "dropout")
+
+TOWERS: dict[str, TowerNames] = {
+    "clip": TowerNames("CLIPVisionModel", "encoder.layers", _CLIP, asks=True),
+    "siglip": TowerNames(
+        "SiglipVisionModel", "encoder.layers", _CLIP, "post_layernorm", cls=False, asks=True
+    ),
+    "siglip2": TowerNames(
+        "Siglip2VisionModel", "encoder.layers", _CLIP, "post_layernorm", cls=False, flat=True
+    ),
+    "dinov2": TowerNames("Dinov2Model", "encoder.layer", _DINO, "layernorm"),
+    "dinov2_with_registers": TowerNames(
+        "Dinov2WithRegistersModel", "encoder.layer", _DINO, "layernorm"
+    ),
+    "dinov3_vit": TowerNames("DINOv3ViTModel", "model.layer", _DINO, "norm", rotary=True),
+    "vit": TowerNames("ViTModel", "layers", _VIT, "layernorm", asks=True),
+}
+"""The supported towers, by folder of transformers.models."""

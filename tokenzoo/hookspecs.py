@@ -26,28 +26,33 @@ def hookimpl(function: _F) -> _F:
 
 
 @_hookspec
-def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
     """Map names to factories of token scorers (`Scorer`) and pair scorers (`PairScorer`)."""
+    raise NotImplementedError
 
 
 @_hookspec
-def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
     """Map names to factories of matchers, selectors, assigners, splits and protections."""
+    raise NotImplementedError
 
 
 @_hookspec
-def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
     """Map names to factories of mergers."""
+    raise NotImplementedError
 
 
 @_hookspec
-def tokenzoo_schedules() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+def tokenzoo_schedules() -> Mapping[str, Callable[..., Any]]:
     """Map names to factories of schedules."""
+    raise NotImplementedError
 
 
 @_hookspec
-def tokenzoo_recipes() -> Mapping[str, Callable[..., Any]]:  # pyright: ignore[reportReturnType]
+def tokenzoo_recipes() -> Mapping[str, Callable[..., Any]]:
     """Map names to functions with keyword-only options that return a `Recipe`."""
+    raise NotImplementedError
 
 
 @_hookspec(firstresult=True)

@@ -22,7 +22,7 @@ import pluggy
 from tokenzoo import hookspecs
 from tokenzoo._core.options import check_arguments
 from tokenzoo._core.quoting import LONGEST, quote
-from tokenzoo._core.validation import check_kind
+from tokenzoo._core.validation import check_kind, is_kind
 from tokenzoo.errors import BadArgumentError, PluginError, TokenzooError, UnknownNameError
 from tokenzoo.hookspecs import PROJECT
 from tokenzoo.recipe import Recipe
@@ -161,7 +161,7 @@ def _asked(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Cal
         )
     mapping = cast("Mapping[str, Callable[..., Any]]", found)
     for name, factory in mapping.items():
-        if not isinstance(name, str) or not callable(factory):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_kind(name, str) or not callable(factory):
             raise PluginError(
                 f"{who} returns {{{name!r}: {factory!r}}} from {hook}; a name is a str, a factory a class "
                 "or function"
@@ -189,7 +189,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         UnknownNameError: there is none; names the nearest.
     """
     factories = collect(kind)
-    if not isinstance(name, str) or name not in factories:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_kind(name, str) or name not in factories:
         raise UnknownNameError(unknown(kind[:-1], name, factories))
     return factories[name]
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from tokenzoo._core.options import check_fields
 from tokenzoo._core.quoting import quote
-from tokenzoo._core.validation import check_count, check_flag, check_kind
+from tokenzoo._core.validation import check_count, check_flag, check_kind, is_kind
 from tokenzoo.budget import TokenBudget, resolve_keep
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import Matcher, Merger, Schedule, needs_of, walk
@@ -64,7 +64,7 @@ class Step:
             return self.matcher.fewest(n, prefix)
 
         counts = self.schedule.counts(tokens, sites, keep, fewest)
-        whole = isinstance(counts, tuple) and all(type(count) is int for count in counts)  # pyright: ignore[reportUnnecessaryIsInstance]
+        whole = is_kind(counts, tuple) and all(type(count) is int for count in counts)
         falling = whole and sorted((tokens, *counts, 1), reverse=True) == [tokens, *counts, 1]
         if not falling or len(counts) != sites:
             raise BadArgumentError(
@@ -104,7 +104,7 @@ class Recipe:
         proportional_attention: bool = False,
     ) -> None:
         for step in steps:
-            if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not is_kind(step, Step):
                 raise BadArgumentError(f"Recipe({quote(step)}); it takes one or more Step(...)")
         orders = [step.stage.order for step in steps]
         if not steps or orders != sorted(orders) or len(set(orders)) < len(orders):

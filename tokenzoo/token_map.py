@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.sorting import ordered
 from tokenzoo._core.tensors import holds
-from tokenzoo._core.validation import check_kind
+from tokenzoo._core.validation import check_kind, is_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.tokens import Tokens, shape_of
 
@@ -77,7 +77,7 @@ class TokenMap:
         """
         for name, size in (("batch", batch), ("tokens", tokens)):
             # By its type alone: a comparison would be a guard on what torch.export leaves open.
-            if not isinstance(size, int | torch.SymInt):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not is_kind(size, int | torch.SymInt):
                 raise BadArgumentError(f"{name}={quote(size)}; it is an int >= 0")
         index = torch.arange(tokens, device=device).expand(batch, tokens)  # [b, n]
         return cls(index, index, complete=True)
@@ -131,7 +131,7 @@ class TokenMap:
         """
         b, n = self.dst.shape
         m = self.kept
-        if not isinstance(values, Tensor) or values.shape[:2] != self.dst.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_kind(values, Tensor) or values.shape[:2] != self.dst.shape:
             raise BadArgumentError(
                 f"values have shape {shape_of(values)}; this plan begins with {n} tokens for each of "
                 f"{b} images: [{b}, {n}, ...]"
@@ -174,7 +174,7 @@ class TokenMap:
         Raises:
             BadArgumentError: `y` does not have m tokens, or `fill` neither n nor one number.
         """
-        if not isinstance(y, Tensor) or y.ndim < 2 or y.shape[:2] != self.keep.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_kind(y, Tensor) or y.ndim < 2 or y.shape[:2] != self.keep.shape:
             raise BadArgumentError(
                 f"y has shape {shape_of(y)}; this plan ends with {self.kept} tokens for each of "
                 f"{self.keep.shape[0]} images: [{self.keep.shape[0]}, {self.kept}, ...]"
@@ -183,7 +183,7 @@ class TokenMap:
         number = isinstance(fill, int | float)
         if number and not holds(y.dtype, fill):
             raise BadArgumentError(f"fill={quote(fill)}; it is a number that {y.dtype} holds")
-        if not number and (not isinstance(fill, Tensor) or fill.shape != whole):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not number and (not is_kind(fill, Tensor) or fill.shape != whole):
             raise BadArgumentError(
                 f"fill has shape {shape_of(fill)}; it is one number, or a tensor {list(whole)}"
             )
@@ -274,7 +274,7 @@ class TokenMap:
                 kept in one slot and counted in another.
         """
         for name, index in (("keep", self.keep), ("dst", self.dst)):
-            integral = isinstance(index, Tensor) and index.dtype == torch.int64  # pyright: ignore[reportUnnecessaryIsInstance]
+            integral = is_kind(index, Tensor) and index.dtype == torch.int64
             if not integral or index.ndim != 2:
                 raise BadArgumentError(
                     f"{name} has shape {shape_of(index)} and dtype {getattr(index, 'dtype', None)}; it is "

@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import cmp_to_key
 from itertools import pairwise
 
-from tokenzoo._core.validation import check_count
+from tokenzoo._core.validation import check_count, is_kind
 from tokenzoo.errors import BadArgumentError, BudgetError
 
 Fewest = Callable[[int], int]
@@ -95,7 +95,7 @@ def spread(
 def _as_ints(weights: Sequence[float | Fraction]) -> list[int]:
     """The same weights up to a common factor, exactly: floats are fractions of a power of two."""
     for weight in weights:
-        number = isinstance(weight, int | float | Fraction)  # pyright: ignore[reportUnnecessaryIsInstance]
+        number = is_kind(weight, int | float | Fraction)
         if not number or isinstance(weight, bool) or not 0 <= weight < math.inf:
             raise BadArgumentError(
                 f"weights={tuple(weights)!r} with {weight!r} in them; a weight is a finite "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import UnionType
 from typing import TypeVar
 
 from tokenzoo._core.kinds import INT_END, Range, limits
@@ -10,6 +11,11 @@ from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
 
 _T = TypeVar("_T")
+
+
+def is_kind(value: object, kinds: type | UnionType) -> bool:
+    """Whether a value that a caller annotates as of this class is: type checkers take that for granted."""
+    return isinstance(value, kinds)
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:
@@ -80,7 +86,7 @@ def check_choice(name: str, value: str, *choices: str) -> str:
     Raises:
         BadArgumentError: it is not; names them.
     """
-    if not isinstance(value, str) or value not in choices:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_kind(value, str) or value not in choices:
         *some, last = map(repr, choices)
         raise BadArgumentError(f"{name}={quote(value)}; it is {', '.join(some)} or {last}")
     return value

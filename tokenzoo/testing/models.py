@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.recipe import Recipe
@@ -63,7 +64,7 @@ class Models:
                 f"{quote(self.make)} is no model, and no function that makes one: "
                 "check_adapter(make, image=...)"
             )
-        if not isinstance(self.image, Tensor) or self.image.ndim < 2 or self.image.shape[0] < 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_kind(self.image, Tensor) or self.image.ndim < 2 or self.image.shape[0] < 2:
             raise BadArgumentError(
                 f"image={shape_of(self.image)}; it is a batch of at least two inputs of the model, a tensor"
             )
@@ -82,7 +83,7 @@ class Models:
     def model(self) -> nn.Module:
         """The one that the others are copies of."""
         made = self.make if isinstance(self.make, nn.Module) else self.make()
-        if not isinstance(made, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_kind(made, nn.Module):
             raise BadArgumentError(f"{self!r}: make() returned {made!r}, which is no torch module")
         return made.eval()
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 
 from tokenzoo._core.quoting import quote
-from tokenzoo._core.validation import check_count, check_kind
+from tokenzoo._core.validation import check_count, check_kind, is_kind
 from tokenzoo.errors import BadArgumentError
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def interleaved(
     for name, function in (*functions.items(), ("between", between or _wait)):
         if not callable(function):
             raise BadArgumentError(f"{name}={quote(function)}; it is a function without arguments")
-    if not isinstance(baseline, str | int) or baseline not in functions:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_kind(baseline, str | int) or baseline not in functions:
         raise BadArgumentError(
             f"baseline={quote(baseline)}; it is one of the functions: "
             f"{', '.join(map(str, functions)) or 'none given'}"

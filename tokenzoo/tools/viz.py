@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenzoo._core.quoting import quote
-from tokenzoo._core.validation import check_count, check_kind, check_number
+from tokenzoo._core.validation import check_count, check_kind, check_number, is_kind
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import shape_of
@@ -141,7 +141,7 @@ def gallery(
             "one panel per column in every row"
         )
     for column in columns:
-        if not isinstance(column, tuple) or len(column) != 2:  # pyright: ignore[reportUnnecessaryIsInstance, reportUnnecessaryComparison]
+        if not is_kind(column, tuple) or len(column) != 2:
             raise BadArgumentError(f"column={column!r}; it is a pair of texts: (name, detail)")
     for row in rows:
         for panel in row:
@@ -206,7 +206,7 @@ def _head(axes: Any, name: str, detail: str) -> None:
 
 def _check_image(image: Tensor) -> None:
     if (
-        not isinstance(image, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+        not is_kind(image, Tensor)
         or image.ndim != 3
         or image.shape[0] != 3
         or not image.is_floating_point()
@@ -218,7 +218,7 @@ def _check_image(image: Tensor) -> None:
 
 
 def _check_grid(grid: tuple[int, int]) -> tuple[int, int]:
-    sizes = tuple(grid) if isinstance(grid, tuple | list) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
+    sizes = tuple(grid) if is_kind(grid, tuple | list) else ()
     if len(sizes) != 2 or any(type(size) is not int for size in sizes):
         raise BadArgumentError(
             f"grid={quote(grid)}; it is (rows, columns) of the patches, two ints"

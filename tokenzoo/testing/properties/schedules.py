@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from tokenzoo._core.validation import is_kind
 from tokenzoo.budget import capped, round_half_up
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import Schedule
@@ -31,7 +32,7 @@ def counts_formed(subject: Schedule, sites: Sites) -> None:
     if counts is None:
         return
     demand(
-        isinstance(counts, tuple) and len(counts) == sites.sites,  # pyright: ignore[reportUnnecessaryIsInstance]
+        is_kind(counts, tuple) and len(counts) == sites.sites,
         f"a tuple of {sites.sites} counts",
         repr(counts),
     )

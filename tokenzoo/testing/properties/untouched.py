@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tokenzoo._core.validation import is_kind
 from tokenzoo.budget import resolve_keep
 from tokenzoo.recipe import Recipe
 from tokenzoo.testing.broken import demand, text
@@ -80,7 +81,7 @@ def conserved(subject: Subject, example: Example) -> None:
     recipe = asked(subject, example)
     conserves = recipe.steps[0].merger.conserves
     demand(
-        isinstance(conserves, frozenset) and conserves <= {"mass", "sum"},  # pyright: ignore[reportUnnecessaryIsInstance]
+        is_kind(conserves, frozenset) and conserves <= {"mass", "sum"},
         'conserves as a frozenset of "mass" and "sum"',
         repr(conserves),
     )

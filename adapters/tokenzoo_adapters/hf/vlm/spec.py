@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenzoo.adapter import Adapter
-from tokenzoo_adapters.hf.towers import Names
+from tokenzoo_adapters.hf.tower_names import TowerNames
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 
 Undo = Callable[[], None]
@@ -109,7 +109,7 @@ class VisionLanguageSpec:
     tower: str = "vision_tower"
     projector: str = "multi_modal_projector"
     language: str = "language_model"
-    tower_names: Names | None = None
+    tower_names: TowerNames | None = None
     group: Callable[[Any], int] = one
     reads: str = ""
     select: str = ""

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from tokenzoo.adapter import Adapter
-from tokenzoo_adapters.hf.towers import Names
+from tokenzoo_adapters.hf.tower_names import TowerNames
 from tokenzoo_adapters.hf.vlm.models.llava import LAYERS, STRATEGY, wrong_strategy
 from tokenzoo_adapters.hf.vlm.spans import per_image
 from tokenzoo_adapters.hf.vlm.spec import Modality, VisionLanguageSpec
 
-TOWER = Names(
+TOWER = TowerNames(
     "InternVLVisionModel",
     "encoder.layer",
     ("layernorm_before", "attention", "layernorm_after", "dropout"),

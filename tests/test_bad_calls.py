@@ -721,7 +721,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     "counts that rise": (
         lambda: build(Recipe(step(schedule=_Counts(5, 8)), keep=5)).plan(10, 2),
         BadArgumentError,
-        ("(5, 8)", "none above the one before"),
+        ("(5, 8)", "non-increasing"),
     ),
     "counts above all": (
         lambda: build(Recipe(step(schedule=_Counts(11, 5)), keep=5)).plan(10, 2),
@@ -731,7 +731,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     "counts of none": (
         lambda: build(Recipe(step(schedule=_Counts(5, 0)), keep=5)).plan(10, 2),
         BadArgumentError,
-        ("(5, 0)", "1 at least"),
+        ("(5, 0)", "down to 1"),
     ),
     "counts in floats": (
         lambda: build(Recipe(step(schedule=_Counts(5.0, 5.0)), keep=5)).plan(10, 2),

@@ -183,7 +183,7 @@ def test_beside_leaves_the_held_alone(b: int, free: int, held: int, data: st.Dat
     seed = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     order = torch.rand(b, free + held, generator=seed).argsort(-1)
     at, away = order[:, :free].sort(-1).values, order[:, free:].sort(-1).values
-    plan = inner.beside(at, away)
+    plan = inner.with_held(at, away)
     plan.check()
     assert (plan.tokens, plan.kept) == (free + held, inner.kept + held)
     own = take(plan.keep, take(plan.dst, away))
@@ -244,7 +244,7 @@ def test_check_finds_a_plan_that_says_complete_and_is_not(
     plan = TokenMap(torch.tensor(keep), torch.tensor(dst))
     plan.check()
     with pytest.raises(
-        BadArgumentError, match=r"outside 0 \.\. \d, and the plan says complete=True"
+        BadArgumentError, match=r"outside 0 \.\. \d, and complete=True excludes -1"
     ):
         replace(plan, complete=True).check()
 
@@ -282,7 +282,7 @@ def test_what_is_known_to_be_complete_changes_no_result(data: st.DataObject) -> 
     same(plan.after_prefix(2), plain.after_prefix(2))
     free = torch.arange(1, tokens + 1).expand(images, tokens)
     first = torch.zeros(images, 1, dtype=torch.int64)
-    same(plan.beside(free, first), plain.beside(free, first))
+    same(plan.with_held(free, first), plain.with_held(free, first))
 
     values = torch.randn(images, tokens, 3, generator=torch.Generator().manual_seed(0))
     y = numbered(plan, 2)

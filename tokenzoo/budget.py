@@ -24,11 +24,11 @@ def round_half_up(value: float) -> int:
 def resolve_keep(keep: int | float, tokens: int) -> int:
     """Return how many of `tokens` patch tokens `keep` asks for, from 1 to `tokens`.
 
-    An int is a count; an image with no more tokens than that is left whole. A float is a fraction
+    An int is a count; an image with at most that many tokens is left whole. A float is a fraction
     in (0, 1] of the tokens, rounded to the nearest count (halves up), and at least one token.
 
     Raises:
-        BadArgumentError: `keep` is neither, or `tokens` is no int >= 1.
+        BadArgumentError: `keep` is neither, or `tokens` is not an int >= 1.
     """
     check_count("tokens", tokens)
     if isinstance(keep, int) and not isinstance(keep, bool) and 1 <= keep < INT_END:
@@ -62,7 +62,7 @@ def block_flops(
         width: channels c of a token, or of a patch.
         hidden: channels between the two layers of the MLP.
         patches: p, how many patches make one token.
-        seen: how many tokens one token attends with, where these are not all.
+        seen: number of tokens that one token attends to; None: all.
     """
     rows = patches * tokens_in
     attended = rows if seen is None else patches * seen
@@ -73,22 +73,22 @@ def block_flops(
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBudget:
-    """The patch tokens of one image at every point of its way: exactly what will happen.
+    """The patch tokens of one image at every point of a model, as they will be.
 
     Attributes:
         tokens: of the full image.
-        entering: those that enter the first block; fewer only where a recipe shrinks the image.
+        entering: tokens that enter the first block; fewer only where a recipe shrinks the image.
         blocks: after each block.
-        features: those that leave the tower.
-        projected: those that leave the projector behind it, where they are reduced there; otherwise None.
-        layers: for each reduction inside the language model: the layer that it is before, and those that
+        features: tokens that leave the tower.
+        projected: tokens that leave the projector; None if they are not reduced there.
+        layers: for each reduction inside the language model, the layer that follows it and the tokens that
             enter that layer.
-        prefix: CLS and register tokens, which travel along and are in none of the counts.
+        prefix: CLS and register tokens, which no count includes.
         width: channels of a token, or of a patch.
         hidden: channels between the two layers of the MLP.
         patches: how many patches make one token (Qwen: 2 x 2).
-        reach: of each block, how many tokens of the full image one token attends with (a window); 0: all;
-            (): all, in every block.
+        reach: for each block, the number of tokens of the full image that one token attends to (a
+            window); 0: all; (): all, in every block.
     """
 
     tokens: int
@@ -124,20 +124,20 @@ class TokenBudget:
 
     @property
     def visual(self) -> int:
-        """Patch tokens that a language model behind the tower reads."""
+        """Patch tokens that the language model reads."""
         return self.features if self.projected is None else self.projected
 
     @property
     def llm(self) -> int | None:
-        """Patch tokens that leave the last reduction inside the language model; None: there is none."""
+        """Patch tokens after the last reduction inside the language model; None: no reduction there."""
         return self.layers[-1][1] if self.layers else None
 
     @property
     def flops(self) -> float:
         """The blocks' operations, as a ratio to those of the unreduced tower (see `block_flops`).
 
-        What the reduction itself costs is not in it: it is the floor of the relative latency. A window
-        is taken to lose as large a share of its tokens as the image.
+        The cost of the reduction itself is not included: this is a lower bound of the relative latency. A
+        window is assumed to lose the same share of its tokens as the image.
         """
         if not self.blocks:
             return 1.0
@@ -147,7 +147,7 @@ class TokenBudget:
 
     @property
     def operations(self) -> float:
-        """The blocks' operations, as `block_flops` counts them, for one image."""
+        """The operations of all blocks for one image, as counted by `block_flops`."""
         before = (self.entering, *self.blocks)
         reach = self.reach or (0,) * len(self.blocks)
         return sum(map(self._operations, before, self.blocks, reach))
@@ -166,7 +166,7 @@ class TokenBudget:
         )
 
     def __str__(self) -> str:
-        """The counts, runs of equal ones as `count x blocks`, and the ratio of the operations."""
+        """Format the counts, runs of equal ones as `count x blocks`, and the ratio of operations."""
         runs = [(count, len(list(run))) for count, run in groupby(self.blocks)]
         blocks = ", ".join(str(n) if times == 1 else f"{n} x {times}" for n, times in runs)
         prefix = f" + {self.prefix} prefix" if self.prefix else ""
@@ -176,9 +176,9 @@ class TokenBudget:
             ("features", str(self.features)),
             ("operations", f"{self.flops:.3f} of the unreduced tower's"),
         ]
-        behind = [] if self.projected is None else [("projected", str(self.projected))]
+        later = [] if self.projected is None else [("projected", str(self.projected))]
         if self.layers:
             steps = [str(n) if k is None else f"{n} from layer {k} on" for k, n in self.layers]
-            behind.append(("llm", ", ".join(steps)))
-        rows[3:3] = behind
+            later.append(("llm", ", ".join(steps)))
+        rows[3:3] = later
         return "\n".join(f"{name:<10}  {value}" for name, value in rows)

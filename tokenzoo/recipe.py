@@ -25,20 +25,20 @@ DEEPEST = 10_000
 
 @dataclass(frozen=True)
 class Step:
-    """One reduction: at this stage, so many, these with those, in this way.
+    """One reduction: a stage and the parts that work there.
 
     Args:
-        stage: where.
+        stage: position in the pipeline.
         schedule: how many tokens stay after each site of the stage.
-        matcher: who stays, who joins whom.
+        matcher: which tokens stay, and which of the others join them.
         merger: the arithmetic.
-        positions: in a language model, whether kept tokens keep their positions ("keep") or are numbered
-            anew ("compact").
-        prefix: whether prefix tokens travel on ("keep") or end here ("drop").
+        positions: in a language model, whether kept tokens keep their positions ("keep") or are renumbered
+            ("compact").
+        prefix: whether prefix tokens are kept after this step ("keep") or end here ("drop").
 
     Attributes:
         needs: the evidence that its parts need.
-        learns: whether a part of it carries gradients through its scores.
+        learns: whether the scores of a part carry gradients.
     """
 
     stage: Stage
@@ -52,13 +52,13 @@ class Step:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        # Known once and for all: a forward pass asks at every site.
+        # Computed once: every site of a forward pass reads them.
         parts = (self.matcher, self.merger)
         object.__setattr__(self, "needs", needs_of(parts))
         object.__setattr__(self, "learns", any(part.differentiable for part in walk(parts)))
 
     def counts(self, tokens: int, sites: int, keep: int, prefix: int = 0) -> tuple[int, ...]:
-        """Patch tokens after each site; see `Schedule.counts`."""
+        """Return the patch tokens after each site; see `Schedule.counts`."""
 
         def fewest(n: int) -> int:
             return self.matcher.fewest(n, prefix)
@@ -68,8 +68,8 @@ class Step:
         falling = whole and sorted((tokens, *counts, 1), reverse=True) == [tokens, *counts, 1]
         if not falling or len(counts) != sites:
             raise BadArgumentError(
-                f"{self.schedule!r} gives counts={counts!r} for {tokens} tokens and {sites} sites; it is a "
-                f"tuple of {sites} ints, from {tokens} down to 1 at least, none above the one before"
+                f"{self.schedule!r} gives counts={counts!r} for {tokens} tokens and {sites} sites; it must "
+                f"be a tuple of {sites} ints from {tokens} down to 1, non-increasing"
             )
         return counts
 
@@ -82,10 +82,10 @@ class Recipe:
         steps: see `Step`.
         keep: patch tokens of one image to keep: an int is a count, a float a fraction of them. None only
             where every schedule fixes its removals itself (ToMe's r), or where `flops` is given.
-        flops: instead of keep: the share of the blocks' operations (`TokenBudget.flops`) that may be left;
-            what is kept is then the most that costs no more, and known once a tower is.
-        proportional_attention: whether, from the first merge on, every key counts as many times as its
-            token's mass (log mass is added to the logits; ToMe, equation 1).
+        flops: instead of keep: the largest share of the blocks' operations (`TokenBudget.flops`) that may
+            be left. The largest keep within it is used; it depends on the tower.
+        proportional_attention: whether, from the first merge on, the log mass of each key's token is added
+            to the logits (ToMe, equation 1).
 
     Raises:
         BadArgumentError: no steps, steps out of order, a bad keep or flops, or both.
@@ -134,19 +134,19 @@ class Recipe:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The evidence that all its parts need."""
+        """The evidence that its parts need."""
         return frozenset[str]().union(*(step.needs for step in self.steps))
 
     def step_at(self, stage: Stage) -> Step | None:
-        """The step at this stage (of any layer), if there is one."""
+        """Return the step at this stage (of any layer), or None."""
         check_kind("stage", stage, Stage)
         return next((step for step in self.steps if step.stage.name == stage.name), None)
 
     def wanted(self, tokens: int) -> int:
-        """The patch tokens that `keep` asks for.
+        """Return the number of patch tokens that `keep` means.
 
         Raises:
-            BadArgumentError: the recipe has flops= instead: only a tower's plan can say.
+            BadArgumentError: the recipe has flops= instead, which depends on the tower.
         """
         if self.flops is not None:
             raise BadArgumentError(
@@ -165,7 +165,7 @@ class Recipe:
         patches: int = 1,
         reach: tuple[int, ...] = (),
     ) -> TokenBudget:
-        """The patch tokens at every point of a tower: exactly what will happen, from shapes alone.
+        """Compute the patch tokens at every point of a tower from shapes alone.
 
         Args:
             tokens: patch tokens of one image.
@@ -174,8 +174,8 @@ class Recipe:
             width: channels of a token, for the count of operations.
             hidden: width of the MLP; 0: four times `width`.
             patches: how many patches make one token; `width` and `hidden` are then a patch's.
-            reach: of each block, how many tokens of the full image one token attends with; 0: all; (): all,
-                in every block.
+            reach: for each block, the number of tokens of the full image that one token attends to; 0: all;
+                (): all, in every block.
 
         Raises:
             BudgetError: `keep` (or `flops`) cannot be reached; names the fewest.
@@ -193,9 +193,9 @@ class Recipe:
         return self._affordable(tower, self.flops)
 
     def _affordable(self, tower: _Tower, flops: float) -> TokenBudget:
-        """The budget of the largest keep whose plan costs no more than `flops`."""
+        """Return the budget of the largest keep that costs at most `flops`."""
         cheapest = 1.0
-        # From the top: a plan with more tokens need not cost more (other sites may be at their limit).
+        # From the top: more tokens do not always cost more (other sites may be at their limit).
         for keep in range(tower.tokens, 0, -1):
             try:
                 budget = self._budget(tower, keep)
@@ -211,7 +211,7 @@ class Recipe:
         )
 
     def _budget(self, tower: _Tower, keep: int) -> TokenBudget:
-        """The budget for so many tokens."""
+        """Return the budget for this keep."""
         tokens, depth, prefix = tower.tokens, tower.depth, tower.prefix
         at = entering = features = tokens
         blocks = (tokens,) * depth
@@ -260,7 +260,7 @@ class _Tower:
 
 
 def _check_flops(flops: object, keep: object, steps: tuple[Step, ...]) -> None:
-    """Raise unless flops= stands alone and means something."""
+    """Raise unless flops= is in (0, 1], keep= is None and all schedules use keep."""
     if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 < flops <= 1:
         raise BadArgumentError(
             f"flops={quote(flops)}; it is a share of the blocks' operations: a number in (0, 1]"

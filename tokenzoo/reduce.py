@@ -1,7 +1,7 @@
-"""The heart: a schedule's count, a matcher's plan, a merger's arithmetic.
+"""A reduction: a schedule's count, a matcher's token map, a merger's arithmetic.
 
-`reduce_site` is what happens at one site, on a model or on bare tensors; `reduce` is the latter, with
-everything that a caller can get wrong checked first.
+`reduce_site` is one reduction, on a model or on bare tensors; `reduce` is for bare tensors, and checks its
+arguments first.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def reduce_site(
         tokens: prefix and n patch tokens, `[b, prefix + n, c]`.
         evidence: about the n patch tokens.
         keep: patch tokens that stay.
-        check: whether to look at the plan before it is used (`TokenMap.check`).
-        ordered: whether the tokens that stay come in the order in which they were.
+        check: whether to check the token map before it is used (`TokenMap.check`).
+        ordered: whether the kept tokens are put in the order of their positions.
 
     Returns:
-        The reduced tokens `[b, prefix + keep, c]` and the plan of the whole sequence.
+        The reduced tokens `[b, prefix + keep, c]` and the token map of the whole sequence.
 
     Raises:
-        BadArgumentError: the matcher's plan is not one from n tokens to `keep`, or, where it is checked,
-            contradicts itself.
+        BadArgumentError: the matcher returns something else than a token map from n tokens to `keep`, or,
+            where it is checked, an inconsistent one.
     """
     reduced, plan = reduce_patches(step, tokens, evidence, keep, check=check, ordered=ordered)
     return reduced, plan.after_prefix(tokens.prefix)
@@ -62,7 +62,7 @@ def reduce_patches(
     check: bool = False,
     ordered: bool = False,
 ) -> tuple[Tokens, TokenMap]:
-    """The same as `reduce_site`, with the plan of the patch tokens alone."""
+    """Do the same as `reduce_site`; return the token map of the patch tokens alone."""
     if _whole(step, evidence, keep):
         b, n = evidence.x.shape[:2]
         return tokens, TokenMap.identity(b, n, device=evidence.x.device)
@@ -75,13 +75,13 @@ def reduce_patches(
 
 
 def _whole(step: Step, evidence: Evidence, keep: int) -> bool:
-    """Whether nothing is to be removed: then no part is asked, and all tokens stay as they are."""
+    """Whether nothing is to be removed: then no part runs, and all tokens stay as they are."""
     n = evidence.x.shape[1]
     return keep == n and (n == 0 or not step.matcher.ragged)
 
 
 def _matched(step: Step, evidence: Evidence, keep: int) -> TokenMap:
-    """The matcher's plan, which goes from all the tokens to `keep` of them."""
+    """Run the matcher, without gradients unless a part learns, and check what it returns."""
     if step.learns or not torch.is_grad_enabled():
         plan = step.matcher.match(evidence, keep)
     else:
@@ -92,21 +92,20 @@ def _matched(step: Step, evidence: Evidence, keep: int) -> TokenMap:
         is_map: bool = isinstance(plan, TokenMap)  # pyright: ignore[reportUnnecessaryIsInstance]
         found = f"one from {plan.tokens} to {plan.kept}" if is_map else repr(plan)
         raise BadArgumentError(
-            f"{step.matcher!r} was asked for a TokenMap from {n} tokens to {keep}, and returns {found}"
+            f"{step.matcher!r} must return a TokenMap from {n} tokens to {keep}, and returns {found}"
         )
     return plan
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """What `reduce` returns.
+    """The result of `reduce`.
 
     Attributes:
-        x: the tokens that are left `[b, m, c]`, prefix first.
+        x: the remaining tokens `[b, m, c]`, prefix first.
         mass: how many input tokens each stands for `[b, m]`.
-        plan: where every token came from and went; its indices count the whole input. Where the count
-            comes from the data, `plan.lengths [b]` says how many of the m tokens there are; what is behind
-            them has mass 0.
+        plan: the token map; its indices count the whole input. Where the count depends on the data,
+            `plan.lengths [b]` of the m tokens are real; the others are padding with mass 0.
     """
 
     x: Tensor
@@ -114,10 +113,10 @@ class Reduced:
     plan: TokenMap
 
     def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
-        """Spread `y [b, m, ...]` back over the input tokens: `[b, n, ...]`; dropped ones get `fill`."""
+        """Copy `y [b, m, ...]` back to the input tokens: `[b, n, ...]`; dropped tokens receive `fill`."""
         check_dense("y", y)
         if isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            check_dtype("y", y, NUMBERS, "it holds numbers of the usual dtypes")
+            check_dtype("y", y, NUMBERS, "it has numbers of the usual dtypes")
             if y.device != self.x.device:
                 raise BadArgumentError(f"y is on {y.device}; the tokens are on {self.x.device}")
         return self.plan.unmerge(y, fill)
@@ -133,14 +132,14 @@ def reduce(
     at: Mapping[Layer, Mapping[str, Any]] | None = None,
     **inputs: Unpack[EvidenceInputs],
 ) -> Reduced:
-    """Apply a recipe of one step to tensors, without any model: see `Method.reduce` for the arguments."""
+    """Apply a recipe of one step to tensors, without a model; see `Method.reduce` for the arguments."""
     if len(recipe.steps) != 1:
         raise BadArgumentError(
             f"this recipe has {len(recipe.steps)} steps, and tensors are one site; take one of them: "
             "tokenzoo.build(Recipe(recipe.steps[0], keep=...)).reduce(x, ...)"
         )
     if recipe.keep is None:
-        recipe.wanted(1)  # which has its own words about flops=
+        recipe.wanted(1)  # raises its own error about flops=
         raise BadArgumentError("keep=None; on tensors the schedule is not consulted: pass keep=")
     step = recipe.steps[0]
     tokens = Tokens.of(x, mass=mass, prefix=prefix)
@@ -148,7 +147,7 @@ def reduce(
     if protected is not None:
         check_protected(protected, tokens)
         if x.shape[0] == 0:
-            protected = None  # nobody's: as many would be kept of each image if there were one
+            protected = None  # there is no image whose tokens it could protect
         elif x.shape[0] > 1:
             return _each_alone(recipe, tokens, protected, {} if at is None else at, inputs)
     evidence = gather_evidence(tokens, {} if at is None else at, inputs)
@@ -158,29 +157,28 @@ def reduce(
         return Reduced(reduced.x, reduced.mass, plan)
     held = protected[:, prefix:].nonzero()[None, :, 1]  # [1, held]
     free = (~protected[:, prefix:]).nonzero()[None, :, 1]  # [1, free]
-    # What the caller protects never meets a part, so that no part can get it wrong.
-    beside = evidence.take(free) if held.shape[1] else evidence
-    check_needs(step, beside, beside=held.shape[1] > 0)
+    # Parts do not see protected tokens, so no part can remove one.
+    others = evidence.take(free) if held.shape[1] else evidence
+    check_needs(step, others, subset=held.shape[1] > 0)
     keep = _reachable(recipe, tokens, held.shape[1])
-    if whole := _whole(step, beside, keep):
+    if whole := _whole(step, others, keep):
         plan = TokenMap.identity(1, keep, device=x.device)
     else:
-        plan = _matched(step, beside, keep)
-    plan = plan.beside(free, held)
+        plan = _matched(step, others, keep)
+    plan = plan.with_held(free, held)
     if whole:
         return Reduced(tokens.x, tokens.mass, plan.after_prefix(prefix))
     reduced = step.merger.merge(tokens.patches, plan, evidence).with_prefix_of(tokens)
     return Reduced(reduced.x, reduced.mass, plan.after_prefix(prefix))
 
 
-# Among some tokens only, these have no meaning.
-WITHOUT = " without protected=: beside protected tokens there is no whole grid, frame or softmax"
+WITHOUT = " without protected=: a subset of the tokens has no grid, frames or softmax"
 
 
-def check_needs(step: Step, evidence: Evidence, *, beside: bool = False) -> None:
+def check_needs(step: Step, evidence: Evidence, *, subset: bool = False) -> None:
     """Raise if the parts of a step need what this evidence does not have.
 
-    `beside` says that it is the evidence of some of the tokens only, beside protected ones.
+    `subset` means that the evidence is about the unprotected tokens only.
 
     Raises:
         MissingEvidenceError: names what is missing and what is there.
@@ -194,8 +192,8 @@ def check_needs(step: Step, evidence: Evidence, *, beside: bool = False) -> None
             for name in missing
         )
         raise MissingEvidenceError(
-            f"{step.matcher!r} needs {', '.join(missing)}, and the tensors given show "
-            f"{', '.join(sorted(evidence.provides))}: pass {arguments}{WITHOUT if beside else ''}"
+            f"{step.matcher!r} needs {', '.join(missing)}, and the tensors given provide "
+            f"{', '.join(sorted(evidence.provides))}: pass {arguments}{WITHOUT if subset else ''}"
         )
 
 
@@ -215,18 +213,22 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
         )
     if transformed():
         raise BadArgumentError(
-            "protected= inside a transform of torch.func (vmap, grad): how many tokens it leaves is looked "
-            "up in its values, which a transform does not show; call reduce outside, or without protected="
+            "protected= inside a transform of torch.func (vmap, grad): the number of tokens depends "
+            "on its values, which a transform hides; call reduce outside of it, or without protected="
         )
     if protected.device != tokens.x.device or protected.device.type == "meta":
         raise BadArgumentError(
-            f"protected is on {protected.device}; how many tokens it protects is read, so it is on the "
-            f"device of x, {tokens.x.device}, and has values"
+            f"protected is on {protected.device}; its values are read, so it must be on the device of x, "
+            f"{tokens.x.device}, and not on meta"
         )
 
 
 def _reachable(recipe: Recipe, tokens: Tokens, held: int) -> int:
-    """The patch tokens to keep beside `held` ones; an error if one step does not go so far."""
+    """Return the number of patch tokens to keep in addition to `held` ones.
+
+    Raises:
+        BudgetError: one step cannot reduce that far.
+    """
     step, total = recipe.steps[0], tokens.x.shape[1] - tokens.prefix
     keep = recipe.wanted(total)
     fewest = held + (step.matcher.fewest(total - held, tokens.prefix) if total > held else 0)
@@ -247,7 +249,7 @@ def _each_alone(
     at: Mapping[Layer, Mapping[str, Any]],
     inputs: EvidenceInputs,
 ) -> Reduced:
-    """One image at a time: how many tokens the caller protects can differ between them."""
+    """Reduce one image at a time, since the number of protected tokens can differ between images."""
 
     def image(values: Mapping[str, Any], i: int) -> dict[str, Any]:
         return {k: v[i : i + 1] if isinstance(v, Tensor) else v for k, v in values.items()}

@@ -11,10 +11,9 @@ from tokenzoo.errors import BadArgumentError
 
 @dataclass(frozen=True)
 class Stage:
-    """A place on the way of the data: image, embedded, block, features, projected, llm.
+    """A position in the pipeline: image, embedded, block, features, projected or llm.
 
-    `Stage.BLOCK` stands for all blocks of the tower, and the schedule says which; `Stage.LLM(16)` is one
-    layer.
+    `Stage.BLOCK` is all blocks of the tower, of which the schedule chooses; `Stage.LLM(16)` is one layer.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Stage:
             raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
 
     def __call__(self, layer: int) -> Stage:
-        """The same stage at one layer: `Stage.LLM(16)`."""
+        """Return this stage at one layer: `Stage.LLM(16)`."""
         return replace(self, layer=layer)
 
     def __repr__(self) -> str:
@@ -50,7 +49,7 @@ class Stage:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it comes in the data's way."""
+        """Position in the pipeline."""
         return self.NAMES.index(self.name), -1 if self.layer is None else self.layer
 
 

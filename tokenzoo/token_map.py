@@ -1,8 +1,8 @@
-"""Where every token came from and went: the record that a reduction leaves behind.
+"""Token maps: the record of which input token is part of which output token of a reduction.
 
-A `TokenMap` is provenance, not arithmetic: the merger does the arithmetic. Plans compose, and the
-composition reaches from the patches of the image to the last tokens: it serves unmerging, pictures,
-positions and debugging alike.
+A `TokenMap` is provenance, not arithmetic: the merger does the arithmetic. Token maps compose; the
+composition maps the patches of the image to the last tokens and serves unmerging, pictures, positions and
+debugging.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class TokenMap:
         dst: `[b, n]` int64, the output token that each input token is part of; -1: dropped.
         lengths: `[b]` int64, how many of the m outputs are real, for the recipes whose count comes from
             the data; None: all of them.
-        held: `[b, m]` bool, the outputs that were protected, by the matcher or the caller; None: none were.
-        complete: whether it is known, without a look at the values, that there is no -1: nothing is dropped
-            and no token is new. What must reckon with a -1 is left out then; False is always right.
+        held: `[b, m]` bool, the outputs that the matcher or the caller protected; None: no output.
+        complete: True if there is no -1 (nothing is dropped, no token is new). Lets callers skip the
+            handling of -1; False is always safe.
     """
 
     keep: Tensor
@@ -60,17 +60,17 @@ class TokenMap:
 
     @property
     def sources(self) -> Tensor:
-        """`keep`, with 0 in the place of -1: indices to gather with."""
+        """`keep` with 0 for -1, as indices to gather with."""
         return self.keep if self.complete else self.keep.clamp_min(0)
 
     @property
     def targets(self) -> Tensor:
-        """`dst`, with 0 in the place of -1: indices to gather with."""
+        """`dst` with 0 for -1, as indices to gather with."""
         return self.dst if self.complete else self.dst.clamp_min(0)
 
     @classmethod
     def identity(cls, batch: int, tokens: int, *, device: torch.device | None = None) -> TokenMap:
-        """The plan that changes nothing.
+        """Return the token map that changes nothing.
 
         Raises:
             BadArgumentError: a number that is not an int.
@@ -86,7 +86,7 @@ class TokenMap:
     def from_slots(
         cls, keep: Tensor, moved: Tensor, slots: Tensor, tokens: int, *, complete: bool = False
     ) -> TokenMap:
-        """Build a plan from the kept tokens and the slots of the others.
+        """Build a token map from the kept tokens and the slots of the others.
 
         Args:
             keep: `[b, m]` distinct input tokens, or -1 for a new token, in output order.
@@ -100,7 +100,7 @@ class TokenMap:
         if complete:
             dst = keep.new_empty(b, tokens).scatter(1, moved, slots).scatter(1, keep, own)
             return cls(keep, dst, complete=True)
-        # A new token (-1) has no input of its own: its column n is cut off again.
+        # A new token (-1) has no input: it writes to column n, which is cut off.
         index = keep % (tokens + 1)
         dst = keep.new_full((b, tokens + 1), -1)
         dst = dst.scatter(1, moved, slots).scatter(1, index, own)
@@ -108,17 +108,17 @@ class TokenMap:
 
     @classmethod
     def from_joins(cls, gone: Tensor, into: Tensor, tokens: int) -> TokenMap:
-        """Build a plan from the tokens that join others; the outputs are in order of position.
+        """Build a token map from the tokens that join others; the outputs are in order of position.
 
         Args:
             gone: `[b, r]` distinct input tokens that are not kept.
-            into: `[b, r]` the input token, which is kept, that each of them joins.
+            into: `[b, r]` the kept input token that each of them joins.
             tokens: n.
         """
         b, m = gone.shape[0], tokens - gone.shape[1]
         slot = gone.new_ones(b, tokens).scatter(1, gone, 0).cumsum(1) - 1  # [b, n]
         place = torch.arange(tokens, device=gone.device).expand(b, tokens)
-        # Those that are gone write to one more slot, which is cut off again.
+        # Tokens that are gone write to an extra slot, which is cut off.
         dst = slot.scatter(1, gone, m)
         keep = gone.new_empty(b, m + 1).scatter(1, dst, place)[:, :m]
         return cls(keep, dst.scatter(1, gone, take(slot, into)), complete=True)
@@ -127,17 +127,17 @@ class TokenMap:
         """Add up values `[b, n]` or `[b, n, c]` over the inputs of each output: `[b, m]`, `[b, m, c]`.
 
         Raises:
-            BadArgumentError: the values are not about n tokens.
+            BadArgumentError: the values do not have n tokens.
         """
         b, n = self.dst.shape
         m = self.kept
         if not is_kind(values, Tensor) or values.shape[:2] != self.dst.shape:
             raise BadArgumentError(
-                f"values have shape {shape_of(values)}; this plan begins with {n} tokens for each of "
+                f"values have shape {shape_of(values)}; this token map begins with {n} tokens for each of "
                 f"{b} images: [{b}, {n}, ...]"
             )
-        # One more slot per image takes what is dropped: -1 becomes m. Rows, not elements, are added
-        # (index_add), and sum-then-divide is what also survives an ONNX export.
+        # An extra slot per image receives dropped tokens: -1 becomes m. Rows, not elements, are added
+        # (index_add); sum-then-divide is exact in ONNX, too.
         width = m if self.complete else m + 1
         slots = self.dst if self.complete else self.dst % width
         if values.ndim == 2:
@@ -156,9 +156,9 @@ class TokenMap:
         return gathered.masked_fill(new if values.ndim == 2 else new[..., None], 0)
 
     def carry(self, tokens: Tokens, x: Tensor, mass: Tensor | None = None) -> Tokens:
-        """The reduced tokens with new features `x [b, m, c]`: each stands for all that is part of it.
+        """Return the reduced tokens with features `x [b, m, c]` and the masses of their members.
 
-        `mass [b, m]` is `sum(tokens.mass)`, for whoever has it already.
+        A caller that has computed `sum(tokens.mass)` passes it as `mass [b, m]`.
         """
         held = self.held
         if held is None and tokens.held is not None:
@@ -167,7 +167,7 @@ class TokenMap:
         return Tokens(x, self.sum(tokens.mass) if mass is None else mass, held=held)
 
     def unmerge(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
-        """Spread outputs `[b, m, ...]` back over the inputs they stand for: `[b, n, ...]`.
+        """Copy outputs `[b, m, ...]` back to the inputs that they stand for: `[b, n, ...]`.
 
         Dropped tokens receive `fill`, a number or values `[b, n, ...]`.
 
@@ -176,7 +176,7 @@ class TokenMap:
         """
         if not is_kind(y, Tensor) or y.ndim < 2 or y.shape[:2] != self.keep.shape:
             raise BadArgumentError(
-                f"y has shape {shape_of(y)}; this plan ends with {self.kept} tokens for each of "
+                f"y has shape {shape_of(y)}; this token map ends with {self.kept} tokens for each of "
                 f"{self.keep.shape[0]} images: [{self.keep.shape[0]}, {self.kept}, ...]"
             )
         whole = (*self.dst.shape, *y.shape[2:])
@@ -200,14 +200,14 @@ class TokenMap:
         return spread.view(whole)
 
     def then(self, later: TokenMap) -> TokenMap:
-        """Compose: what this plan did, and then `later` on its outputs.
+        """Compose: this token map, followed by `later` on its outputs.
 
         Raises:
-            BadArgumentError: `later` does not begin with as many tokens as this plan ends with.
+            BadArgumentError: `later` does not begin with as many tokens as this token map ends with.
         """
         if check_kind("later", later, TokenMap).tokens != self.kept:
             raise BadArgumentError(
-                f"a plan that ends with {self.kept} tokens cannot be followed by one that begins "
+                f"a token map that ends with {self.kept} tokens cannot be followed by one that begins "
                 f"with {later.tokens}"
             )
         # A token that is new here, or becomes new later, stands for no input token: -1 stays -1.
@@ -217,10 +217,10 @@ class TokenMap:
         return TokenMap(keep, dst, later.lengths, later.held, self.complete and later.complete)
 
     def reordered(self, key: Tensor) -> TokenMap:
-        """The same plan with its outputs in ascending order of `key [b, m]` (stable)."""
+        """Return the token map with its outputs in ascending order of `key [b, m]` (stable)."""
         order = ordered(key)  # [b, m]
         slots = torch.arange(self.kept, device=key.device).expand_as(order)
-        # What is dropped (-1) has the last place, where -1 stands.
+        # Dropped tokens (-1) index the last column, which holds -1.
         width = self.kept + 1
         rank = order.new_full((order.shape[0], width), -1).scatter(1, order, slots)
         dst = take(rank, self.dst if self.complete else self.dst % width)
@@ -228,15 +228,15 @@ class TokenMap:
         return TokenMap(take(self.keep, order), dst, self.lengths, held, self.complete)
 
     def by_position(self) -> TokenMap:
-        """The same plan with its outputs in the order of their representatives; new tokens last."""
+        """Return the token map with its outputs in order of their representatives; new tokens last."""
         return self.reordered(
             self.keep if self.complete else self.keep % (self.tokens + 1)
         )  # -1: n
 
-    def beside(self, free: Tensor, held: Tensor) -> TokenMap:
-        """The same plan, made for the tokens `free [b, f]`, among all: `held [b, h]` stay as they are.
+    def with_held(self, free: Tensor, held: Tensor) -> TokenMap:
+        """Extend a token map of the tokens `free [b, f]` to all tokens; `held [b, h]` stay as they are.
 
-        The outputs come in the order of their representatives.
+        The outputs are in the order of their representatives.
         """
         keep = take(free, self.sources)
         keep = keep if self.complete else torch.where(self.keep < 0, -1, keep)
@@ -250,7 +250,7 @@ class TokenMap:
         return TokenMap(keep, take(dst, order), lengths, marks, self.complete).by_position()
 
     def after_prefix(self, prefix: int) -> TokenMap:
-        """The same plan, for a sequence with `prefix` untouched tokens in front."""
+        """Return the token map of the sequence with `prefix` untouched tokens in front."""
         if prefix == 0:
             return self
         b = self.keep.shape[0]
@@ -270,8 +270,8 @@ class TokenMap:
         """Raise if keep and dst contradict each other; for tests and debugging (it waits for the device).
 
         Raises:
-            BadArgumentError: what is no index at all, or out of range, a token kept twice, or one that is
-                kept in one slot and counted in another.
+            BadArgumentError: `keep` or `dst` is not an index tensor or out of range, a token is kept
+                twice, or kept in one slot and counted in another.
         """
         for name, index in (("keep", self.keep), ("dst", self.dst)):
             integral = is_kind(index, Tensor) and index.dtype == torch.int64
@@ -287,7 +287,7 @@ class TokenMap:
         least = 0 if self.complete else -1
         for name, index, limit in (("keep", self.keep, n), ("dst", self.dst, m)):
             if bool(((index < least) | (index >= limit)).any()):
-                said = ", and the plan says complete=True" if self.complete else ""
+                said = ", and complete=True excludes -1" if self.complete else ""
                 raise BadArgumentError(f"{name} has indices outside {least} .. {limit - 1}{said}")
         old = self.keep >= 0
         slots = torch.arange(m, device=self.keep.device).expand(b, m)

@@ -1,4 +1,4 @@
-"""The front door: `build` a recipe by name, then plan, reduce, attach or save it."""
+"""`build` makes a method from a recipe; a method can plan, reduce, attach and save."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Method:
 
     Attributes:
         recipe: the parts and the numbers.
-        name: under which it was built, or None for a recipe made by hand.
-        options: those that were given.
+        name: the name under which it was built; None for a recipe made by hand.
+        options: the options given to `build`.
     """
 
     recipe: Recipe
@@ -41,7 +41,7 @@ class Method:
     def plan(
         self, tokens: int, depth: int, *, prefix: int = 0, width: int = 768, hidden: int = 0
     ) -> TokenBudget:
-        """Say how many patch tokens there will be after each block, and what that costs.
+        """Compute how many patch tokens there are after each block, and what that costs.
 
         Args:
             tokens: patch tokens of one image.
@@ -106,27 +106,26 @@ class Method:
 
         Args:
             model: a vision transformer that an adapter knows.
-            trace: keep the plan of each pass: `attached.record` (it costs a little time and memory).
-            restore: behind each block all tokens are there again, for dense heads and
-                `forward_intermediates`: merged ones with the features of what they are part of, dropped
-                ones with those with which they entered the block that dropped them. The blocks still
-                work on few tokens.
+            trace: keep the token map of each pass in `attached.record` (costs a little time and memory).
+            restore: the output of each block has all tokens, for dense heads and `forward_intermediates`: a
+                merged token has the features of the token that it is part of, a dropped one those with
+                which it entered the block that dropped it. The blocks still work on few tokens.
             when: "always", "eval" or "train": in the other mode of the model nothing is reduced.
-            debug: look for NaN, infinities and contradictory plans at every site, and raise. It waits for
-                the device, and cannot be compiled with fullgraph=True.
+            debug: raise on NaN, infinities and inconsistent token maps at every site. It waits for the
+                device, and cannot be compiled with fullgraph=True.
             on_reduce: called in every pass after each reduction, with an `Event`: the block's index, the
-                plan, the tokens before and after.
-            replace: detach whatever recipe is attached already.
-            prefix: how many tokens come before the patches in a model with prompts of its own (visual
-                prompt tuning), CLS and registers counted: CLS and five prompts are 6. None: as many as the
-                model's class has.
+                token map, the tokens before and after.
+            replace: first detach the recipe that is attached.
+            prefix: number of tokens before the patches in a model with visual prompts (prompt tuning),
+                CLS and registers included: CLS and five prompts are 6. None: as many as the model's class
+                has.
 
         Raises:
             UnsupportedModelError: no adapter can follow this model's tokens; says why.
             MissingEvidenceError: the recipe needs what the model cannot show.
             AttachError: it is compiled already, or something is attached already, or the model failed
                 the proof on random tokens.
-            BadArgumentError: an argument that is none of the above.
+            BadArgumentError: an argument has another type or value.
         """
         return attach(
             self.recipe,
@@ -163,7 +162,7 @@ def build(recipe: str | Recipe, **options: Any) -> Method:
     Raises:
         UnknownNameError: no such recipe, or no such option; names the nearest.
         BadArgumentError: an option has a value that cannot work.
-        PluginError: a plugin's function makes something else than a recipe.
+        PluginError: a plugin's function does not return a recipe.
     """
     if isinstance(recipe, Recipe):
         unknown = sorted(set(options) - {"keep", "flops"})
@@ -188,7 +187,7 @@ def build(recipe: str | Recipe, **options: Any) -> Method:
 
 
 def _with(recipe: Recipe, *, keep: int | float | None = None, flops: float | None = None) -> Recipe:
-    """The same recipe with another budget."""
+    """Return the recipe with another budget."""
     proportional = recipe.proportional_attention
     return Recipe(*recipe.steps, keep=keep, flops=flops, proportional_attention=proportional)
 
@@ -212,26 +211,26 @@ def list_recipes(pattern: str = "*") -> list[str]:
 
 
 def list_scorers(pattern: str = "*") -> list[str]:
-    """Names of the scorers of tokens and of pairs."""
+    """Names of the token scorers and pair scorers that match a shell pattern."""
     return plugins.names("scorers", pattern)
 
 
 def list_matchers(pattern: str = "*") -> list[str]:
-    """Names of the matchers and of what they are made of."""
+    """Names of the matchers, selectors, assigners, splits and protections that match a shell pattern."""
     return plugins.names("matchers", pattern)
 
 
 def list_mergers(pattern: str = "*") -> list[str]:
-    """Names of the mergers."""
+    """Names of the mergers that match a shell pattern."""
     return plugins.names("mergers", pattern)
 
 
 def list_schedules(pattern: str = "*") -> list[str]:
-    """Names of the schedules."""
+    """Names of the schedules that match a shell pattern."""
     return plugins.names("schedules", pattern)
 
 
 def list_adapters() -> list[str]:
-    """Names of the plugins that know models."""
+    """Names of the plugins that provide adapters."""
     hook = plugins.manager().hook.tokenzoo_adapter
     return sorted(implementation.plugin_name for implementation in hook.get_hookimpls())

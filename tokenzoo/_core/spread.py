@@ -26,9 +26,9 @@ def capped(tokens: int, asks: Sequence[int], fewest: Fewest) -> tuple[int, ...]:
 
     Args:
         tokens: before the first site.
-        asks: removals that are wanted, >= 0.
-        fewest: see `spread`; a value above n is read as n (such a site removes nothing), one below
-            1 as 1 (an image never loses its last token).
+        asks: removals wanted at each site, >= 0.
+        fewest: see `spread`; a value above n counts as n (the site removes nothing), one below 1 as 1 (an
+            image never loses its last token).
     """
     counts: list[int] = []
     n = tokens
@@ -40,7 +40,7 @@ def capped(tokens: int, asks: Sequence[int], fewest: Fewest) -> tuple[int, ...]:
 
 
 def removals_of(tokens: int, counts: Sequence[int]) -> tuple[int, ...]:
-    """Return what each site removes, from the counts after each site."""
+    """Return the removals of each site, from the counts after each site."""
     return tuple(before - after for before, after in pairwise((tokens, *counts)))
 
 
@@ -50,21 +50,20 @@ def spread(
     """Return the patch tokens after each site, the last being exactly `keep`.
 
     Each site removes min(floor(c * weight), n - fewest(n)), with the smallest c that removes at
-    least tokens - keep in all. The surplus is given back, one token each, by the latest sites whose
-    floor was not cut by what they can take; the cut ones keep what they removed. For equal weights
-    this is the reading of EvoPrune's "fixed number of merged tokens" (arXiv 2603.03681) that can be
-    carried out.
+    least tokens - keep in all. The surplus is given back, one token each, by the latest sites that were
+    not at their limit. For equal weights this is the feasible reading of EvoPrune's "fixed number of
+    merged tokens" (arXiv 2603.03681).
 
     Args:
         tokens: before the first site.
-        keep: wanted after the last; not below that, all stay.
+        keep: tokens wanted after the last; with keep >= tokens all stay.
         weights: one per site, >= 0; a site of weight 0 removes nothing.
         fewest: the least that can stay at one site of n tokens, never falling as n grows:
             (n + 1) // 2 where tokens merge in pairs, 1 for a selection.
 
     Raises:
         BudgetError: all sites at their limit leave more than `keep`; names the fewest.
-        BadArgumentError: weights that are no weights, or all 0 where something must go.
+        BadArgumentError: a weight is not a finite number >= 0, or all are 0 and tokens must go.
     """
     check_count("tokens", tokens)
     check_count("keep", keep)
@@ -93,7 +92,7 @@ def spread(
 
 
 def _as_ints(weights: Sequence[float | Fraction]) -> list[int]:
-    """The same weights up to a common factor, exactly: floats are fractions of a power of two."""
+    """Return integers in the same ratios as the weights, exactly (a float is a binary fraction)."""
     for weight in weights:
         number = is_kind(weight, int | float | Fraction)
         if not number or isinstance(weight, bool) or not 0 <= weight < math.inf:
@@ -113,12 +112,12 @@ def _as_ints(weights: Sequence[float | Fraction]) -> list[int]:
 
 
 def _reach(tokens: int, sites: int, fewest: Fewest) -> int:
-    """The fewest tokens that can be left after so many sites."""
+    """Return the fewest tokens that can be left after this many sites."""
     return capped(tokens, [tokens] * sites, fewest)[-1] if sites else tokens
 
 
 def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number in [low, high] for which `holds`; it stays true from there to `high`."""
+    """Return the smallest number in [low, high] for which `holds`, a monotone predicate."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -126,10 +125,10 @@ def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
 
 
 def _smallest_asks(tokens: int, keep: int, weights: list[int], fewest: Fewest) -> list[int]:
-    """floor(c * weight) for the smallest c that reaches `keep`.
+    """Return floor(c * weight) for the smallest c that reaches `keep`.
 
-    More is removed as c grows, so c is found by bisection; exactly, since nothing changes but where
-    some c * weight becomes an int.
+    Removals grow with c, so c is found by bisection; exactly, since they change only where some
+    c * weight becomes an int.
     """
 
     def asks(step: int, per: int) -> list[int]:
@@ -152,7 +151,7 @@ def _smallest_asks(tokens: int, keep: int, weights: list[int], fewest: Fewest) -
 
 
 def _give_back(tokens: int, keep: int, asks: list[int], fewest: Fewest) -> list[int]:
-    """What each site removes, after the latest uncut ones gave back the surplus, one token each."""
+    """Return the removals, after the latest sites below their limit gave back the surplus."""
     counts = capped(tokens, asks, fewest)
     removals = list(removals_of(tokens, counts))
     uncut = [i for i, ask in enumerate(asks) if removals[i] == ask]
@@ -168,11 +167,11 @@ def _give_back(tokens: int, keep: int, asks: list[int], fewest: Fewest) -> list[
 
 
 def _mended(tokens: int, keep: int, removals: list[int], fewest: Fewest) -> tuple[int, ...]:
-    """Exact counts near `removals`, where a site with one token more can take one less.
+    """Return exact counts near `removals` where `n - fewest(n)` falls as n grows.
 
-    Then giving back at one site can undo what a later one may remove (two protected shares that
-    round up at the same n do that); so each site takes what the sites after it could not. All at
-    their limit reach `keep`, so the last count is `keep`, whatever `fewest` does.
+    There, a token given back at one site can lower the limit of a later one (two protected shares that
+    round up at the same n do that); so each site removes what the sites after it cannot. All sites at their
+    limit reach `keep`, so the last count is `keep` for any `fewest`.
     """
     counts: list[int] = []
     n = tokens
@@ -186,7 +185,7 @@ def _mended(tokens: int, keep: int, removals: list[int], fewest: Fewest) -> tupl
 
 
 def _filled(tokens: int, counts: tuple[int, ...], weights: list[int]) -> tuple[int, ...]:
-    """The counts of all sites from those of the sites with a weight."""
+    """Return the counts of all sites from those of the sites with a weight."""
     after = iter(counts)
     filled: list[int] = []
     n = tokens

@@ -36,7 +36,7 @@ def test_an_image_encoder():
     on = attached(work, "evoprune", 20)
     own = floors.operations(work, on)
     assert own["encoder"] / bare["encoder"] == pytest.approx(on.plan().flops)
-    assert floors.behind(work, on) == (20,)
+    assert floors.after_tower(work, on) == (20,)
 
 
 def test_a_prompt_with_a_video():
@@ -75,7 +75,7 @@ def test_a_packed_tower_with_windows():
     own = floors.operations(work, on)
     assert own["encoder"] == bare["encoder"]
     assert own["prefill"] == 3 * layer(WORDS + 12 + 6)
-    assert floors.behind(work, on) == (12, 3)
+    assert floors.after_tower(work, on) == (12, 3)
 
 
 @pytest.mark.parametrize(("keep", "floor"), [(64, 0.540), (32, 0.502), (16, 0.464)])
@@ -89,4 +89,4 @@ def test_the_floors_of_evoprunes_video_table(keep, floor):
 def test_a_model_that_nothing_knows_has_none():
     work = load("resnet18")
     assert floors.operations(work, None) == {}
-    assert floors.behind(work, None) == ()
+    assert floors.after_tower(work, None) == ()

@@ -70,7 +70,7 @@ def layers(text: Any, entering: Sequence[int]) -> int:
     return sum(n * products + 4 * n * n * heads * head for n in entering)
 
 
-def behind(work: Workload, attached: Attached | None) -> tuple[int, ...]:
+def after_tower(work: Workload, attached: Attached | None) -> tuple[int, ...]:
     """Patch tokens that leave the encoder, of each kind of image; () where nothing knows."""
     if work.adapter is None:
         return ()

@@ -166,7 +166,7 @@ def _row(work: Workload, subject: _Subject, bare: _Subject, mode: Mode) -> Row:
     return Row(
         subject.name,
         None if candidate is None else candidate.keep,
-        tokens=() if foreign else floors.behind(work, subject.attached),
+        tokens=() if foreign else floors.after_tower(work, subject.attached),
         prompt=subject.clock.prompt,
         floor=floor,
         time=time,

@@ -243,9 +243,7 @@ def test_check_finds_a_plan_that_says_complete_and_is_not(
 ) -> None:
     plan = TokenMap(torch.tensor(keep), torch.tensor(dst))
     plan.check()
-    with pytest.raises(
-        BadArgumentError, match=r"outside 0 \.\. \d, and complete=True excludes -1"
-    ):
+    with pytest.raises(BadArgumentError, match=r"outside 0 \.\. \d, and complete=True excludes -1"):
         replace(plan, complete=True).check()
 
 

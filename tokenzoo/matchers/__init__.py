@@ -1,4 +1,4 @@
-"""Matchers: who stays, and who joins whom."""
+"""Matchers: which tokens stay, and which tokens the others join."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,7 +39,7 @@ from .top_k import TopK as TopK
 
 @hookimpl
 def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
-    """The built-in matchers, their selectors, assigners, splits and protections."""
+    """Return the built-in matchers, selectors, assigners, splits and protections."""
     return {
         "bipartite": Bipartite,
         "by_depth": ByDepth,

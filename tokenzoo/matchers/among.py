@@ -1,4 +1,4 @@
-"""A second choice among the best of the rest, and what becomes of those: SparseVLM's recycling."""
+"""A selector and an assigner restricted to the first share of a pool: SparseVLM's recycling."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tokenzoo.token_map import take
 
 
 def first_share(share: float, pool: int) -> int:
-    """How many of a pool are its first share: the share rounded down, and one more."""
+    """Return the size of the first share of a pool: the share rounded down, plus one."""
     return min(pool, floor_share(share, pool) + 1)
 
 
 @dataclass(frozen=True)
 class Among(Selector):
-    """Another selector's choice, which sees the first share of the pool and nothing else.
+    """Apply another selector to the first share of the pool only.
 
-    The pool comes in the order of the selector before: after `TopK(..., rest="score")` the best first.
-    What that share leaves over comes first in the rest, for `JoinFirst`.
+    The pool has the order of the previous selector: after `TopK(..., rest="score")` the best come first.
+    The tokens of the share that are not chosen come first in the rest, for `JoinFirst`.
 
     Args:
-        stay: who chooses. It sees no softmax, grid or frames: some tokens are none.
-        share: of the pool, rounded down, and one token more; never fewer than are to be chosen.
+        stay: the selector. A subset has no softmax, grid or frames.
+        share: of the pool, rounded down, plus one token; never fewer than are to be chosen.
     """
 
     stay: Selector
@@ -41,13 +41,13 @@ class Among(Selector):
             raise BadArgumentError(
                 f"stay={self.stay!r} among some of the tokens: "
                 f"{'its count comes from the data' if self.stay.ragged else ', '.join(sorted(whole))}, and "
-                "a part of an image has none; pass a selector of a fixed count that looks at single tokens"
+                "a part of an image has none; pass a selector of a fixed count that needs no whole image"
             )
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k of the first."""
+        """Choose k tokens of the first share."""
         count = max(k, first_share(self.share, pool.shape[1]))
-        # Of equal tokens the lower index comes first, as everywhere.
+        # Ties go to the lower index.
         first = pool[:, :count].sort(-1).values
         own = torch.arange(first.shape[1], device=pool.device).expand_as(first)
         kept, left = self.stay.select(evidence.take(first), own, k)
@@ -56,13 +56,13 @@ class Among(Selector):
 
 @dataclass(frozen=True)
 class JoinFirst(Assigner):
-    """The first share of those that are left joins, as another assigner says; the others are dropped.
+    """Apply another assigner to the first share of the rest; drop the others.
 
-    Behind `Among(..., share)` as the last selector these are the tokens that it chose among.
+    After `Among(..., share)` as the last selector, these are the tokens among which it chose.
 
     Args:
-        join: where they go.
-        share: as that of `Among`: it counts what the last selector has chosen, too.
+        join: the assigner.
+        share: as for `Among`: it includes the tokens that the last selector has chosen.
     """
 
     join: Assigner
@@ -75,7 +75,7 @@ class JoinFirst(Assigner):
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]
     ) -> Tensor:
-        """Give the first of the rest their slots; -1 to the others."""
+        """Assign slots to the first of the rest, -1 to the others."""
         chosen = groups[-1]
         count = max(0, first_share(self.share, rest.shape[1] + chosen) - chosen)
         slots = self.join.assign(evidence, kept, rest[:, :count], groups)

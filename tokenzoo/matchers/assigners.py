@@ -1,4 +1,4 @@
-"""Where the tokens that do not stay go: away, or to the nearest that stays."""
+"""Assigners: drop the rest, or merge each token into the nearest kept one."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tokenzoo.parts import Assigner, PairScorer
 
 @dataclass(frozen=True)
 class Drop(Assigner):
-    """Nobody joins anybody: the rest is gone."""
+    """Drop the rest."""
 
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]
     ) -> Tensor:
-        """Send all of `rest` away (-1)."""
+        """Return -1 for all of `rest`."""
         del evidence, kept, groups
         return rest.new_full(rest.shape, -1)
 
 
 @dataclass(frozen=True)
 class Nearest(Assigner):
-    """Each of the rest joins the kept token with which it has the highest pair score.
+    """Assign each of the rest to the kept token with the highest pair score.
 
     Args:
         pairs: a high score means merge.
-        group: which of the selector's groups receives, as an index (VisionZip: -1, the contextual
-            tokens); None: all of them.
+        group: index of the selector's group that receives (VisionZip: -1, the contextual tokens); None:
+            all groups.
     """
 
     pairs: PairScorer
@@ -39,7 +39,7 @@ class Nearest(Assigner):
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]
     ) -> Tensor:
-        """Give each of the rest the slot of its nearest receiver; dropped if the group is empty."""
+        """Return the slot of the nearest receiver; -1 if the group is empty."""
         first, size = 0, kept.shape[1]
         if self.group is not None:
             if not -len(groups) <= self.group < len(groups):

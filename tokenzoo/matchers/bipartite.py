@@ -1,7 +1,7 @@
-"""Bipartite soft matching: one score of pairs decides both who leaves and whom they join.
+"""Bipartite soft matching: a pair score decides which tokens leave and which they join.
 
-Every token of one side proposes to its best partner on the other; the best proposals are merged. ToMe is
-the cosine of keys with a split by parity; EvoPrune discounts the cosine by the diversity of both tokens
+Every token of one side proposes to its best partner on the other; the best proposals are merged. ToMe uses
+the cosine of keys and a split by parity; EvoPrune discounts the cosine by the diversity of both tokens
 and holds the tokens that receive most attention.
 """
 
@@ -27,13 +27,13 @@ class Bipartite(Matcher):
 
     Args:
         pairs: a high score means merge.
-        split: who proposes and who receives.
-        protect: which tokens take no part; None: all take part.
+        split: which tokens propose and which receive.
+        protect: tokens that take no part; None: all take part.
         order: of the outputs: "position", or "tome": first the proposers that stay, then all receivers.
             ToMe leaves the former in descending order of their score where there is no prefix token,
             and by position where there is one; its next split by parity depends on it.
-        rank: the split sees the mergeable tokens in ascending order of this score (PiToMe: the most
-            redundant first); None: in that of their positions.
+        rank: the split divides the mergeable tokens in ascending order of this score (PiToMe: the most
+            redundant first); None: in order of position.
     """
 
     pairs: PairScorer
@@ -45,13 +45,13 @@ class Bipartite(Matcher):
     def __post_init__(self) -> None:
         if self.protect is not None and (self.order == "tome" or isinstance(self.split, Parity)):
             raise BadArgumentError(
-                "protect= needs split=Alternate() and order='position': by index parity fewer pairs "
-                "than wanted can be left among the mergeable tokens, and ToMe's order has no place "
-                "for held ones"
+                "protect= needs split=Alternate() and order='position': a split by index parity can leave "
+                "fewer pairs than needed among the mergeable tokens, and ToMe's order does not define "
+                "where held ones go"
             )
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
-        """All but the most that the split can merge."""
+        """Return the tokens minus the most that the split can merge."""
         del prefix
         return tokens - self.split.limit(tokens)
 

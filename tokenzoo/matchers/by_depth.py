@@ -1,4 +1,4 @@
-"""One matcher in the first blocks of a tower, another one in the last."""
+"""One matcher in the first blocks of a tower, another in the last."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tokenzoo.token_map import TokenMap
 
 @dataclass(frozen=True)
 class ByDepth(Matcher):
-    """Let the block decide which matcher it is (PiToMe).
+    """Choose the matcher by the depth of the block (PiToMe).
 
     Args:
-        first: in the blocks i of L with i / L below `border`.
-        last: in the others.
+        first: the matcher in blocks i of L with i / L below `border`.
+        last: the matcher in the others.
         border: a fraction of the depth.
     """
 
@@ -30,18 +30,18 @@ class ByDepth(Matcher):
 
     @property
     def ragged(self) -> bool:
-        """Whether one of the two takes its count from the data."""
+        """Whether the count of one of the two depends on the data."""
         return self.first.ragged or self.last.ragged
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
-        """The least that both can leave."""
+        """Return the fewest tokens that both can leave."""
         return max(self.first.fewest(tokens, prefix), self.last.fewest(tokens, prefix))
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Ask the one that the block is for.
+        """Match with the matcher of this block.
 
         Raises:
-            BadArgumentError: so few tokens are wanted that one of the two cannot leave them.
+            BadArgumentError: one of the two cannot reduce to `keep`.
         """
         n, least = evidence.x.shape[1], self.fewest(evidence.x.shape[1], evidence.prefix)
         if keep < least:

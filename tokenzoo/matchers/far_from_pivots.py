@@ -1,7 +1,7 @@
-"""Few pivots, and the tokens that are least like them: duplication matters more than importance (DART).
+"""A few pivots and the tokens least similar to them (DART).
 
-The pivots are the tokens that a scorer puts first, of the image and of the text after it. Each pivot in
-turn takes, of what the pivots before it have left, the tokens with the lowest cosine to it.
+The pivots are the tokens with the highest scores, of the image and of the text after it. Each pivot in turn
+takes the tokens with the lowest cosine to it that the pivots before it have not taken.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tokenzoo.tokens import unit
 class FarFromPivots(Selector):
     """Keep the pivots of the image, and for each pivot the tokens that are least similar to it.
 
-    Of the k - pivots other places each pivot has an equal share; where that does not divide, those that
-    come first in the order of the pivots have one more.
+    Each pivot takes an equal share of the other k - pivots tokens; the first pivots take the remainder, one
+    token each.
 
     Args:
-        scorer: the highest are the pivots, in the image and in the text.
+        scorer: the tokens with the highest scores are the pivots, in the image and in the text.
         pivots: tokens of the image; fewer if fewer are to be kept.
         text_pivots: tokens of the text after the image (the layer "text"); fewer if it is shorter. They
-            take tokens of the image, and are not among those kept.
+            take tokens of the image, and are not kept themselves.
         order: of the pivots: "score", those of the image before those of the text, each the highest first;
             or "set", that in which CPython's set iterates over their positions in the prompt (prefix,
             image, text), as in DART's code. It waits for the device, and cannot be compiled into one graph.
@@ -50,12 +50,12 @@ class FarFromPivots(Selector):
         if any("@" in need for need in asked):
             raise BadArgumentError(
                 f"text_pivots={self.text_pivots} with {self.scorer!r}, which reads another layer: text "
-                "tokens show none; pass a scorer of this layer, or text_pivots=0"
+                "tokens have none; pass a scorer of this layer, or text_pivots=0"
             )
         self.require(*(f"{need}@{TEXT}" for need in {"x", *asked}))
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k tokens: the pivots, the highest first, then what each of the pivots has taken."""
+        """Choose k tokens: the pivots, the highest first, then the tokens that each of them takes."""
         if k == 0:
             return pool[:, :0], pool
         place = torch.arange(pool.shape[1], device=pool.device).expand_as(pool)
@@ -67,11 +67,11 @@ class FarFromPivots(Selector):
             text = evidence.at(TEXT)
             best = descending(token_scores(self.scorer, text))[:, : self.text_pivots]
             pivots = torch.cat([pivots, unit(take(text.x, best))], 1)
-            behind = evidence.prefix + evidence.x.shape[1]
-            positions = torch.cat([positions, best + behind], 1)
+            after = evidence.prefix + evidence.x.shape[1]
+            positions = torch.cat([positions, best + after], 1)
         if self.order == "set":
             pivots = take(pivots, set_order(positions))
-        # A pivot that is NaN says nothing about the others; a candidate that is NaN stays NaN, the last.
+        # A NaN pivot has similarity 0 to all; a NaN candidate stays NaN and comes last.
         likeness = pivots.nan_to_num(0.0) @ features.mT  # [b, pivots, p]
         chosen, count = [own], likeness.shape[1]
         share, more = divmod(k - own.shape[1], count)
@@ -83,10 +83,9 @@ class FarFromPivots(Selector):
 
 
 def set_order(positions: Tensor) -> Tensor:
-    """The places of `positions [b, q]` in the order in which CPython iterates over a set of them.
+    """Return the indices of `positions [b, q]` in the order in which CPython iterates over a set of them.
 
-    Where two of them want one place of its hash table, the one that was entered first is before the other:
-    they are entered in their order.
+    They are inserted in the given order, which decides collisions in the hash table.
     """
     rows = cast("list[list[int]]", positions.tolist())  # pyright: ignore[reportUnknownMemberType]
     return positions.new_tensor([[row.index(position) for position in set(row)] for row in rows])

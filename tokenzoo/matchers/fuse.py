@@ -1,4 +1,4 @@
-"""All that does not stay becomes one new token."""
+"""An assigner that fuses the rest into one new token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tokenzoo.parts import Assigner
 
 @dataclass(frozen=True)
 class Fuse(Assigner):
-    """The rest joins one new token, which comes behind the kept ones (EViT, PruMerge, TRIM).
+    """Assign the rest to one new token after the kept ones (EViT, PruMerge, TRIM).
 
-    What the new token looks like is the merger's to say: `Fused`, `NeighbourSum`.
+    The merger computes its features: `Fused`, `NeighbourSum`.
     """
 
     extra = 1
@@ -22,6 +22,6 @@ class Fuse(Assigner):
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]
     ) -> Tensor:
-        """Give all of `rest` the slot behind the kept ones."""
+        """Return the slot after the kept ones for all of `rest`."""
         del evidence, groups
         return rest.new_full(rest.shape, kept.shape[1])

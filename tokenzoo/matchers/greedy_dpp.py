@@ -22,16 +22,16 @@ from tokenzoo.parts import PairScorer, Scorer, Selector, token_scores
 class GreedyDPP(Selector):
     """Keep tokens one by one, each with the largest gain in the determinant of the kernel.
 
-    Once the kernel's rank is used up the gains are rounding errors. A token with a gain below `floor` is
-    still chosen, but takes nothing from the gains of the others, and the count is exact.
+    Beyond the rank of the kernel, gains are rounding errors. A token with a gain below `floor` is still
+    chosen, but does not change the gains of the others, and the count is exact.
 
     Args:
         pairs: similarity, positive semi-definite (the cosine is).
         quality: positive token scores.
-        floor: the least gain that counts as one.
-        fails: beyond the rank do as CDPruner's code does, which takes the root of a negative number: all
-            gains are NaN then, and the first token is chosen again and again. Fewer than k stay; how many,
-            rounding decides.
+        floor: the smallest gain that is not a rounding error.
+        fails: beyond the rank, do as CDPruner's code does, which takes the root of a negative number: all
+            gains become NaN, and the first token is chosen repeatedly. Fewer than k stay, and rounding
+            decides how many.
     """
 
     pairs: PairScorer
@@ -41,7 +41,7 @@ class GreedyDPP(Selector):
 
     @property
     def ragged(self) -> bool:
-        """Where the rank is used up, fewer stay."""
+        """With `fails`, the count depends on the data."""
         return self.fails
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -52,25 +52,25 @@ class GreedyDPP(Selector):
         return choose(pool, order[:, :k])
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
-        """How many different tokens are chosen: `[b]`."""
+        """Return the number of distinct chosen tokens: `[b]`."""
         if not self.fails or k == 0:
             return None
         return distinct(self._picks(evidence, pool, k), pool.shape[1])[1]
 
     def _picks(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
-        """The places that are chosen, one after another: `[b, k]`."""
+        """Return the pool indices in order of choice: `[b, k]`."""
         b, p = pool.shape
         weight = token_scores(self.quality, evidence)
         kernel = self.pairs.score(evidence).weighted(weight).at(pool, pool)
         gain = kernel.diagonal()  # [b, p]
-        # A NaN token is chosen when all others are, and takes nothing from their gains.
+        # A NaN token is chosen after all others, and does not change their gains.
         bad = ~gain.isfinite()
         gain = gain.masked_fill(bad, torch.finfo(gain.dtype).min / 2)
         factor = gain.new_zeros(b, k, p)
         taken = torch.zeros_like(gain, dtype=torch.bool)
         chosen: list[Tensor] = []
         for step in range(k):
-            # A NaN is the largest of all: where the code fails, all gains are, the chosen ones' too.
+            # NaN is the maximum: once the code fails, all gains are NaN, also those of chosen tokens.
             free = gain if self.fails else self._units(gain, bad).masked_fill(taken, -torch.inf)
             pick = free.argmax(-1, keepdim=True)  # [b, 1]
             chosen.append(pick)
@@ -79,8 +79,7 @@ class GreedyDPP(Selector):
             column = before.gather(2, pick[:, None].expand(b, step, 1))  # [b, step, 1]
             row = kernel.row(pick.squeeze(1)).nan_to_num(0.0, 0.0, 0.0)
             row = row - (column.mT @ before).squeeze(1)
-            # Beyond the rank a gain is rounding error, and its root would blow the others up: such a
-            # token takes nothing from their gains.
+            # Beyond the rank a gain is a rounding error, and dividing by its root would amplify it.
             own = gain.gather(1, pick)
             if self.fails:
                 row = row / own.sqrt()
@@ -93,5 +92,5 @@ class GreedyDPP(Selector):
         return torch.cat(chosen, 1)
 
     def _units(self, gain: Tensor, bad: Tensor) -> Tensor:
-        """Gains in units of the floor: what is below it is rounding error, and equal. Bad ones are less."""
+        """Return gains in units of the floor; those below it are equal, those of bad tokens lower."""
         return (gain / self.floor).round().clamp_min(0).masked_fill(bad, -1)

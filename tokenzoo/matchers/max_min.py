@@ -30,35 +30,35 @@ class MaxMin(Selector):
 
     @property
     def ragged(self) -> bool:
-        """Where tokens are chosen twice, fewer stay."""
+        """With `repeats`, the count depends on the data."""
         return self.repeats
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k tokens, in the order of choice: for fewer, take the first of them. O(k p)."""
+        """Choose k tokens, in the order of choice; a prefix is the choice for a smaller k. O(k p)."""
         if k == 0:
             return pool[:, :0], pool
         order, _ = distinct(self._picks(evidence, pool, k), pool.shape[1])
         return choose(pool, order[:, :k])
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
-        """How many different tokens are chosen: `[b]`."""
+        """Return the number of distinct chosen tokens: `[b]`."""
         if not self.repeats or k == 0:
             return None
         return distinct(self._picks(evidence, pool, k), pool.shape[1])[1]
 
     def _picks(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
-        """The places that are chosen, one after another: `[b, k]`."""
+        """Return the pool indices in order of choice: `[b, k]`."""
         p = pool.shape[1]
         scores = self.pairs.score(evidence).at(pool, pool).dense().float()  # a copy is at 0
         bad = scores.diagonal(dim1=1, dim2=2).isnan()  # [b, p]
-        # A NaN token is chosen when all others are, and nobody is near to it.
+        # A NaN token is chosen after all others, and is near no token.
         distance = (1 - scores).nan_to_num(nan=torch.inf)  # [b, p, p]
         own = torch.eye(p, dtype=torch.bool, device=pool.device)
         nearest = distance.masked_fill(own, torch.inf).amin(1).masked_fill(bad, -torch.inf)
         chosen: list[Tensor] = []
         taken = torch.zeros_like(bad)
         for step in range(k):
-            # Chosen ones are behind the bad ones, which are behind all others.
+            # The order: good tokens, then bad ones, then chosen ones.
             score = nearest.clamp(-3, torch.finfo(nearest.dtype).max)
             if not self.repeats:
                 score = score.masked_fill(taken, -torch.inf)

@@ -1,4 +1,4 @@
-"""The middle tokens of clusters, found again and again (K-Medoids)."""
+"""K-medoids clustering."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tokenzoo.token_map import take
 
 @dataclass(frozen=True)
 class Medoids(Selector):
-    """Keep a token of each of k clusters: the one that is nearest to all others of it.
+    """Keep the medoid of each of k clusters.
 
     The first medoids are the tokens with the highest scores. In each round every token joins the nearest
     medoid, and of each cluster the token i with the lowest score_i * (sum of its distances to the members)
-    becomes the medoid. So scores are weights: of two tokens in the middle the lower one is taken.
+    becomes the medoid, so scores are weights: of two central tokens the one with the lower score is taken.
 
     Args:
         pairs: minus squared distances; a high score means near.
-        scorer: >= 0; where to begin, and the weights.
-        rounds: how many.
+        scorer: >= 0; its highest tokens are the first medoids, and its scores the weights.
+        rounds: number of rounds.
         match_reference: add up the distances to all tokens, not to the members alone, as the published
             code does.
     """

@@ -1,4 +1,4 @@
-"""As many tokens as stand out: the count comes from the data (PruMerge, TRIM)."""
+"""The outliers of a score; their number depends on the data (PruMerge, TRIM)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from tokenzoo.token_map import take
 class Outliers(Selector):
     """Keep the tokens whose score is above Q3 + 1.5 * (Q3 - Q1), with the quartiles of the pool.
 
-    One token at least, and at most the k that are asked for. The others of the k only fill the places.
+    At least one token and at most k stay; the others of the k are padding.
 
     Args:
         scorer: a high score means keep.
         spread: keep also every s-th token of the image, from the first on but never the last, with
             s = floor(floor(n / outliers) / 3), at least 1 (PruMerge+).
-        over: "image", or "batch": the quartiles of all images, and of each as many as are above them on
-            average, as PruMerge's and TRIM's code has it. The result then depends on the rest of the batch.
+        over: "image", or "batch": quartiles over all images, and from each the average number of tokens
+            above them, as in PruMerge's and TRIM's code. The result then depends on the rest of the
+            batch.
     """
 
     scorer: Scorer
@@ -35,20 +36,20 @@ class Outliers(Selector):
 
     @property
     def ragged(self) -> bool:
-        """How many stay comes from the data."""
+        """True: the count depends on the data."""
         return True
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k tokens: the outliers, the highest first; the spread ones, ascending; the others."""
+        """Choose k tokens: the outliers, the highest first, the spread ones, ascending, the others."""
         order, _ = self._ordered(evidence, pool)
         return choose(pool, order[:, :k])
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
-        """How many stand out, with those that are spread: `[b]`."""
+        """Return the number of outliers and spread tokens: `[b]`."""
         return self._ordered(evidence, pool)[1].clamp_max(k)
 
     def _ordered(self, evidence: Evidence, pool: Tensor) -> tuple[Tensor, Tensor]:
-        """The places of the pool in their order `[b, p]`, and how many of them stay `[b]`."""
+        """Return the pool indices in order `[b, p]`, and how many of them stay `[b]`."""
         n, p = evidence.x.shape[1], pool.shape[1]
         scores = comparable(take(token_scores(self.scorer, evidence), pool))  # [b, p]
         order = descending(scores)
@@ -66,7 +67,7 @@ class Outliers(Selector):
         return order, count[:, 0]
 
     def _count(self, scores: Tensor) -> Tensor:
-        """How many of `scores [b, p]` stand out, at least 1: `[b]`; what is not finite does not."""
+        """Return the number of outliers among `scores [b, p]`, at least 1: `[b]`."""
         whole = scores.flatten()[None] if self.over == "batch" else scores
         known = whole.where(whole.isfinite(), torch.nan)
         low, high = quantile(known, 0.25), quantile(known, 0.75)  # [rows] each
@@ -77,9 +78,9 @@ class Outliers(Selector):
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """The quantile of those of `values [rows, p]` that are not NaN, with linear interpolation: `[rows]`.
+    """Return the quantile of `values [rows, p]` without NaN, linearly interpolated: `[rows]`.
 
-    It is `nanquantile`, which in torch 2.11 makes the host wait.
+    The same as `torch.nanquantile`, which synchronises with the host in torch 2.11.
     """
     ascending = values.sort(dim=-1).values  # NaN comes last
     last = (~values.isnan()).sum(-1, keepdim=True).sub(1).clamp_min(0)  # [rows, 1]

@@ -1,4 +1,4 @@
-"""The best tokens of every part of the image: of square windows (VScan), of whole rows (FoPru)."""
+"""The highest scores of every square window (VScan), and the highest-scoring rows (FoPru)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class PerWindow(Selector):
     Args:
         scorer: a high score means keep.
         size: rows and columns of a window.
-        fill: "even": the best of every window, then the second of every window, and so on; where they are
-            more than are left to choose, the highest. "cap": the highest of the image, but no more than
-            ceil(k / windows) of a window, as long as there are enough.
+        fill: "even": the best of every window, then the second of every window, and so on; of the last turn
+            only the highest. "cap": the highest of the image, but at most ceil(k / windows) of a window, as
+            long as others are left.
     """
 
     scorer: Scorer
@@ -53,7 +53,8 @@ class PerWindow(Selector):
 
 @dataclass(frozen=True)
 class WholeRows(Selector):
-    """Keep whole rows of the grid, those with the highest sums of scores; of a last part of a row its best.
+    """Keep the rows of the grid with the highest sums of scores, and the best tokens of a last, partial
+    row.
 
     Args:
         scorer: a high score means keep.
@@ -76,13 +77,13 @@ class WholeRows(Selector):
 
 
 def places(order: Tensor) -> Tensor:
-    """At which place of `order [b, p]` each index stands: `[b, p]`."""
+    """Return the inverse of the permutation `order [b, p]`."""
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter(1, order, place)
 
 
 def _place_in_group(group: Tensor, place: Tensor) -> Tensor:
-    """How many of the same `group [b, p]` have a lower `place [b, p]`: `[b, p]`."""
+    """Return the number of tokens of the same `group [b, p]` with a lower `place [b, p]`: `[b, p]`."""
     p = group.shape[1]
     order = ordered(group * p + place)
     sorted_groups = take(group, order)
@@ -93,7 +94,7 @@ def _place_in_group(group: Tensor, place: Tensor) -> Tensor:
 
 
 def _first(k: int, *keys: Tensor) -> Tensor:
-    """The k places that come first by `keys [b, p]` of whole numbers below p, the first key first."""
+    """Return the first k indices in lexicographic order of `keys`, integers `[b, p]` below p."""
     p = keys[0].shape[1]
     total = keys[0]
     for key in keys[1:]:

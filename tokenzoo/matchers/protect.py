@@ -1,7 +1,7 @@
 """Tokens that no merge may touch, as a partition of static sizes.
 
-A partition is gathered: no mask, no -inf, no product with an infinity (which is NaN where a similarity
-is 0), no count that depends on data.
+A partition needs no mask, no -inf, no product with an infinity (which is NaN for a similarity of 0), and no
+count that depends on data.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tokenzoo.token_map import take
 class Protect(Part):
     """Hold the highest-scoring share of the tokens (EvoPrune's critical tokens).
 
-    Held are min(floor(share * T), T - 2r) of T tokens where r are to be merged; never fewer than 0,
-    which the paper's formula becomes for r > T / 2. Where a site must halve, nothing is held.
+    Of T tokens, min(floor(share * T), T - 2r) are held if r are to be merged; at least 0 (the paper's
+    formula is negative for r > T / 2). A site that must halve holds none.
 
     Args:
-        scorer: a high score is worth protecting.
+        scorer: a high score means protect.
         share: EvoPrune's CTR, a fraction of the tokens of the site.
-        sticky: tokens held at an earlier site come first, as long as there is room. The paper says both
-            that critical tokens are preserved in later stages and that their number shrinks.
+        sticky: hold the tokens held at an earlier site first, as many as fit. The paper says both that
+            critical tokens are preserved in later stages and that their number shrinks.
     """
 
     scorer: Scorer
@@ -38,7 +38,7 @@ class Protect(Part):
     sticky: bool = False
 
     def count(self, tokens: int, merges: int) -> int:
-        """How many of `tokens` are held where `merges` must merge."""
+        """Return the number of tokens that are held if `merges` of `tokens` must merge."""
         return max(0, min(floor_share(self.share, tokens), tokens - 2 * merges))
 
     def partition(self, evidence: Evidence, merges: int) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,12 @@ from tokenzoo.token_map import take
 class Sampled(Selector):
     """Keep the tokens at which the cumulative sum of the scores is nearest to k even steps from 0 to 1.
 
-    The steps are at (2 i - 1) / (2 k), i = 1 ... k. Several can meet one token, so fewer than k stay.
+    The steps are at (2 i - 1) / (2 k), i = 1 ... k. Several steps can meet one token, so fewer than k can
+    stay.
 
     Args:
-        scorer: >= 0; a high score means keep. They are divided by their sum + 1e-6.
-        fill: make the count k all the same: the highest of the other tokens stay, too.
+        scorer: >= 0; a high score means keep. Scores are divided by their sum + 1e-6.
+        fill: fill up to k with the highest of the other tokens.
         match_reference: as in ATS's code: the steps are a floating-point range, which has k - 1 of them
             for some k; padding (mass 0) counts 0.1 more, which is meant to keep it from being chosen.
     """
@@ -34,11 +35,11 @@ class Sampled(Selector):
 
     @property
     def ragged(self) -> bool:
-        """How many stay comes from the data, unless the others fill up."""
+        """Whether the count depends on the data: it does, without `fill`."""
         return not self.fill
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k tokens: those that were met, in pool order, then the others, the highest first."""
+        """Choose k tokens: those that a step meets, in pool order, then the others, the highest first."""
         scores, met = self._met(evidence, pool, k)
         p = pool.shape[1]
         place = torch.arange(p, device=pool.device)
@@ -46,11 +47,11 @@ class Sampled(Selector):
         return choose(pool, order[:, :k])
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
-        """How many tokens were met: `[b]`."""
+        """Return the number of tokens that a step meets: `[b]`."""
         return None if self.fill else self._met(evidence, pool, k)[1].sum(-1)
 
     def _met(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Scores of the pool, and whether a step meets each token: `[b, p]` each."""
+        """Return the scores of the pool, and whether a step meets each token: `[b, p]` each."""
         scores = take(token_scores(self.scorer, evidence), pool)
         met = torch.zeros_like(scores, dtype=torch.bool)
         if k == 0 or pool.shape[1] == 0:
@@ -65,7 +66,7 @@ class Sampled(Selector):
         return scores, met.scatter(1, comparable(gap).argmin(-1), True)
 
     def steps(self, k: int, like: Tensor) -> Tensor:
-        """The steps `[k]`, in the dtype and on the device of a tensor."""
+        """Return the steps `[k]`, in the dtype and on the device of a tensor."""
         if self.match_reference and k > 1:
             first, last = 1 / (2 * k), (2 * k - 1) / (2 * k)
             return torch.arange(first, last, 2 / (2 * k), dtype=like.dtype, device=like.device)

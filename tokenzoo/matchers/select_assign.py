@@ -1,4 +1,4 @@
-"""First who stays, then where the others go: the shape of the selection methods."""
+"""Selection methods: a selector chooses tokens, an assigner merges or drops the others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tokenzoo.token_map import TokenMap
 
 @dataclass(frozen=True)
 class SelectAssign(Matcher):
-    """A selector chooses, an assigner sends the rest to the chosen, or away.
+    """Choose tokens with a selector; merge the rest into them, or drop it, with an assigner.
 
     Args:
-        stay: who stays.
-        join: where the others go.
+        stay: chooses the tokens that stay.
+        join: assigns the others.
         order: of the outputs: "position"; "groups", the selector's groups one after another, each by
             position (VisionZip: dominant, then contextual); "selected", as the selector gave them.
             New tokens come last.
@@ -35,17 +35,17 @@ class SelectAssign(Matcher):
     def __post_init__(self) -> None:
         if self.ragged and not isinstance(self.join, Drop | Fuse):
             raise BadArgumentError(
-                f"{self.join!r} after {self.stay!r}, which keeps as many as the data say: the others can "
-                "only be dropped or fused, Drop() or Fuse()"
+                f"{self.join!r} after {self.stay!r}, which keeps a count that depends on the data: the "
+                "others can only be dropped or fused, Drop() or Fuse()"
             )
 
     @property
     def ragged(self) -> bool:
-        """Whether how many tokens stay comes from the data; `keep` is then the most."""
+        """Whether the count depends on the data; `keep` is then the maximum."""
         return self.stay.ragged
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
-        """One token, and the new ones that the assigner adds."""
+        """Return 1 plus the number of new tokens of the assigner."""
         del prefix
         return min(tokens, 1 + self.join.extra)
 
@@ -53,7 +53,7 @@ class SelectAssign(Matcher):
         """Keep exactly `keep` tokens."""
         b, n = evidence.x.shape[:2]
         if keep == n and self.join.extra and not self.ragged:
-            # Nobody has to go: no new token in the place of an old one.
+            # Nothing is removed, so no new token takes the place of an old one.
             return TokenMap.identity(b, n, device=evidence.x.device)
         k = keep - self.join.extra
         pool = torch.arange(n, device=evidence.x.device).expand(b, n)
@@ -68,9 +68,7 @@ class SelectAssign(Matcher):
             return plan.reordered(torch.where(plan.keep < 0, place, plan.keep))
         by_position = self.order == "position"
         in_place = by_position and isinstance(self.join, Drop | Fuse)
-        if (
-            in_place
-        ):  # these two look at no order, so that the plan need not be put in order afterwards
+        if in_place:  # both ignore the order of the kept tokens: sorting first saves a reordering
             kept = kept.sort(dim=-1).values
         slots = self.join.assign(evidence, kept, rest, groups)
         new = kept.new_full((b, self.join.extra), -1)
@@ -84,7 +82,7 @@ class SelectAssign(Matcher):
         return plan.reordered(rank * (n + 1) + plan.keep)
 
     def _ragged(self, evidence: Evidence, kept: Tensor, rest: Tensor, lengths: Tensor) -> TokenMap:
-        """The first `lengths [b]` of the kept tokens stay, then come the new ones, then nothing."""
+        """Keep the first `lengths [b]` tokens, followed by the new ones and padding."""
         k, extra = kept.shape[1], self.join.extra
         order = torch.cat([kept, rest], 1)  # [b, n]
         place = torch.arange(order.shape[1], device=order.device)

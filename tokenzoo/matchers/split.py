@@ -1,4 +1,4 @@
-"""Two sides of a bipartite match: a proposes, b receives."""
+"""Splits: the two sides of a bipartite match, of which a proposes and b receives."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Split(Part, ABC):
 
     @abstractmethod
     def limit(self, tokens: int) -> int:
-        """The most merges among that many tokens."""
+        """Return the maximal number of merges among this many tokens."""
 
 
 @dataclass(frozen=True)
 class Alternate(Split):
-    """Every second mergeable token, whatever its index: half of them can always merge (EvoPrune).
+    """Alternate between the sides over the mergeable tokens, so that half can always merge (EvoPrune).
 
     Args:
         proposers: "odd": the first, third, ... of the mergeable tokens propose to the second, fourth, ...;
@@ -41,13 +41,13 @@ class Alternate(Split):
     proposers: Literal["odd", "even"] = "odd"
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        """Divide `free [b, f]` alternately; of an odd number the first, third, ... are one more."""
+        """Divide `free [b, f]` alternately; the first side has one more of an odd number."""
         del prefix
         odd, even = free[:, ::2], free[:, 1::2]
         return (odd, even) if self.proposers == "odd" else (even, odd)
 
     def limit(self, tokens: int) -> int:
-        """Half of the tokens."""
+        """Return half of the number of tokens, rounded down."""
         return tokens // 2
 
 
@@ -62,7 +62,7 @@ class Halves(Split):
         return free[:, :half], free[:, half:]
 
     def limit(self, tokens: int) -> int:
-        """Half of the tokens."""
+        """Return half of the number of tokens, rounded down."""
         return tokens // 2
 
 
@@ -74,12 +74,12 @@ class Parity(Split):
     """
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        """Divide all tokens; a subset of them is not what this split is for."""
+        """Divide all tokens by parity; the split is not for subsets."""
         odd = prefix % 2
         return free[:, odd::2], free[:, 1 - odd :: 2]
 
     def limit(self, tokens: int) -> int:
-        """Half of the tokens."""
+        """Return half of the number of tokens, rounded down."""
         return tokens // 2
 
 
@@ -90,7 +90,7 @@ class Every(Split):
     k: Annotated[int, Range(2)] = 2
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        """The tokens k - 1, 2k - 1, ... receive; a remainder at the end proposes, and is not dropped."""
+        """Let tokens k - 1, 2k - 1, ... receive; a remainder at the end proposes."""
         del prefix
         f = free.shape[1]
         place = torch.arange(f, device=free.device)
@@ -99,5 +99,5 @@ class Every(Split):
         return free[:, order[:sources]], free[:, order[sources:]]
 
     def limit(self, tokens: int) -> int:
-        """All but every k-th, as long as there is one to receive."""
+        """Return the number of tokens minus every k-th; 0 if none would receive."""
         return tokens - tokens // self.k if tokens >= self.k else 0

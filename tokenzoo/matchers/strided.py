@@ -25,7 +25,7 @@ class Strided(Selector):
     spacing: Literal["even", "floor"] = "even"
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k places of the pool."""
+        """Choose k tokens of the pool."""
         del evidence
         b, p = pool.shape
         place = torch.arange(k, device=pool.device)

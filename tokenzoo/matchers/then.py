@@ -1,4 +1,4 @@
-"""One selector after another, each on what the ones before have left."""
+"""Several selectors in turn, each applied to the rest of those before."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Selector
 
 REST: Final = "rest"
-"""The share of the last selector: whatever the others have not taken."""
+"""The share of the last selector: all that the others have not taken."""
 
 Taken = Annotated[
     Index | Share | Annotated[str, OneOf(REST)],
     Words("a fraction in [0, 1] or a count >= 0, the last one REST", "share"),
 ]
-"""What a selector takes of k."""
+"""A share of k."""
 
 Turn = Annotated[tuple[Taken, Selector], Words("a pair (share, selector)")]
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Then(Selector):
-    """Take a share of k with each selector in turn: VisPruner's half by attention, half by diversity.
+    """Choose a share of k with each selector in turn: VisPruner's half by attention, half by diversity.
 
     Args:
         steps: pairs `(share, selector)`. A share is a fraction of k (rounded down), a count, or, for the
@@ -50,7 +50,7 @@ class Then(Selector):
         return f"Then({', '.join(map(repr, self.steps))})"
 
     def groups(self, k: int) -> tuple[int, ...]:
-        """How many of k each selector takes (a nested selector counts as one group)."""
+        """Return how many of k each selector takes (a nested selector is one group)."""
         sizes: list[int] = []
         for share, _ in self.steps:
             left = k - sum(sizes)

@@ -1,4 +1,4 @@
-"""Thinning out: again and again, drop the tokens that have the most similar partner (VisPruner)."""
+"""Thinning: drop the tokens with the most similar partner, round by round (VisPruner)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Thin(Selector):
     """Drop duplicates in rounds, until k are left.
 
     In each round the list is split by parity; of the tokens at its even places, the `per_round` whose best
-    partner at an odd place is most similar are dropped. The list of the next round is what is left of the
-    even ones, the most similar first, and then the odd ones. So the order of the pool matters.
+    partner at an odd place is most similar are dropped. The list of the next round is the remaining even
+    ones, the most similar first, followed by the odd ones. So the order of the pool matters.
 
     Args:
         pairs: a high score means alike.
-        per_round: how many are dropped at once; fewer in the last round.
+        per_round: number of tokens dropped per round; fewer in the last.
     """
 
     pairs: PairScorer
@@ -46,7 +46,7 @@ class Thin(Selector):
         while left.shape[1] > k:
             size = left.shape[1]
             odd = torch.arange(size, device=pool.device) % 2
-            # What is not finite is dropped first: it is put on the side that loses tokens.
+            # Tokens that are not finite are dropped first: they go to the side that loses tokens.
             sides = ordered(odd.where(~take(bad, left), -1))
             a, others = (take(left, half) for half in sides.tensor_split([(size + 1) // 2], 1))
             drop = min(self.per_round, size - k, a.shape[1])

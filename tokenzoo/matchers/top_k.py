@@ -15,13 +15,13 @@ from tokenzoo.token_map import take
 
 @dataclass(frozen=True)
 class TopK(Selector):
-    """Keep the k highest of the pool, the highest first.
+    """Keep the k tokens of the pool with the highest scores.
 
     Args:
         scorer: a high score means keep.
-        rest: order of what is left: "position" in the pool, or "score", descending (VisPruner's next
-            step splits that list by parity).
-        kept: order of the chosen ones, likewise.
+        rest: order of the rest: "position" in the pool, or "score", descending (VisPruner's next step
+            splits that list by parity).
+        kept: order of the chosen tokens, with the same values.
     """
 
     scorer: Scorer
@@ -29,7 +29,7 @@ class TopK(Selector):
     kept: Literal["position", "score"] = "score"
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose the k highest."""
+        """Choose the k tokens with the highest scores."""
         order = descending(take(token_scores(self.scorer, evidence), pool))  # [b, p]
         chosen = order[:, :k] if self.kept == "score" else order[:, :k].sort(-1).values
         if self.rest == "score":

@@ -1,4 +1,4 @@
-"""Pruning: the kept tokens stay as they are, the others are gone."""
+"""Pruning: kept tokens are unchanged, the others are dropped."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tokenzoo.tokens import Tokens
 
 @dataclass(frozen=True)
 class Identity(Merger):
-    """Take the features of the kept tokens and nothing of the others."""
+    """Keep the features of the kept tokens; ignore the others."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Apply the plan; the features of a kept token are unchanged."""
+        """Gather the kept tokens."""
         del evidence
         return plan.carry(tokens, plan.of_kept(tokens.x))

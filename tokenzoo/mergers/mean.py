@@ -1,4 +1,4 @@
-"""The plain mean: every current token counts once."""
+"""The plain mean of the current tokens, regardless of mass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tokenzoo.tokens import Tokens, full_precision
 
 @dataclass(frozen=True)
 class Mean(Merger):
-    """The mean over the members of each group, whatever their mass (VScan)."""
+    """Average the members of each output, regardless of mass (VScan)."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Apply the plan."""
+        """Average the members of each output."""
         del evidence
         x = full_precision(tokens.x)
         count = plan.sum(x.new_ones(x.shape[:2]))  # [b, m]

@@ -1,4 +1,4 @@
-"""PruMerge's merge: a kept token takes in a little of all that is like it, kept or not."""
+"""PruMerge's merge: a weighted sum of the nearest neighbours is added to each kept token."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tokenzoo.tokens import Tokens, full_precision
 
 @dataclass(frozen=True)
 class NeighbourSum(Merger):
-    """x of a kept token + the sum of score * x over the k tokens that are most like it.
+    """Add to x of each kept token the sum of score * x over its k most similar tokens.
 
-    Neighbours are looked for among all tokens but itself, with their features before any merge; one token
-    can be a neighbour of many. So the plan, which says who stays and who joins whom, does not show them.
+    The neighbours are among all other tokens, with their features before the merge; one token can be a
+    neighbour of many, so the token map does not record them.
     New tokens are sums of score * x over their members, as in `Fused`.
 
     Args:
-        pairs: a high score means alike.
+        pairs: a high score means similar.
         scorer: the weights, not normalised.
-        k: number of neighbours; fewer if there are fewer.
+        k: number of neighbours, at most the number of other tokens.
     """
 
     pairs: PairScorer
@@ -34,9 +34,9 @@ class NeighbourSum(Merger):
     k: Count = 32
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Apply the plan; tokens with NaN or infinite features are nobody's neighbours.
+        """Merge; tokens with NaN or infinite features are no neighbours.
 
-        Protected tokens are unchanged, and so are all where none has to go.
+        Protected tokens are unchanged, and all tokens are if none is removed.
         """
         if plan.kept == plan.tokens and plan.lengths is None:
             return plan.carry(tokens, plan.of_kept(tokens.x))
@@ -53,13 +53,13 @@ class NeighbourSum(Merger):
         return plan.carry(tokens, (merged + new_tokens(x, plan, weight)).to(tokens.x.dtype))
 
     def _near(self, keep: Tensor, evidence: Evidence) -> Tensor:
-        """Which tokens are neighbours of each kept one, 0 or 1: `[b, m, n]`; none of a new token."""
+        """Return 1 where a token is a neighbour of a kept one, else 0: `[b, m, n]`; 0 for new tokens."""
         b, n = evidence.x.shape[:2]
         every = torch.arange(n, device=keep.device).expand(b, n)
         k = min(self.k + 1, n)
         _, index = self.pairs.score(evidence).at(keep.clamp_min(0), every).nearest(k)
         own = index == keep[..., None]
-        # A token is not its own neighbour. Where others come before it, the last of them is one too many.
+        # A token is not its own neighbour. If k + 1 others come before it, the last is one too many.
         last = torch.arange(k, device=keep.device) == k - 1
         left = own | (last & ~own.any(-1, keepdim=True)) | (keep < 0)[..., None]
         return torch.zeros_like(keep)[..., None].repeat(1, 1, n).scatter(2, index, (~left).long())

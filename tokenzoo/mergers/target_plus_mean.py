@@ -1,4 +1,4 @@
-"""VisionZip's merge: the mean of what joins a token is added to it."""
+"""VisionZip's merge: the mean of the tokens that join a target is added to it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tokenzoo.tokens import Tokens, full_precision
 
 @dataclass(frozen=True)
 class TargetPlusMean(Merger):
-    """x of the target + mean x of those that join it: about twice as long as an average.
+    """Add to x of each target the mean x of the tokens that join it: about twice as long as an average.
 
-    The paper speaks of averaging; the authors' code adds, and its results are what is published.
+    The paper describes an average; the authors' code adds, and produced the published results.
     """
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Apply the plan; a token that nobody joins is unchanged."""
+        """Merge; a token that no other joins is unchanged."""
         del evidence
         x = full_precision(tokens.x)
         slot = plan.targets  # [b, n]
@@ -26,7 +26,7 @@ class TargetPlusMean(Merger):
         joins = (take(plan.keep, slot) != index) & (plan.dst >= 0)
         weight = joins.to(x.dtype)
         weight = weight / take(plan.sum(weight), slot).clamp_min(1)
-        # Not x * 0 for those that do not join: an infinite feature would become NaN.
+        # Selected, not multiplied by 0: an infinite feature would become NaN.
         joining = (x * weight[..., None]).where(joins[..., None], 0)
         merged = plan.of_kept(x) + plan.sum(joining)
         return plan.carry(tokens, merged.to(tokens.x.dtype))

@@ -1,4 +1,4 @@
-"""The mean by mass: a token that stands for three counts three times."""
+"""The mean weighted by mass: a token that stands for three counts three times."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from tokenzoo.tokens import Tokens, full_precision
 
 @dataclass(frozen=True)
 class WeightedMean(Merger):
-    """ToMe's merge: sum of mass * x over sum of mass."""
+    """Average the members of each output by mass: sum of mass * x over sum of mass (ToMe)."""
 
     conserves = frozenset({"mass", "sum"})
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Apply the plan; the weighted sum of the features is conserved where nothing is dropped."""
+        """Average by mass; the weighted sum of the features is conserved if nothing is dropped."""
         del evidence
         total = plan.sum(tokens.mass)  # [b, m]
-        # Weights first: a token that nobody joins has weight mass / mass = 1 and is unchanged to the bit.
+        # Weights first: a token that no other joins has weight mass / mass = 1 and is unchanged bit
+        # for bit.
         weight = tokens.mass / take(total, plan.targets)
         x = full_precision(tokens.x)
         merged = plan.sum(x * weight.to(x.dtype)[..., None])  # [b, m, c]

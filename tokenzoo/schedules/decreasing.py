@@ -1,4 +1,4 @@
-"""Many removals early, few late."""
+"""Removals that fall with depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .weighted import Weighted
 
 @dataclass(frozen=True)
 class Decreasing(Weighted):
-    """Site l = 1..L weighs (L + 1 - l) ** alpha (EvoPrune's Decreasing[alpha]).
+    """Site l = 1..L has weight (L + 1 - l) ** alpha (EvoPrune's Decreasing[alpha]).
 
     Args:
         alpha: from 0 (the same as `Mean`) to 64; the paper takes 1.
@@ -22,5 +22,5 @@ class Decreasing(Weighted):
     alpha: Annotated[float, Range(0, STEEPEST)] = 1.0
 
     def weights(self, sites: int) -> tuple[float, ...]:
-        """The site's number, counted from the end, to the power of alpha."""
+        """Return L ** alpha, ..., 2 ** alpha, 1."""
         return ramp(sites, self.alpha)[::-1]

@@ -1,4 +1,4 @@
-"""The removals of each site, one by one."""
+"""A list of removals, one per site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .weighted import too_shallow
 
 @dataclass(frozen=True)
 class Explicit(Fixed):
-    """Remove `removals[i]` tokens at site i, and none at the sites after the list.
+    """Remove `removals[i]` tokens at site i, none at sites beyond the list.
 
     Args:
         removals: each >= 0; a list becomes a tuple.

@@ -1,4 +1,4 @@
-"""The same removals at each of the first n sites: fastest, and hardest on accuracy."""
+"""Equal removals at the first n sites: fastest, with the largest loss of accuracy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .weighted import Weighted, equal_weights, too_shallow
 
 @dataclass(frozen=True)
 class First(Weighted):
-    """The first n sites weigh the same, the others nothing (EvoPrune's First[N])."""
+    """The first n sites have weight 1, the others 0 (EvoPrune's First[N])."""
 
     n: Count
 
     def weights(self, sites: int) -> tuple[float, ...]:
-        """1 for the first n sites."""
+        """Return 1 for the first n sites, 0 for the others."""
         if self.n > sites:
             raise too_shallow(self, sites, f"take n from 1 to {sites}, or Mean() for all sites")
         return equal_weights(sites, range(self.n))

@@ -1,4 +1,4 @@
-"""What schedules that fix the removals themselves share: `keep` is not consulted."""
+"""The base of schedules that fix the removals themselves; they do not use `keep`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenzoo.parts import Fewest, Schedule
 
 
 class Fixed(Schedule):
-    """A schedule that says how many tokens each site removes; one that can take less does."""
+    """A schedule with a number of removals per site, capped by what the matcher can remove there."""
 
     uses_keep = False
 
@@ -23,7 +23,7 @@ class Fixed(Schedule):
         """
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Remove as many as asked for, capped by what the matcher can take."""
+        """Return the counts after these removals, each capped by what the matcher can remove."""
         del keep
         check_count("tokens", tokens)
         check_count("sites", sites)

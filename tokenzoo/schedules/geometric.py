@@ -1,4 +1,4 @@
-"""The same share at each of a few sites."""
+"""The same share of the tokens at each of a few sites."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .once import Place, site_of
 
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """s sites keep the share (keep / tokens) ** (1 / s) each, of what the one before has left.
+    """Each of s sites keeps the share (keep / tokens) ** (1 / s) of its tokens.
 
     DynamicViT's and EViT's 0.7, 0.49 and 0.343 of the tokens after a quarter, half and three quarters of
     the blocks are keep=0.343 here.
 
     Args:
         at: the sites: ints are indices, negative from the end, floats fractions of the depth in [0, 1];
-            (): every site (PiToMe). Those that coincide on a shallow tower are one.
+            (): every site (PiToMe). Sites that coincide on a shallow tower count once.
     """
 
     at: Annotated[
@@ -30,12 +30,12 @@ class Geometric(Schedule):
     ] = (0.25, 0.5, 0.75)
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Tokens after each site; the last count is `keep`, exactly."""
+        """Return the tokens after each site; the last count is exactly `keep`."""
         check_count("sites", sites)
         chosen = sorted({site_of(place, sites, self) for place in self.at}) or list(range(sites))
         share = (min(keep, tokens) / tokens) ** (1 / len(chosen))
         weights = [0.0] * sites
         for number, site in enumerate(chosen):
-            # Where nothing is to go the weights are of no importance, but not all of them 0.
+            # Without removals the weights have no effect, but they must not all be 0.
             weights[site] = share**number * (1 - share) if share < 1 else 1.0
         return spread(tokens, keep, tuple(weights), fewest)

@@ -1,4 +1,4 @@
-"""The same removals at every site."""
+"""Equal removals at every site."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .weighted import Weighted
 
 @dataclass(frozen=True)
 class Mean(Weighted):
-    """All sites weigh the same (EvoPrune's Mean; ToMe's constant r, aimed at a count)."""
+    """All sites have weight 1 (EvoPrune's Mean; ToMe's constant r, for a given count)."""
 
     def weights(self, sites: int) -> tuple[float, ...]:
-        """1 for every site."""
+        """Return 1 for every site."""
         return (1.0,) * sites

@@ -1,4 +1,4 @@
-"""Everything at one site."""
+"""All removals at one site."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Place = Annotated[int | Share, Words(_WORDS)]
 
 @dataclass(frozen=True)
 class Once(Weighted):
-    """One site removes all that is to go.
+    """One site removes all tokens that are to be removed.
 
     Args:
         at: an int is the index of the site, negative from the end; a float a fraction of the depth
             in [0, 1] (0.5 of 24 blocks is block 12, 1.0 the last); None the only or the last site.
         keep: a factor on the recipe's `keep`, for recipes of several steps: VScan keeps 1.5 times
-            as many behind the tower and 0.5 times as many in the language model, so that its layers
+            as many after the tower and 0.5 times as many in the language model, so that its layers
             read `keep` on average. Rounded to the nearest count (halves up), from 1 to all tokens.
     """
 
@@ -37,7 +37,7 @@ class Once(Weighted):
     ] = 1.0
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """All tokens up to the site, `keep` times the factor from there on."""
+        """Return all tokens before the site, `keep` times the factor from there on."""
         check_count("sites", sites)
         check_count("tokens", tokens)
         check_count("keep", keep)
@@ -45,23 +45,23 @@ class Once(Weighted):
         return spread(tokens, wanted, self.weights(sites), fewest)
 
     def weights(self, sites: int) -> tuple[float, ...]:
-        """1 for the one site."""
+        """Return 1 for this site, 0 for the others."""
         return equal_weights(sites, (self.site(sites),))
 
     def site(self, sites: int) -> int:
-        """The index of the site, from 0.
+        """Return the index of the site, from 0.
 
         Raises:
-            BadArgumentError: there is none of that index.
+            BadArgumentError: the tower has no site of that index.
         """
         return sites - 1 if self.at is None else site_of(self.at, sites, self)
 
 
 def site_of(at: Place, sites: int, schedule: Schedule) -> int:
-    """The index of the site at a place, from 0.
+    """Return the index of the site at a position, from 0.
 
     Raises:
-        BadArgumentError: there is none of that index.
+        BadArgumentError: the tower has no site of that index.
     """
     if isinstance(at, float):
         return min(sites - 1, round_half_up(at * sites))

@@ -1,4 +1,4 @@
-"""ToMe's r: so many tokens in each block, whatever is left in the end."""
+"""ToMe's r: a number of removals per block."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class PerBlock(Fixed):
     inflection: Annotated[float, Range(-1, 1)] = 0.0
 
     def removals_at(self, sites: int) -> tuple[int, ...]:
-        """The line from r * (1 - inflection) to 2r minus that, truncated at every block."""
-        # The products below, in this order and in floats, are what decides each truncation.
+        """Return a ramp from r * (1 - inflection) to r * (1 + inflection), truncated at each block."""
+        # The order of these products in floating point decides each truncation.
         first = int(self.r * (1.0 - self.inflection))
         last = 2 * self.r - first
         step = (last - first) / (sites - 1) if sites > 1 else 0.0

@@ -1,4 +1,4 @@
-"""What schedules that aim at `keep` share: they only weigh their sites."""
+"""The base of schedules that reach `keep`: each gives its sites weights."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tokenzoo.parts import Fewest, Schedule
 
 
 class Weighted(Schedule):
-    """A schedule that is one weight per site; `tokenzoo.budget.spread` makes counts of them."""
+    """A schedule with one weight per site, which `tokenzoo.budget.spread` turns into counts."""
 
     @abstractmethod
     def weights(self, sites: int) -> tuple[float, ...]:
-        """One weight >= 0 per site: the share of the removals that it should have, up to a factor.
+        """Return one weight >= 0 per site: its share of the removals, up to a common factor.
 
         Raises:
             BadArgumentError: the schedule does not fit this number of sites.
         """
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Spread the removals as the weights say; the last count is `keep`, exactly."""
+        """Spread the removals by the weights; the last count is exactly `keep`."""
         check_count("sites", sites)
         return spread(tokens, keep, self.weights(sites), fewest)
 
 
 def equal_weights(sites: int, chosen: Iterable[int]) -> tuple[float, ...]:
-    """1 for the chosen sites, 0 for the others."""
+    """Return 1 for the chosen sites, 0 for the others."""
     members = set(chosen)
     return tuple(float(site in members) for site in range(sites))
 
 
 def too_shallow(schedule: Schedule, sites: int, advice: str) -> BadArgumentError:
-    """The error for a schedule whose sites do not exist on a tower of this depth."""
+    """Return the error for a schedule whose sites do not exist at this depth."""
     return BadArgumentError(f"{schedule!r} does not fit a depth of {sites}; {advice}")

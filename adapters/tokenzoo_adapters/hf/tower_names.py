@@ -18,6 +18,8 @@ class TowerNames:
         rotary: whether positions act inside the attention.
         flat: whether its input is flat patches and their grid, not an image.
         asks: whether it interpolates its positions for another image size only if an argument says so.
+        scale: the parameter by which a block multiplies its second branch, after its last module; "": none.
+        masked: whether a block takes an attention mask.
     """
 
     model: str
@@ -28,6 +30,8 @@ class TowerNames:
     rotary: bool = False
     flat: bool = False
     asks: bool = False
+    scale: str = ""
+    masked: bool = True
 
 
 _CLIP = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
@@ -48,6 +52,9 @@ TOWERS: dict[str, TowerNames] = {
         "Dinov2WithRegistersModel", "encoder.layer", _DINO, "layernorm"
     ),
     "dinov3_vit": TowerNames("DINOv3ViTModel", "model.layer", _DINO, "norm", rotary=True),
+    "internvl": TowerNames(
+        "InternVLVisionModel", "encoder.layer", _VIT, "layernorm", scale="lambda_2", masked=False
+    ),
     "vit": TowerNames("ViTModel", "layers", _VIT, "layernorm", asks=True),
 }
 """The supported towers, by folder of transformers.models."""

@@ -105,8 +105,9 @@ class HFTower(Adapter):
     def blocks(self) -> tuple[BlockPath, ...]:
         """The blocks that are read."""
         first, attention, second, last = self.names.block
+        names = (attention, second, last, first, self.names.scale)
         return tuple(
-            BlockPath(f"{self.at}{self.names.layers}.{i}", attention, second, last, first)
+            BlockPath(f"{self.at}{self.names.layers}.{i}", *names)
             for i in range(len(self._layers()) if self.depth is None else self.depth)
         )
 
@@ -145,10 +146,9 @@ class HFTower(Adapter):
 
     def trial(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight tokens without a mask, at any angles where positions are rotary."""
-        hf_attention.check(
-            self.model
-        )  # before a block runs: some attention runs in whole models only
-        patches, options = 8, {MASK: None}
+        # Before a block runs: some attention runs in whole models only.
+        hf_attention.check(self.model)
+        patches, options = 8, {MASK: None} if self.names.masked else {}
         if not self.names.rotary:
             return patches, options
         norm: Tensor = self._layers()[index].get_submodule(self.names.block[0]).weight

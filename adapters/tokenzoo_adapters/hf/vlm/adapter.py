@@ -15,10 +15,12 @@ from functools import partial
 from math import isqrt
 from typing import Any
 
+from torch import Tensor
+
 from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks.undo import undo_all
-from tokenzoo.layouts import PackedLayout
+from tokenzoo.layouts import TokenLayout
 from tokenzoo_adapters.hf.decoder.layers import check_decoder
 from tokenzoo_adapters.hf.names import ENCODED
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
@@ -76,20 +78,28 @@ class VisionLanguageAdapter(Adapter):
 
     def tokens(self) -> int | None:
         """Tokens of one image, tile or frame of the model's own size."""
-        patches = self.tower.tokens()
-        return None if patches is None else patches // self.group
+        tokens = self.tower.tokens()
+        return None if tokens is None else tokens // self._joins()
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """The grid of the tokens of one image, tile or frame."""
-        grid, side = self.tower.grid(tokens * self.group), isqrt(self.group)
-        return None if grid is None else (grid[0] // side, grid[1] // side)
+        """The grid of one image, tile or frame; a square where the projector joins patches."""
+        side = isqrt(tokens)
+        if self._joins() == 1:
+            return self.tower.grid(tokens)
+        return (side, side) if side * side == tokens else None
+
+    def layout(self, x: Tensor) -> TokenLayout:
+        """As the tower's, of groups where the projector joins patches."""
+        return self.tower.layout(x) if self._joins() == 1 else super().layout(x)
+
+    def _joins(self) -> int:
+        """Tokens of the tower that the projector makes one of."""
+        return self.group // self.tower.group
 
     def shows(self, stage: str) -> frozenset[str]:
         """In the prompt, what a decoder layer shows; elsewhere what the tower does."""
         if stage == "llm":
             return IN_PROMPT
-        if "block" not in self.stages:
-            return frozenset({"x", "mass"})
         # After the tower its attention is carried along as keys, queries and means.
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
@@ -162,7 +172,7 @@ class VisionLanguageAdapter(Adapter):
             )
         return found
 
-    def place(self, given: Mapping[str, Any], spans: Spans, start: Any = None) -> Placed:
+    def place(self, given: Mapping[str, Any], spans: Spans, start: Tensor | None = None) -> Placed:
         """Encode the images of a call, and find the positions of what is left of them.
 
         Args:
@@ -221,8 +231,7 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
     if reason is not None:
         raise UnsupportedModelError(f"{name} {reason}")
     check_decoder(getattr(base, spec.language), name)
-    packed, group = issubclass(tower.layout_class, PackedLayout), spec.group(base.config)
-    alone = len(_read(spec, base.config)) < 2 and (packed or group == 1)
+    alone = len(_read(spec, base.config)) < 2
     return VisionLanguageAdapter(
         spec,
         model,
@@ -232,7 +241,7 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
         reaching=spec.reaching(base.config, tower.prefix),
         stages=frozenset({"projected", "llm", *(("block", "features") if alone else ())}),
         dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
-        group=group,
+        group=spec.group(base.config),
     )
 
 
@@ -240,9 +249,7 @@ def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     """The adapter of the tower, down to the last block whose result is read."""
     name, tower = type(model).__name__, getattr(base, spec.tower)
     at = f"{_at(model, base)}{spec.tower}."
-    names, whole = spec.tower_names, find_tower(tower, at=at) or find_qwen_tower(tower, at)
-    if whole is None and names is not None and type(tower).__name__ == names.model:
-        whole = HFTower(tower, names, at)
+    whole = find_tower(tower, at=at) or find_qwen_tower(tower, at)
     if whole is None:
         raise UnsupportedModelError(
             f"{name} has the vision tower {type(tower).__name__}, which is not followed. What works on it: "

@@ -13,22 +13,19 @@ from tokenzoo.parts import Part
 T = TypeVar("T", bound=type[Adapter])
 
 
-def answers_as(
-    tower: str, *, of: type[Adapter] = Adapter, but: tuple[str, ...] = ()
-) -> Callable[[T], T]:
+def answers_as(tower: str, *, but: tuple[str, ...] = ()) -> Callable[[T], T]:
     """Forward the public members of an adapter that a dataclass does not define to a field of it.
 
     Args:
         tower: the field, an adapter.
-        of: the class that has these members.
         but: members that keep its defaults.
     """
 
     def forward(kind: T) -> T:
         mro = kind.__mro__
-        own = {name for base in mro[: mro.index(of)] for name in vars(base)}
+        own = {name for base in mro[: mro.index(Adapter)] for name in vars(base)}
         own |= {field.name for field in fields(cast("Any", kind))}
-        for name in set(dir(of)) - set(dir(Part)) - own - set(but):
+        for name in set(dir(Adapter)) - set(dir(Part)) - own - set(but):
             if not name.startswith("_"):
                 setattr(kind, name, _of(tower, name))
         return update_abstractmethods(kind)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import PerThread, own
+from tokenzoo.hooks.state import PerThread, thread_local
 from tokenzoo.hooks.undo import undo_all
 from tokenzoo_adapters.hf.decoder.layers import Decoder
 from tokenzoo_adapters.hf.decoder.state import Prompt, prompt_of
@@ -43,9 +43,9 @@ class CallState(PerThread):
         cached: what the cache of the forward that runs has to remember.
     """
 
-    spans: Spans | None = own("spans")
-    shape: tuple[int, int] | None = own("shape")
-    cached: CachedPrompt | None = own("cached")
+    spans: Spans | None = thread_local("spans")
+    shape: tuple[int, int] | None = thread_local("shape")
+    cached: CachedPrompt | None = thread_local("cached")
 
 
 class PromptHooks:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenzoo.adapter import Adapter
-from tokenzoo_adapters.hf.tower_names import TowerNames
+from tokenzoo.hooks.undo import Undo
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 
-Undo = Callable[[], None]
 Spans = Mapping[int, list[VisualSpan]]
 """The images and videos of a call, by the id of their placeholder, in the order of the prompts."""
 
@@ -85,7 +84,6 @@ class VisionLanguageSpec:
         tower: attribute of the bare model: the vision tower.
         projector: path in the bare model: the module that maps a tower's tokens to the language model's.
         language: attribute of the bare model: the language model.
-        tower_names: what the class of a batched tower calls its parts, if it is not in `hf.towers.NAMES`.
         group: of the config, how many patches the projector makes one token of: 1, 4, 9, ...
         reads: the entry of the config that says which hidden states of the tower are read, an index or a
             list; "": the last hidden state, after the tower's final norm.
@@ -109,7 +107,6 @@ class VisionLanguageSpec:
     tower: str = "vision_tower"
     projector: str = "multi_modal_projector"
     language: str = "language_model"
-    tower_names: TowerNames | None = None
     group: Callable[[Any], int] = one
     reads: str = ""
     select: str = ""

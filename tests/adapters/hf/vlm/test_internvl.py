@@ -36,14 +36,33 @@ from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm
 
+
+def everywhere(keep: int | float) -> tokenzoo.Method:
+    """Merged in the blocks, then chosen after the last, after the projector and before layer 2."""
+    (block,) = tokenzoo.build("evoprune", start=0).recipe.steps
+    chosen = SelectAssign(TopK(FeatureNorm()), Drop())
+    return tokenzoo.build(
+        Recipe(
+            Step(Stage.BLOCK, Once(0, keep=2.0), block.matcher, block.merger),
+            Step(Stage.FEATURES, Once(keep=1.5), chosen, Identity()),
+            Step(Stage.PROJECTED, Once(keep=1.2), chosen, Identity()),
+            Step(Stage.LLM(2), Once(), chosen, Identity()),
+            keep=keep,
+        )
+    )
+
+
 STAGES: dict[str, Callable[..., Any]] = {
+    "block": partial(tokenzoo.build, "tome"),
+    "features": partial(tokenzoo.build, "fastervlm"),
     "projected": partial(tokenzoo.build, "divprune"),
+    "everywhere": everywhere,
     "llm": partial(tokenzoo.build, "fastv"),
 }
 EACH = pytest.mark.parametrize("stage", STAGES)
 PROMPTS = (ONE, TWO, NONE)
 IMAGES = (WIDE, TALL, FLOWER)
-SHORTER = frozenset(STAGES) - {"llm"}
+SHORTER = frozenset(STAGES) - {"llm", "everywhere"}
 """Stages after which the prompt is shorter."""
 
 
@@ -72,7 +91,7 @@ def test_keeping_all_changes_nothing(stage: str, side: str) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("keep", [3, 5])
+@pytest.mark.parametrize("keep", [5, 7])
 def test_every_tile_keeps_what_is_planned(stage: str, keep: int) -> None:
     model, given = iv.internvl(), batch()
     expected = logits(model, given)
@@ -80,15 +99,17 @@ def test_every_tile_keeps_what_is_planned(stage: str, keep: int) -> None:
     tiles = (given["input_ids"] == IMAGE).sum(1) // iv.TOKENS
     with STAGES[stage](keep=keep).attach(model) as attached:
         assert attached.plan().tokens == iv.TOKENS
-        assert attached.plan().visual == (keep if stage in SHORTER else iv.TOKENS)
+        visual = attached.plan().visual
+        assert visual == {"llm": iv.TOKENS, "everywhere": round(keep * 1.2)}.get(stage, keep)
         short = attached.shorten(dict(given))["input_ids"]
         with entering(model) as calls:
             found = logits(model, given)
-        if stage in SHORTER:
-            assert torch.equal((short == IMAGE).sum(1), tiles * keep)
-            assert calls[0]["inputs_embeds"].shape[1] == short.shape[1]
-            assert attached.features == keep
-        else:
+        assert torch.equal((short == IMAGE).sum(1), tiles * visual)
+        assert calls[0]["inputs_embeds"].shape[1] == short.shape[1]
+        if stage != "llm":
+            assert attached.features == visual
+            assert attached.counts == attached.plan().blocks
+        if stage not in SHORTER:
             assert attached.prompts == tuple((tiles * keep).tolist())
     assert gap(found[:2, -1], expected[:2, -1]) > 1e-3
     assert torch.equal(logits(model, given), expected)
@@ -114,7 +135,7 @@ def test_generate_decodes_as_without_a_cache(stage: str) -> None:
         whole = dict(given)
         for step in range(said.shape[1]):
             nxt = logits(model, whole, use_cache=False)[:, -1].argmax(1, keepdim=True)
-            if stage == "llm" and step:
+            if stage not in SHORTER and step:
                 break  # there, what is kept depends on the end of the prompt
             assert torch.equal(nxt[:, 0], said[:, step])
             whole["input_ids"] = torch.cat([whole["input_ids"], nxt], 1)
@@ -122,9 +143,10 @@ def test_generate_decodes_as_without_a_cache(stage: str) -> None:
 
 
 def by_norm(stage: Stage, keep: int) -> Recipe:
-    """The tokens with the largest features stay; the rest go."""
+    """The tokens with the largest features stay; the rest go, of the blocks in the last."""
     matcher = SelectAssign(TopK(FeatureNorm()), Drop())
-    return Recipe(Step(stage, Once(), matcher, Identity()), keep=keep)
+    schedule = Once(-1) if stage == Stage.BLOCK else Once()
+    return Recipe(Step(stage, schedule, matcher, Identity()), keep=keep)
 
 
 def embedded(model: Any, given: Any, features: Tensor) -> Tensor:
@@ -134,14 +156,19 @@ def embedded(model: Any, given: Any, features: Tensor) -> Tensor:
     return logits(model, {"inputs_embeds": embeds, "attention_mask": given["attention_mask"]})
 
 
-def test_what_is_left_after_the_projector_are_rows_of_the_bare_model() -> None:
-    model, given = bare(), batch()
+@pytest.mark.parametrize("stage", [Stage.BLOCK, Stage.FEATURES, Stage.PROJECTED], ids=repr)
+@pytest.mark.parametrize("options", [{}, {"norm_type": "rms_norm", "use_qk_norm": True}], ids=str)
+def test_what_is_left_are_rows_of_the_bare_model(stage: Stage, options: dict[str, Any]) -> None:
+    """Four groups of each tile: a square number, which the pixel shuffle would take for a grid."""
+    model, given = iv.internvl(vision=options), batch()
     with torch.no_grad():
         rows = model.model.get_image_features(given["pixel_values"], return_dict=True).pooler_output
-        kept = rows.float().norm(dim=-1).topk(5, sorted=False).indices.sort().values  # [tiles, m]
-        rows = rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[2]))
-        with tokenzoo.build(by_norm(Stage.PROJECTED, 5)).attach(model) as attached:
+        with tokenzoo.build(by_norm(stage, 4)).attach(model, trace=True) as attached:
             found, short = logits(model, given), attached.shorten(dict(given))
+            kept = attached.record.keep  # [tiles, prefix + m]
+        kept = kept[:, kept.shape[1] - 4 :] - (kept.shape[1] - 4)
+        assert not torch.equal(kept, torch.arange(4).expand_as(kept))
+        rows = rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[2]))
         expected = embedded(model, short, rows)
     last = torch.arange(3)
     assert gap(found[last, ends(short)], expected[last, ends(short)]) <= 1e-5

@@ -1,6 +1,6 @@
 """InternVL: tiles of one size, a CLS token, pixel shuffle of 2 x 2 patches to one token.
 
-The tower is InternVLVisionModel. The frames of a video come as tiles, too.
+The frames of a video come as tiles, too.
 """
 
 from __future__ import annotations
@@ -8,17 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from tokenzoo.adapter import Adapter
-from tokenzoo_adapters.hf.tower_names import TowerNames
+from tokenzoo_adapters.hf.vlm.assembly import folded_groups
 from tokenzoo_adapters.hf.vlm.models.llava import LAYERS, STRATEGY, wrong_strategy
 from tokenzoo_adapters.hf.vlm.spans import per_image
 from tokenzoo_adapters.hf.vlm.spec import Modality, VisionLanguageSpec
-
-TOWER = TowerNames(
-    "InternVLVisionModel",
-    "encoder.layer",
-    ("layernorm_before", "attention", "layernorm_after", "dropout"),
-    "layernorm",
-)
 
 
 def shuffled(config: Any) -> int:
@@ -43,9 +36,9 @@ INTERNVL = VisionLanguageSpec(
     whole="InternVLForConditionalGeneration",
     bare="InternVLModel",
     modalities=(Modality("pixel_values", "image_token_id", per_image),),
-    tower_names=TOWER,
     group=shuffled,
     select=STRATEGY,
     settings=(LAYERS, STRATEGY),
+    assembly=(folded_groups,),
     refuse=another_layer,
 )

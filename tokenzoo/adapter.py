@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
+from tokenzoo._core.old_members import OldName, adopt_old_names, renamed_arguments
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
@@ -17,6 +18,7 @@ from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
 
 
+@renamed_arguments({"first": "branch1_in", "second": "branch2_in", "last": "branch2_out"})
 @dataclass(frozen=True)
 class BlockPath:
     """Where one block of a tower can be spliced: names of its submodules, as attributes of the block.
@@ -24,20 +26,25 @@ class BlockPath:
     Attributes:
         name: the block's own name in the model, for messages ("blocks.3").
         attention: the attention module; exactly one fused attention call is made inside.
-        second: the first module of the second residual branch (its norm): it meets the shorter tokens.
-        last: the last module of that branch, whose output is added to the residual.
-        first: the first module of the first residual branch, where gradient checkpointing runs the block's
-            forward again without calling the block (transformers >= 5.21); otherwise it may be left out.
-        scale: the parameter of the block, if any, by which it multiplies the second branch after its last
-            module (InternVL's `lambda_2`).
+        branch2_in: the first module of the second residual branch (its norm): it gets the fewer tokens.
+        branch2_out: the last module of that branch, whose output is added to the residual.
+        branch1_in: the first module of the first residual branch, where gradient checkpointing runs the
+            block's forward again without calling the block (transformers >= 5.21); otherwise it may be left
+            out.
+        branch2_scale: the parameter of the block, if any, by which it multiplies the second branch after
+            its last module (InternVL's `lambda_2`).
     """
 
     name: str
     attention: str
-    second: str
-    last: str
-    first: str = ""
-    scale: str = ""
+    branch2_in: str
+    branch2_out: str
+    branch1_in: str = ""
+    branch2_scale: str = ""
+
+    first = OldName("branch1_in")
+    second = OldName("branch2_in")
+    last = OldName("branch2_out")
 
 
 class Attachment(Protocol):
@@ -84,6 +91,18 @@ def computed(read: Callable[[Any], Value]) -> Value:
     return cast("Any", property(read))
 
 
+OLD_NAMES = {
+    "follow": "adapt_block_inputs",
+    "followers": "passthrough_modules",
+    "trial": "probe_inputs",
+    "shows": "provides_at",
+    "hidden": "mlp_dim",
+    "watched": "uses_attention_interface",
+    "reaching": "projected_prefix",
+}
+"""Members of `Adapter` until version 0.3, and their names now."""
+
+
 class Adapter(Part, ABC):
     """One model: where its blocks are, what its sites show, and what must follow the shorter tokens."""
 
@@ -99,7 +118,7 @@ class Adapter(Part, ABC):
     width: int = 0
     """Channels c of a token, or of a patch where several patches make a token."""
 
-    hidden: int = 0
+    mlp_dim: int = 0
     """Width of the MLP's hidden layer (for an MLP of another form: that of a plain one of equal cost)."""
 
     layout_class: type[TokenLayout] = BatchedLayout
@@ -113,14 +132,14 @@ class Adapter(Part, ABC):
     reach: tuple[int, ...] = ()
     """Of each block, how many tokens of a full image one token attends with; 0: all; (): all, always."""
 
-    watched: bool = False
-    """Whether its attention modules ask for their tap themselves (`runtime.tap.WATCH`), because a call of
-    theirs may be none that a function mode could see; otherwise the mode is entered around them."""
+    uses_attention_interface: bool = False
+    """Whether its attention modules ask for their tap themselves (`tokenzoo.hooks.tap.TAP_ATTR`), because a
+    function mode could not see every call of theirs; otherwise the mode is entered around them."""
 
     projector: str = ""
     """Name of the module that maps the tower's tokens to the language model's, where there is one."""
 
-    reaching: int = 0
+    projected_prefix: int = 0
     """Number of prefix tokens that reach the projector."""
 
     dynamic_size: bool = False
@@ -136,15 +155,27 @@ class Adapter(Part, ABC):
     """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
     and what the attention adds to its logits for all tokens is gathered for those that are left."""
 
+    follow = OldName("adapt_block_inputs")
+    followers = OldName("passthrough_modules")
+    trial = OldName("probe_inputs")
+    shows = OldName("provides_at")
+    hidden = OldName("mlp_dim")
+    watched = OldName("uses_attention_interface")
+    reaching = OldName("projected_prefix")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        adopt_old_names(cls, OLD_NAMES)
+
     @abstractmethod
     def blocks(self) -> tuple[BlockPath, ...]:
         """The blocks of the tower, in order; the reader of the features comes after the last."""
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """Names of the modules behind the blocks that hand all tokens on (the final norm)."""
         return ()
 
-    def follow(
+    def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a block is handed beside its tokens, for the tokens that are left.
@@ -168,7 +199,7 @@ class Adapter(Part, ABC):
             )
         return extra, options
 
-    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+    def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         """For the proof at attach time: tokens to try block `index` on, and its keyword arguments.
 
         Few are enough, unless the block takes only as many as the image has. Of a packed sequence the first
@@ -177,7 +208,7 @@ class Adapter(Part, ABC):
         del index
         return 8, {}
 
-    def shows(self, stage: str) -> frozenset[str]:
+    def provides_at(self, stage: str) -> frozenset[str]:
         """The evidence at the sites of a stage."""
         del stage
         return self.provides

@@ -16,7 +16,7 @@ from tokenzoo.layouts import PackedLayout
 class PackedAdapter(Adapter, ABC):
     """Deprecated: an `Adapter` with `layout_class = PackedLayout`, `group` and `layout(x)`."""
 
-    watched = True
+    uses_attention_interface = True
     positional = True
     layout_class = PackedLayout
     patches: int = 1

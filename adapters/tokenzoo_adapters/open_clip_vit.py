@@ -32,7 +32,7 @@ class OpenClipViT(SingleSizeViT):
         return int(self.model.conv1.out_channels)
 
     @computed
-    def hidden(self) -> int:
+    def mlp_dim(self) -> int:
         """Width of the MLP."""
         return mlp_width(self.model.transformer.resblocks[0].mlp, self.width)
 
@@ -43,7 +43,7 @@ class OpenClipViT(SingleSizeViT):
             for i in range(len(self.model.transformer.resblocks))
         )
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """The final norm, where it comes before the pooling."""
         return () if self.model.final_ln_after_pool else ("ln_post",)
 

@@ -25,7 +25,7 @@ class TorchvisionViT(SingleSizeViT):
         return int(self.model.hidden_dim)
 
     @computed
-    def hidden(self) -> int:
+    def mlp_dim(self) -> int:
         """Width of the MLP."""
         return mlp_width(next(iter(self.model.encoder.layers)).mlp, self.width)
 
@@ -36,7 +36,7 @@ class TorchvisionViT(SingleSizeViT):
             for name, _ in self.model.encoder.layers.named_children()
         )
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """The final norm."""
         return ("encoder.ln",)
 

@@ -82,7 +82,7 @@ def test_identity_exact_counts_and_no_trace(make: Any, name: str) -> None:
 @ALL
 def test_adapter_reads_the_model(make: Any) -> None:
     adapter = find_adapter(make())
-    assert (adapter.prefix, adapter.tokens(), adapter.width, adapter.hidden) == (1, 49, 48, 96)
+    assert (adapter.prefix, adapter.tokens(), adapter.width, adapter.mlp_dim) == (1, 49, 48, 96)
     assert adapter.grid(49) == (7, 7)
     assert adapter.grid(48) is None
     assert len(adapter.blocks()) == 6

@@ -118,7 +118,7 @@ class Grouped(Adapter):
 
     stages = frozenset({"block", "features"})
     width = WIDTH
-    hidden = WIDTH
+    mlp_dim = WIDTH
     group = PATCHES
 
     @property
@@ -146,13 +146,13 @@ class Grouped(Adapter):
     def blocks(self) -> tuple[BlockPath, ...]:
         names = [f"blocks.{i}" for i in range(len(self.model.blocks))]
         return tuple(
-            BlockPath(name, "attention", "norm2", "mlp", scale=self.scale) for name in names
+            BlockPath(name, "attention", "norm2", "mlp", branch2_scale=self.scale) for name in names
         )
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         return ("norm",)
 
-    def follow(
+    def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         angles = options["angles"]
@@ -160,7 +160,7 @@ class Grouped(Adapter):
             return extra, options
         return extra, {"angles": angles[places[:, self.prefix :] - self.prefix][:, None]}
 
-    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+    def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         rows = 6 * PATCHES
         angles = torch.arange(2.0 * rows).view(rows, 2) if self.model.rotary else None
         return 6, {"angles": angles}

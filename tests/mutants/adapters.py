@@ -33,14 +33,14 @@ class Adapted(Adapter):
     )
     prefix = 1
     width = WIDTH
-    hidden = 2 * WIDTH
+    mlp_dim = 2 * WIDTH
 
     def blocks(self) -> tuple[BlockPath, ...]:
         """All of them."""
         count = len(self.model.blocks)
         return tuple(BlockPath(f"blocks.{i}", "attention", "norm2", "mlp") for i in range(count))
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """The final norm."""
         return ("norm",)
 
@@ -119,13 +119,15 @@ class WrongSecond(Adapted):
     def blocks(self) -> tuple[BlockPath, ...]:
         """Reduce too early."""
         paths = super().blocks()
-        return tuple(BlockPath(path.name, path.attention, "norm1", path.last) for path in paths)
+        return tuple(
+            BlockPath(path.name, path.attention, "norm1", path.branch2_out) for path in paths
+        )
 
 
 class NoFollowers(Adapted):
     """Forgets the final norm, behind which nobody knows the masses."""
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """None."""
         return ()
 

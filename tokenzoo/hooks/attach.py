@@ -231,7 +231,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
     for step in recipe.steps:
         _check_ragged(recipe, step, adapter, name)
         # The parts of a step at the image choose nothing: the adapter makes a smaller image.
-        shown = adapter.shows(step.stage.name)
+        shown = adapter.provides_at(step.stage.name)
         if step.stage.name == "block":
             shown |= {"depth"}  # which block it is, a site knows itself
         missing = sorted(
@@ -284,5 +284,5 @@ def _shown_by_another(need: str, stage: str, adapter: Adapter) -> bool:
     if layer is None or stage not in ("features", "projected"):
         return False
     # Its queries and keys travel on, and what was computed of them: not the attention itself.
-    shown = adapter.shows(stage) - {"attention", "grid", "x", "mass"}
+    shown = adapter.provides_at(stage) - {"attention", "grid", "x", "mass"}
     return name in shown and adapter.layer(layer) is not None

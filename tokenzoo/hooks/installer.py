@@ -118,7 +118,7 @@ class Installer:
             block = model.get_submodule(paths[0].name)
             self.undo.append(block.register_forward_pre_hook(passes.begin_at).remove)
         self.undo += regional_compile.watch(model, [paths[index] for index in sites])
-        for name in adapter.followers():
+        for name in adapter.passthrough_modules():
             handle = model.get_submodule(name).register_forward_hook(_pass_on)
             self.undo.append(handle.remove)
         if passes.small:

@@ -87,7 +87,7 @@ class Passes:
                 self.depth,
                 prefix=adapter.prefix,
                 width=adapter.width,
-                hidden=adapter.hidden,
+                hidden=adapter.mlp_dim,
                 patches=adapter.group,
                 reach=adapter.reach,
             )
@@ -167,11 +167,11 @@ class Passes:
         owned = adapter.layout_class.owned
         state = get_state(args[0]) if owned else passing
         if state is None:
-            shape = (adapter.prefix, adapter.reaching, adapter.group)
+            shape = (adapter.prefix, adapter.projected_prefix, adapter.group)
             given = adapter.layout_class.before_projector(args[0], output, *shape)
             state = self._start(given)
         place = Place("projected", self.depth - 1, adapter.projector)
-        reaching, options = adapter.reaching, self.options
+        reaching, options = adapter.projected_prefix, self.options
         output, state = reduce_projected(output, state, reaching, place, options)
         if owned:  # the tower hands it on as its last hidden state
             set_state(args[0], state)

@@ -96,17 +96,17 @@ class Site:
             leaving,
             block.register_forward_pre_hook(self.enter, with_kwargs=True),
             attention.register_forward_pre_hook(self.open_tap, with_kwargs=True),
-            block.get_submodule(self.path.second).register_forward_pre_hook(self.reduce),
-            block.get_submodule(self.path.last).register_forward_hook(self.spread),
+            block.get_submodule(self.path.branch2_in).register_forward_pre_hook(self.reduce),
+            block.get_submodule(self.path.branch2_out).register_forward_hook(self.spread),
         ]
-        if self.path.first:
-            first = block.get_submodule(self.path.first)
+        if self.path.branch1_in:
+            first = block.get_submodule(self.path.branch1_in)
             handles.append(first.register_forward_pre_hook(self.begin))
-        if not self.adapter.watched:
+        if not self.adapter.uses_attention_interface:
             # always_call: an exception in the attention must not leave the mode entered.
             handles.append(attention.register_forward_hook(self.close_tap, always_call=True))
         undo: list[Callable[[], Any]] = [handle.remove for handle in handles]
-        if self.adapter.watched:
+        if self.adapter.uses_attention_interface:
             setattr(attention, TAP_ATTR, self.run)
             undo.append(partial(unwatch, attention))
         return undo
@@ -135,9 +135,9 @@ class Site:
                 x, state = reduced_tokens(x, state), replace(state, restored=False)
         self.run.state, self.run.called = state, True
         self.run.learns = torch.is_grad_enabled()
-        if self.path.first and get_state(x) is not state:
+        if self.path.branch1_in and get_state(x) is not state:
             x = set_state(x.view_as(x), state)  # a view: never tag the caller's own tensor
-        extra, kwargs = self.adapter.follow(args[1:], kwargs, state.layout.places)
+        extra, kwargs = self.adapter.adapt_block_inputs(args[1:], kwargs, state.layout.places)
         return (x, *extra), kwargs
 
     def begin(self, first: nn.Module, args: tuple[Any, ...]) -> None:
@@ -171,7 +171,7 @@ class Site:
                 segmented = layout.segmented
                 self.run.tap = Tap(layout.prefix, bias, places, segmented=segmented)
                 self.run.windows = self.adapter.windows(self.index, kwargs) if segmented else None
-            if self.adapter.watched:
+            if self.adapter.uses_attention_interface:
                 return  # the attention asks for it
             self.run.tap.open()
 
@@ -230,7 +230,7 @@ class Site:
         state = self._state()
         short, branch, whole = self.run.reduced, self.run.branch, self.run.whole
         if short is not None and branch is not None:
-            scale = getattr(block, self.path.scale) if self.path.scale else None
+            scale = getattr(block, self.path.branch2_scale) if self.path.branch2_scale else None
             output = short + (branch if scale is None else scale * branch)
         elif output is args[0]:
             output = output.view_as(output)  # never tag the caller's own tensor

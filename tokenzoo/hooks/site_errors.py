@@ -46,7 +46,7 @@ def check_length(x: Tensor, state: ReductionState, name: str) -> None:
 def wrong_order(path: BlockPath) -> AttachError:
     """The second branch runs before the attention."""
     return AttachError(
-        f"{path.name}.{path.second} runs before {path.attention}: this block is not "
+        f"{path.name}.{path.branch2_in} runs before {path.attention}: this block is not "
         "x + attention, x + MLP in the order that the adapter describes"
     )
 
@@ -63,7 +63,7 @@ def wrong_calls(found: str, calls: int, adapter: Adapter, layout: TokenLayout, t
     """
     if calls and not layout.segmented:
         reason = "This block attends more than once, and one attention a block is followed"
-    elif not adapter.watched:
+    elif not adapter.uses_attention_interface:
         reason = (
             "Is fused attention off? timm: set fused_attn = True on the attention modules, or "
             "timm.layers.set_fused_attn(True) before the model is made"

@@ -143,9 +143,6 @@ def thread_local(name: str) -> Any:
     return property(read, write)
 
 
-own = thread_local
-
-
 def watches(*steps: Step | None) -> bool:
     """Whether the parts of one of the steps need what only a tap shows; computed once, not in a pass."""
     return any(step is not None and bool(step.needs & FROM_ATTENTION) for step in steps)

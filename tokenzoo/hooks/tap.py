@@ -33,9 +33,10 @@ from tokenzoo.kernels.choice import transformed
 _C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
 
 TAP_ATTR = "_tokenzoo_watch"
-"""Where an attention module that looks for its tap itself (`Adapter.watched`) finds the holder of it."""
+"""Where an attention module that looks for its tap itself finds the holder of it.
 
-WATCH = TAP_ATTR
+See `Adapter.uses_attention_interface`.
+"""
 
 
 class Tap(TorchFunctionMode):
@@ -247,7 +248,7 @@ class Tap(TorchFunctionMode):
 
 def unwatch(attention: nn.Module) -> None:
     """Take the holder of its tap off an attention module. Idempotent."""
-    vars(attention).pop(WATCH, None)
+    vars(attention).pop(TAP_ATTR, None)
 
 
 def sweep(*, traced: bool = True) -> None:

@@ -76,7 +76,7 @@ def trials(
     """Run each bare block, with its index, by itself; to be called before anything is spliced."""
     found: list[Trial] = []
     for index, path in paths:
-        tokens, options = adapter.trial(index)
+        tokens, options = adapter.probe_inputs(index)
         layout = adapter.layout_class.of_trial(tokens, adapter.prefix, adapter.group)
         block = model.get_submodule(path.name)
         x = _sample(block, adapter, tokens)

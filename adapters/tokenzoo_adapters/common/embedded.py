@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo._core.validation import check_count
-from tokenzoo.hooks.state import PerThread, own
+from tokenzoo.hooks.state import PerThread, thread_local
 
 
 class Embedded(PerThread):
@@ -22,8 +22,8 @@ class Embedded(PerThread):
         made: number of patches; None after they have entered the first block.
     """
 
-    size: tuple[int, int] | None = own("size")
-    made: int | None = own("made")
+    size: tuple[int, int] | None = thread_local("size")
+    made: int | None = thread_local("made")
 
     def note(self, rows: int, columns: int) -> None:
         """Remember a grid."""

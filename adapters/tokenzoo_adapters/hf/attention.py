@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.key_bias import fits, widened
-from tokenzoo.hooks.tap import WATCH, Tap
+from tokenzoo.hooks.tap import TAP_ATTR, Tap
 from tokenzoo_adapters.hf.names import MASK
 
 OURS = " (tokenzoo is attached: "
@@ -188,7 +188,7 @@ def _attend(
 ) -> Result:
     """The attention `base` of `[b, h, n, d]`, with the tap of its module, if there is one."""
     function = _function(type(module), base)
-    holder = getattr(module, WATCH, None)
+    holder = getattr(module, TAP_ATTR, None)
     tap: Tap | None = None if holder is None else holder.tap
     if "flash" in base:
         stand_in = _AttrOverride(

@@ -53,7 +53,7 @@ class HFTower(Adapter):
     outer_class: OuterModel | None = None
     embedded: Embedded = field(default_factory=Embedded, repr=False)
 
-    watched = True
+    uses_attention_interface = True
     dynamic_size = True  # CLIP, SigLIP and ViT by interpolate_pos_encoding=True in the call
 
     @computed
@@ -93,7 +93,7 @@ class HFTower(Adapter):
         return int(self.model.config.hidden_size)
 
     @computed
-    def hidden(self) -> int:
+    def mlp_dim(self) -> int:
         """Width of the MLP."""
         return mlp_width(self._layers()[0].mlp, self.width)
 
@@ -121,11 +121,11 @@ class HFTower(Adapter):
             return None
         return name % depth if name % depth < len(self.blocks()) else None
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """The final norm."""
         return (self.at + self.names.norm,) if self.names.norm else ()
 
-    def follow(
+    def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Gather the angles of the tokens that are left; refuse masks, keep other options."""
@@ -134,7 +134,7 @@ class HFTower(Adapter):
         # is not a mask.
         given = (*extra, *rest.values())
         masks = tuple(value for value in given if isinstance(value, Tensor) and value.ndim)
-        super().follow(masks, {"is_causal": options.get("is_causal")}, places)
+        super().adapt_block_inputs(masks, {"is_causal": options.get("is_causal")}, places)
         angles = options.get(ANGLES)
         if angles is None or places is None:
             return extra, options
@@ -144,7 +144,7 @@ class HFTower(Adapter):
             ANGLES: tuple(part[index][:, None] for part in angles),  # [b, 1, n, d]
         }
 
-    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+    def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight tokens without a mask, at any angles where positions are rotary."""
         # Before a block runs: some attention runs in whole models only.
         hf_attention.check(self.model)

@@ -48,22 +48,22 @@ class TimmEva(TimmViT):
         fits = self.model.rope is None or self.model.dynamic_img_size
         return frozenset({"block", "features", "image"} if fits else {"block", "features"})
 
-    def follow(
+    def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Gather the angles of the tokens that are left; refuse masks."""
         rope: Tensor | None = options.get("rope")
         rest = {name: value for name, value in options.items() if name != "rope"}
-        extra, rest = super().follow(extra, rest, places)
+        extra, rest = super().adapt_block_inputs(extra, rest, places)
         if rope is not None and places is not None:
             rope = _gathered(rope, places[:, self.prefix :] - self.prefix)
         return extra, {**rest, "rope": rope}
 
-    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+    def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight tokens (or all, where there are fewer) at the first places."""
         rope = self._angles()
         if rope is None:
-            return super().trial(index)
+            return super().probe_inputs(index)
         rope = rope[index] if self.model.rope_mixed else rope  # [N, d] or [h, N, d]
         patches = min(8, rope.shape[-2])
         return patches, {"rope": rope[..., :patches, :]}

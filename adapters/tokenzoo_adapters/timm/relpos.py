@@ -43,16 +43,16 @@ class TimmRelPos(TimmViT):
     SHARED: ClassVar[tuple[str, ...]] = ("shared_rel_pos_bias", "shared_rel_pos")
     """Keyword arguments of a block with the bias that all blocks share."""
 
-    def follow(
+    def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Pass the shared bias on unchanged: the tap gathers it with the block's own."""
         shared = {name: value for name, value in options.items() if name in self.SHARED}
         rest = {name: value for name, value in options.items() if name not in self.SHARED}
-        extra, rest = super().follow(extra, rest, places)
+        extra, rest = super().adapt_block_inputs(extra, rest, places)
         return extra, {**rest, **shared}
 
-    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+    def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         """All tokens of the image: the bias has no other size."""
         del index
         rows, columns = self._size() or (1, 1)

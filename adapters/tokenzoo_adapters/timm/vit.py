@@ -86,7 +86,7 @@ class TimmViT(Adapter):
         return int(self.model.embed_dim)
 
     @computed
-    def hidden(self) -> int:
+    def mlp_dim(self) -> int:
         """Width of the MLP."""
         return mlp_width(self.model.blocks[0].mlp, self.width)
 
@@ -102,7 +102,7 @@ class TimmViT(Adapter):
             for i, block in enumerate(self.model.blocks)
         )
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """The final norm."""
         return ("norm",)
 

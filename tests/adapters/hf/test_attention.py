@@ -25,7 +25,7 @@ from tests.adapters.hf.models import pixels, randomise, tower
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.tap import WATCH, Tap
+from tokenzoo.hooks.tap import TAP_ATTR, Tap
 
 
 def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -77,11 +77,11 @@ def test_the_tap_sees_the_attention_and_adds_log_mass(base: str, name: str) -> N
     model.set_attn_implementation(base)
     undo = install(model)
     tap = Tap(1, mass.log())
-    setattr(block, WATCH, Holder(tap))
+    setattr(block, TAP_ATTR, Holder(tap))
     out, _ = block(x)
     torch.testing.assert_close(tap.seen[0].received(), expected.mean((1, 2))[:, 1:])
     torch.testing.assert_close(tap.seen[0].cls(), expected[:, :, 0, 1:])
-    setattr(block, WATCH, Holder(Tap(1, torch.zeros(2, 9))))
+    setattr(block, TAP_ATTR, Holder(Tap(1, torch.zeros(2, 9))))
     assert gap(out, block(x)[0]) > 1e-3
     undo()
     torch.testing.assert_close(tap.seen[0].received(), expected.mean((1, 2))[:, 1:])
@@ -113,7 +113,7 @@ def test_padded_batches_of_a_language_model_keep_their_masks(base: str, side: st
 def test_log_mass_in_a_causal_attention_without_a_mask_is_refused() -> None:
     model = llama(attn_implementation="sdpa")
     install(model)
-    setattr(model.layers[0].self_attn, WATCH, Holder(Tap(0, torch.zeros(1, 5))))
+    setattr(model.layers[0].self_attn, TAP_ATTR, Holder(Tap(0, torch.zeros(1, 5))))
     with pytest.raises(AttachError, match="causal"):
         model(torch.arange(5)[None])
 

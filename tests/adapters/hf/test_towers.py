@@ -104,14 +104,14 @@ def test_adapter_reads_the_model(name: str) -> None:
     model = tower(name)
     adapter = find_adapter(model)
     assert adapter.prefix == PREFIX.get(name, 1)
-    assert (adapter.tokens(), adapter.width, adapter.hidden) == (64, 48, 96)
+    assert (adapter.tokens(), adapter.width, adapter.mlp_dim) == (64, 48, 96)
     assert len(adapter.blocks()) == 5
     assert ("cls_attention" in adapter.provides) == (name in WITH_CLS)
     inside = find_tower(model, at="model.vision_tower.", depth=3)
     assert inside is not None
     paths = [path.name for path in inside.blocks()]
     assert paths == [f"model.vision_tower.{path.name}" for path in adapter.blocks()[:3]]
-    assert all(path.startswith("model.vision_tower.") for path in inside.followers())
+    assert all(path.startswith("model.vision_tower.") for path in inside.passthrough_modules())
 
 
 @EACH

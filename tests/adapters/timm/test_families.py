@@ -132,7 +132,9 @@ def test_dropped_tokens_are_as_good_as_masked(case: Case) -> None:
 def test_a_merged_token_has_the_angles_of_the_one_it_was_merged_into(case: Case) -> None:
     model = case.build(depth=6)
     full = (
-        find_adapter(model).trial(0)[1]["rope"].new_tensor(model.rope.get_embed(case.grid).tolist())
+        find_adapter(model)
+        .probe_inputs(0)[1]["rope"]
+        .new_tensor(model.rope.get_embed(case.grid).tolist())
     )
     seen: list[Tensor] = []
     for block in model.blocks:

@@ -67,7 +67,7 @@ def test_adapter_reads_the_model(case: Case) -> None:
     assert (adapter.prefix, adapter.tokens()) == (case.prefix, rows * columns)
     assert adapter.grid(rows * columns) == case.grid
     assert adapter.grid(rows * columns - 1) is None
-    assert (adapter.width, adapter.hidden) == (48, model.blocks[0].mlp.fc1.out_features)
+    assert (adapter.width, adapter.mlp_dim) == (48, model.blocks[0].mlp.fc1.out_features)
     assert [path.name for path in adapter.blocks()] == [f"blocks.{i}" for i in range(8)]
     assert ("cls_attention" in adapter.provides) == (model.cls_token is not None)
 

@@ -89,7 +89,7 @@ def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> TokenBudg
         features=tokens,
         prefix=adapter.prefix,
         width=adapter.width,
-        hidden=adapter.hidden,
+        hidden=adapter.mlp_dim,
         patches=adapter.group,
         reach=adapter.reach,
     )

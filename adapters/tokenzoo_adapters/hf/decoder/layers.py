@@ -22,7 +22,7 @@ from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.reduction import Options
 from tokenzoo.hooks.site import hook_first
-from tokenzoo.hooks.state import PerThread, own
+from tokenzoo.hooks.state import PerThread, thread_local
 from tokenzoo.hooks.undo import Undo, undo_all
 from tokenzoo.recipe import Recipe
 from tokenzoo_adapters.hf.decoder import checks
@@ -49,7 +49,7 @@ LOST = (
 class _CallState(PerThread):
     """The prompt of the next pass, in this thread."""
 
-    prompt: Prompt | None = own("prompt")
+    prompt: Prompt | None = thread_local("prompt")
 
 
 class Decoder:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import PerThread, own
-from tokenzoo.hooks.tap import WATCH, unwatch
+from tokenzoo.hooks.state import PerThread, thread_local
+from tokenzoo.hooks.tap import TAP_ATTR, unwatch
 from tokenzoo.hooks.undo import Undo
 from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.decoder.language_model import LanguageModel
@@ -44,7 +44,7 @@ class AttentionRecorder:
 class LayerRecorder(PerThread):
     """The tap of one layer, in this thread; None: nothing is recorded."""
 
-    tap: AttentionRecorder | None = own("tap")
+    tap: AttentionRecorder | None = thread_local("tap")
 
     def take(self) -> tuple[AttentionCall, ...]:
         """The recorded calls; ends the recording."""
@@ -74,7 +74,7 @@ def install_recorders(
         if step.needs & FROM_ATTENTION:
             before, recorder = layers[layer - 1], LayerRecorder()
             recorders[layer] = recorder
-            setattr(before.self_attn, WATCH, recorder)
+            setattr(before.self_attn, TAP_ATTR, recorder)
             undo.append(partial(unwatch, before.self_attn))
             start = partial(_start, recorder)
             undo.append(before.register_forward_pre_hook(start, with_kwargs=True).remove)

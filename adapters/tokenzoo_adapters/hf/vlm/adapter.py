@@ -53,7 +53,7 @@ class VisionLanguageAdapter(Adapter):
         base: the bare model, which has the tower, the projector and the language model.
         tower: the adapter of the tower, down to the last block that is read.
         projector: its path in `model`.
-        reaching: prefix tokens of the tower that the model does not cut off before the projector.
+        projected_prefix: prefix tokens of the tower that the model does not cut off before the projector.
         stages: all after the image; not in the tower where several of its hidden states are read as one.
         dynamic_size: whether its tower takes several sizes without an argument of the call.
         group: patches of the tower that the projector makes one token of.
@@ -64,7 +64,7 @@ class VisionLanguageAdapter(Adapter):
     base: Any
     tower: Adapter
     projector: str
-    reaching: int
+    projected_prefix: int
     stages: frozenset[str]
     dynamic_size: bool
     group: int = 1
@@ -96,16 +96,16 @@ class VisionLanguageAdapter(Adapter):
         """Tokens of the tower that the projector makes one of."""
         return self.group // self.tower.group
 
-    def shows(self, stage: str) -> frozenset[str]:
+    def provides_at(self, stage: str) -> frozenset[str]:
         """In the prompt, what a decoder layer shows; elsewhere what the tower does."""
         if stage == "llm":
             return IN_PROMPT
         # After the tower its attention is carried along as keys, queries and means.
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
-    def followers(self) -> tuple[str, ...]:
+    def passthrough_modules(self) -> tuple[str, ...]:
         """The tower's final norm, where it is read after that."""
-        return () if self.spec.reads else self.tower.followers()
+        return () if self.spec.reads else self.tower.passthrough_modules()
 
     def connect(self, attached: Attachment) -> Callable[[], None]:
         """Make features, prompts, positions and the language model follow."""
@@ -238,7 +238,7 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
         base,
         tower,
         projector=f"{_at(model, base)}{spec.projector}",
-        reaching=spec.reaching(base.config, tower.prefix),
+        projected_prefix=spec.projected_prefix(base.config, tower.prefix),
         stages=frozenset({"projected", "llm", *(("block", "features") if alone else ())}),
         dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
         group=spec.group(base.config),

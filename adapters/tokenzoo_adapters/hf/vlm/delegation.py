@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
-from tokenzoo.adapter import Adapter
+from tokenzoo.adapter import OLD_NAMES, Adapter
 from tokenzoo.parts import Part
 
 T = TypeVar("T", bound=type[Adapter])
@@ -25,7 +25,7 @@ def answers_as(tower: str, *, but: tuple[str, ...] = ()) -> Callable[[T], T]:
         mro = kind.__mro__
         own = {name for base in mro[: mro.index(Adapter)] for name in vars(base)}
         own |= {field.name for field in fields(cast("Any", kind))}
-        for name in set(dir(Adapter)) - set(dir(Part)) - own - set(but):
+        for name in set(dir(Adapter)) - set(dir(Part)) - own - set(OLD_NAMES) - set(but):
             if not name.startswith("_"):
                 setattr(kind, name, _of(tower, name))
         return update_abstractmethods(kind)

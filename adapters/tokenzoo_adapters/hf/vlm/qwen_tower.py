@@ -65,14 +65,14 @@ class HFQwenTower(Adapter):
     here: Here = field(default_factory=Here, repr=False)
 
     layout_class = PackedLayout
-    watched = True
+    uses_attention_interface = True
     positional = True
     stages = frozenset({"block", "features", "projected"})
     provides = frozenset(
         {"x", "mass", "keys", "queries", "received_attention", "attention", "grid"}
     )
 
-    def shows(self, stage: str) -> frozenset[str]:
+    def provides_at(self, stage: str) -> frozenset[str]:
         """Behind the tower its attention is carried along as keys, queries and means."""
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
@@ -92,7 +92,7 @@ class HFQwenTower(Adapter):
         return int(self.tower.patch_embed.embed_dim)
 
     @property
-    def hidden(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def mlp_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Width of the MLP."""
         return mlp_width(self.tower.blocks[0].mlp, self.width)
 
@@ -125,7 +125,7 @@ class HFQwenTower(Adapter):
             for i in range(len(self.tower.blocks))
         )
 
-    def follow(
+    def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Angles of the groups that are left `[t]`, and boundaries of what is left of each segment."""
@@ -147,7 +147,7 @@ class HFQwenTower(Adapter):
             ANGLES: tuple(part[rows.to(part.device)] for part in angles),
         }
 
-    def trial(self, index: int) -> tuple[int, dict[str, Any]]:
+    def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight groups in two segments, at any angles."""
         hf_attention.check(self.tower)
         n, p = 8, self.group

@@ -16,7 +16,7 @@ from tokenzoo_adapters.hf.vlm.spec import SpanCall
 
 def per_image(call: SpanCall) -> list[VisualSpan]:
     """Images or tiles `[images, 3, h, w]`, each with the tokens of its size and the prefix that reaches."""
-    n, extra = call.tokens(), call.reaching()
+    n, extra = call.tokens(), call.projected_prefix()
     span = VisualSpan(n + extra, call.plan(n) + extra, fixed=extra, patches=n)
     return [span] * len(call.pixels)
 

@@ -116,7 +116,7 @@ class VisionLanguageSpec:
     streams: tuple[ExtraStream, ...] = ()
     refuse: Callable[[Any, Adapter], str | None] = nothing
 
-    def reaching(self, config: Any, prefix: int) -> int:
+    def projected_prefix(self, config: Any, prefix: int) -> int:
         """Count the prefix tokens of the tower, of so many, that reach the projector."""
         cut = bool(self.select) and getattr(config, self.select) == "default"
         return 0 if cut else prefix
@@ -151,9 +151,9 @@ class SpanCall:
         down, across = pair(self.base.config.vision_config.patch_size)
         return (height // down) * (width // across) // self.spec.group(self.base.config)
 
-    def reaching(self) -> int:
+    def projected_prefix(self) -> int:
         """Prefix tokens of the tower that get placeholders too."""
-        return self.spec.reaching(self.base.config, self.tower.prefix)
+        return self.spec.projected_prefix(self.base.config, self.tower.prefix)
 
 
 SpanRule = Callable[[SpanCall], list[VisualSpan]]

@@ -1,0 +1,107 @@
+"""Members of Adapter and BlockPath by the names that they had: they work, and warn with the new name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tokenzoo
+from tests.hooks.test_groups import Grouped, Tower, image
+from tokenzoo import plugins
+from tokenzoo.adapter import OLD_NAMES, Adapter, BlockPath
+from tokenzoo.hookspecs import hookimpl
+
+
+def test_a_block_path_takes_and_gives_the_old_names() -> None:
+    new = BlockPath("blocks.0", "attn", "norm2", "mlp", "norm1")
+    with pytest.warns(DeprecationWarning, match="is called") as warned:
+        old: Any = BlockPath("blocks.0", "attn", second="norm2", last="mlp", first="norm1")
+    assert old == new
+    found = " ".join(str(one.message) for one in warned)
+    for name, other in (("first", "branch1_in"), ("second", "branch2_in"), ("last", "branch2_out")):
+        assert f"BlockPath.{name} is called BlockPath.{other}" in found
+    with pytest.warns(DeprecationWarning, match=r"branch2_out"):
+        assert old.last == "mlp"
+    with pytest.warns(DeprecationWarning, match=r"branch1_in"):
+        assert replace(old, first="").branch1_in == ""
+
+
+@pytest.fixture
+def old() -> type[Adapter]:
+    """An adapter as it was written for the last version."""
+    with pytest.warns(DeprecationWarning, match="is called") as warned:
+
+        @dataclass(frozen=True, eq=False)
+        class Old(Adapter):
+            model: Any
+            hidden: int = 8
+
+            stages = frozenset({"block"})
+            provides = Grouped.provides
+            width, group = 8, 4
+            grid, tokens = Grouped.grid, Grouped.tokens
+
+            prefix = property(lambda self: self.model.prefix)
+            positional = property(lambda self: self.model.rotary)
+
+            def blocks(self) -> tuple[BlockPath, ...]:
+                return tuple(
+                    BlockPath(f"blocks.{i}", "attention", "norm2", "mlp", branch2_scale="scale")
+                    for i in range(4)
+                )
+
+            def followers(self) -> tuple[str, ...]:
+                return ("norm",)
+
+            def follow(self, extra: Any, options: Any, places: Tensor | None) -> Any:
+                super().follow(extra, {}, places)
+                return Grouped.adapt_block_inputs(self, extra, options, places)
+
+            def trial(self, index: int) -> Any:
+                assert super().trial(index) == (8, {})
+                return Grouped.probe_inputs(self, index)
+
+            def shows(self, stage: str) -> frozenset[str]:
+                return super().shows(stage) - {"values"}
+
+    found = " ".join(str(one.message) for one in warned)
+    for name in ("followers", "follow", "trial", "shows", "hidden"):
+        assert f"Old.{name} is called Old.{OLD_NAMES[name]}" in found
+    return Old
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_an_adapter_with_the_old_names_does_what_the_new_one_does(old: Any) -> None:
+    outs: list[Tensor] = []
+    for kind in (old, Grouped):
+
+        class Plugin:
+            @hookimpl
+            def tokenzoo_adapter(self, model: Any, kind: Any = kind) -> Adapter:
+                return kind(model)
+
+        model = Tower(1, True)
+        with (
+            plugins.registered(Plugin()),
+            tokenzoo.build("evoprune", keep=5).attach(model) as attached,
+        ):
+            outs.append(model(image()))
+            budget = attached.plan()
+            assert budget.hidden == 8
+    assert torch.equal(outs[0], outs[1])
+    assert "values" not in old(model).provides_at("block")
+    assert old(model).mlp_dim == 8
+
+
+def test_reading_an_old_name_warns() -> None:
+    adapter: Any = Grouped(Tower(1, False))
+    for name, value in (("hidden", 8), ("watched", False), ("reaching", 0)):
+        with pytest.warns(DeprecationWarning, match=f"Adapter.{name} is called Adapter."):
+            assert getattr(adapter, name) == value
+    with pytest.warns(DeprecationWarning, match="passthrough_modules"):
+        assert adapter.followers() == ("norm",)

@@ -147,6 +147,7 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
         height, width = (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
         return {"pixel_values": torch.randn(batch, 3, height, width, generator=generator)}
     given: dict[str, Any] = {}
+    size = size if isinstance(size, int) else int(size[0])
     shape = (batch, 3, size, size)
     if hasattr(model.config, "image_grid_pinpoints"):
         own = sys.modules[type(model).__module__]

@@ -4,47 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
-from tokenzoo._core.old_members import OldName, adopt_old_names, renamed_arguments
+from tokenzoo._core.old_members import OldName, adopt_old_names
+from tokenzoo.block_path import BlockPath as BlockPath
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
 from tokenzoo.layouts import BatchedLayout, TokenLayout
 from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
-
-
-@renamed_arguments({"first": "branch1_in", "second": "branch2_in", "last": "branch2_out"})
-@dataclass(frozen=True)
-class BlockPath:
-    """Where one block of a tower can be spliced: names of its submodules, as attributes of the block.
-
-    Attributes:
-        name: the block's own name in the model, for messages ("blocks.3").
-        attention: the attention module; exactly one fused attention call is made inside.
-        branch2_in: the first module of the second residual branch (its norm): it gets the fewer tokens.
-        branch2_out: the last module of that branch, whose output is added to the residual.
-        branch1_in: the first module of the first residual branch, where gradient checkpointing runs the
-            block's forward again without calling the block (transformers >= 5.21); otherwise it may be left
-            out.
-        branch2_scale: the parameter of the block, if any, by which it multiplies the second branch after
-            its last module (InternVL's `lambda_2`).
-    """
-
-    name: str
-    attention: str
-    branch2_in: str
-    branch2_out: str
-    branch1_in: str = ""
-    branch2_scale: str = ""
-
-    first = OldName("branch1_in")
-    second = OldName("branch2_in")
-    last = OldName("branch2_out")
 
 
 class Attachment(Protocol):
@@ -75,7 +46,7 @@ class Attachment(Protocol):
         ...
 
     def note_prompts(self, counts: tuple[int, ...]) -> None:
-        """Be told how many visual tokens of each prompt are left in the language model."""
+        """Receive how many visual tokens of each prompt are left in the language model."""
         ...
 
 
@@ -172,13 +143,13 @@ class Adapter(Part, ABC):
         """The blocks of the tower, in order; the reader of the features comes after the last."""
 
     def passthrough_modules(self) -> tuple[str, ...]:
-        """Names of the modules behind the blocks that hand all tokens on (the final norm)."""
+        """Names of the modules after the blocks that return all tokens (the final norm)."""
         return ()
 
     def adapt_block_inputs(
         self, extra: tuple[Any, ...], options: dict[str, Any], places: Tensor | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a block is handed beside its tokens, for the tokens that are left.
+        """Other inputs of a block, made to fit the tokens that are left.
 
         Args:
             extra: its further arguments.
@@ -216,7 +187,7 @@ class Adapter(Part, ABC):
     def layer(self, name: Layer) -> int | None:
         """Index, among `blocks()`, of the block that a recipe means by `cls_attention@name`, or None.
 
-        A step at the features or behind the projector can ask for what other blocks showed.
+        A step at the features or after the projector can use the evidence of other blocks.
         """
         depth = len(self.blocks())
         return name % depth if isinstance(name, int) and -depth <= name < depth else None
@@ -303,13 +274,13 @@ class Adapter(Part, ABC):
         return None
 
     def connect(self, attached: Attachment) -> Callable[[], None] | None:
-        """Make whatever comes behind the tower (prompts, a language model) follow what was attached.
+        """Make whatever comes after the tower (prompts, a language model) follow what was attached.
 
         Returns:
             The function that undoes it.
 
         Raises:
-            AttachError: the recipe and what comes behind the tower do not go together.
+            AttachError: the recipe and what comes after the tower do not go together.
         """
         del attached
         return None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from tokenzoo_adapters.hf.vlm.qwen_tower import HFQwenTower
 from torch import Tensor
 
 import tokenzoo
+from tests.adapters.hf.vlm import test_qwen_tower as qwen_tower
 from tests.hooks.test_groups import Grouped, Tower, image
 from tokenzoo import plugins
 from tokenzoo.adapter import OLD_NAMES, Adapter, BlockPath
 from tokenzoo.hookspecs import hookimpl
+from tokenzoo.packed import PackedAdapter
 
 
 def test_a_block_path_takes_and_gives_the_old_names() -> None:
@@ -105,3 +109,31 @@ def test_reading_an_old_name_warns() -> None:
             assert getattr(adapter, name) == value
     with pytest.warns(DeprecationWarning, match="passthrough_modules"):
         assert adapter.followers() == ("norm",)
+
+
+@torch.no_grad()
+def test_a_packed_adapter_of_the_last_version_still_packs() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"PackedAdapter is tokenzoo\.Adapter with layout_class"
+    ):
+
+        class Old(HFQwenTower, PackedAdapter):
+            patches = 4
+            layout, group = PackedAdapter.layout, PackedAdapter.group
+
+    class Plugin:
+        @hookimpl
+        def tokenzoo_adapter(self, model: Any) -> Adapter:
+            return Old(model)
+
+    model = qwen_tower.tower("qwen2_5_vl")
+    x = qwen_tower.pixels(model, qwen_tower.MIXED)
+    outs: list[Tensor] = []
+    for mine in ((), (Plugin(),)):
+        with ExitStack() as stack:
+            for plugin in mine:
+                stack.enter_context(plugins.registered(plugin))
+            attached = stack.enter_context(tokenzoo.build("evoprune", keep=0.4).attach(model))
+            assert isinstance(attached.adapter, Old) == bool(mine)
+            outs.append(qwen_tower.run(model, x, qwen_tower.MIXED))
+    assert torch.equal(*outs)

@@ -88,7 +88,7 @@ def find_adapter(model: nn.Module) -> Adapter:
 
     Raises:
         UnsupportedModelError: none does; says which there are.
-        PluginError: a plugin takes something for an adapter that is none.
+        PluginError: a plugin returns something that is not an adapter.
     """
     adapter = plugins.manager().hook.tokenzoo_adapter(model=model)
     if adapter is None:
@@ -137,7 +137,7 @@ def _compiled(model: nn.Module) -> nn.Module | None:
 
 
 def _check_runs(model: nn.Module) -> None:
-    """Raise if the model's parameters are none to work with."""
+    """Raise if parameters are on the meta device or were made in inference mode."""
     offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
         raise AttachError(
@@ -188,7 +188,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
     """
     if len(recipe.steps) > 1 and recipe.step_at(Stage.IMAGE) is not None:
         raise AttachError(
-            "a step at the image stands alone: what is behind it would be planned for the whole image"
+            "a step at the image stands alone: what comes after it would be planned for the whole image"
         )
     for step in recipe.steps:
         if step.stage.name not in adapter.stages:
@@ -233,7 +233,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
         # The parts of a step at the image choose nothing: the adapter makes a smaller image.
         shown = adapter.provides_at(step.stage.name)
         if step.stage.name == "block":
-            shown |= {"depth"}  # which block it is, a site knows itself
+            shown |= {"depth"}  # a site knows which block it is
         missing = sorted(
             need
             for need in (step.needs if step.stage.name != "image" else ())
@@ -254,7 +254,7 @@ def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> No
 
     Raises:
         AttachError: the prompts of a language model are written before; a packed sequence has no padding;
-            or the attention of later blocks would not be told which tokens only pad.
+            or the attention of later blocks would not know which tokens are padding.
     """
     parts = walk(step.matcher)
     if not any(isinstance(part, Selector) and part.ragged for part in parts):
@@ -278,7 +278,7 @@ def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> No
 
 
 def _shown_by_another(need: str, stage: str, adapter: Adapter) -> bool:
-    """Whether a block of the tower shows this to a step behind the last one: "cls_attention@5"."""
+    """Whether a block of the tower shows this to a step after the last one: "cls_attention@5"."""
     name, _, _ = need.partition("@")
     layer = layer_of(need)
     if layer is None or stage not in ("features", "projected"):

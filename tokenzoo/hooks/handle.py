@@ -197,7 +197,7 @@ class Attached:
         self._installer.install(self, self._passes)
 
     @property
-    def attached(self) -> bool:
+    def installed(self) -> bool:
         """Whether it is on the model."""
         return bool(self._installer.undo)
 
@@ -231,7 +231,7 @@ class Attached:
         return twin
 
     def __repr__(self) -> str:
-        state = "attached to" if self.attached else "detached from"
+        state = "attached to" if self.installed else "detached from"
         return f"<{self.recipe!r} {state} {type(self.model).__name__}>"
 
     @property

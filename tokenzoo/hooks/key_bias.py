@@ -31,7 +31,7 @@ def widened(
     Args:
         query: `[b, h, n, d]`.
         key: `[b, h, n, d]`.
-        value: `[b, h, n, d]`; the output is as wide as the new ones, and has zeros behind `d`.
+        value: `[b, h, n, d]`; the output is as wide as the new ones, and has zeros after `d`.
         bias: `[b, n]`, for each key.
         scale: the factor on the inner products.
     """

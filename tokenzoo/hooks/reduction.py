@@ -24,10 +24,10 @@ from tokenzoo.tokens import Tokens
 
 @dataclass(frozen=True)
 class Event:
-    """One reduction of one pass, as `attach(..., on_reduce=f)` is told it.
+    """One reduction of one pass, as `attach(..., on_reduce=f)` receives it.
 
     Attributes:
-        block: index of the block; behind the blocks it is the index of the last.
+        block: index of the block; after the blocks it is the index of the last.
         plan: from the tokens before to those after, prefix included. In a language model: of the visual
             tokens of the prompts that have equally many.
         before: tokens `[b, n, c]` with their masses; of a packed tower those of the images of one grid,
@@ -45,14 +45,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Options:
-    """How the sites of an attachment behave, beside their recipe.
+    """How the sites of an attachment behave, in addition to their recipe.
 
     Attributes:
         proportional: log mass is added to the logits.
         trace: the plans of a pass are composed.
         restore: features come back at full length.
         debug: every site looks at its values, and raises.
-        on_reduce: is told each reduction.
+        on_reduce: receives each reduction.
         clock: is called right before the evidence of a reduction is made, and right after the reduction.
     """
 

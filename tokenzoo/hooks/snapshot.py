@@ -20,7 +20,7 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
     """Remember the hooks and attributes of all modules of a model and of their configurations.
 
     Returns:
-        The function that puts them back; twice is once.
+        The function that puts them back; it is idempotent.
     """
     owners: dict[int, Any] = {}
     for module in model.modules():

@@ -115,10 +115,11 @@ class ReductionState:
 
 
 class PerThread:
-    """Attributes of which each thread has its own, made by `thread_local`; a copy, and what is unpickled,
-    has none.
+    """Attributes of which each thread has its own, made by `thread_local`.
 
-    It has a thread-local and is none: what compiled code writes to a subclass of one, torch loses.
+    A copy, and what is unpickled, starts without values.
+
+    It holds a `threading.local` and is not a subclass of it: torch loses what compiled code writes to one.
     """
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ def summary(attached: Attached, last: LastPass, tokens: int | None = None) -> st
                 raise
             image = f"any size: summary(tokens=196). Of the configured size, {error}"
     options = attached.options
-    state = "" if attached.attached else " (detached)"
+    state = "" if attached.installed else " (detached)"
     chosen = {"when": attached.when, "trace": options.trace, "restore": options.restore}
     chosen |= {"debug": options.debug, "on_reduce": options.on_reduce}
     standard = {**dict.fromkeys(chosen, False), "when": "always", "on_reduce": None}

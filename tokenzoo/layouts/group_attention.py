@@ -96,9 +96,9 @@ class GroupAttention(SeenAttention):
         """Mean attention that each token receives: `[b, n]`, the sum over its patches.
 
         Args:
-            queries: "all" or "patches": whether prefix tokens are asked too.
+            queries: "all" or "patches": whether prefix tokens are among the queries.
             mass: `[b, n]` weights of the queries: those of a token's patches.
-            stride: the patches of one in so many tokens are asked, and then no prefix tokens.
+            stride: take the patches of one in so many tokens as queries, and then no prefix tokens.
         """
         p, prefix, n = self.group, self.patches.prefix, self.query.shape[2]
         asked = every_so_often(n, 0, stride)
@@ -169,7 +169,7 @@ class WindowedAttention(GroupAttention):
     tokens: Tensor
 
     def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
-        """As without windows, but for `stride`: every patch is asked.
+        """As without windows, but for `stride`: every patch is a query.
 
         A window costs little, and subsampling could skip every query of a window.
         """

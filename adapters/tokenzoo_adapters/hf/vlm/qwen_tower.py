@@ -4,7 +4,7 @@ A group of 2 x 2 patches is one token: the tower's merger makes one token of the
 images of a call are one sequence; an image, or one slice in time of a video, attends to itself alone, in
 most blocks of Qwen2.5-VL within windows. What must stay in step with fewer groups: the angles, the
 boundaries of images and windows, the order of the sequence (Qwen2.5-VL's is that of its windows, and is
-undone behind the merger). No forward is copied: the blocks are handed what fits, and two hooks at the end
+undone after the merger). No forward is copied: the blocks get what fits, and two hooks at the end
 put the rows in their places.
 """
 
@@ -57,7 +57,7 @@ class HFQwenTower(Adapter):
 
     Args:
         tower: what it is about.
-        at: its own name in the larger model, with a dot behind it; "" where it stands alone.
+        at: its own name in the larger model, with a dot after it; "" where it stands alone.
     """
 
     tower: Any
@@ -137,7 +137,7 @@ class HFQwenTower(Adapter):
         before = torch.searchsorted(at, (bounds // p).to(at.dtype)) * p
         windows = len(bounds) - 1 > len(self.here.grids or ())
         if windows and "flash" not in str(self.tower.config._attn_implementation):
-            # Windows that have lost all their groups are none. This waits for the device, as does the
+            # Windows that have lost all their groups are left out. This waits for the device, as does the
             # tower's own loop over them; an image always has groups left.
             before = cast("Tensor", cast("Any", before).unique_consecutive())
         rows = (places[:, None] * p + torch.arange(p, device=places.device)).flatten()  # [r]
@@ -204,7 +204,7 @@ class HFQwenTower(Adapter):
         return hf_attention.install(self.tower)
 
     def connect(self, attached: Attachment) -> Callable[[], None]:
-        """See the grids of a pass, and put the rows behind the merger in their places."""
+        """See the grids of a pass, and put the rows after the merger in their places."""
         del attached
         handles = [
             self.tower.register_forward_pre_hook(self._begin, with_kwargs=True),

@@ -872,7 +872,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     "a key at the wrong place": (
         loaded('{"tokenzoo": 1, "recipe": "tome", "options": {}, "keep": 4}'),
         BadArgumentError,
-        ("'keep' is none of tokenzoo, recipe, options",),
+        ("'keep' is not one of tokenzoo, recipe, options",),
     ),
     "code beside the steps": (
         saved(code="import os"),
@@ -882,7 +882,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], tuple[str, ..
     "a recipe for an option": (
         loaded('{"tokenzoo": 1, "recipe": "tome", "options": {"recipe": "os.system"}}'),
         BadArgumentError,
-        ("'recipe' is no option",),
+        ("'recipe' is not an option",),
     ),
     "a number for a recipe": (
         loaded('{"tokenzoo": 1, "recipe": 3, "options": {}}'),

@@ -99,7 +99,7 @@ def test_evidence_shows_what_was_seen_about_the_patches(
     if p:
         torch.testing.assert_close(evidence.cls_attention, whole[:, :, 0, p:], **close)
     else:
-        with pytest.raises(MissingEvidenceError, match="shows no cls_attention; it shows"):
+        with pytest.raises(MissingEvidenceError, match="provides no cls_attention; it provides"):
             _ = evidence.cls_attention
 
 
@@ -132,7 +132,7 @@ def test_features_by_name() -> None:
     assert [needed(on) for on in ("x", "keys", "queries", "all_keys")] == [
         *("x", "keys", "queries", "keys")
     ]
-    with pytest.raises(MissingEvidenceError, match=r"shows no gaze; it shows .*keys"):
+    with pytest.raises(MissingEvidenceError, match=r"provides no gaze; it provides .*keys"):
         evidence.features("gaze")
 
 
@@ -160,7 +160,7 @@ def test_what_is_missing_is_named_with_what_is_there(name: str) -> None:
     with pytest.raises(MissingEvidenceError) as caught:
         MISSING[name](evidence)
     assert isinstance(caught.value, TokenzooError)
-    assert f"shows no {name}; it shows mass, x" in str(caught.value)
+    assert f"provides no {name}; it provides mass, x" in str(caught.value)
 
 
 def test_every_name_can_be_missing_or_is_always_there() -> None:
@@ -178,7 +178,7 @@ def test_layers() -> None:
     assert evidence.at(-2) is evidence.at("clip") is other
     named = {f"{name}@{layer}" for layer in (-2, "clip") for name in ("x", "mass", "keys")}
     assert evidence.provides == {"x", "mass"} | named
-    with pytest.raises(MissingEvidenceError, match=re.escape("shows no evidence of layer 3")):
+    with pytest.raises(MissingEvidenceError, match=re.escape("provides no evidence of layer 3")):
         evidence.at(3)
 
 
@@ -212,7 +212,7 @@ def test_take_takes_the_same_tokens_of_everything(example: Example, data: st.Dat
 def test_a_part_of_a_grid_is_no_grid() -> None:
     part = Example.drawn(grid=(2, 3)).evidence().take(torch.tensor([[0, 1]] * 2))
     assert not {"grid", "frames"} & part.provides
-    with pytest.raises(MissingEvidenceError, match="shows no grid"):
+    with pytest.raises(MissingEvidenceError, match="provides no grid"):
         _ = part.grid
 
 

@@ -146,7 +146,7 @@ def test_two_plugins_can_clash_with_each_other() -> None:
     other = plugin(tokenzoo_scorers=lambda: {"energy": Energy})
     with (
         plugins.registered(one, "one"),
-        pytest.raises(PluginError, match=r"'one' .* 'other' .* both bring scorer 'energy'"),
+        pytest.raises(PluginError, match=r"'one' .* 'other' .* both provide scorer 'energy'"),
         plugins.registered(other, "other"),
     ):
         pass
@@ -166,7 +166,7 @@ def impossible() -> Mapping[str, Any]:
     [
         ({"tokenzoo_scorer": nothing}, ["tokenzoo_scorer", "tokenzoo_scorers, tokenzoo_matchers"]),
         ({"tokenzoo_adapter": lambda vit: None}, ["tokenzoo_adapter", "vit"]),
-        ({}, ["says nothing", "@tokenzoo.hookimpl"]),
+        ({}, ["implements no hook", "@tokenzoo.hookimpl"]),
         ({"tokenzoo_scorers": lambda: None}, ["tokenzoo_scorers", "mapping"]),
         ({"tokenzoo_scorers": lambda: ["energy"]}, ["tokenzoo_scorers", "mapping"]),
         ({"tokenzoo_scorers": lambda: {"energy": 3}}, ["'energy'", "3"]),
@@ -187,7 +187,7 @@ def test_a_function_without_the_mark_says_nothing() -> None:
     module = ModuleType("unmarked")
     module.tokenzoo_scorers = lambda: {"energy": Energy}  # pyright: ignore[reportAttributeAccessIssue]
     with (
-        pytest.raises(PluginError, match=r"'odd'.*says nothing"),
+        pytest.raises(PluginError, match=r"'odd'.*implements no hook"),
         plugins.registered(module, "odd"),
     ):
         pass

@@ -232,7 +232,7 @@ FILES: dict[str, tuple[str, str]] = {
         "no recipe",
     ),
     "a long version": (json.dumps({"tokenzoo": "x" * 900_000}), "upgrade tokenzoo"),
-    "a long key": (json.dumps({"tokenzoo": 1, "x" * 900_000: 1}), "is none of"),
+    "a long key": (json.dumps({"tokenzoo": 1, "x" * 900_000: 1}), "is not one of"),
     "a long option": (
         json.dumps({"tokenzoo": 1, "recipe": "tome", "options": {"x" * 900_000: 1}}),
         "no option of tome",

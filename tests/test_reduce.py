@@ -467,7 +467,7 @@ def test_a_need_that_was_not_declared_is_an_error_that_says_so() -> None:
 
     with pytest.raises(MissingEvidenceError) as caught:
         zoo(select(Sly()))
-    assert "shows no cls_attention; it shows mass, x" in str(caught.value)
+    assert "provides no cls_attention; it provides mass, x" in str(caught.value)
     assert "needs = frozenset({'cls_attention'})" in str(caught.value)
 
 

@@ -1,11 +1,11 @@
-"""What a pair score is: a value with a few faster ways to the same numbers.
+"""Pair scores in factored form, with faster ways to the same numbers.
 
-score[i, j] = source[i] * curve(<left[i], right[j]>) * target[j], and high means: merge i into j.
+    score[i, j] = source[i] * curve(<left[i], right[j]>) * target[j]        high: merge i into j
 
-`dense()` is the definition and the reference of every test. Whether there is a way to the best partner
-that needs only one matrix product is a property of the value (`folded`), looked at in one place: the
-weight of a target multiplies its inner products, the constant of (1 + cos) / 2 is added to them, and so is,
-under an exponential, the logarithm of the weight. Anything else takes the curve of every pair asked for.
+`dense()` is the definition and the reference of every test. `folded` decides whether the best partner can
+be found with one matrix product: the weight of a target scales its inner products, the constant of (1 +
+cos) / 2 is added to them, and so is the logarithm of the weight under an exponential. All else evaluates
+the curve for every pair.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenzoo.token_map import take
 
 
 class Curve(ABC):
-    """An elementwise, increasing map of inner products."""
+    """An increasing elementwise function of inner products."""
 
     @abstractmethod
     def __call__(self, inner: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Linear(Curve):
     shift: float = 0.0
 
     def __call__(self, inner: Tensor) -> Tensor:
-        """Apply it."""
+        """See `Curve`."""
         if (self.scale, self.shift) == (1.0, 0.0):
             return inner
         return inner * self.scale + self.shift
@@ -53,7 +53,7 @@ class Exp(Curve):
     beta: float = 1.0
 
     def __call__(self, inner: Tensor) -> Tensor:
-        """Apply it."""
+        """See `Curve`."""
         return (inner * self.beta).exp()
 
 
@@ -64,7 +64,7 @@ class Elementwise(Curve):
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, inner: Tensor) -> Tensor:
-        """Apply it."""
+        """See `Curve`."""
         return self.function(inner)
 
 
@@ -94,12 +94,12 @@ class Affinity:
     curve: Curve = None  # pyright: ignore[reportAssignmentType] - LINEAR, from __post_init__
 
     def __post_init__(self) -> None:
-        # Not as the default itself: torch 2.11 cannot compile a default that is an object of ours.
+        # Not a default of the field: torch 2.11 cannot compile a default of a class like this.
         if self.curve is None:  # pyright: ignore[reportUnnecessaryComparison]
             object.__setattr__(self, "curve", LINEAR)
 
     def dense(self) -> Tensor:
-        """The definition: every score, `[b, n, n]`."""
+        """Compute all scores, `[b, n, n]`: the definition."""
         scores = self.curve(self.left @ self.right.mT)
         if self.source is not None:
             scores = scores * self.source[..., :, None]
@@ -119,7 +119,7 @@ class Affinity:
         """Multiply by positive token weights `[b, n]` on "source", "target" or "both".
 
         Raises:
-            BadArgumentError: `on` is none of these.
+            BadArgumentError: `on` has another value.
         """
         if on not in ("source", "target", "both"):
             raise BadArgumentError(f"on={on!r}; it is 'source', 'target' or 'both'")
@@ -131,14 +131,15 @@ class Affinity:
         return replace(self, source=source, target=target)
 
     def folded(self) -> tuple[Tensor | None, Tensor | None] | None:
-        """What turns inner products into numbers that are largest where the score of a row is.
+        """Return an affine form of the inner products that ranks the targets of each source as the score
+        does.
 
         Returns:
-            `(scale, shift)`, each `[b, n]` or None: scale_j * <left_i, right_j> + shift_j ranks the targets
-            as the score does, with one matrix product. None where the curve itself is needed.
+            `(scale, shift)`, each `[b, n]` or None: scale_j * <left_i, right_j> + shift_j has the order of
+            the scores. None if the curve itself is needed.
         """
         if self.target is None:
-            return None, None  # a source's weight and an increasing curve move no maximum
+            return None, None  # neither a source's weight nor an increasing curve moves a maximum
         if isinstance(self.curve, Linear):
             scale, shift = self.curve.scale * self.target, self.curve.shift * self.target
             return scale, None if self.curve.shift == 0.0 else shift
@@ -147,15 +148,15 @@ class Affinity:
         return None
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """For each source its highest score `[b, n]` and the target that has it `[b, n]`.
+        """Return the highest score of each source `[b, n]` and its target `[b, n]`.
 
-        Ties go to the lower index. A pair with a NaN loses against every other pair: NaN features never
-        raise, are merged last and attract nobody. Without any target every score is the lowest.
+        Ties go to the lower index. A pair with a NaN has the lowest score, so tokens with NaN features are
+        merged last and receive no token. Without targets, every score is the lowest.
         """
         if self.right.shape[1] == 0:
-            nobody = self.left[..., 0]
-            worst = torch.finfo(nobody.dtype).min
-            return torch.full_like(nobody, worst), torch.zeros_like(nobody, dtype=torch.int64)
+            like = self.left[..., 0]
+            worst = torch.finfo(like.dtype).min
+            return torch.full_like(like, worst), torch.zeros_like(like, dtype=torch.int64)
         folded = self.folded()
         if folded is None:
             return self._in_blocks(lambda part: highest(part.dense()))
@@ -171,7 +172,7 @@ class Affinity:
         return (value if value is found else worst_if_nan(value.to(found.dtype))), index
 
     def nearest(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k highest scores of each source, descending, and their targets: `[b, n, k]` each."""
+        """Return the k highest scores of each source, descending, and their targets: `[b, n, k]` each."""
 
         def first(part: Affinity) -> tuple[Tensor, Tensor]:
             scores = worst_if_nan(part.dense())
@@ -183,7 +184,7 @@ class Affinity:
     def _in_blocks(
         self, find: Callable[[Affinity], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Ask a block of sources at a time: `dense()` of all of them can be too large."""
+        """Process sources in blocks: `dense()` of all of them can be too large."""
 
         def of_rows(rows: slice) -> tuple[Tensor, Tensor]:
             source = None if self.source is None else self.source[:, rows]
@@ -193,7 +194,7 @@ class Affinity:
         return find(self) if len(blocks) == 1 else in_blocks(of_rows, blocks, self.left.shape[1], 1)
 
     def mean(self) -> Tensor:
-        """Each source's mean score over the targets, `[b, n]`."""
+        """Return the mean score of each source over the targets, `[b, n]`."""
         if isinstance(self.curve, Linear):
             # The mean of linear functions is the linear function of the mean: no n x n scores.
             target = torch.ones_like(self.right[..., 0]) if self.target is None else self.target
@@ -204,14 +205,14 @@ class Affinity:
         return self.dense().mean(-1)
 
     def diagonal(self) -> Tensor:
-        """Each token's score with itself, `[b, n]`."""
+        """Return the score of each token with itself, `[b, n]`."""
         scores = self.curve((self.left * self.right).sum(-1))
         if self.source is not None:
             scores = scores * self.source
         return scores if self.target is None else scores * self.target
 
     def row(self, index: Tensor) -> Tensor:
-        """The scores of one source per image, `index [b]`, with all targets: `[b, n]`."""
+        """Return the scores of one source per image, `index [b]`, with all targets: `[b, n]`."""
         one = index[:, None]
         scores = self.curve((take(self.left, one) @ self.right.mT).squeeze(1))
         if self.source is not None:
@@ -219,7 +220,7 @@ class Affinity:
         return scores if self.target is None else scores * self.target
 
     def __add__(self, other: Affinity) -> Affinity:
-        """Sum of two linear scores: the channels are concatenated, nothing is materialised."""
+        """Add two linear scores by concatenating their channels."""
         if not (isinstance(self.curve, Linear) and isinstance(other.curve, Linear)):
             raise BadArgumentError(
                 "only linear pair scores add up: take .nonnegative() cosines or plain ones"
@@ -228,7 +229,7 @@ class Affinity:
         return Affinity(torch.cat(left, -1), torch.cat(right, -1))
 
     def __mul__(self, other: Affinity) -> Affinity:
-        """Product of two exponential scores: the exponents add up, the channels are concatenated."""
+        """Multiply two exponential scores by concatenating the channels of their exponents."""
         if not (isinstance(self.curve, Exp) and isinstance(other.curve, Exp)):
             raise BadArgumentError(
                 "only exponential pair scores multiply; a token score enters by .discount(lam)"
@@ -243,7 +244,7 @@ class Affinity:
         return product
 
     def _spread(self) -> tuple[Tensor, Tensor]:
-        """A linear score as one plain inner product, weights included."""
+        """Return the factors of a linear score as one inner product, weights included."""
         if not isinstance(self.curve, Linear):
             raise BadArgumentError("only a linear score is one inner product")
         ones = torch.ones_like(self.left[..., 0])

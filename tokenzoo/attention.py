@@ -1,4 +1,4 @@
-"""What one attention shows: its queries and keys, from which any part of its map can be computed."""
+"""Queries and keys of an attention, from which any part of its map can be computed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tokenzoo.kernels import attention_rows, received_attention
 
 @dataclass(frozen=True)
 class SeenAttention:
-    """Queries and keys of one attention, prefix tokens included, and what its softmax adds.
+    """Queries and keys of one attention, prefix tokens included, and the terms of its softmax.
 
     Attributes:
         query, key: `[b, h, n, d]`.
         scale: the factor on the inner products.
-        prefix: how many of the n are prefix tokens.
+        prefix: number of prefix tokens among the n.
         key_bias: `[b, n]` added to the logits (log mass), or None.
-        bias: what the model itself adds to the logits (relative positions), with four dimensions, each of
-            them that of `[b, h, n, n]` or 1; or None.
-        value: `[b, h, n, d]`, where it was seen.
+        bias: added to the logits by the model (relative positions), broadcasts to `[b, h, n, n]`, with four
+            dimensions; or None.
+        value: `[b, h, n, d]`, or None.
     """
 
     query: Tensor
@@ -33,30 +33,30 @@ class SeenAttention:
     value: Tensor | None = None
 
     def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
-        """Mean attention that each patch token receives: `[b, n - prefix]`.
+        """Return the mean attention that each patch token receives: `[b, n - prefix]`.
 
         Args:
-            queries: "all" or "patches": whether CLS and registers are asked too.
+            queries: "all", or "patches" without CLS and registers.
             mass: `[b, n - prefix]` weights of the queries; prefix tokens have weight 1.
-            stride: one in so many of them is asked: an estimate.
+            stride: use every stride-th query only, as an estimate.
         """
         p = self.prefix
-        asked = every_so_often(self.query.shape[2], p if queries == "patches" else 0, stride)
+        chosen = every_so_often(self.query.shape[2], p if queries == "patches" else 0, stride)
         weight = mass
         if mass is not None:
-            weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)[:, asked]
+            weight = torch.cat([mass.new_ones(mass.shape[0], p), mass], 1)[:, chosen]
         column = received_attention(
-            self.query[:, :, asked],
+            self.query[:, :, chosen],
             self.key,
             scale=self.scale,
             key_bias=self.key_bias,
-            bias=self._bias_of(asked),
+            bias=self._bias_of(chosen),
             query_weight=weight,
         )
         return column[:, p:]
 
     def rows(self, index: Tensor) -> Tensor:
-        """Attention of the patch queries `index [b, q]` to the patch tokens: `[b, h, q, n - prefix]`."""
+        """Return the attention of patch tokens `index [b, q]` to all of them: `[b, h, q, n - prefix]`."""
         b, h, _, d = self.query.shape
         at = (index + self.prefix)[:, None, :, None]  # [b, 1, q, 1]
         bias = self.bias
@@ -73,7 +73,7 @@ class SeenAttention:
         return rows[..., self.prefix :]
 
     def cls(self) -> Tensor:
-        """Attention of the first token (CLS) to the patch tokens: `[b, h, n - prefix]`."""
+        """Return the attention of the first token (CLS) to the patch tokens: `[b, h, n - prefix]`."""
         row = attention_rows(
             self.query[:, :, :1],
             self.key,
@@ -84,12 +84,12 @@ class SeenAttention:
         return row[:, :, 0, self.prefix :]
 
     def _bias_of(self, queries: slice) -> Tensor | None:
-        """The model's bias for some of the queries."""
+        """Return the model's bias for some of the queries."""
         if self.bias is None or self.bias.shape[2] == 1:
             return self.bias
         return self.bias[:, :, queries]
 
 
 def every_so_often(tokens: int, first: int, stride: int) -> slice:
-    """Which of the tokens from `first` on are asked, where it is one in `stride`; one at least."""
+    """Return a slice of every stride-th token from `first` on, of at least one token."""
     return slice(first + min(stride, tokens - first) // 2, None, stride)

@@ -1,4 +1,4 @@
-"""A recipe or a part in words: what it does, what can be set, what it needs and what it promises."""
+"""Descriptions of recipes and parts: summary, options, needs, and what is conserved."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def describe(name: str) -> str:
 
     Raises:
         BadArgumentError: the name is not a str.
-        UnknownNameError: nothing has this name; names the nearest.
+        UnknownNameError: no recipe or part has this name; names the nearest.
     """
     check_kind("name", name, str)
     kinds: list[plugins.Kind] = [k for k in plugins.KINDS if name in plugins.collect(k)]
     if not kinds:
         known = sorted({n for kind in plugins.KINDS for n in plugins.collect(kind)})
         raise UnknownNameError(plugins.unknown("recipe or part", name, known))
-    # "mean" is a merger and a schedule, "random" a scorer and a recipe: all of them are described.
+    # "mean" is a merger and a schedule, "random" a scorer and a recipe: both are described.
     return "\n".join(_one(kind, name) for kind in reversed(kinds))
 
 
@@ -39,7 +39,7 @@ def _one(kind: plugins.Kind, name: str) -> str:
     if kind == "recipes":
         required = required_options(factory)
         lines += (
-            [f"What it is made of depends on {', '.join(required)}."]
+            [f"Its parts depend on {', '.join(required)}."]
             if required
             else composition(plugins.make_recipe(name))
         )
@@ -55,7 +55,7 @@ def _options(factory: Callable[..., Any]) -> list[str]:
 
 
 def required_options(factory: Callable[..., Any]) -> list[str]:
-    """The options without which a factory makes nothing."""
+    """Return the required options of a factory."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
@@ -65,7 +65,7 @@ def required_options(factory: Callable[..., Any]) -> list[str]:
 
 
 def composition(recipe: Recipe) -> list[str]:
-    """What a recipe is made of, in lines: of each step the parts, what they need and what they promise."""
+    """Return lines about the steps of a recipe: parts, needs, reach, conservation, scoring."""
     lines: list[str] = []
     for step in recipe.steps:
         lines += [

@@ -1,8 +1,7 @@
-"""What a site of a model can show to the parts, asked for lazily.
+"""The evidence that a site provides to the parts, computed lazily.
 
-The parts never see prefix tokens (CLS, registers): everything here is about patch tokens, and only the
-softmax behind an attention knows the others. Nothing is computed before a part asks for it, and nothing
-twice.
+Parts never see prefix tokens (CLS, registers): all evidence is about patch tokens; only the softmax of an
+attention includes the others. A value is computed on first access, and once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tokenzoo.token_map import TokenMap, take
 
 Layer = int | str
 
-# What a part may name in `needs`; `name@layer` asks for another layer's.
+# The names for `needs`; `name@layer` is the evidence of another layer.
 NAMES = (
     *("x", "mass", "keys", "queries", "values", "received_attention", "cls_attention"),
     *("last_attention", "text_attention", "text_rotation"),
@@ -29,34 +28,34 @@ NAMES = (
 )
 
 TEXT: Final = "text"
-"""The layer, so to speak, of the t text tokens after the last visual one, in a language model's prompt:
-`evidence.at("text").x [b, t, c]`, `.keys [b, h, t, d]`; t may be 0."""
+"""Layer name of the t text tokens after the last visual one in a language model's prompt:
+`evidence.at("text").x [b, t, c]`, `.keys [b, h, t, d]`; t can be 0."""
 
 EMBEDDED: Final = "embedded"
-"""The layer, so to speak, of a prompt as it enters the language model: `evidence.at("embedded").x`
-`[b, N, c]` are all its visual tokens, before any was dropped there; `.text [b, t, c]` is what follows."""
+"""Layer name of a prompt as it enters the language model: `evidence.at("embedded").x [b, N, c]` are all
+its visual tokens, before any was dropped there; `.text [b, t, c]` are the text tokens after them."""
 
 NEXT: Final = "next"
-"""The layer of a language model that the tokens are about to enter: what it would see of all of them."""
+"""Layer name of the next layer of a language model, before it runs."""
 
 _OTHERS = (TEXT, EMBEDDED)
-"""Layers whose tokens are others than the n of the site."""
+"""Layers whose tokens are not the n tokens of the site."""
 
 
 class Evidence:
-    """What one site shows about its n patch tokens.
+    """The evidence of one site about its n patch tokens.
 
     Args:
         x: features `[b, n, c]`.
         mass: `[b, n]`, how many input tokens each stands for.
-        show: functions that make `keys`, `queries` and `values [b, h, n, d]`, `received_attention [b, n]`,
-            `cls_attention [b, h, n]`, `last_attention [b, h, n]`, `text_attention [b, h, t, n]`,
-            `text_rotation [b, t, n]`; those that a site cannot show are left out.
-        attention: queries and keys with their softmax, where they were seen.
-        prefix: how many prefix tokens there were before these (ToMe's split by parity counts them).
-        grid: (rows, columns) while the n tokens are a whole grid in raster order, otherwise None.
-        frames: number of frames that the n tokens belong to, equally many each, or None.
-        depth: of the block, from 0, the first, to below 1; None: at no block.
+        show: functions that compute `keys`, `queries` and `values [b, h, n, d]`, `received_attention [b,
+            n]`, `cls_attention [b, h, n]`, `last_attention [b, h, n]`, `text_attention [b, h, t, n]`,
+            `text_rotation [b, t, n]`; without those that the site does not provide.
+        attention: queries and keys with their softmax, or None.
+        prefix: number of prefix tokens before these (ToMe's split by parity counts them).
+        grid: (rows, columns) if the n tokens are a whole grid in raster order, otherwise None.
+        frames: number of frames of equally many tokens each, or None.
+        depth: position of the block, i / L for block i of L; None: not at a block.
         text: `[b, t, c]` embeddings of the question, or None.
         held: `[b, n]` bool, protected at an earlier site, or None.
         layers: the evidence of other layers, by index or name; under `TEXT` and `EMBEDDED`, that of other
@@ -124,8 +123,8 @@ class Evidence:
 
     def _missing(self, name: str) -> MissingEvidenceError:
         return MissingEvidenceError(
-            f"this site shows no {name}; it shows {', '.join(sorted(self.provides))}. A part that asks "
-            f"for it declares needs = frozenset({{{name!r}}}), so that the misfit is found at once"
+            f"this site provides no {name}; it provides {', '.join(sorted(self.provides))}. A part that "
+            f"reads it declares needs = frozenset({{{name!r}}}), so that attach can check it"
         )
 
     @property
@@ -165,15 +164,12 @@ class Evidence:
 
     @property
     def text_rotation(self) -> Tensor:
-        """What rotary positions alone make of the same pairs, `[b, t, n]`.
-
-        The logit of a query and a key that are all ones before they are turned.
-        """
+        """Logits of the rotary positions alone, `[b, t, n]`: of queries and keys of ones."""
         return self._value("text_rotation")
 
     @property
     def attention(self) -> SeenAttention:
-        """Queries and keys with their softmax: for the means that `received_attention` is not."""
+        """Queries and keys with their softmax, for means other than `received_attention`."""
         if self._attention is None:
             raise self._missing("attention")
         return self._attention
@@ -194,24 +190,27 @@ class Evidence:
 
     @property
     def frames(self) -> int:
-        """Number of frames that the tokens belong to, one after another."""
+        """Number of frames; the tokens of a frame are consecutive."""
         if self._frames is None:
             raise self._missing("frames")
         return self._frames
 
     @property
     def depth(self) -> float:
-        """Which of its tower's L blocks shows this, i / L."""
+        """Position of the block in its tower, i / L for block i of L."""
         if self._depth is None:
             raise self._missing("depth")
         return self._depth
 
     def rows(self, queries: Tensor) -> Tensor:
-        """Attention of few queries `[b, q]` to the tokens: `[b, h, q, n]`."""
+        """Return the attention of the tokens `queries [b, q]` to all tokens: `[b, h, q, n]`."""
         return self.attention.rows(queries)
 
     def features(self, on: str) -> Tensor:
-        """One vector per token: "x", "keys" or "queries" (mean over heads), "all_keys" (concatenated).
+        """Return one vector per token.
+
+        Args:
+            on: "x", "keys" or "queries" (mean over heads), or "all_keys" (concatenated).
 
         Returns:
             `[b, n, d]`.
@@ -224,7 +223,7 @@ class Evidence:
         return heads.mean(1, dtype=torch.float64 if exact(heads) else None)
 
     def at(self, layer: Layer | None) -> Evidence:
-        """The evidence of another layer; None: this one."""
+        """Return the evidence of another layer; None: this one."""
         if layer is None:
             return self
         if layer not in self._layers:
@@ -232,7 +231,7 @@ class Evidence:
         return self._layers[layer]
 
     def take(self, index: Tensor) -> Evidence:
-        """The evidence of the tokens `index [b, m]` only. It is no whole grid, and no whole frames."""
+        """Return the evidence of the tokens `index [b, m]`, which has no grid, frames or softmax."""
 
         def gather(name: str) -> Callable[[], Tensor]:
             axis = 3 if name == "text_attention" else 2
@@ -255,12 +254,12 @@ class Evidence:
     def renewed(
         self, x: Tensor, mass: Tensor, layers: Mapping[Layer, Evidence] | None = None
     ) -> Evidence:
-        """The same evidence about tokens that have other features and masses by now.
+        """Return this evidence with new features and masses.
 
         Args:
             x: `[b, n, c]`.
             mass: `[b, n]`.
-            layers: the evidence of other layers; None: as it is.
+            layers: the evidence of other layers; None: unchanged.
         """
         return Evidence(
             x,
@@ -277,18 +276,18 @@ class Evidence:
         )
 
     def through(self, plan: TokenMap) -> Evidence:
-        """Carry this evidence through a plan: each output has what its representative has."""
+        """Gather this evidence for the outputs of a token map, from their representatives."""
         return self.take(plan.sources)
 
 
 def layer_of(need: str) -> Layer | None:
-    """The layer of a need such as "cls_attention@-2"; those that look like numbers are numbers."""
+    """Return the layer of a need such as "cls_attention@-2", an int if it is a number."""
     layer = need.partition("@")[2]
     return int(layer) if layer.lstrip("-").isdigit() else layer or None
 
 
 def needed(on: str) -> str:
-    """The name in `needs` behind `Evidence.features(on)`."""
+    """Return the need that `Evidence.features(on)` reads."""
     return "keys" if on == "all_keys" else on
 
 

@@ -1,8 +1,8 @@
-"""Everything that a plugin may say to tokenzoo: five mappings of names, one question, one notice.
+"""The hooks that a plugin can implement: five mappings of names to factories, adapters, a notification.
 
-A plugin is any importable module whose entry point is in the group `tokenzoo`, and which marks some of
-the functions below with `@tokenzoo.hookimpl`. The built-in parts come through the same hooks. They are
-called on the first look-up of a name or an adapter, never inside a forward pass.
+A plugin is any importable module with an entry point in the group `tokenzoo`, which implements some of the
+functions below and marks them with `@tokenzoo.hookimpl`. The built-in parts use the same hooks. Hooks are
+called at the first look-up of a name or an adapter, never inside a forward pass.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def tokenzoo_recipes() -> Mapping[str, Callable[..., Any]]:
 
 @_hookspec(firstresult=True)
 def tokenzoo_adapter(model: Any) -> Any:
-    """Return an `Adapter` for this model, or None if it is not of a family that the plugin knows.
+    """Return an `Adapter` for this model, or None if it is not of a family that the plugin supports.
 
-    Raise `UnsupportedModelError` for a model of that family that cannot be followed, with the reason.
+    Raise `UnsupportedModelError`, with the reason, for a model of that family that cannot be supported.
     """
 
 
 @_hookspec
 def tokenzoo_attached(attached: Any) -> None:
-    """Be told, once, that a recipe was attached to a model (`attached.model`, `attached.recipe`)."""
+    """Called once after a recipe was attached to a model (`attached.model`, `attached.recipe`)."""

@@ -1,13 +1,13 @@
-"""The parts, and what each promises. Every method of the zoo is a choice of these.
+"""The abstract parts and their contracts. Every method is a choice of parts.
 
     Schedule   how many tokens stay after this site?            pure arithmetic on shapes
-    Matcher    who stays, who joins whom?                       -> a TokenMap
-        Bipartite    one pair score decides both: the best pairs join
-        SelectAssign a Selector says who stays, an Assigner where the others go
+    Matcher    which tokens stay, which do the others join?     -> a TokenMap
+        Bipartite    a pair score decides both: the best pairs merge
+        SelectAssign a Selector chooses tokens, an Assigner places the others
     Scorer     one number per token; HIGH means keep
     PairScorer one number per pair; HIGH means merge
-    Merger     the plan applied to the tokens                   -> fewer Tokens
-    Adapter    where the sites of a model are, and what they show
+    Merger     the token map applied to the tokens              -> fewer Tokens
+    Adapter    the sites of a model, and the evidence they provide
 
 ToMe = PairScorer(cosine of keys) -> Bipartite -> weighted mean, a little in every block. VisPruner =
 Scorer(CLS attention) -> SelectAssign(half by score, half by diversity; drop the rest), once, at the end.
@@ -16,10 +16,10 @@ The rules that hold for every part:
 
 - It is a frozen dataclass (or a `torch.nn.Module`, when it learns) whose options are keyword arguments
   with defaults; wrong options raise `BadArgumentError` when it is made, not when it runs.
-- It sees patch tokens only: no CLS, no registers, nothing that the caller protects.
-- Shapes are static: no `.item()`, no `nonzero()`, no boolean indexing. What must not be chosen is not
-  gathered; it is never multiplied by a mask or set to -inf.
-- Each image is treated as if it were alone in the batch.
+- It sees patch tokens only: no CLS, no registers, no tokens that the caller protects.
+- Shapes are static: no `.item()`, no `nonzero()`, no boolean indexing. Excluded tokens are not
+  gathered; they are never multiplied by a mask or set to -inf.
+- The result of an image does not depend on the rest of the batch.
 - Ties go to the lower index; a token with NaN features scores lowest and never raises.
 - `needs` names the evidence that it reads: "keys", "cls_attention", "cls_attention@-2" (another
   layer's), "grid", ... A need that is not met is an error before anything runs.
@@ -70,23 +70,23 @@ from tokenzoo.tokens import Tokens
 
 
 class Selector(Part, ABC):
-    """Who stays, out of a pool of tokens whose order means something."""
+    """Chooses tokens from an ordered pool."""
 
     @property
     def ragged(self) -> bool:
-        """Whether how many stay comes from the data; the k that are asked for are then the most."""
+        """Whether the count depends on the data; k is then the maximum."""
         return False
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor | None:
-        """How many of the k that `select` chooses are to stay, the first ones: `[b]`, at most k.
+        """Return how many of the k tokens of `select`, the first ones, stay: `[b]`, at most k.
 
-        None: all of them. Only a ragged selector says something else.
+        None: all of them, for a selector that is not ragged.
         """
         del evidence, pool, k
         return None
 
     def groups(self, k: int) -> tuple[int, ...]:
-        """Sizes of the groups that k kept tokens come in; an assigner can speak of one of them."""
+        """Return the sizes of the groups of the k kept tokens; an assigner can choose one of them."""
         return (k,)
 
     @abstractmethod
@@ -94,16 +94,16 @@ class Selector(Part, ABC):
         """Choose k tokens of `pool [b, p]`.
 
         Returns:
-            `(kept [b, k], rest [b, p - k])`: token indices; together they are the pool. The order of
-            both is the selector's statement, and the next selector's input.
+            `(kept [b, k], rest [b, p - k])`: token indices; together they are the pool. Both are ordered,
+            and the next selector reads that order.
         """
 
 
 class Assigner(Part, ABC):
-    """Where the tokens that do not stay go."""
+    """Decides which kept tokens the other tokens join."""
 
     extra: int = 0
-    """How many new tokens, standing for no input token, are appended to the kept ones."""
+    """Number of new tokens, which stand for no input token, appended to the kept ones."""
 
     @abstractmethod
     def assign(
@@ -117,11 +117,11 @@ class Assigner(Part, ABC):
 
 
 class Matcher(Part, ABC):
-    """Who stays, and who joins whom."""
+    """Decides which tokens stay, and which of the others join them."""
 
     @property
     def ragged(self) -> bool:
-        """Whether how many tokens stay comes from the data; only such a matcher is asked to keep all."""
+        """Whether the count depends on the data; only such a matcher is called with keep = n."""
         return False
 
     @abstractmethod
@@ -130,35 +130,35 @@ class Matcher(Part, ABC):
 
     @abstractmethod
     def fewest(self, tokens: int, prefix: int = 0) -> int:
-        """The least that can stay of `tokens` at one site: (n + 1) // 2 for pairs, 1 for a selection."""
+        """Return the fewest tokens that can stay at one site: (n + 1) // 2 for pairs, 1 for a selection."""
 
 
 class Merger(Part, ABC):
-    """The arithmetic: a plan, applied to tokens."""
+    """Computes the output tokens from a token map."""
 
     conserves: frozenset[str] = frozenset({"mass"})
-    """What is kept when nothing is dropped: "mass" (its sum), "sum" (the sum of mass * features)."""
+    """Sums that are conserved if nothing is dropped: "mass", and "sum" (of mass * features)."""
 
     @abstractmethod
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Apply `plan` (n -> m) to tokens with features `[b, n, c]`; returns m tokens."""
+        """Apply the token map `plan` (n -> m) to tokens with features `[b, n, c]`; return m tokens."""
 
 
 class Schedule(Part, ABC):
-    """How many tokens stay after each site; a function of counts alone, known before anything runs."""
+    """Decides how many tokens stay after each site, from counts alone."""
 
     uses_keep: bool = True
     """False for a schedule that fixes the removals itself (ToMe's r): then `keep` is not consulted."""
 
     @abstractmethod
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Patch tokens after each of the `sites` sites (a site may remove none).
+        """Return the patch tokens after each of the `sites` sites (a site can remove none).
 
         Args:
             tokens: patch tokens before the first site.
             sites: number of sites, usually the blocks of the tower.
             keep: patch tokens wanted after the last site.
-            fewest: the least that can stay at one site of so many tokens.
+            fewest: maps a number of tokens to the fewest that can stay at one site.
 
         Raises:
             BudgetError: all sites together cannot reach `keep`; names the fewest.

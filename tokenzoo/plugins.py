@@ -1,4 +1,4 @@
-"""Finding parts, recipes and adapters: the plugin manager, through which the built-ins come too.
+"""The plugin manager, which finds parts, recipes and adapters; built-in ones come through it, too.
 
 Nothing is loaded at import. The first look-up registers the built-in parts and every entry point of the
 group `tokenzoo`; the environment variable TOKENZOO_PLUGINS, a comma-separated list of entry point names,
@@ -41,8 +41,8 @@ def manager() -> pluggy.PluginManager:
     """The plugin manager, loaded on the first call.
 
     Raises:
-        PluginError: a plugin does not import, or what it says is not understood. The next call tries
-            again: nothing half-loaded stays behind.
+        PluginError: a plugin does not import, or has a hook that does not exist. Nothing stays half-loaded:
+            the next call tries again.
     """
     global _manager
     with _lock:
@@ -92,7 +92,9 @@ def _register(
 ) -> None:
     who = f"the plugin {name!r} of the distribution {distribution!r}"
     if into.has_plugin(name) or into.is_registered(plugin):
-        raise PluginError(f"{who} is registered already: a plugin, and a name, is taken once")
+        raise PluginError(
+            f"{who} is registered already: each plugin and each name can be registered once"
+        )
     try:
         into.register(plugin, name)
         into.check_pending()
@@ -103,24 +105,24 @@ def _register(
         raise PluginError(f"{who} cannot be registered: {error}. The hooks are {hooks}") from error
     if not into.get_hookcallers(plugin):
         into.unregister(plugin)
-        raise PluginError(f"{who} says nothing: mark its functions with @tokenzoo.hookimpl")
+        raise PluginError(f"{who} implements no hook: mark its functions with @tokenzoo.hookimpl")
     _distributions[name] = distribution
 
 
 @contextmanager
 def registered(plugin: Any, name: str = "test") -> Generator[None]:
-    """Have a plugin for the length of a `with` block: for tests of one that is not installed."""
+    """Register a plugin for the length of a `with` block: for tests of one that is not installed."""
     _register(manager(), plugin, name)
     try:
         for kind in KINDS:
-            collect(kind)  # a name that is taken is an error here
+            collect(kind)  # raises if a name is taken
         yield
     finally:
         manager().unregister(plugin)
 
 
 def collect(kind: Kind) -> dict[str, Callable[..., Any]]:
-    """All factories of a kind, by name.
+    """Return all factories of a kind, by name.
 
     Raises:
         PluginError: two plugins take the same name, or one does not return a mapping of factories.
@@ -129,11 +131,11 @@ def collect(kind: Kind) -> dict[str, Callable[..., Any]]:
     owners: dict[str, str] = {}
     for implementation in getattr(manager().hook, f"tokenzoo_{kind}").get_hookimpls():
         who = _who(implementation.plugin_name)
-        for name, factory in _asked(implementation.function, f"tokenzoo_{kind}", who).items():
+        for name, factory in _call(implementation.function, f"tokenzoo_{kind}", who).items():
             if name in factories:
                 raise PluginError(
-                    f"{owners[name]} and {who} both bring {kind[:-1]} {name!r}: leave one of them out with "
-                    "TOKENZOO_PLUGINS"
+                    f"{owners[name]} and {who} both provide {kind[:-1]} {name!r}: leave one of them out "
+                    "with TOKENZOO_PLUGINS"
                 )
             factories[name] = factory
             owners[name] = who
@@ -141,7 +143,7 @@ def collect(kind: Kind) -> dict[str, Callable[..., Any]]:
 
 
 def distribution_of(plugin: str) -> str:
-    """The distribution that a registered plugin came with."""
+    """Return the distribution of a registered plugin."""
     return _distributions.get(plugin, DISTRIBUTION)
 
 
@@ -149,15 +151,16 @@ def _who(plugin: str) -> str:
     return f"the plugin {plugin!r} of the distribution {distribution_of(plugin)!r}"
 
 
-def _asked(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Callable[..., Any]]:
-    """What a plugin answers to a hook, if it is a mapping of names to factories."""
+def _call(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Callable[..., Any]]:
+    """Call a hook of a plugin, and check that it returns a mapping of names to factories."""
     try:
         found = function()
     except Exception as error:
         raise PluginError(f"{who} fails in {hook}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Mapping):
         raise PluginError(
-            f"{who} returns {found!r} from {hook}; it is a mapping of names to factories: {{'name': Class}}"
+            f"{who} returns {found!r} from {hook}; it must be a mapping of names to "
+            "factories: {'name': Class}"
         )
     mapping = cast("Mapping[str, Callable[..., Any]]", found)
     for name, factory in mapping.items():
@@ -170,7 +173,7 @@ def _asked(function: Callable[[], Any], hook: str, who: str) -> Mapping[str, Cal
 
 
 def names(kind: Kind, pattern: str = "*") -> list[str]:
-    """The names of a kind that match a shell pattern, sorted.
+    """Return the names of a kind that match a shell pattern, sorted.
 
     Raises:
         BadArgumentError: the pattern is not a text, or a very long one.
@@ -186,7 +189,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
     """The factory of this name.
 
     Raises:
-        UnknownNameError: there is none; names the nearest.
+        UnknownNameError: the name is unknown; names the nearest.
     """
     factories = collect(kind)
     if not is_kind(name, str) or name not in factories:
@@ -195,15 +198,15 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
 
 
 def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
-    """What the function of this name makes.
+    """Call the recipe function of this name.
 
     Raises:
-        UnknownNameError: there is none; names the nearest.
-        BadArgumentError: an option is not what its annotation says, or cannot work.
-        PluginError: the function of a plugin fails, or makes something else than a recipe.
+        UnknownNameError: no recipe has this name; names the nearest.
+        BadArgumentError: an option does not match its annotation, or cannot work.
+        PluginError: the function of a plugin fails, or does not return a recipe.
     """
     factory, given = find("recipes", name), dict(options or {})
-    # About keep and flops the recipe itself has better words; about others the parts have, if they look.
+    # The recipe itself checks keep and flops, with better messages; parts check theirs first.
     checked = {option: value for option, value in given.items() if option not in ("keep", "flops")}
     try:
         made: object = factory(**given)
@@ -224,7 +227,7 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def unknown(what: str, name: object, known: Mapping[str, Any] | list[str]) -> str:
-    """The sentence for a name that is not known."""
+    """Return the message for an unknown name, with the nearest known ones."""
     near = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"no {what} {quote(name)}; {hint}there are {', '.join(sorted(known))}"

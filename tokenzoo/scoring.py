@@ -31,11 +31,11 @@ class Scorer(Part, ABC):
         """Score the tokens: `[b, n]`, float32 or better."""
 
     def discount(self, lam: float, on: Literal["source", "target", "both"] = "both") -> Discount:
-        """exp(-lam * score), a factor for pair scores: the more worth keeping, the less worth merging."""
+        """Return exp(-lam * score), a factor for pair scores: a high score makes a merge less likely."""
         return Discount(self, lam, on)
 
     def normalized(self, how: Literal["minmax", "rank", "zscore"] = "minmax") -> Normalized:
-        """The score on a scale of its own image, so that it can be added to other scores."""
+        """Return the score normalised per image, so that it can be added to other scores."""
         return Normalized(self, how)
 
     def __mul__(self, other: object) -> Any:
@@ -65,10 +65,10 @@ class Scorer(Part, ABC):
 
 
 def token_scores(scorer: Scorer, evidence: Evidence) -> Tensor:
-    """The scores of a scorer, `[b, n]`: float32, or float64 where the features are.
+    """Run a scorer: scores `[b, n]`, float32, or float64 if the features are.
 
     Raises:
-        BadArgumentError: it gives something else.
+        BadArgumentError: the scorer returns another shape.
     """
     scores = scorer.score(evidence)
     wanted = tuple(evidence.x.shape[:2])
@@ -85,7 +85,7 @@ class PairScorer(Part, ABC):
 
     @abstractmethod
     def score(self, evidence: Evidence) -> Affinity:
-        """Score all pairs, as factors (see `Affinity`)."""
+        """Score all pairs, in factored form (see `Affinity`)."""
 
     def __mul__(self, other: object) -> Discounted:
         if isinstance(other, Discount):
@@ -108,7 +108,7 @@ class Discount(Part):
     on: Literal["source", "target", "both"] = "both"
 
     def weight(self, evidence: Evidence) -> Tensor:
-        """The factor of each token, `[b, n]`, positive."""
+        """Return the positive factor of each token, `[b, n]`."""
         return (-self.lam * precise(token_scores(self.scorer, evidence))).exp()
 
 
@@ -120,20 +120,20 @@ class Discounted(PairScorer):
     by: Discount
 
     def score(self, evidence: Evidence) -> Affinity:
-        """The pair score, with the factors as weights of sources and targets."""
+        """Weigh the sources and targets of the pair score by the factors."""
         return self.pairs.score(evidence).weighted(self.by.weight(evidence), self.by.on)
 
 
 @dataclass(frozen=True)
 class Normalized(Scorer):
-    """A token score on a scale of its own image; made by `Scorer.normalized`."""
+    """A token score normalised per image; made by `Scorer.normalized`."""
 
     scorer: Scorer
     how: Literal["minmax", "rank", "zscore"] = "minmax"
     weight: float = 1.0
 
     def score(self, evidence: Evidence) -> Tensor:
-        """`weight` times the score: in [0, 1] ("minmax", "rank") or with mean 0 and variance 1."""
+        """Return `weight` times the score in [0, 1] ("minmax", "rank") or with mean 0 and variance 1."""
         return self.weight * normalized(token_scores(self.scorer, evidence), self.how)
 
     def __mul__(self, other: object) -> Any:
@@ -158,7 +158,7 @@ class Sum(Scorer):
             raise BadArgumentError("terms=(); it is a tuple of one or more normalised scores")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Add the terms up, `[b, n]`."""
+        """Return the sum of the terms, `[b, n]`."""
         first, *others = (term.score(evidence) for term in self.terms)
         return sum(others, first)
 

@@ -23,10 +23,10 @@ from tokenzoo.recipe import Recipe, Stage, Step
 FORMAT = 1
 
 DEEPEST = 50
-"""Parts in parts, and lists in lists, that are read."""
+"""Maximal nesting of parts and lists in a file."""
 
 LARGEST = 1_000_000
-"""Bytes of the largest file that is read; a recipe has a few thousand."""
+"""Maximal size of a file in bytes; a recipe has a few thousand."""
 
 RENAMED = {
     ("mergers", "keep"): "identity",
@@ -34,11 +34,11 @@ RENAMED = {
 }
 """Names of parts that have changed; a file with an old one is read, with a warning."""
 
-# What a file has in it.
+# The keys of a file.
 _BY_NAME = ("tokenzoo", "recipe", "options")
 _BY_PARTS = ("tokenzoo", "steps", "keep", "flops", "proportional_attention")
 
-# Made by operators on scorers, never registered: they are written under their own names.
+# Operators on scorers make these; they are not registered, and are written by class name.
 _COMBINED = {part.__name__: part for part in (Discount, Discounted, Normalized, Sum)}
 
 
@@ -46,7 +46,7 @@ def save(recipe: Recipe, name: str | None, options: Mapping[str, Any], path: str
     """Write a recipe: by its name and options, or, if made by hand, part by part.
 
     Raises:
-        BadArgumentError: a part is not registered, so that no name could be written; or the path is none.
+        BadArgumentError: a part is not registered and so has no name, or the file cannot be written.
     """
     content: dict[str, Any] = {"tokenzoo": FORMAT}
     try:
@@ -69,7 +69,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read what `save` wrote: `{"recipe", "options"}`, or `{"steps": Recipe}`.
 
     Raises:
-        BadArgumentError: not a file of ours, or of a later format.
+        BadArgumentError: the file is not a saved recipe, or has a later format.
     """
     try:
         with Path(path).open("rb") as file:
@@ -82,7 +82,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (ValueError, OSError, TypeError, RecursionError) as error:
         raise _not_ours(path, str(error)) from error
     if not isinstance(content, dict):
-        raise _not_ours(path, "it has no names in it")
+        raise _not_ours(path, "it is not a JSON object")
     found = cast("dict[str, Any]", content)
     version = found.get("tokenzoo")
     if type(version) is not int or version != FORMAT:
@@ -93,12 +93,12 @@ def read(path: str | Path) -> dict[str, Any]:
     names = _BY_NAME if "recipe" in found else _BY_PARTS
     unknown = sorted(set(found) - set(names))
     if unknown:
-        raise _not_ours(path, f"{quote(unknown[0])} is none of {', '.join(names)}")
+        raise _not_ours(path, f"{quote(unknown[0])} is not one of {', '.join(names)}")
     try:
         if "recipe" in found:
             options = {k: _decode(v) for k, v in found["options"].items()}
             if "recipe" in options:
-                raise _not_ours(path, "'recipe' is no option")
+                raise _not_ours(path, "'recipe' is not an option")
             return {"recipe": found["recipe"], "options": options}
         steps = [_decode(step) for step in found["steps"]]
         options = {name: found[name] for name in ("keep", "proportional_attention")}
@@ -122,7 +122,7 @@ def _named(path: str | Path) -> str:
 
 
 def name_of(part: Part) -> tuple[str, str] | None:
-    """The kind and name under which the class of a part is registered, or None."""
+    """Return the kind and name under which the class of a part is registered, or None."""
     for kind in plugins.KINDS:
         for name, factory in plugins.collect(kind).items():
             if factory is type(part):
@@ -142,8 +142,8 @@ def _encode(value: Any) -> Any:
         found = ("combined", combined) if combined else name_of(value)
         if found is None or not is_dataclass(value):
             raise BadArgumentError(
-                f"{quote(value)} is not registered under a name, and code is never saved: bring it by a "
-                "plugin (docs/parts.md), or keep the recipe in Python"
+                f"{quote(value)} is not registered under a name, and code is never saved: register it "
+                "by a plugin (docs/parts.md), or keep the recipe in Python"
             )
         options = {f.name: _encode(getattr(value, f.name)) for f in fields(value)}
         return {"part": list(found), "options": options}

@@ -1,4 +1,4 @@
-"""The tokens that travel through a model, and how many input tokens each of them stands for."""
+"""Tokens: features, and the number of input tokens that each stands for."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from tokenzoo.errors import BadArgumentError
 
 
 def shape_of(value: object) -> object:
-    """The shape of a tensor, or the type of what is none, for messages."""
+    """Return the shape of a tensor, or the name of another type, for messages."""
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def norm(vectors: Tensor) -> Tensor:
-    """The Euclidean length of vectors `[..., d]`, in `precise` precision: `[...]`."""
+    """Return the Euclidean length of vectors `[..., d]`, in `precise` precision: `[...]`."""
     return torch.linalg.vector_norm(precise(vectors), dim=-1)  # pyright: ignore
 
 
 def unit(vectors: Tensor) -> Tensor:
     """Scale vectors `[..., d]` to length 1, in `precise` precision; a zero vector stays zero.
 
-    Where that is more than their own they have a fixed point, so that their inner products are exact.
+    If that is more than their own precision, they are rounded to fixed point, so that inner products are
+    exact.
     """
     given, vectors = vectors.dtype, precise(vectors)
     length = norm(vectors)[..., None].clamp_min(1e-12)
@@ -35,19 +36,19 @@ def unit(vectors: Tensor) -> Tensor:
         return vectors / length
     if vectors.requires_grad:
         return rounded(vectors / length, 2.0**-UNIT_BITS)
-    # The same with fewer passes over the memory.
+    # The same, with fewer passes over memory.
     return (vectors * (2.0**UNIT_BITS / length)).round() * 2.0**-UNIT_BITS
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Features with their masses. Letters: b batch, n tokens, c channels.
+    """Features and masses of tokens. Letters: b batch, n tokens, c channels.
 
     Attributes:
         x: features `[b, n, c]`, prefix tokens first.
-        mass: how many input tokens each one stands for `[b, n]`, float32; prefix tokens have mass 1.
-        prefix: how many tokens at the front (CLS, registers) are never touched.
-        held: `[b, n]` bool, the tokens that a matcher protected at an earlier site; None before any did.
+        mass: number of input tokens that each one stands for `[b, n]`, float32; 1 for prefix tokens.
+        prefix: number of leading tokens (CLS, registers) that are never touched.
+        held: `[b, n]` bool, tokens that a matcher protected at an earlier site; None: no site has.
     """
 
     x: Tensor
@@ -57,10 +58,10 @@ class Tokens:
 
     @classmethod
     def of(cls, x: Tensor, *, mass: Tensor | None = None, prefix: int = 0) -> Tokens:
-        """Wrap features `[b, n, c]`; a missing mass means that every token stands for itself.
+        """Wrap features `[b, n, c]`; without a mass, each token has mass 1.
 
         Raises:
-            BadArgumentError: the shapes do not fit, features that are no floats, or a mass that is not
+            BadArgumentError: the shapes do not fit, the features are not floating-point, or a mass is not
                 positive.
         """
         check_dense("x", x)
@@ -98,7 +99,7 @@ class Tokens:
 
     @property
     def patches(self) -> Tokens:
-        """The same tokens without the prefix; views, nothing is copied."""
+        """The patch tokens, as views."""
         if self.prefix == 0:
             return self
         p = self.prefix

@@ -1,1 +1,1 @@
-"""What every other module builds on: checks, precision, order, options. Private."""
+"""Private foundations of all other modules: checks, precision, sorting, options."""

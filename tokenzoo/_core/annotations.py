@@ -1,11 +1,11 @@
-"""Annotations read as rules: which values an option takes, and the words that say so.
+"""Rules from annotations: the values that an option takes, and their description in messages.
 
     k: Count = 5                                   an int >= 1
     curve: Literal["cosine", "exp"] = "cosine"     'cosine' or 'exp'
     scorer: Scorer | None = None                   a Scorer or None
     at: tuple[Share, ...] = (0.5,)                 a tuple, each item a fraction in [0, 1]
 
-A bool is not an int, and an int is a float. What is annotated in another way is not checked.
+A bool is not an int, and an int is a float. Other annotations are not checked.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Kind:
     """The values that an annotation allows.
 
     Attributes:
-        words: after "it is".
-        holds: whether it is one.
-        number: "int" or "float", where it is one of these; "" for all else.
-        is_tuple: whether tuples are among them; lists are then taken, too.
-        name: under which a message speaks of it; "": that of the field.
-        inside: the items of a value, each with its own kind, which a message would rather speak of.
+        words: description of the values, after "it is".
+        holds: whether a value is allowed.
+        number: "int" or "float" if the values are numbers, otherwise "".
+        is_tuple: whether tuples are allowed; lists are then allowed, too.
+        name: name in messages; "": that of the field.
+        inside: the items of a value, each with its own kind; messages name the wrong item.
     """
 
     words: str
@@ -49,7 +49,7 @@ class Kind:
     inside: Inside = _nothing
 
     def complaint(self, name: str, value: Any) -> str:
-        """What is wrong with a value that is not of this kind."""
+        """Return the message for a value that is not allowed."""
         for kind, item in self.inside(value):
             if not kind.holds(item):
                 return kind.complaint(kind.name or name, item)
@@ -57,7 +57,7 @@ class Kind:
 
 
 def kind_of(annotation: Any) -> Kind | None:
-    """The rule that an annotation stands for; None: it says nothing that could be checked."""
+    """Return the rule of an annotation; None: it cannot be checked."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _annotated(arguments[0], arguments[1:])
@@ -97,7 +97,7 @@ def _union(members: tuple[Any, ...]) -> Kind | None:
     numbers = {kind.number: kind for kind in kinds if kind.number}
 
     def inside(value: Any) -> Iterator[tuple[Kind, Any]]:
-        # Where ints and floats mean different things (a count, a share), each has its own range.
+        # If ints and floats have different meanings (a count, a share), each has its own range.
         if len(numbers) == 2 and type(value).__name__ in numbers:
             yield numbers[type(value).__name__], value
 
@@ -169,7 +169,7 @@ def _is_number(rule: Range, value: Any) -> bool:
 
 
 def _is_one_of(choices: tuple[Any, ...], value: Any) -> bool:
-    # 1, True and 1.0 are equal, and not the same choice.
+    # 1, True and 1.0 are equal, but different choices.
     return any(
         isinstance(value, type(choice))
         and isinstance(value, bool) == isinstance(choice, bool)
@@ -179,6 +179,6 @@ def _is_one_of(choices: tuple[Any, ...], value: Any) -> bool:
 
 
 def _listed(words: Sequence[str]) -> str:
-    """The words as in "a, b or c"."""
+    """Join words as in "a, b or c"."""
     *some, last = words
     return f"{', '.join(some)} or {last}" if some else last

@@ -1,4 +1,4 @@
-"""Old public names: they work for one version, with a warning that names the new one."""
+"""Old public names, which work for one version and warn with the new name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPTIONS = {"by": "attention_source", "faithful": "match_reference"}
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a module some of whose names have changed.
+    """Make the `__getattr__` of a module with renamed attributes.
 
     Args:
         module: its `__name__`.

@@ -1,12 +1,12 @@
-"""What options are: numbers in a range, one of a few words. For the annotations of parts and recipes.
+"""Annotations for the options of parts and recipes: numbers in a range, one of a few words.
 
     k: Count = 5                                   an int >= 1
     share: Share = 0.25                            a fraction in [0, 1]
     size: Annotated[int, Range(2, 8)] = 4          an int from 2 to 8
     on: Annotated[str, OneOf("x", "keys")] = "x"   'x' or 'keys'
 
-Numbers are finite. Ints are below 2 ** 31 in size, and floats are numbers that float32 holds, unless a
-range says otherwise.
+Numbers are finite. Unless a range allows more, the absolute value of an int is below 2 ** 31, and a float
+is within the range of float32.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Range:
     """The numbers that an option takes, as metadata: `Annotated[float, Range(0, 1)]`.
 
     Attributes:
-        low: the least; None: there is none, but the number is finite.
-        high: the greatest; likewise. `math.inf` allows an infinite number.
-        above: whether `low` itself is left out.
+        low: the smallest number; None: no limit but that the number is finite.
+        high: the largest number; None as for `low`. `math.inf` allows infinity.
+        above: whether `low` itself is excluded.
     """
 
     low: float | None = None
@@ -41,7 +41,7 @@ class Range:
         return low <= value <= high and not (self.above and value == low)
 
     def words(self, noun: str) -> str:
-        """What it takes, in words; the noun is "int" or "number"."""
+        """Describe the range; the noun is "int" or "number"."""
         if noun == "number" and (self.low, self.high, self.above) == (0, 1, False):
             return "a fraction in [0, 1]"
         if self.low is not None and self.high is not None:
@@ -65,11 +65,11 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Words:
-    """How a message says what an option is, as metadata, where the types alone do not.
+    """A description of an option for messages, as metadata, if the types do not suffice.
 
     Attributes:
-        text: after "it is".
-        name: of the option, where that is not the name of the field (an item of a tuple).
+        text: the description, after "it is".
+        name: name of the option if it is not that of the field (an item of a tuple).
     """
 
     text: str
@@ -84,7 +84,7 @@ Share = Annotated[float, Range(0, 1)]
 
 
 def limits(value: object) -> str:
-    """What a message adds about a number that is too large for most options; "" about all else."""
+    """Return what a message adds for a number that is too large; otherwise ""."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return ""
     if isinstance(value, int):

@@ -1,8 +1,8 @@
-"""The options of parts and recipes, checked when they are made: each is what its annotation says.
+"""Checks of the options of parts and recipes against their annotations.
 
-`Part` does this for every part, plugins' too; `build` for the functions that make recipes. What an
-annotation can say: `tokenzoo._core.kinds`. The default of an option is always allowed. A list in place of
-a tuple becomes one.
+`Part` checks every part when it is made, also those of plugins; `build` checks the functions that make
+recipes. `tokenzoo._core.kinds` has the annotations. The default of an option is always allowed. A list is
+converted to a tuple where the annotation is a tuple.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Option:
     """One option of a part or a function.
 
     Attributes:
-        name: of the field or the argument.
-        kind: what it takes; None: its annotation says nothing that could be checked.
-        default: its default, if it has one.
-        many: whether it stands for several arguments, `*steps` or `**rest`.
+        name: name of the field or argument.
+        kind: the allowed values; None: the annotation cannot be checked.
+        default: the default, if there is one.
+        many: whether it is `*steps` or `**rest`.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Option:
     many: bool = False
 
     def check(self, owner: str, value: object) -> None:
-        """Raise unless it may have this value.
+        """Raise unless the value is allowed.
 
         Raises:
             BadArgumentError: names the owner, the option, the value, and what is allowed.
@@ -51,7 +51,7 @@ _of_classes: WeakKeyDictionary[type, tuple[Option, ...]] = WeakKeyDictionary()
 
 
 def options_of(owner: type | Callable[..., Any]) -> tuple[Option, ...]:
-    """The options of a dataclass (its fields), or of a function (its arguments)."""
+    """Return the options of a dataclass (its fields) or of a function (its arguments)."""
     if not isinstance(owner, type):
         return tuple(_arguments(owner))
     if owner not in _of_classes:
@@ -60,7 +60,7 @@ def options_of(owner: type | Callable[..., Any]) -> tuple[Option, ...]:
 
 
 def check_fields(part: object) -> None:
-    """Raise unless each field of a dataclass instance is what its annotation says.
+    """Raise unless each field of a dataclass instance matches its annotation.
 
     Raises:
         BadArgumentError: names the first field that is not.
@@ -71,20 +71,20 @@ def check_fields(part: object) -> None:
         value = getattr(part, option.name, option.default)
         option.check(type(part).__name__, value)
         if isinstance(value, list) and option.kind is not None and option.kind.is_tuple:
-            # Parts are data with a hash.
+            # Parts are hashable.
             object.__setattr__(part, option.name, _tuples(cast("list[object]", value)))
 
 
 def check_arguments(
     owner: str, function: Callable[..., Any], given: Mapping[str, Any], *several: Any
 ) -> None:
-    """Raise unless arguments are what the annotations of a function say.
+    """Raise unless arguments match the annotations of a function.
 
     Args:
-        owner: whose they are, for the message.
-        function: whose annotations count.
-        given: by name.
-        several: what goes to its `*arguments`.
+        owner: name of the recipe or part, for messages.
+        function: the function with the annotations.
+        given: arguments by name.
+        several: values of its `*arguments`.
 
     Raises:
         BadArgumentError: names the first that is not.
@@ -115,14 +115,16 @@ def _after_fields(function: Callable[..., None]) -> Callable[..., None]:
 
 def _after_arguments(function: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(function)
-    found: list[tuple[Option, ...]] = []  # read at the first call: then all names are there
+    found: list[
+        tuple[Option, ...]
+    ] = []  # read at the first call, when all names of the annotations exist
 
     @functools.wraps(function)
     def checked(self: object, *args: Any, **kwargs: Any) -> None:
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
-            function(self, *args, **kwargs)  # which says what is missing, or too much
+            function(self, *args, **kwargs)  # raises a TypeError about the arguments
             raise
         if not found:
             found.append(options_of(function))
@@ -139,13 +141,13 @@ def _after_arguments(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fields(cls: type) -> Iterator[Option]:
-    """Those of a dataclass that its `__init__` takes."""
+    """Yield the fields of a dataclass that its `__init__` takes."""
     if not is_dataclass(cls):
         return
     for field in fields(cls):
         if not field.init:
             continue
-        # Where it was written: the names in its annotation are those of that file.
+        # The names in an annotation are those of the module of the defining class.
         classes = [
             c
             for c in cls.__mro__
@@ -166,14 +168,14 @@ def _arguments(function: Callable[..., Any]) -> Iterator[Option]:
 
 
 class _Annotated:
-    """Has one annotation, for `typing.get_type_hints`."""
+    """An object with one annotation, for `typing.get_type_hints`."""
 
     def __init__(self, annotation: object) -> None:
         self.__annotations__ = {"it": annotation}
 
 
 def _kind(annotation: object, written: object) -> Kind | None:
-    """The rule of an annotation in this class or function; None: there is none, or it cannot be read."""
+    """Return the rule of an annotation in this class or function; None: it cannot be checked."""
     if annotation is inspect.Parameter.empty:
         return None
     module = sys.modules.get(getattr(written, "__module__", ""))
@@ -181,12 +183,12 @@ def _kind(annotation: object, written: object) -> Kind | None:
         names = {} if module is None else vars(module)
         hints = typing.get_type_hints(_Annotated(annotation), names, include_extras=True)
         return kind_of(hints["it"])
-    except Exception:  # what cannot be read is not checked
+    except Exception:  # an annotation that cannot be evaluated is not checked
         return None
 
 
 def _tuples(value: object) -> object:
-    """Lists as tuples, at every depth."""
+    """Convert lists to tuples, at every depth."""
     if isinstance(value, list | tuple):
         return tuple(_tuples(item) for item in cast("list[object]", value))
     return value

@@ -1,4 +1,4 @@
-"""The base of all parts, and what is asked of a part together with the parts inside it."""
+"""The base class of all parts, and functions of a part and the parts inside it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tokenzoo._core.options import check_fields, check_when_made
 
 
 class Part:
-    """What all parts share: the evidence they need, and options that are what their annotations say."""
+    """The base of all parts: declared needs, and options checked against their annotations."""
 
     needs: frozenset[str] = frozenset()
 
     differentiable: bool = False
-    """Whether its scores carry gradients (a learned part); otherwise they are computed without."""
+    """Whether its scores carry gradients (a learned part); by default they are computed without."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check the options of this kind of part before its own `__post_init__` or `__init__` runs."""
@@ -26,7 +26,7 @@ class Part:
         """Check the options: see `tokenzoo._core.options`.
 
         Raises:
-            BadArgumentError: one is not what its annotation says.
+            BadArgumentError: an option does not match its annotation.
         """
         check_fields(self)
 
@@ -48,5 +48,5 @@ def walk(part: object) -> Iterator[Part]:
 
 
 def needs_of(part: object) -> frozenset[str]:
-    """All the evidence that a part and the parts inside it need."""
+    """Return the evidence that a part and the parts inside it need."""
     return frozenset[str]().union(*(inner.needs for inner in walk(part)))

@@ -1,14 +1,14 @@
-"""The precision of numbers that decide: equal tokens have equal scores, wherever they stand.
+"""The precision of scores: equal tokens have equal scores, independent of position and batch.
 
 A sum of floating-point numbers depends on their order, and a matrix product adds up in another order for
 another batch, another number of threads, and at the edge of a matrix. Two equal tokens then differ in the
-last digit, and which of them is higher depends on the rest of the batch. So on the CPU
+last digit, and which of them is higher depends on the rest of the batch. Therefore, on the CPU,
 
-    features have a fixed point     `fixed_point`, `unit`: their products need fewer than 53 bits,
-    what follows is float64         `precise`: it adds such products up exactly, in any order,
-    scores are compared rounded     `comparable`: what exp() and the like round differently is gone.
+    features are rounded to fixed point    `fixed_point`, `unit`: their products need fewer than 53 bits
+    scores are computed in float64         `precise`: sums of such products are exact, in any order
+    scores are rounded for comparisons     `comparable`: removes differences in the rounding of exp() etc.
 
-Elsewhere, and in exported programs, it is all float32: docs/decisions/0009.
+On other devices, and in exported programs, all is float32: docs/decisions/0009.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ BITS = 24
 """Binary digits of a component: |a|^2 + |b|^2 - 2ab of such vectors has 52."""
 
 UNIT_BITS = 26
-"""The same of vectors of length 1, whose products are no longer than 1: they have 52."""
+"""Binary digits of a component of a unit vector: products of such vectors have 52."""
 
 SCORE_BITS = 25
-"""Digits of a score that is compared: one more than float32 has. A copy's cosine is 1 in so many."""
+"""Binary digits of a compared score, one more than float32 has; the cosine of two copies rounds to 1."""
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Return `values` in at least float32: scores, masses and densities are never computed in half."""
+    """Return `values` in at least float32: scores, masses and densities need it."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def exporting() -> bool:
-    """Whether a program is made that runs where this library is not: of torch's own operations only."""
+    """Whether torch.export or torch.jit.trace runs, whose programs have operations of torch only."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def exact(values: Tensor) -> bool:
-    """Whether sums of such values are computed in float64: on the CPU, and not in an exported program."""
+    """Whether scores of such values are computed in float64: on the CPU, not in exported programs."""
     return values.device.type == "cpu" and not exporting()
 
 
 def precise(values: Tensor) -> Tensor:
-    """Return `values` in float64 where decisions are computed in it, in at least float32 elsewhere."""
+    """Return `values` in float64 if `exact`, otherwise in at least float32."""
     return values.double() if exact(values) else full_precision(values)
 
 
 def comparable(scores: Tensor) -> Tensor:
-    """Return `scores` as they are compared: those of float64 with `SCORE_BITS` digits."""
+    """Return `scores` rounded for comparison: to `SCORE_BITS` digits if they are float64."""
     if scores.dtype != torch.float64:
         return scores
-    # Dekker's splitting: the first digits of a number, in three operations without a view of its bits.
+    # Dekker's splitting gives the leading digits in three operations.
     large = scores * (2.0 ** (53 - SCORE_BITS) + 1)
     return torch.where(large.isfinite(), large - (large - scores), scores)
 
@@ -66,12 +66,12 @@ def fixed_point(vectors: Tensor) -> Tensor:
         return vectors
     length = vectors.detach().square().sum(-1)
     longest = length.where(length.isfinite(), 0).amax(-1)[:, None, None].sqrt()
-    # A power of two, so that nothing but the digits below it is lost.
+    # A power of two, so that only the digits below it are lost.
     digit = longest.clamp_min(1e-150).log2().ceil().exp2() * 2.0**-BITS
     return rounded(vectors, digit)
 
 
 def rounded(values: Tensor, digit: float | Tensor) -> Tensor:
-    """Round `values` to multiples of a power of two; to gradients it is the identity."""
+    """Round `values` to multiples of a power of two; its gradient is the identity."""
     nearest = (values.detach() / digit).round() * digit
     return values + (nearest - values).detach() if values.requires_grad else nearest

@@ -1,4 +1,4 @@
-"""Tensors that a caller hands in: dense ones, of the usual dtypes, in one piece of memory."""
+"""Checks of tensors from callers: dense, and of the usual dtypes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NUMBERS = (*FLOATS, *INTS, torch.complex64, torch.complex128)
 
 
 def check_dense(name: str, value: object) -> None:
-    """Raise if this is a tensor of another make: nested, sparse, quantised, masked, or not initialised.
+    """Raise if this is a nested, sparse, quantised, masked or uninitialised tensor.
 
-    What is not a tensor passes: its message is about shapes.
+    A value that is not a tensor passes: the check of its shape refuses it.
 
     Raises:
-        BadArgumentError: names what it is, and what makes a dense tensor of it.
+        BadArgumentError: names the kind of tensor, and how to make it dense.
     """
     if not isinstance(value, Tensor):
         return
@@ -33,7 +33,7 @@ def check_dense(name: str, value: object) -> None:
         found, do = "nested", f"pass {name}.to_padded_tensor(0.0), or one image at a time"
     elif value.is_quantized:
         found, do = "quantised", f"pass {name}.dequantize()"
-    elif type(value).__name__ == "MaskedTensor":  # its module is not imported unless somebody does
+    elif type(value).__name__ == "MaskedTensor":  # compared by name, without importing its module
         found, do = "a MaskedTensor", f"pass {name}.get_data()"
     elif value.layout is not torch.strided:
         found, do = f"of the layout {value.layout}", f"pass {name}.to_dense()"
@@ -42,10 +42,10 @@ def check_dense(name: str, value: object) -> None:
 
 
 def check_dtype(name: str, value: Tensor, dtypes: Sequence[torch.dtype], kind: str) -> None:
-    """Raise unless a tensor has one of some dtypes.
+    """Raise unless a tensor has one of these dtypes.
 
     Raises:
-        BadArgumentError: names its own, and the kind that is allowed.
+        BadArgumentError: names the dtype, and the kind that is allowed.
     """
     if value.dtype not in dtypes:
         raise BadArgumentError(f"{name} has dtype {value.dtype}; {kind}: pass {name}.float()")

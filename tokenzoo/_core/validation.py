@@ -1,4 +1,4 @@
-"""Arguments that cannot work are refused when a part is made, each in the same words everywhere."""
+"""Checks of arguments, with uniform messages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def is_kind(value: object, kinds: type | UnionType) -> bool:
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return `value` if it is an int of at least `least` (and no bool).
+    """Return `value` if it is an int of at least `least` (not a bool).
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < INT_END:
         raise BadArgumentError(f"{name}={quote(value)}; it is an int >= {least}{limits(value)}")
@@ -34,10 +34,10 @@ def _is_number(value: object) -> bool:
 
 
 def check_number(name: str, value: float, low: float, high: float) -> float:
-    """Return `value` if it is an int or a float in [low, high] (and no bool).
+    """Return `value` if it is an int or a float in [low, high] (not a bool).
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if not _is_number(value) or not low <= value <= high:
         raise BadArgumentError(f"{name}={quote(value)}; it is a number from {low:g} to {high:g}")
@@ -48,7 +48,7 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     """Return `value` if it is a finite number > 0 (or >= 0).
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if not _is_number(value) or not Range(0, above=not zero).holds(value):
         sign = ">=" if zero else ">"
@@ -62,7 +62,7 @@ def check_finite(name: str, value: float) -> float:
     """Return `value` if it is a finite number.
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if not _is_number(value) or not Range().holds(value):
         raise BadArgumentError(f"{name}={quote(value)}; it is a finite number{limits(value)}")
@@ -73,7 +73,7 @@ def check_fraction(name: str, value: float) -> float:
     """Return `value` if it is a number in [0, 1].
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if not _is_number(value) or not 0 <= value <= 1:
         raise BadArgumentError(f"{name}={quote(value)}; it is a fraction in [0, 1]")
@@ -84,7 +84,7 @@ def check_choice(name: str, value: str, *choices: str) -> str:
     """Return `value` if it is one of the words allowed.
 
     Raises:
-        BadArgumentError: it is not; names them.
+        BadArgumentError: otherwise; names the words.
     """
     if not is_kind(value, str) or value not in choices:
         *some, last = map(repr, choices)
@@ -96,7 +96,7 @@ def check_flag(name: str, value: object) -> bool:
     """Return `value` if it is True or False.
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if not isinstance(value, bool):
         raise BadArgumentError(f"{name}={quote(value)}; it is True or False")
@@ -104,10 +104,10 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_kind(name: str, value: object, kind: type[_T]) -> _T:
-    """Return `value` if it is of this class: a part in the right place.
+    """Return `value` if it is an instance of this class.
 
     Raises:
-        BadArgumentError: it is not.
+        BadArgumentError: otherwise.
     """
     if not isinstance(value, kind):
         raise BadArgumentError(f"{name}={quote(value)}; it is a {kind.__name__}")
@@ -115,5 +115,5 @@ def check_kind(name: str, value: object, kind: type[_T]) -> _T:
 
 
 def floor_share(share: float, count: int) -> int:
-    """The share of a count, rounded down; 0.29 of 100 is 29, although 0.29 * 100 is a little less."""
+    """Return a share of a count, rounded down; 0.29 of 100 is 29 despite the rounding of 0.29 * 100."""
     return math.floor(share * count + 1e-9)

@@ -1,4 +1,4 @@
-"""The hot loops: each as torch, the reference and the form for any device, and in Triton."""
+"""Kernels: each in plain torch, which is the reference and runs on any device, and in Triton."""
 
 from .best_match import best_match as best_match
 from .neighbour_density import neighbour_density as neighbour_density

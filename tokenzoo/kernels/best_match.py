@@ -1,7 +1,7 @@
 """The best partner of each token, without the matrix of all scores.
 
-A maximum over the targets needs no more than a few rows of scores at a time: on the CPU as many as stay in
-the cache, where small images are taken together.
+A maximum over the targets needs only a few rows of scores at a time: on the CPU as many as fit into the
+cache, where small images are processed together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenzoo._core.precision import comparable, precise
 from tokenzoo.kernels.choice import exporting, use_triton
 
-# Scores at once: 1 MiB where there is a cache to stay in; elsewhere 16 MiB an image, to bound the memory.
+# Scores per block: 1 MiB on the CPU, for the cache; elsewhere 16 MiB an image, to bound the memory.
 CACHED, LARGE = 2**18, 2**22
 EVERY = slice(None)
 
@@ -22,7 +22,7 @@ EVERY = slice(None)
 def best_match(
     left: Tensor, right: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the highest scale_j * <left_i, right_j> + shift_j of each i, and the j that has it.
+    """Find the highest scale_j * <left_i, right_j> + shift_j of each i, and its j.
 
     Args:
         left: `[b, a, d]`.
@@ -32,7 +32,7 @@ def best_match(
 
     Returns:
         `([b, a], [b, a])`: the value, float32 or better and finite, and the index. Ties go to the lower
-        index; NaN counts as the lowest number there is, and an infinity as the nearest finite one.
+        index; NaN counts as the lowest finite number, an infinity as the nearest finite one.
     """
     given = (left, right, scale, shift)
     if not exporting() and use_triton(*given):
@@ -44,7 +44,7 @@ def best_match(
     (b, a, _), p = left.shape, right.shape[1]
     images = blocks(b, a * p, CACHED) if in_cache(left) else [EVERY]
     rows = row_blocks(left, p)
-    if len(images) == len(rows) == 1:  # small ones are as fast as they can be
+    if len(images) == len(rows) == 1:  # small ones need no blocks
         value, index = _best(left, right, scale, shift)
         return value.to(dtype), index
 
@@ -60,7 +60,7 @@ def best_match(
 def _in_triton(
     left: Tensor, right: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One pass over the targets; no score leaves the chip."""
+    """Run the Triton form: one pass over the targets, no score is written to memory."""
     from tokenzoo.kernels.best_match_triton import best_match
 
     return best_match(left, right, scale, shift)
@@ -76,14 +76,14 @@ _compiled = torch.library.custom_op(
 
 @_compiled.register_fake  # pyright: ignore[reportUnknownMemberType]
 def _like(left: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-    """What the operation returns, without its values."""
+    """Return empty outputs, for tracing."""
     del others
     value = left.new_empty(left.shape[:2], dtype=torch.float32)
     return value, torch.empty_like(value, dtype=torch.int64)
 
 
 def in_cache(values: Tensor) -> bool:
-    """Whether to work in the cache: on the CPU; a compiler unrolls loops, and a GPU wants few launches."""
+    """Whether to use blocks of cache size: on the CPU, not compiled (unrolled loops), not on a GPU."""
     return values.device.type == "cpu" and not (torch.compiler.is_compiling() or exporting())
 
 
@@ -101,7 +101,7 @@ def blocks(count: int, each: int, most: int) -> list[slice]:
 
 
 def highest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest of each row of `scores [..., p]`, finite, and the first place that has it."""
+    """Return the maximum of each row of `scores [..., p]`, finite, and its first index."""
     value, index = worst_if_nan(comparable(scores)).max(-1)
     if scores.dtype == torch.float64:  # it was rounded
         value = worst_if_nan(scores.gather(-1, index[..., None])[..., 0])
@@ -116,7 +116,7 @@ def worst_if_nan(scores: Tensor) -> Tensor:
 def _best(
     left: Tensor, right: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The definition."""
+    """Compute the definition."""
     scores = left @ right.mT  # [b, a, p]
     if scale is not None:
         scores = scores * scale[:, None]
@@ -128,10 +128,11 @@ def _best(
 def in_blocks(
     find: Callable[[slice], tuple[Tensor, Tensor]], parts: list[slice], size: int, dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Put the results of all parts of a dimension together, which has this size.
+    """Run a function on blocks of a dimension of this size, and join the results.
 
-    They are written to tensors made once: small results that stay, between large ones that come and go,
-    leave the allocator no room that is large enough, and memory grows as if nothing was cut.
+    The results are written to preallocated tensors: small results that stay between large temporary ones
+        would
+    fragment the memory, which would grow as without blocks.
     """
     first = find(parts[0])
     if len(parts) == 1:

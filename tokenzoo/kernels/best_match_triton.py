@@ -1,7 +1,7 @@
 """The best target of each source in one pass over the targets, in Triton.
 
-A program holds the highest score of each of its sources, and where it was seen, and goes through blocks of
-targets in order: only a higher score takes the place, so ties stay with the lower index.
+A program holds the highest score of each of its sources and its index, and iterates over blocks of targets
+in order: only a higher score replaces it, so ties go to the lower index.
 """
 # pyright: basic, reportArgumentType=false, reportMissingImports=false
 # ruff: noqa: ANN001, ANN202, N803
@@ -47,7 +47,7 @@ def _kernel(
             scores += tl.load(shift + image * p + j, mask=j < p, other=0.0)[None, :]
         scores = tl.where(scores != scores, -largest, scores)
         scores = tl.minimum(tl.maximum(scores, -largest), largest)
-        # Below every score there is: no target stands there.
+        # Below every score: there is no target at this index.
         scores = tl.where((j < p)[None, :], scores, float("-inf"))
         highest, place = tl.max(scores, 1, return_indices=True)
         better = highest > best
@@ -61,7 +61,7 @@ def _kernel(
 def best_match(
     left: Tensor, right: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As `tokenzoo.kernels.best_match.best_match`."""
+    """Compute `tokenzoo.kernels.best_match.best_match`."""
     (b, a, d), p = left.shape, right.shape[1]
     if left.dtype != right.dtype:
         left, right = left.float(), right.float()

@@ -1,7 +1,8 @@
-"""Which form of a kernel runs: plain torch, or Triton where the tensors are on a GPU.
+"""The choice of the form of a kernel: plain torch, or Triton for tensors on a GPU.
 
-The environment variable TOKENZOO_KERNELS, read once at import, says "auto" (the default), "torch" or
-"triton"; `forced` says the same for a while. Triton itself is imported when its form first runs.
+The environment variable TOKENZOO_KERNELS, read once at import, is "auto" (the default), "torch" or
+"triton"; `forced` overrides it for the length of a `with` block. Triton itself is imported when its form
+first runs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def forced(form: str) -> Generator[None]:
     """Run all kernels of this process in one form: "torch", "triton", or "auto".
 
     Raises:
-        BadArgumentError: another word.
+        BadArgumentError: another value.
     """
     global _form
     before, _form = _form, check_choice("form", form, *FORMS)
@@ -42,10 +43,11 @@ def forced(form: str) -> Generator[None]:
 
 
 def use_triton(*tensors: Tensor | None) -> bool:
-    """Whether the Triton form runs on these tensors; those that are None do not count.
+    """Whether the Triton form runs on these tensors; None is ignored.
 
-    It computes in float32 and without gradients: never for float64, where gradients are wanted, or inside a
-    transform of torch.func.
+    It computes in float32 and without gradients: never for float64, with gradients, or inside a transform
+        of
+    torch.func.
 
     Raises:
         BadArgumentError: TOKENZOO_KERNELS has no such value; or it is "triton", and Triton is not installed
@@ -81,8 +83,9 @@ def wants_gradients(*tensors: Tensor | None) -> bool:
 def transformed() -> bool:
     """Whether this runs inside a transform of torch.func (vmap, grad, jacrev), also of a compiled one.
 
-    A tensor there may stand for several: it has no memory of its own that a kernel could read, and what is
-    made outside of the transform cannot be written to.
+    There, a tensor can stand for several: it has no memory that a kernel could read, and tensors made
+        outside
+    of the transform cannot be written to.
     """
     return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
 
@@ -93,7 +96,7 @@ transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemb
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether only the plain form of a kernel will do: torch's own operations, out of place."""
+    """Whether only the plain form of a kernel works: torch's own operations, out of place."""
     return wants_gradients(*tensors) or exporting() or transformed()
 
 

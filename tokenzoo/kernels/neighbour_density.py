@@ -1,10 +1,10 @@
-"""How crowded the neighbourhood of each token is.
+"""The density of the neighbourhood of each token.
 
-All it takes of the distances between n tokens are the K smallest of each row. Three forms find them:
+It needs the K smallest of each row of the distances between n tokens. Three forms find them:
 
     _plain                  rows of distances, as written in a textbook: differentiable, exportable
     _by_triangle            on the CPU: half the distances, in one buffer; memory linear in n
-    ..._triton              one pass over the tokens; no distance leaves the chip
+    ..._triton              one pass over the tokens; no distance is written to memory
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenzoo._core.precision import full_precision
 from tokenzoo.kernels.choice import exporting, plain, use_triton
 
-# Up to so many tokens the plain form has all distances of an image in one tensor.
+# Up to this many tokens, the plain form computes all distances of an image in one tensor.
 WHOLE = 2048
 
 
@@ -27,13 +27,14 @@ def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
 
     Args:
         features: `[b, n, d]`.
-        k: number of neighbours; the token itself is none of them; at most n - 1 are used.
+        k: number of neighbours, not including the token itself; at most n - 1 are used.
         tau: bandwidth, in the units of the features; None: for each image the root mean square distance
-            of its tokens to these neighbours, so that the density depends on no scale.
+            of its tokens to these neighbours, so that the density does not depend on the scale.
 
     Returns:
-        `[b, n]` in [0, 1]: near 1 in a crowd, near 0 alone. A token with NaN features has density 0 and
-        is nobody's neighbour as long as there are others. A single token has density 0.
+        `[b, n]` in [0, 1]: near 1 in a dense region, near 0 for an isolated token. A token with NaN
+        features has density 0 and is not a neighbour as long as there are others. A single token has
+        density 0.
     """
     n = features.shape[1]
     k = min(k, n - 1)
@@ -45,14 +46,14 @@ def neighbour_density(features: Tensor, k: int, tau: float | None) -> Tensor:
     finite = nearest.isfinite()
     total = nearest.where(finite, 0).sum((1, 2), keepdim=True)
     square = total / finite.sum((1, 2), keepdim=True).clamp_min(1)
-    # All tokens equal: the distances are rounding errors of the squares, and everything is a crowd.
+    # If all tokens are equal, the distances are rounding errors, and the density is 1.
     error = max(1e-6, (features.shape[-1] + 32) * torch.finfo(nearest.dtype).eps)
     floor = squares.where(squares.isfinite(), 0).mean(-1)[:, None, None] * error
     return (-nearest / torch.maximum(square, floor).clamp_min(1e-30)).exp().mean(-1)
 
 
 def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The squared distances of each token to its k nearest others, in any order.
+    """Return the squared distances of each token to its k nearest others, in any order.
 
     Args:
         features: `[b, n, d]`.
@@ -60,7 +61,7 @@ def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         `([b, n, k], [b, n])`: the squared distances, and the squared lengths of the tokens; inf for a token
-        whose length is no number: it is far from all others.
+        whose length is not finite: it is far from all others.
     """
     if plain(features):
         return _plain(features, k)
@@ -70,7 +71,7 @@ def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _fastest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The form for the device of these features, without gradients."""
+    """Run the form for the device of the features, without gradients."""
     if use_triton(features):
         from tokenzoo.kernels import neighbour_density_triton as triton_form
 
@@ -83,7 +84,7 @@ def _fastest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _plain(features, k)
 
 
-# To torch.compile it is one operation: it would unroll the loop, and not write to one buffer.
+# One operation for torch.compile, which would unroll the loop and not reuse the buffer.
 _compiled = torch.library.custom_op(
     "tokenzoo::nearest_squares",
     _fastest,
@@ -94,14 +95,14 @@ _compiled = torch.library.custom_op(
 
 @_compiled.register_fake  # pyright: ignore[reportUnknownMemberType]
 def _like(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What the operation returns, without its values."""
+    """Return empty outputs, for tracing."""
     b, n, _ = features.shape
     dtype = torch.promote_types(features.dtype, torch.float32)
     return features.new_empty((b, n, k), dtype=dtype), features.new_empty((b, n), dtype=dtype)
 
 
 def _known(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and squared lengths; a token whose length is no number gets zeros, infinitely long."""
+    """Return features and squared lengths; zeros and infinity for a token whose length is not finite."""
     features = full_precision(features)
     squares = features.square().sum(-1)  # [b, n]
     known = squares.isfinite()
@@ -109,7 +110,7 @@ def _known(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plain(features: Tensor, k: int, whole: int = WHOLE) -> tuple[Tensor, Tensor]:
-    """The reference; all rows at once, or where they are too many as many as bound the memory."""
+    """Compute the reference, in blocks of rows that bound the memory."""
     features, squares = _known(features)
     n = features.shape[1]
     if n <= whole:
@@ -125,10 +126,10 @@ def _plain(features: Tensor, k: int, whole: int = WHOLE) -> tuple[Tensor, Tensor
 
 
 def _nearest_of(rows: Tensor, features: Tensor, squares: Tensor, start: int, k: int) -> Tensor:
-    """The k smallest |b|^2 - 2ab of some rows a, which are the tokens from `start` on: `[b, rows, k]`."""
-    # ||a - b||^2 = |a|^2 + |b|^2 - 2ab; |a|^2 moves no neighbour of a, and is added to K values only.
+    """Return the k smallest |b|^2 - 2ab of rows a, the tokens from `start` on: `[b, rows, k]`."""
+    # ||a - b||^2 = |a|^2 + |b|^2 - 2ab; |a|^2 does not change the order, and is added to K values only.
     distance = torch.baddbmm(squares[:, None], rows, features.mT, alpha=-2)  # [b, rows, n]
-    if exporting():  # ONNX has no view to write to
+    if exporting():  # ONNX cannot write to a view
         place = torch.arange(features.shape[1], device=features.device)
         own = place[start : start + rows.shape[1], None] == place
         distance = distance.masked_fill(own, torch.inf)
@@ -138,10 +139,10 @@ def _nearest_of(rows: Tensor, features: Tensor, squares: Tensor, start: int, k: 
 
 
 def _by_triangle(features: Tensor, squares: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
-    """The same with each distance computed once, and one buffer `[block + k, n + k]`.
+    """Compute the same with each distance once, in one buffer `[block + k, n + k]`.
 
-    A block of rows meets itself and all tokens behind it. Its rows need their k smallest, and so do the
-    columns of the tokens behind; what is known of them so far stands in k more columns and k more rows.
+    A block of rows is compared with itself and all later tokens. Its rows need their k smallest values,
+    and so do the columns of the later tokens; k extra columns and k extra rows hold the smallest so far.
     """
     b, n, _ = features.shape
     nearest = squares.new_full((b, n, k), torch.inf)
@@ -165,10 +166,10 @@ def _by_triangle(features: Tensor, squares: Tensor, k: int, block: int) -> tuple
 
 
 def _smallest(values: Tensor, k: int) -> Tensor:
-    """The k smallest of each row of `values [..., n]`, ascending: `[..., k]`."""
+    """Return the k smallest of each row of `values [..., n]`, ascending: `[..., k]`."""
     n = values.shape[-1]
     if values.device.type == "cpu" and 24 * k < n < 64 * k:
         # torch uses a heap only where 64 k <= n, which on the CPU is two to three times as fast:
-        # infinities make the rows long enough. Where more than that had to be added it would not pay.
+        # padding with infinities makes the rows long enough; more padding than that would not pay.
         values = F.pad(values, (0, 64 * k - n), value=torch.inf)
     return values.topk(k, dim=-1, largest=False).values

@@ -1,8 +1,8 @@
 """The K smallest distances of each token in one pass over the others, in Triton.
 
-A program holds the K smallest of a block of rows, and goes through blocks of columns: K times it takes the
-smallest distance of each row out of the block and puts it in the place of the largest that it holds, if it
-is smaller. No distance is ever written to memory.
+A program holds the K smallest of a block of rows, and goes through blocks of columns: K times it takes
+the smallest distance of each row out of the block and replaces the largest that it holds, if it is
+smaller. No distance is ever written to memory.
 """
 # pyright: basic, reportArgumentType=false, reportMissingImports=false
 # ruff: noqa: ANN001, ANN202, N803
@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenzoo.kernels.triton_launch import device_of, precision, upcast
 
 MOST = 32
-"""The largest K: each costs a pass over every block."""
+"""The largest K; each neighbour costs a pass over every block."""
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _kernel(
     column = tl.arange(0, COLUMNS)
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     square_i = tl.load(squares + i, mask=i < n, other=float("inf"))
-    # What is no number has an infinite square, and is never read.
+    # A token that is not finite has an infinite square, and is never read.
     known_i = (square_i < float("inf"))[:, None]
     left = x + i.to(tl.int64)[:, None] * token_stride
     # Slots beyond K are never the largest, so nothing is put there.
@@ -67,9 +67,9 @@ def _kernel(
 
 
 def nearest_squares(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `tokenzoo.kernels.neighbour_density.nearest_squares`, for k up to `MOST`."""
+    """Compute `tokenzoo.kernels.neighbour_density.nearest_squares` for k up to `MOST`."""
     b, n, d = features.shape
-    # In float32, also of half precision, without a copy of the features.
+    # Computed in float32, also for half precision, without a copy of the features.
     squares = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32).square()
     squares = squares.where(squares.isfinite(), torch.inf)
     nearest = squares.new_empty(b, n, k)

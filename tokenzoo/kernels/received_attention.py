@@ -4,8 +4,8 @@ The fused attention of a model returns no weights, and a map `[b, h, n, n]` cost
 itself. Three forms compute the column means of the softmax without one:
 
     _plain      one head after another, `[b, m, n]` at a time: the reference, differentiable, exportable
-    blocked     tiles of one size in buffers that are used again: any device, memory linear in n
-    columns     two passes in Triton: memory linear in n, and no tile leaves the chip
+    blocked     tiles in reused buffers: any device, memory linear in n
+    columns     two passes in Triton: memory linear in n, no tile is written to memory
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def received_attention(
         `[b, n]` float32 (float64 for float64 inputs); each row sums to 1.
 
     Raises:
-        BadArgumentError: TOKENZOO_KERNELS asks for what is not there.
+        BadArgumentError: TOKENZOO_KERNELS names a form that is not available.
     """
     given = (query, key, key_bias, bias, query_weight)
     if plain(*given):
@@ -61,7 +61,7 @@ def _fastest(
     bias: Tensor | None,
     query_weight: Tensor | None,
 ) -> Tensor:
-    """The form for the device of these tensors, without gradients."""
+    """Run the form for the device of the tensors, without gradients."""
     share = _shares(query, query_weight)
     if use_triton(query, key, key_bias, bias, query_weight) and bias is None:
         from tokenzoo.kernels.received_attention_triton import columns
@@ -78,7 +78,7 @@ def _plain(
     bias: Tensor | None,
     query_weight: Tensor | None,
 ) -> Tensor:
-    """The reference, one head after another."""
+    """Compute the reference, one head at a time."""
     query, key = full_precision(query), full_precision(key)
     b, h = query.shape[:2]
     share = _shares(query, query_weight)
@@ -94,7 +94,7 @@ def _plain(
 
 
 def _shares(query: Tensor, weight: Tensor | None) -> Tensor:
-    """What each query counts in the mean, `[b, m]`, in the precision that the kernel computes in."""
+    """Return the weight of each query in the mean, `[b, m]`, in the precision of the kernel."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     b, _, m, _ = query.shape
     if weight is None:
@@ -103,8 +103,8 @@ def _shares(query: Tensor, weight: Tensor | None) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-# To torch.compile it is one operation: tiles traced one by one would be a graph of hundreds of them, and
-# a map per head would be traffic again.
+# One operation for torch.compile: traced tiles would be a graph of hundreds of operations, and a map per
+# head would cost memory traffic.
 _compiled = torch.library.custom_op(
     "tokenzoo::received_attention",
     _fastest,
@@ -116,7 +116,7 @@ _compiled = torch.library.custom_op(
 
 @_compiled.register_fake  # pyright: ignore[reportUnknownMemberType]
 def _like(query: Tensor, key: Tensor, *others: object) -> Tensor:
-    """What the operation returns, without its values."""
+    """Return empty outputs, for tracing."""
     del others
     dtype = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty((key.shape[0], key.shape[2]), dtype=dtype)
@@ -130,7 +130,7 @@ def attention_rows(
     key_bias: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """The attention of a few queries: `query [b, h, q, d]`, `key [b, h, n, d]` -> `[b, h, q, n]`.
+    """Compute the attention of a few queries: `query [b, h, q, d]`, `key [b, h, n, d]` -> `[b, h, q, n]`.
 
     `key_bias` and `bias` are those of `received_attention`, with q for m.
     """

@@ -1,7 +1,7 @@
-"""Received attention in tiles: the map exists a few million numbers at a time, in the same two buffers.
+"""Received attention in tiles of a few million numbers, in two reused buffers.
 
-A tile is all queries of a few heads of one image, or some queries of one head. Larger ones would leave
-the cache; smaller ones would have threads wait for each other more often than they compute.
+A tile is all queries of a few heads of one image, or some queries of one head. Larger tiles exceed the
+cache; with smaller ones, threads synchronise more than they compute.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 NUMBERS = 2**20
-"""In each of the two buffers: 4 MB in float32."""
+"""Numbers in each of the two buffers: 4 MB in float32."""
 
 
 def blocked(
@@ -22,7 +22,7 @@ def blocked(
     share: Tensor,
     numbers: int = NUMBERS,
 ) -> Tensor:
-    """`received_attention` without gradients; its buffers are the only memory that it takes.
+    """Compute `received_attention` without gradients, with two buffers of memory.
 
     Args:
         query: `[b, h, m, d]`, float32 or float64.
@@ -31,7 +31,7 @@ def blocked(
         key_bias: `[b, n]` or None.
         bias: broadcasts to `[b, h, m, n]`, or None.
         share: `[b, m]` what each query counts; each row sums to 1.
-        numbers: how many a buffer holds; at least n are taken.
+        numbers: size of a buffer; at least n are used.
 
     Returns:
         `[b, n]`.
@@ -58,7 +58,7 @@ def blocked(
                     tile.add_(key_bias[image])
                 if everywhere is not None:
                     tile.add_(everywhere[image, head : head + g, own])
-                # Softmax is not promised to work in place; a second buffer costs next to nothing.
+                # In-place softmax is not guaranteed; a second buffer costs little.
                 map_ = weights[: g * q * n].view(g * q, n)
                 torch.softmax(tile.view(g * q, n), -1, out=map_)
                 total[image].addmv_(map_.mT, share[image, own].repeat(g))

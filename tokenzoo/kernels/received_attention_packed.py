@@ -1,4 +1,4 @@
-"""The attention that tokens of a packed sequence receive, each from those of its own segment."""
+"""Received attention in a packed sequence, within each segment."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def received_in_segments(
     key_bias: Tensor | None = None,
     query_weight: Tensor | None = None,
 ) -> Tensor:
-    """The column sums of softmax(q k^T), which is zero between segments: mean over heads.
+    """Compute the column sums of softmax(q k^T) within segments, mean over heads.
 
     Args:
         query: `[h, r, d]`.
         key: `[h, r, d]`.
-        bounds: `[s + 1]` ints from 0 to r, ascending: where segments begin and end. One may be empty.
-        longest: no segment is longer.
+        bounds: `[s + 1]` ints from 0 to r, ascending: the borders of the segments, which can be empty.
+        longest: an upper bound of the length of a segment.
         scale: the factor on the inner products.
         key_bias: `[r]` added to the logits of every query (log mass).
         query_weight: `[r]` non-negative weights of the queries in the sum; None: 1 each.
 
     Returns:
-        `[r]` float32 (float64 for float64 inputs): of a segment the sum is that of its weights.
+        `[r]` float32 (float64 for float64 inputs): the values of a segment add up to its weights.
 
     Raises:
-        BadArgumentError: TOKENZOO_KERNELS asks for what is not there.
+        BadArgumentError: TOKENZOO_KERNELS names a form that is not available.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     if query_weight is None:
@@ -60,7 +60,7 @@ def _fastest(
     key_bias: Tensor | None,
     weight: Tensor,
 ) -> Tensor:
-    """The form for the device of these tensors, without gradients."""
+    """Run the form for the device of the tensors, without gradients."""
     if not use_triton(query, key, key_bias, weight):
         return _padded(query, key, bounds, longest, scale, key_bias, weight)
     from tokenzoo.kernels.received_attention_triton import columns
@@ -79,13 +79,13 @@ def _padded(
     key_bias: Tensor | None,
     weight: Tensor,
 ) -> Tensor:
-    """All segments as a batch, filled up to the same length: no length has to be known before it runs."""
+    """Compute all segments as a padded batch, so that no length has to be known beforehand."""
     bounds = bounds.to(key.device, torch.int64)
     begin, end = bounds[:-1, None], bounds[1:, None]  # [s, 1]
     slot = torch.arange(longest, device=key.device)
     there = begin + slot < end  # [s, longest]
     place = (begin + slot).clamp_max(weight.shape[0] - 1)
-    # An empty segment looks at a token that is not its own: a softmax over nothing would be NaN.
+    # An empty segment attends to a foreign token: an empty softmax would be NaN.
     bias = torch.zeros_like(weight) if key_bias is None else key_bias
     bias = bias[place].masked_fill(~there & (slot > 0), -torch.inf)
     weights = weight[place] * there
@@ -113,7 +113,7 @@ _compiled = torch.library.custom_op(
 
 @_compiled.register_fake  # pyright: ignore[reportUnknownMemberType]
 def _like(query: Tensor, *others: object) -> Tensor:
-    """What the operation returns, without its values."""
+    """Return empty outputs, for tracing."""
     del others
     dtype = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(query.shape[1], dtype=dtype)

@@ -1,10 +1,10 @@
 """Received attention in two passes over the logits, in Triton; neither writes a logit to memory.
 
-The first pass has the queries of a block wait for all keys, and leaves one number per query: the logarithm
-of the sum that its softmax divides by. With it every weight of the map is known on its own, and the second
-pass has the keys of a block wait for all queries and adds up what each of them gives.
+In the first pass, each block of queries iterates over all keys and stores one number per query: the
+logarithm of the denominator of its softmax. With it, every weight of the map can be computed on its own;
+in the second pass, each block of keys iterates over all queries and sums the weights.
 
-Logarithms and powers are those of 2, which is what the hardware has.
+Logarithms and powers have base 2, which the hardware supports.
 """
 # Arguments of a kernel are pointers and numbers of the GPU, those in capitals known when it is compiled.
 # pyright: basic, reportArgumentType=false, reportMissingImports=false
@@ -24,7 +24,7 @@ from tokenzoo.kernels.triton_launch import device_of, precision, upcast
 
 @triton.jit
 def _place(bounds, heads, blocks, m, n, PACKED: tl.constexpr):
-    """Which block, image and head this program is about; where its segment begins; its queries and keys."""
+    """Return the block, image and head of this program, the start of its segment, its queries and keys."""
     block = tl.program_id(0) % blocks
     head = tl.program_id(0) // blocks % heads
     image = (tl.program_id(0) // blocks // heads).to(tl.int64)
@@ -39,7 +39,7 @@ def _place(bounds, heads, blocks, m, n, PACKED: tl.constexpr):
 
 @triton.jit
 def _load(at, there, first, d, stride, WIDTH: tl.constexpr):
-    """Channels `first` to `first + WIDTH` of the vectors at `at [N]`, zero where there are none."""
+    """Load channels `first` to `first + WIDTH` of the vectors at `at [N]`, zero out of range."""
     channel = (first + tl.arange(0, WIDTH))[None, :]
     return tl.load(at[:, None] + channel * stride, mask=there[:, None] & (channel < d), other=0.0)
 
@@ -59,7 +59,7 @@ def _sums(
     BIASED: tl.constexpr, PACKED: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """log2 of the sum over the keys, for a block of queries: `sums [b, h, all_m]`."""
+    """Store log2 of the sum over the keys, for a block of queries: `sums [b, h, all_m]`."""
     block, image, head, begin, m, n = _place(bounds, heads, blocks, m, n, PACKED)
     if block * M < m:
         row = block * M + tl.arange(0, M)
@@ -88,7 +88,7 @@ def _sums(
                 logits += added[None, :] * 1.4426950408889634  # log2(e)
             logits = tl.where((column < n)[None, :], logits, float("-inf"))
             higher = tl.maximum(top, tl.max(logits, 1))
-            # As long as a row has seen nothing but -inf there is nothing to measure it by.
+            # A row that has seen only -inf has no finite maximum to subtract.
             base = tl.where(higher == float("-inf"), 0.0, higher)
             total = total * tl.exp2(top - base) + tl.sum(tl.exp2(logits - base[:, None]), 1)
             top = higher
@@ -104,7 +104,7 @@ def _columns(
     BIASED: tl.constexpr, PACKED: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
     WHOLE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a block of keys receives from all queries: `column_sums [b, h, all_n]`."""
+    """Store what a block of keys receives from all queries: `column_sums [b, h, all_n]`."""
     block, image, head, begin, m, n = _place(bounds, heads, blocks, m, n, PACKED)
     if block * N < n:
         column = block * N + tl.arange(0, N)
@@ -135,7 +135,7 @@ def _columns(
                 logits += added[None, :]
             total = tl.load(sums + row, mask=row < m, other=0.0)
             counts = tl.load(weight + row * wm, mask=row < m, other=0.0)
-            # Added up when all is seen: a sum over rows has the warps wait for each other.
+            # Summed at the end: a sum over rows synchronises the warps.
             weights = tl.exp2(logits - total[:, None]) * counts[:, None]
             given += tl.where((row < m)[:, None], weights, 0.0)
         at = column_sums + (image * heads + head) * all_n + begin + column
@@ -151,7 +151,7 @@ def columns(
     bounds: Tensor | None = None,
     longest: int = 0,
 ) -> Tensor:
-    """Mean over heads, sum over queries times their weight, of softmax(q k^T): `[b, n]` float32.
+    """Compute softmax(q k^T), mean over heads, weighted sum over queries: `[b, n]` float32.
 
     Args:
         query: `[b, h, m, d]`, with any strides.
@@ -160,8 +160,8 @@ def columns(
         key_bias: `[b, n]` added to the logits, or None.
         weight: `[b, m]` float32.
         bounds: `[s + 1]` ints: where segments that see only themselves begin and end, for b = 1 and m = n;
-            they cover all of it. None: there are none.
-        longest: no segment is longer.
+            they cover the whole sequence. None: no segments.
+        longest: an upper bound of the length of a segment.
     """
     if query.dtype != key.dtype:
         query, key = query.float(), key.float()
@@ -189,15 +189,15 @@ def columns(
             query, key, bias, limits, sums, weight, given, h, column_blocks, m, n, m, n, d, scale,
             *strides, *weight.stride(), **options,
         )  # fmt: skip
-    # Heads are added up here and not by atomics, whose order, and so whose rounding, is another each time.
+    # Heads are summed here, not by atomics, whose order and rounding vary.
     return given.mean(1, dtype=torch.float32)
 
 
 def _blocks(d: int, size: int) -> tuple[int, int, int]:
-    """Queries, keys and channels of a block, for vectors of d numbers of so many bytes.
+    """Return the block sizes of queries, keys and channels, for vectors of d numbers of this many bytes.
 
-    What stays has all its channels, where that leaves registers to compute with: in float32, and where
-    heads are very wide, both sides come in pieces instead.
+    The fixed side is loaded with all channels if enough registers remain; in float32 and for very wide
+    heads, both sides are loaded in pieces.
     """
     width = max(16, triton.next_power_of_2(d))
     if size == 2 and width <= 256:

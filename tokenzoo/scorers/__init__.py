@@ -27,7 +27,7 @@ from .value_weighted import ValueWeighted as ValueWeighted
 
 @hookimpl
 def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
-    """The built-in scorers."""
+    """Return the built-in scorers, by name."""
     return {
         "received_attention": ReceivedAttention,
         "cls_attention": CLSAttention,

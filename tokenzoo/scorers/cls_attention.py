@@ -1,4 +1,4 @@
-"""Importance as the attention that the CLS token pays: FasterVLM, VisPruner, VisionZip, VScan, EViT."""
+"""The attention that the CLS token pays: FasterVLM, VisPruner, VisionZip, VScan, EViT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenzoo.parts import Scorer
 
 @dataclass(frozen=True)
 class CLSAttention(Scorer):
-    """The CLS token's attention to each token, over the heads.
+    """Attention of the CLS token to each token.
 
     Args:
         heads: "mean", "sum" or "max" over the heads (the first two choose the same tokens).
@@ -28,12 +28,12 @@ class CLSAttention(Scorer):
         self.require("cls_attention" if self.layer is None else f"cls_attention@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`."""
+        """Return scores `[b, n]`."""
         return over_heads(evidence.at(self.layer).cls_attention, self.heads)
 
 
 def over_heads(attention: Tensor, heads: str) -> Tensor:
-    """The mean, sum or maximum of `attention [b, h, n]` over the heads, in at least float32: `[b, n]`."""
+    """Return the mean, sum or maximum of `attention [b, h, n]` over heads, in float32 or better."""
     attention = precise(attention)
     if heads == "max":
         return attention.amax(1)

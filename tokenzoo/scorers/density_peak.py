@@ -1,4 +1,4 @@
-"""Centres of clusters: crowded, and far from all that is more crowded (DPC-KNN)."""
+"""Density peaks: tokens with a high density, far from denser ones (DPC-KNN)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class DensityPeak(Scorer):
     """Density times the distance to the nearest denser token.
 
     The distance is |x_i - x_j| / sqrt(d) of features with d channels; the density is exp(-mean squared
-    distance to the k nearest tokens). The densest token of an image has the largest distance that there
-    is in it. Of equally dense tokens the one with the lower index counts as denser; the authors' code adds
+    distance to the k nearest tokens). The densest token of an image has the largest distance in the
+    image. Of equally dense tokens the one with the lower index counts as denser; the authors' code adds
     noise.
 
     Args:
         on: the features: "x", "keys" (mean over heads), "all_keys" or "queries".
-        k: number of nearest tokens, the token itself counted; fewer if there are fewer. A float is a share
-            of the tokens, rounded down, and one more.
+        k: number of nearest tokens, the token itself included, at most all. A float is a share of the
+            tokens, rounded down, plus one.
     """
 
     on: Space = "x"
@@ -39,13 +39,13 @@ class DensityPeak(Scorer):
         self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""
+        """Return scores `[b, n]`, >= 0; NaN for tokens that are not finite; these do not affect others."""
         width = evidence.features(self.on).shape[-1]
         square = -NegativeSquaredDistance(self.on).score(evidence).dense() / width  # [b, n, n]
         n = square.shape[-1]
         known = square.diagonal(dim1=1, dim2=2).isfinite()  # [b, n]
         both = known[:, None] & known[..., None]
-        # Exactly 0 from itself: with k = 1 all are equally dense, and not by rounding.
+        # The distance to itself is exactly 0: with k = 1 all densities are equal.
         own = torch.eye(n, dtype=torch.bool, device=square.device)
         square = square.clamp_min(0).masked_fill(own, 0)
         k = floor_share(self.k, n) + 1 if isinstance(self.k, float) else self.k

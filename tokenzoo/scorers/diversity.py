@@ -1,4 +1,4 @@
-"""Distinctness as one minus the density of a token's neighbourhood."""
+"""Diversity: one minus the density of a token's neighbourhood."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenzoo.scorers.feature_norm import Space
 
 @dataclass(frozen=True)
 class Diversity(Scorer):
-    """d_i of EvoPrune (section 3.4): near 0 in a crowd, near 1 alone.
+    """d_i of EvoPrune (section 3.4): near 0 in a dense region, near 1 for an isolated token.
 
     Args:
         on: the features: "keys" (mean over heads), "all_keys", "queries" or "x". The paper does not say.
@@ -37,9 +37,9 @@ class Diversity(Scorer):
         self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]` in [0, 1]; NaN for tokens with NaN or infinite features."""
+        """Return scores `[b, n]` in [0, 1]; NaN for tokens with NaN or infinite features."""
         tau = None if isinstance(self.tau, str) else self.tau
         features = evidence.features(self.on)
         score = 1 - neighbour_density(features, self.k, tau)
-        # A NaN token is alone, which would be the highest score: NaN is the lowest.
+        # A NaN token is isolated, which would be the highest score; a NaN score is the lowest.
         return score.masked_fill(~features.sum(-1).isfinite(), math.nan)

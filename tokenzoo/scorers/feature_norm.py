@@ -1,4 +1,4 @@
-"""Importance as the length of a token's features."""
+"""The length of a token's features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenzoo.tokens import norm
 SPACES = ("x", "keys", "queries", "all_keys")
 
 Space = Annotated[str, OneOf(*SPACES)]
-"""Whose features an option names."""
+"""The features that an option can name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,6 @@ class FeatureNorm(Scorer):
         self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`, >= 0."""
+        """Return scores `[b, n]`, >= 0."""
         features = evidence.features(self.on)
         return norm(features) if self.power == 2 else precise(features).abs().sum(-1)

@@ -1,4 +1,4 @@
-"""Isolation, as PiToMe measures it: minus the energy of a token in the graph of all pairs."""
+"""Minus the energy of a token in the graph of all pairs (PiToMe): isolated tokens score high."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class GraphEnergy(Scorer):
     Args:
         on: the features: "keys" (mean over heads), "all_keys", "queries" or "x".
         margin: cosines below it count as dissimilar.
-        fall: by how much the margin is lower at the end of the tower; in block i of L by fall * i / L.
-        curve: "elu": f = cos - margin where that is positive, and alpha * (exp(cos - margin) - 1) where it
-            is not; "gaussian": f = the normal density of 1 - cos with deviation 1 - margin (PiToMe's form
-            for text).
-        alpha: what a dissimilar token takes away at most.
+        fall: decrease of the margin over the tower: by fall * i / L in block i of L.
+        curve: "elu": f = cos - margin if that is positive, otherwise alpha * (exp(cos - margin) - 1);
+            "gaussian": f = the normal density of 1 - cos with deviation 1 - margin (PiToMe's form for
+            text).
+        alpha: the largest amount that a dissimilar token subtracts.
     """
 
     on: Space = "keys"
@@ -47,7 +47,7 @@ class GraphEnergy(Scorer):
             check_positive("1 - margin", 1 - self.margin)
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`; NaN for tokens with NaN or infinite features, which nobody else sees."""
+        """Return scores `[b, n]`; NaN for tokens that are not finite; these do not affect others."""
         features = evidence.features(self.on)
         known = features.sum(-1).isfinite()
         features = unit(features.where(known[..., None], 0))

@@ -1,4 +1,4 @@
-"""Importance as information that flows through the graph of similar tokens (G-Prune)."""
+"""Random walk over the graph of similar tokens (G-Prune)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tokenzoo.tokens import norm, unit
 
 @dataclass(frozen=True)
 class GraphFlow(Scorer):
-    """What has flowed into a token after some steps of a random walk, divided by its number of neighbours.
+    """The mass that a random walk has brought to a token, divided by its number of neighbours.
 
-    Two tokens are neighbours where their cosine is at least `threshold`, a token is its own; a step goes
-    from i to j with the probability softmax(cos_ij / temperature) over the neighbours of i. The walk begins
-    with the lengths of the tokens.
+    Two tokens are neighbours if their cosine is at least `threshold`; a token is its own neighbour. A
+    step goes from i to j with the probability softmax(cos_ij / temperature) over the neighbours of i. The
+    walk starts from the lengths of the tokens.
 
     Args:
         on: the features: "x", "keys" (mean over heads), "all_keys" or "queries".
         threshold: the least cosine of neighbours.
-        temperature: a low one sends nearly all to the most similar.
-        steps: of the walk.
+        temperature: a low one sends nearly all mass to the most similar token.
+        steps: number of steps.
     """
 
     on: Space = "x"
@@ -41,7 +41,7 @@ class GraphFlow(Scorer):
         self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`, >= 0; NaN for tokens with NaN or infinite features, which nobody else sees."""
+        """Return scores `[b, n]`, >= 0; NaN for tokens that are not finite; these do not affect others."""
         features = evidence.features(self.on)
         known = features.sum(-1).isfinite()
         features = features.where(known[..., None], 0)
@@ -52,7 +52,7 @@ class GraphFlow(Scorer):
         return (flow.squeeze(1) / degree).masked_fill(~known, math.nan)
 
     def graph(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities of a step from i to j `[b, n, n]`, and numbers of neighbours `[b, n]`."""
+        """Return step probabilities from i to j `[b, n, n]` and numbers of neighbours `[b, n]`."""
         cosine = unit(features) @ unit(features).mT
         own = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
         near = (comparable(cosine) >= self.threshold) | own

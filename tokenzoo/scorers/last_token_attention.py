@@ -1,4 +1,4 @@
-"""Importance as the attention that the last token of a prompt pays, inside a language model: FastV."""
+"""The attention that the last token of a prompt pays, inside a language model (FastV)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tokenzoo.scorers.cls_attention import over_heads
 
 @dataclass(frozen=True)
 class LastTokenAttention(Scorer):
-    """The attention of the prompt's last token to each token, over the heads; only in a language model.
+    """Attention of the prompt's last token to each token; only in a language model.
 
     Its softmax is over the whole prompt, so the scores depend on how the prompt is worded.
 
     Args:
         heads: "mean", "sum" or "max" over the heads (the first two choose the same tokens).
-        layer: another layer's attention; None: the one that the site shows.
+        layer: another layer's attention; None: that of the site.
     """
 
     heads: Literal["mean", "sum", "max"] = "mean"
@@ -32,5 +32,5 @@ class LastTokenAttention(Scorer):
         self.require("last_attention" if self.layer is None else f"last_attention@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`."""
+        """Return scores `[b, n]`."""
         return over_heads(evidence.at(self.layer).last_attention, self.heads)

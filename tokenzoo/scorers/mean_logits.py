@@ -1,4 +1,4 @@
-"""FoPru's significance as its code takes it: means of the attention before its softmax."""
+"""FoPru's significance, as in its code: means of the attention before the softmax."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tokenzoo.parts import Scorer
 
 @dataclass(frozen=True)
 class MeanLogits(Scorer):
-    """Mean logit that a token receives, or that it emits: in each image whichever varies more.
+    """Mean logit that a token receives or emits, whichever varies more in the image.
 
     The logits are q_i k_j, mean over the heads, without prefix tokens. Their means are inner products with
-    a mean key or query, so no map of all pairs is made. Of equal variances the emitted one is taken.
+    a mean key or query, so no map of all pairs is made. With equal variances, the emitted one is used.
     """
 
     needs = frozenset({"queries", "keys"})
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`; NaN for a token with a NaN or infinite query or key, which nobody else sees."""
+        """Return scores `[b, n]`; NaN for tokens that are not finite; these do not affect others."""
         query, key = precise(evidence.queries), precise(evidence.keys)
         known = (query + key).sum((1, 3)).isfinite()  # [b, n]
         kept = known[:, None, :, None]
@@ -40,7 +40,7 @@ class MeanLogits(Scorer):
 
 
 def _spread(values: Tensor, known: Tensor) -> Tensor:
-    """The variance of `values [b, n]` over the known ones: `[b, 1]`."""
+    """Return the variance of the finite `values [b, n]`: `[b, 1]`."""
     count = known.sum(-1, keepdim=True).clamp_min(1)
     mean = values.where(known, 0).sum(-1, keepdim=True) / count
     return (values - mean).square().where(known, 0).sum(-1, keepdim=True) / count

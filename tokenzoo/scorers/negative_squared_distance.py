@@ -1,4 +1,4 @@
-"""Pairs that are close to each other say the same thing: the Euclidean distance."""
+"""Pair scores from the Euclidean distance: close tokens are redundant."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class NegativeSquaredDistance(PairScorer):
         self.require(needed(self.on))
 
     def score(self, evidence: Evidence) -> Affinity:
-        """The scores of all pairs, <= 0 up to rounding."""
+        """Return the scores of all pairs, <= 0 up to rounding."""
         features = precise(evidence.features(self.on))  # [b, n, d]
-        # Distances do not change with the origin; near it, the squares lose fewer digits.
+        # Distances are invariant to the origin; centred features lose fewer digits in the squares.
         known = features.isfinite()
         count = known.sum(1, keepdim=True).clamp_min(1)
         features = features - features.where(known, 0).sum(1, keepdim=True) / count

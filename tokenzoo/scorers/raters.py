@@ -1,4 +1,4 @@
-"""Importance as the attention of those words of a question that speak of the image (SparseVLM)."""
+"""The attention of the text tokens that are relevant to the image (SparseVLM)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Raters(Scorer):
 
     Raters are found in the prompt as it enters the language model: every visual token spreads a softmax of
     inner products over the text tokens after the last visual one, and those that receive more than the
-    mean are raters. Where none does, all are; where there is no text, all scores are 0.
+    mean are raters. If none does, all are raters; without text, all scores are 0.
 
     Args:
-        heads: only so many heads count, those in which the raters pay most to the visual tokens; None: all.
-        unturned: divide the attention by what rotary positions alone make of each pair (authors' code of
-            SparseVLM+). That factor can be negative, or nearly 0.
+        heads: use only this many heads, those in which the raters attend most to visual tokens; None: all.
+        unturned: divide the attention by that of the rotary positions alone (authors' code of SparseVLM+).
+            That factor can be negative or nearly 0.
     """
 
     heads: Count | None = None
@@ -40,7 +40,7 @@ class Raters(Scorer):
             self.require("text_rotation")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`."""
+        """Return scores `[b, n]`."""
         embedded = evidence.at(EMBEDDED)
         chosen = raters(embedded.x, embedded.text)[:, None, :, None]  # [b, 1, t, 1]
         attention = precise(evidence.text_attention)  # [b, h, t, n]
@@ -60,10 +60,10 @@ class Raters(Scorer):
 
 
 def raters(x: Tensor, text: Tensor) -> Tensor:
-    """Which of the text tokens `[b, t, c]` rate the visual tokens `x [b, n, c]`: bool `[b, t]`.
+    """Return which of the text tokens `[b, t, c]` are raters of `x [b, n, c]`: bool `[b, t]`.
 
     Raises:
-        BadArgumentError: their channels differ.
+        BadArgumentError: the numbers of channels differ.
     """
     if x.shape[-1] != text.shape[-1]:
         raise BadArgumentError(

@@ -1,4 +1,4 @@
-"""Importance as the attention that a token receives: the column means of the softmax."""
+"""The attention that a token receives: the column means of the softmax."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tokenzoo.tokens import full_precision
 class ReceivedAttention(Scorer):
     """Mean over heads and queries of the attention to each token (EvoPrune, section 3.4).
 
-    The paper's formula sums over the keys, which is 1 for every token; its text says "receives", which is
-    the mean over the queries, and that is what is computed.
+    The paper's formula sums over the keys, which gives 1 for every token; its text says "receives", so the
+    mean is over the queries.
 
     Args:
         queries: "all", or "patches" to leave CLS and registers out of the mean.
         by_mass: weigh each query by the number of input tokens it stands for.
-        stride: one query in so many is asked, in their order: an estimate. What it saves, and how well it
-            ranks: docs/performance.md.
+        stride: use every stride-th query only, as an estimate; docs/performance.md has its cost and
+            accuracy.
         layer: another layer's attention; None: this one's.
     """
 
@@ -38,7 +38,7 @@ class ReceivedAttention(Scorer):
         self.require(name if self.layer is None else f"{name}@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`, positive; with all queries the sum over all tokens is at most 1."""
+        """Return scores `[b, n]`, positive; with all queries the sum over all tokens is at most 1."""
         there = evidence.at(self.layer)
         if self._plain:
             return full_precision(there.received_attention)
@@ -47,5 +47,5 @@ class ReceivedAttention(Scorer):
 
     @property
     def _plain(self) -> bool:
-        """Whether it is the mean that every evidence of attention shows."""
+        """Whether `evidence.received_attention` is this score."""
         return self.queries == "all" and not self.by_mass and self.stride == 1

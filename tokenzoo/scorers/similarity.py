@@ -1,4 +1,4 @@
-"""Pairs that point in the same direction say the same thing: the cosine."""
+"""Pair scores from the cosine: tokens with the same direction are redundant."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tokenzoo.tokens import unit
 
 @dataclass(frozen=True)
 class Similarity(PairScorer):
-    """The cosine of two tokens' features, as ToMe takes it, or an increasing function of it.
+    """The cosine of two tokens' features, as in ToMe, or an increasing function of it.
 
     Args:
         on: the features: "keys" (mean over heads, as in ToMe), "all_keys", "queries" or "x".
         curve: "cosine"; "nonnegative", (1 + cos) / 2, for scores that are multiplied by weights;
             "exp", exp(beta * cos); "sigmoid", 1 / (1 + exp(-beta * cos)).
-        beta: steepness of the last two.
+        beta: steepness of "exp" and "sigmoid".
     """
 
     on: Space = "keys"
@@ -34,11 +34,11 @@ class Similarity(PairScorer):
         self.require(needed(self.on))
 
     def nonnegative(self) -> Similarity:
-        """(1 + cos) / 2: monotone and >= 0, so that a weight below 1 always lowers it."""
+        """Return this score as (1 + cos) / 2, which is >= 0, so that a weight below 1 always lowers it."""
         return replace(self, curve="nonnegative")
 
     def score(self, evidence: Evidence) -> Affinity:
-        """The scores of all pairs."""
+        """Return the scores of all pairs."""
         features = unit(evidence.features(self.on))  # [b, n, d]
         return Affinity(features, features, curve=self._curve())
 

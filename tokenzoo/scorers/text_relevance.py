@@ -1,4 +1,4 @@
-"""Importance as the nearness to a question."""
+"""Relevance to a question: the cosine with its embeddings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tokenzoo.tokens import unit
 class TextRelevance(Scorer):
     """Mean cosine of a token with the text embeddings, scaled to (0, 1] in each image (CDPruner).
 
-    CDPruner negates the cosine: in CLIP it is the patch with the LOW cosine that the text speaks of.
+    CDPruner negates the cosine: in CLIP, patches that the text describes have a LOW cosine.
 
     Args:
-        layer: where the features that share a space with the text come from (CLIP's projected patches);
-            None: the tokens themselves.
+        layer: layer of the features in the space of the text (CLIP's projected patches); None: the tokens
+            themselves.
         negated: whether a low cosine means relevant.
-        over: "image": scaled by its own minimum and maximum; "batch": by those of all images, as in
-            CDPruner's code, so that an image's result depends on the rest of the batch.
+        over: "image": scale by the minimum and maximum of the image; "batch": by those of all images, as in
+            CDPruner's code; the result of an image then depends on the rest of the batch.
     """
 
     layer: int | str | None = None
@@ -36,22 +36,22 @@ class TextRelevance(Scorer):
         self.require("text", "x" if self.layer is None else f"x@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]` in (0, 1]."""
+        """Return scores `[b, n]` in (0, 1]."""
         x = unit(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
         cosine = products(x, unit(evidence.text)).mean(-1)  # [b, n]
         relevance = -cosine if self.negated else cosine
-        known = relevance.isfinite()  # a NaN token has no part in the scale, and stays NaN
+        known = relevance.isfinite()  # a NaN token does not affect the scale, and stays NaN
         low = relevance.where(known, torch.inf).amin(-1, keepdim=True)
         high = relevance.where(known, -torch.inf).amax(-1, keepdim=True)
         if self.over == "batch":
             low, high = low.amin(), high.amax()
-        # A flat text score would divide by 0: every token is then equally (ir)relevant.
+        # Equal scores would divide by 0: all tokens are then equally relevant.
         return (relevance - low + 1e-6) / (high - low).clamp_min(1e-6)
 
 
 def products(x: Tensor, text: Tensor) -> Tensor:
-    """The inner products of tokens `[b, n, c]` and text embeddings `[b, t, c]`: `[b, n, t]`."""
+    """Return the inner products of tokens `[b, n, c]` and text embeddings `[b, t, c]`: `[b, n, t]`."""
     dtype = torch.promote_types(x.dtype, text.dtype)
     return x.to(dtype) @ text.to(dtype).mT
 
@@ -60,7 +60,7 @@ def check_one_space(x: Tensor, text: Tensor) -> None:
     """Raise unless tokens `[b, n, c]` and text embeddings `[b, t, c]` have equally many channels.
 
     Raises:
-        BadArgumentError: they have not.
+        BadArgumentError: the numbers of channels differ.
     """
     if text.shape[-1] != x.shape[-1]:
         raise BadArgumentError(

@@ -1,4 +1,4 @@
-"""Importance as the share of a question that a token takes: a softmax over the tokens (TRIM)."""
+"""Softmax over the tokens of their products with a question (TRIM)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tokenzoo.scorers.text_relevance import check_one_space, products
 
 @dataclass(frozen=True)
 class TextSoftmax(Scorer):
-    """softmax over the tokens j of -<x_j, text>, mean over the text embeddings, neither side normalised.
+    """Softmax over the tokens j of -<x_j, text>, not normalised, mean over the text embeddings.
 
     Args:
-        layer: where the features that share a space with the text come from (CLIP's projected patches);
-            None: the tokens themselves.
+        layer: layer of the features in the space of the text (CLIP's projected patches); None: the tokens
+            themselves.
         negated: whether a low product means relevant, as in CLIP.
     """
 
@@ -30,7 +30,7 @@ class TextSoftmax(Scorer):
         self.require("text", "x" if self.layer is None else f"x@{self.layer}")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`; of the tokens without NaN they add up to 1."""
+        """Return scores `[b, n]`; those of tokens without NaN add up to 1."""
         x = precise(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
         product = products(x, precise(evidence.text)).mean(-1)  # [b, n]

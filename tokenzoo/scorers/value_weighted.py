@@ -1,4 +1,4 @@
-"""Importance as what a token adds to CLS: attention times the length of its value (ATS)."""
+"""Attention times the length of the value: the contribution of a token to CLS (ATS)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ValueWeighted(Scorer):
         self.require("values", f"{self.attention_source}_attention")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score `[b, n]`, >= 0."""
+        """Return scores `[b, n]`, >= 0."""
         length = norm(evidence.values)  # [b, h, n]
         if self.attention_source == "cls":
             attention = precise(evidence.cls_attention)  # [b, h, n]

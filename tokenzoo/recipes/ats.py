@@ -1,4 +1,4 @@
-"""ATS: as many tokens as the attention of CLS is spread over."""
+"""ATS: adaptive sampling of tokens by CLS attention."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def ats(
     attention_source: AttentionSource = "cls",
     match_reference: bool = False,
 ) -> Recipe:
-    """Keep the tokens at even steps of their summed significance, as many as the image needs.
+    """Sample tokens at even steps of their cumulative significance; the count adapts to the image.
 
-    What a token adds to CLS is its attention times the length of its value. These are summed up token after
-    token; where the sum, which ends at 1, is nearest to one of `keep` evenly spaced marks, that token
-    stays. A significant token takes several marks, so an image whose significance is gathered in few tokens
-    keeps few. Kept tokens stay in raster order, the others are dropped.
+    The significance of a token is its attention from CLS times the length of its value. The token at which
+    the cumulative significance, normalised to 1, is nearest to one of `keep` evenly spaced marks stays.
+    A significant token can take several marks, so an image with few significant tokens keeps few. Kept
+    tokens stay in raster order, the others are dropped.
 
     Formula:
         s_j = sum over the heads h of A_h[CLS, j] |v_hj|,   c_j = (s_1 + ... + s_j) / (sum of s + 1e-6)
@@ -43,7 +43,7 @@ def ats(
         - The published code makes the marks by a range in floating point, which has K - 1 of them for some
           K (29 of 30); here they are K. `match_reference=True` has theirs.
         - It counts from the tokens of a 14 x 14 grid; here each block samples from those that reach it.
-        - Images with fewer tokens are padded, in both; here what pads has mass 0, and no attention.
+        - Images with fewer tokens are padded, in both; here padding has mass 0, and receives no attention.
         - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
           receives.
 
@@ -55,5 +55,5 @@ def ats(
     """
     match = SelectAssign(Sampled(ValueWeighted(attention_source), fill, match_reference), Drop())
     step = Step(Stage.BLOCK, Geometric(at), match, Identity())
-    # Log mass is 0 for every token, and -inf for what only pads.
+    # Log mass is 0 for every token, and -inf for padding.
     return Recipe(step, keep=keep, proportional_attention=True)

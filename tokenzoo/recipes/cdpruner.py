@@ -1,4 +1,4 @@
-"""CDPruner: diverse tokens that matter to the question."""
+"""CDPruner: diverse tokens that are relevant to the question."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def cdpruner(
 ) -> Recipe:
     """Keep the most probable subset of a DPP: kernel = relevance_i * cosine_ij * relevance_j.
 
-    A determinantal point process gives a set of tokens the probability that grows with the volume that
-    they span: tokens that are alike span little. Each is weighted by how much it has to do with the
-    question, so that the set is diverse where the question looks, and what it does not speak of is left
-    out. The set is built greedily, one token at a time, behind the projector; the others are dropped.
+    A determinantal point process gives a set of tokens a probability that grows with the volume that they
+    span, which is small for similar tokens. Weighted by the relevance to the question, the set is
+    diverse among the relevant tokens. It is built greedily, one token at a time, after the projector;
+    the others are dropped.
 
     Formula:
         L_ij = r_i * cos(x_i, x_j) * r_j,    r = minmax over the image of -cos(v_i, question)

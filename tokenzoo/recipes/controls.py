@@ -1,4 +1,4 @@
-"""The controls: what a method has to beat before it is worth its name."""
+"""Controls: baselines that every method has to beat."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenzoo.scorers import Random
 def random(*, keep: int | float = 0.25, seed: int = 0, start: int = 1, every: int = 2) -> Recipe:
     """Drop random tokens, under EvoPrune's default schedule.
 
-    The counts after the blocks are EvoPrune's as long as no site of that has to halve its tokens (a
-    selection can take more at once, so that it then removes later, and costs a little more).
+    The counts after the blocks are EvoPrune's as long as no site there has to halve its tokens (a
+    selection can remove more at once, so it then removes later and costs a little more).
 
     Formula:
         score_j = a pseudo-random number, a function of (seed, j, n) alone

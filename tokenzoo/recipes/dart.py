@@ -1,4 +1,4 @@
-"""DART: the tokens that are least like a few pivots."""
+"""DART: a few pivots and the tokens least similar to them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def dart(
 ) -> Recipe:
     """Keep a few pivots, and for each pivot the visual tokens that are least similar to it; drop the rest.
 
-    What counts is not how important a token is but whether another one says the same. Pivots are the
-    tokens whose keys of layer K - 1 (with positions, the heads side by side) have the largest L1 norms,
-    some of the image and some of the text behind it. Each pivot takes, of what is left, the tokens that are
-    least like it in what enters layer K of the language model. Kept tokens stay in order and keep their
-    positions, with gaps. No attention map is needed.
+    DART selects by duplication instead of importance. The pivots are the tokens whose keys of layer K - 1
+    (with positions, heads concatenated) have the largest L1 norms, some of the image and some of the
+    text after it. Each pivot takes the remaining tokens with the lowest cosine to it in the input of
+    layer K of the language model. Kept tokens stay in order and keep their positions, with gaps. No
+    attention map is needed.
 
     Formula:
         pivots = the largest |k_j|_1,  visual and text apart

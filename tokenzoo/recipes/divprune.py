@@ -1,4 +1,4 @@
-"""DivPrune: the tokens that are furthest apart."""
+"""DivPrune: max-min diversity."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenzoo.scorers import Similarity
 def divprune(*, keep: int | float = 0.25, match_reference: bool = False) -> Recipe:
     """Keep tokens one by one, each the furthest (1 - cosine) from all kept so far; drop the rest.
 
-    The problem is that of max-min diversity: of all subsets of this size, that whose two nearest tokens are
-    furthest apart. It is solved greedily, behind the projector. Neither attention nor text is looked at.
+    This is the greedy solution of max-min diversity: of all subsets of this size, find the one whose two
+    nearest tokens are furthest apart. It uses neither attention nor text, and runs after the projector.
     The first token is the one that is furthest from its nearest neighbour.
 
     Formula:
@@ -26,9 +26,8 @@ def divprune(*, keep: int | float = 0.25, match_reference: bool = False) -> Reci
         match_reference: a token can be chosen again, as in the authors' code; fewer are kept then.
 
     Departures:
-        A token is never chosen twice. The authors' code can do that where features are duplicated, and
-            keeps
-        fewer tokens then; `match_reference=True` does, too.
+        A token is never chosen twice. The authors' code can choose one again where features are
+        duplicated, and then keeps fewer tokens, as `match_reference=True` does.
 
     Licence:
         CC-BY-NC-4.0 (vbdi/divprune)

@@ -1,4 +1,4 @@
-"""DPC-KNN: tokens become the means of clusters around peaks of density."""
+"""DPC-KNN: clusters around density peaks, each merged into its mean."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def dpcknn(
 ) -> Recipe:
     """Cluster the tokens by density peaks and k nearest neighbours; each cluster becomes its mean.
 
-    A centre of a cluster is crowded, and far from all that is more crowded. The tokens for which both hold
-    most are the centres, in that order; every other token joins the nearest centre, and a cluster becomes
-    the plain mean of its tokens. It happens at three blocks.
+    Cluster centres are tokens with a high density that are far from denser tokens, in the order of the
+    product of both. Every other token joins the nearest centre, and a cluster becomes the plain mean of
+    its tokens, at three blocks.
 
     Formula:
         d_ij = |x_i - x_j| / sqrt(c);   density_i = exp(-mean of d_ij^2 over the k nearest j)

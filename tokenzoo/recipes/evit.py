@@ -1,4 +1,4 @@
-"""EViT: in three blocks, what CLS attends to, and a token for the rest."""
+"""EViT: in three blocks, the tokens with the highest CLS attention, and one that fuses the rest."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ def evit(
 ) -> Recipe:
     """Keep the tokens with the highest attention of CLS, and fuse the others into one.
 
-    What CLS hardly attends to is background for the most part, but not nothing: instead of dropping it, one
-    more token gathers it, weighted by that attention. It happens at three blocks, and at the next of them
-    the fused token is a token as any other. Kept tokens come in descending order of attention, the fused
-    one last.
+    Tokens with little attention from CLS are mostly background, but still carry information: one additional
+    token fuses them, weighted by that attention. In the next of the three blocks the fused token is an
+    ordinary token. Kept tokens come in descending order of attention, the fused one last.
 
     Formula:
         a_j = mean over the heads h of A_h[CLS, j]
@@ -37,8 +36,8 @@ def evit(
         attention_source: "cls", or "received" for encoders without CLS.
 
     Departures:
-        - The code that this is compared with counts from the tokens of a 14 x 14 grid, and the fused one
-          besides; here each block keeps a share of those that reach it, the fused one among them.
+        - The code that this is compared with counts from the tokens of a 14 x 14 grid, in addition to
+          the fused one; here each block keeps a share of those that reach it, the fused one among them.
         - The a_j are not renormalised, as in that code, so the fused token is shorter than a mean.
         - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
           receives.

@@ -41,12 +41,12 @@ def evoprune(
     merger: Literal["weighted_mean", "mean"] = "weighted_mean",
     proportional_attention: bool = True,
 ) -> Recipe:
-    """Hold what is attended to, merge what is alike and crowded, in every other block of the encoder.
+    """Protect attended tokens and merge similar ones in dense regions, in every other block of the encoder.
 
     In every other block, between attention and MLP, the tokens that receive most attention are held; the
     others split alternately into a and b; each of a proposes to its best partner in b, and the r best
-    proposals are merged. What the paper leaves open is an option here, and docs/evoprune.md says, line by
-    line, what was chosen and why.
+    proposals are merged. Details that the paper leaves open are options; docs/evoprune.md has the reasons
+    for each default.
 
     Formula:
         score(i, j) = sim(i, j) * exp(-lam * (d_i + d_j))
@@ -57,18 +57,18 @@ def evoprune(
             frame)
         ctr: critical token ratio, the share of a site's tokens that is held. (paper: 0.25; our ablation
             prefers 0.1)
-        features: whose cosine it is: "x" (hidden states), "keys" (mean over heads), "all_keys" or
+        features: features of the cosine: "x" (hidden states), "keys" (mean over heads), "all_keys" or
             "queries". (open)
         curve: what makes the cosine non-negative before it is multiplied by weights. (open; the paper
             says that it lies in [0, 1], which a cosine does not)
         beta: steepness of the curves "exp" and "sigmoid". (open)
-        density: whose neighbourhoods are looked at. (open)
+        density: features of the neighbourhoods. (open)
         k: number of nearest neighbours. (open)
         tau: bandwidth of the Gaussian, or "image": adapted to each image. (open)
         lam: weight of the diversity penalty. (open)
-        queries: "all", or "patches": whose attention counts as received. (open)
+        queries: "all", or "patches": the queries of the received attention. (open)
         by_mass: weigh the queries by mass. (open)
-        stride: estimate the received attention from one query in so many. (ours)
+        stride: estimate the received attention from every stride-th query. (ours)
         sticky: hold the tokens of earlier sites first, as long as there is room. (contradictory)
         proposers: which of the mergeable tokens, counted from 1, are a: the "odd" or the "even" ones.
             (paper: "even" where its indices are taken literally)
@@ -91,7 +91,7 @@ def evoprune(
     """
     if not isinstance(merger, str) or merger not in MERGERS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")
-    # Under the names of the options, which are not those of the parts.
+    # Checked under the names of the options, which differ from those of the parts.
     check_fraction("ctr", ctr)
     for name, space in (("features", features), ("density", density)):
         check_choice(name, space, *SPACES)

@@ -1,4 +1,4 @@
-"""FasterVLM: what CLS attends to, behind the tower."""
+"""FasterVLM: the tokens with the highest CLS attention, after the tower."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tokenzoo.scorers.attention_by import AttentionSource
 def fastervlm(*, keep: int | float = 0.25, attention_source: AttentionSource = "cls") -> Recipe:
     """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
 
-    The attention that CLS pays in the vision encoder says more about what matters than attention in the
-    language model, which favours what stands last. It is read in the layer whose output is read (LLaVA: the
-    last but one), CLS among the keys and not renormalised. Kept tokens stay in raster order.
+    CLS attention of the vision encoder reflects importance better than attention in the language model,
+    which favours the last positions. It is read in the layer whose output is used (LLaVA: the last but
+    one), with CLS among the keys, not renormalised. Kept tokens stay in raster order.
 
     Formula:
         score_j = mean over the heads h of softmax(q_CLS k_j / sqrt(d))_h

@@ -1,4 +1,4 @@
-"""FastV: what the prompt's last token attends to, in a language model."""
+"""FastV: the visual tokens with the highest attention of the prompt's last token."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tokenzoo.scorers import LastTokenAttention
 def fastv(*, keep: int | float = 0.5, layer: Count = 2) -> Recipe:
     """Keep the visual tokens to which the last token of the prompt attends most; drop the rest.
 
-    Behind its first layers a language model attends little to most of the image. So the visual tokens are
-    ranked once, by the attention of layer K - 1 over the whole prompt, and from layer K on only the first
-    of them are there. Kept tokens stay in order and keep their positions, with gaps.
+    After its first layers, a language model attends little to most of the image. So the visual tokens are
+    ranked once, by the attention of layer K - 1 over the whole prompt, and from layer K on only the
+    highest ranked remain. Kept tokens stay in order and keep their positions, with gaps.
 
     Formula:
         score_j = mean over the heads h of A_h[last, j],    A: the attention of layer K - 1

@@ -1,4 +1,4 @@
-"""FoPru: what all tokens attend to, behind the tower."""
+"""FoPru: the tokens that receive most attention, after the tower."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def fopru(
 ) -> Recipe:
     """Keep the tokens, or the rows of the image, that receive most attention of the others; drop the rest.
 
-    The attention within the encoder shows what it focuses on, without any CLS. The paper takes what a token
-    receives or what it emits, whichever varies more: behind a softmax a token emits nearly the same as any
-    other, so that is what it receives. Kept tokens stay in raster order. No map of all pairs is made.
+    The attention within the encoder shows its focus, without CLS. The paper takes the attention that a
+    token receives or emits, whichever varies more: after a softmax all tokens emit nearly the same, so
+    it is the received one. Kept tokens stay in raster order. No map of all pairs is computed.
 
     Formula:
         score_j = mean over the heads and the patches i of A[i, j]
@@ -39,7 +39,7 @@ def fopru(
         - The published code takes the logits instead of the attention; `match_reference=True` does, too.
         - It keeps whole rows only, as many as there is room for; here the count is exact: ask for a
           multiple.
-        - CLS is no query and no key that counts, which is our reading: that code was not finished there.
+        - CLS is excluded from queries and keys, which is our reading: that code was unfinished there.
 
     Licence:
         None found for the paper's own code; compared with dongxianzhe/hydrainfer, Apache-2.0

@@ -1,4 +1,4 @@
-"""G-Prune: representatives of the graph of similar tokens."""
+"""G-Prune: representatives in the graph of similar tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def gprune(
     temperature: float = 0.03,
     steps: int = 5,
 ) -> Recipe:
-    """Keep the tokens into which most flows in a random walk over similar tokens; drop the rest.
+    """Keep the tokens with most mass after a random walk over similar tokens; drop the rest.
 
-    Tokens that are alike are neighbours in a graph. Information that flows along its edges gathers in
-    tokens that represent many; dividing by the number of neighbours keeps a large uniform area from taking
-    all places. Neither attention nor text is looked at. Kept tokens stay in raster order.
+    Similar tokens are neighbours in a graph. A random walk along its edges accumulates in tokens that
+    represent many; dividing by the number of neighbours prevents a large uniform area from taking all
+    places. It uses neither attention nor text. Kept tokens stay in raster order.
 
     Formula:
         P_ij = softmax over the neighbours j of i, cos >= threshold, of cos(x_i, x_j) / temperature
@@ -36,9 +36,9 @@ def gprune(
 
     Departures:
         - The authors' code leaves the positions of the prompt as they were, with gaps; here the prompt is
-          shortened, as by every recipe behind the tower.
-        - A cosine at the threshold makes an edge or none: expect other tokens in another precision, as with
-          their code.
+          shortened, as by every recipe after the tower.
+        - A cosine near the threshold can make an edge or not: expect other tokens in another precision,
+          as with their code.
         - They prune the base image and the stitched crops of LLaVA-NeXT one by one, and leave newlines
           alone.
 

@@ -1,4 +1,4 @@
-"""What the recipes with several steps inside a language model share."""
+"""Shared pieces of recipes with several steps inside a language model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Positions = Literal["keep", "compact"]
 
 
 def by_next_layer() -> Matcher:
-    """Keep the visual tokens to which the prompt's last token would attend most in the layer to come."""
+    """Keep the visual tokens with the highest attention of the prompt's last token in the next layer."""
     return SelectAssign(TopK(LastTokenAttention(layer=NEXT)), Drop())
 
 
@@ -29,13 +29,13 @@ def staged_steps(
     merger: Merger,
     positions: Positions,
 ) -> tuple[Step, ...]:
-    """One step before each of the layers; the first leaves `keep` times the first factor, and so on.
+    """Make one step before each of the layers; step i leaves `keep` times factor i.
 
-    The matcher is one for all of them, or one for each.
+    `match` is one matcher for all layers, or one for each.
 
     Raises:
-        BadArgumentError: layers or factors that are none, or not one factor, or
-            matcher, for each layer.
+        BadArgumentError: a layer or a factor has a wrong value, or there is not one factor, or matcher, for
+            each layer.
     """
     given: Any = (layers, factors)
     if any(not isinstance(each, tuple | list) for each in given) or len(layers) != len(factors):

@@ -1,4 +1,4 @@
-"""K-Medoids: in three blocks, the middle tokens of clusters."""
+"""K-Medoids: in three blocks, the medoids of clusters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ def kmedoids(
     at: tuple[int | float, ...] = (0.25, 0.5, 0.75),
     match_reference: bool = False,
 ) -> Recipe:
-    """Cluster the tokens around medoids, the most attended first; a medoid stays for its cluster.
+    """Cluster the tokens around medoids, starting at the most attended; keep the medoids.
 
-    Clusters whose centres are tokens: the first centres are the tokens that receive most attention; then,
-    in a few rounds, every token joins the nearest centre, and the token of each cluster with the smallest
-    weighted sum of distances to the others becomes its centre. Nothing is averaged: the centres stay as
-    they are.
+    The first medoids are the tokens that receive most attention. In a few rounds, every token joins the
+    nearest medoid, and the token of each cluster with the smallest weighted sum of distances to the
+    others becomes its medoid. Nothing is averaged.
 
     Formula:
         cluster of j = argmin over the medoids m of |x_j - x_m|
@@ -41,7 +40,7 @@ def kmedoids(
         - The published code adds up the distances to all tokens, also to those outside of the cluster;
           `match_reference=True` does, too.
         - Weights are of the attention of the same block, not of the one before.
-        - No cluster is ever empty, so no medoid comes twice.
+        - No cluster is empty, so no medoid occurs twice.
         - Its variant with equal weights, which begins at a random token, is not built.
         - It was built from a description; there are no recorded numbers to compare it with.
 

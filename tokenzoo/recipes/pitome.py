@@ -1,4 +1,4 @@
-"""PiToMe: merge in large clusters, and leave what stands alone."""
+"""PiToMe: merge tokens in large clusters, and keep isolated ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def pitome(
 ) -> Recipe:
     """Merge the tokens with the highest energy: those in large clusters of similar keys.
 
-    A token in a large, uniform area has many others like it, and merging it loses little; a token alone is
-    likely to be informative. The energy of a token says how much is like it. Sorted by energy, tokens at
-    even ranks find their most similar partner among those at odd ranks; in the last half of the blocks only
-    the 2 r with the highest energy take part, in the first half all do, and the r most similar pairs merge.
+    A token in a large, uniform area has many similar ones, and merging it loses little; an isolated token
+    is likely to be informative. The energy of a token measures its similarity to all others. Sorted by
+    energy, tokens at even ranks find their most similar partner among those at odd ranks; in the last
+    half of the blocks only the 2 r with the highest energy take part, in the first half all do, and the r
+    most similar pairs merge.
 
     Formula:
         E_i = mean over j of f(cos(k_i, k_j) - m),   f(x) = x if x > 0, else alpha (exp(x) - 1)

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: what CLS attends to, with a little of its neighbours."""
+"""LLaVA-PruMerge: outliers of the CLS attention, merged with their neighbours."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def prumerge(
     attention_source: AttentionSource = "cls",
     match_reference: bool = False,
 ) -> Recipe:
-    """Keep what CLS attends to, add a little of their neighbours to them, and all others to one token.
+    """Keep tokens with outlying CLS attention, add their neighbours to them, and fuse all others.
 
-    Few patches stand out in the attention of CLS. These are kept, and each takes in some of the tokens with
-    similar keys, weighted by their own attention; what is left becomes one more token. PruMerge+ adds
-    tokens that are evenly spaced over the image. Kept tokens come in descending order of attention, then
-    those that are evenly spaced, then the one for all others.
+    Tokens whose CLS attention is an outlier are kept, and each takes in some of the tokens with similar
+    keys, weighted by their attention; the rest becomes one more token. PruMerge+ adds tokens that are
+    evenly spaced over the image. Kept tokens come in descending order of attention, then the evenly
+    spaced ones, then the one for all others.
 
     Formula:
         a_j = A[CLS, j], not renormalised
@@ -41,7 +41,7 @@ def prumerge(
         keep: patch tokens to keep, the one for all others counted: a count or a fraction; with `adaptive`
             the most. (ours)
         adaptive: keep as many as stand out. (authors' code: True)
-        plus: PruMerge+: beside them tokens that are evenly spaced.
+        plus: PruMerge+: also keep tokens that are evenly spaced.
         important: with plus, not adaptive: the share chosen by attention, rounded down, or their count.
             (ours)
         step: with plus, not adaptive: the distance of those that are evenly spaced; None: such that there

@@ -16,12 +16,12 @@ def pyramiddrop(
     factors: tuple[float, ...] = (4.0, 2.0, 1.0),
     positions: Positions = "compact",
 ) -> Recipe:
-    """Halve the visual tokens at a few layers of the language model, by what the next layer looks at.
+    """Halve the visual tokens at a few layers of the language model, by the attention of the next layer.
 
-    The deeper the layer of a language model, the fewer visual tokens matter to it. So the model is cut into
-    stages, and at the end of each the visual tokens are ranked by the attention that the last token of the
-    prompt pays to them, with the projections of the layer to come: one query, so that no attention map has
-    to be seen. The best stay in their order; the others are dropped.
+    Deeper layers of a language model need fewer visual tokens. So the model is cut into stages; at the end
+    of each, the visual tokens are ranked by the attention that the last token of the prompt pays to
+    them, with the projections of the next layer: one query, so that no attention map is needed. The
+    highest ranked stay in order; the others are dropped.
 
     Formula:
         score_j = mean over the heads h of softmax over i <= last of (q_last . k_i / sqrt(d)), at j
@@ -38,7 +38,7 @@ def pyramiddrop(
         - The authors keep int(n * share) of the n tokens at first; a fraction is rounded as everywhere in
           tokenzoo, and a count is exact.
         - Their code leaves out that several query heads share one key head, and fails there; it takes one
-          image to a prompt, padded at the right. Here are none of these limits.
+          image to a prompt, padded at the right. These limits do not exist here.
         - In training they take the mean over all answers of a conversation; here the query is always the
           last token of the prompt.
 

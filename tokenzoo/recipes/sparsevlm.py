@@ -1,4 +1,4 @@
-"""SparseVLM: what the words that speak of the image attend to, and clusters of the rest."""
+"""SparseVLM: tokens that the relevant words attend to, and clusters of the rest."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def sparsevlm(
 ) -> Recipe:
     """Keep the visual tokens to which the raters attend; cluster the best of the rest (version 1).
 
-    Not every word of a question speaks of the image. Those that do, the raters, are found once, before the
-    first layer: every visual token spreads a softmax of inner products over the words behind it, and words
-    that receive more than the mean are raters. At a few layers the visual tokens are ranked by the mean
+    Only some words of a question are about the image. These raters are found once, before the first layer:
+    every visual token spreads a softmax of inner products over the words after it, and words that receive
+    more than the mean are raters. At a few layers the visual tokens are ranked by the mean
     attention of the raters. Version 1 keeps the first; of the others, the best third or so become clusters
-    by density peaks, each of them one new token, the mean of its members. Version 2 (SparseVLM+) looks at
-    some of the heads alone, makes no clusters, and leaves positions as they are.
+    by density peaks, each of them one new token, the mean of its members. Version 2 (SparseVLM+) uses some
+    of the heads only, makes no clusters, and leaves positions unchanged.
 
     Formula:
         raters  = text tokens t whose  m_t = mean over visual v of softmax_t(e_v . e_t)  is above the mean

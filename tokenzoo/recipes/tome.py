@@ -1,4 +1,4 @@
-"""Token Merging (ToMe): a little in every block."""
+"""Token Merging (ToMe): a few merges in every block."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def tome(
     """Merge the tokens with the most similar keys, in every block, weighted by mass.
 
     Between attention and MLP the tokens are split by parity into a and b. Each of a finds the token of b
-    with the most similar key, and the r best of these pairs are merged into their weighted mean. A merged
-    token stands for several patches: its mass is their number, and weighs it in later means and in the
+    with the most similar key, and the r best of these pairs are merged into their weighted mean. The
+    mass of a merged token is the number of its patches; it weighs the token in later means and in the
     attention of later blocks.
 
     Formula:

@@ -1,4 +1,4 @@
-"""Top-K: in three blocks, what CLS attends to; the baseline of EViT without its fused token."""
+"""Top-K: in three blocks, the tokens with the highest CLS attention (EViT without its fused token)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def topk(
 ) -> Recipe:
     """Keep the tokens with the highest attention of CLS, mean over the heads; drop the rest.
 
-    The plainest way to prune inside an encoder: CLS, which the answer is read from, pays attention to some
-    tokens and hardly any to the others, which are dropped, a share at each of three blocks. Kept tokens
-    come in descending order of their score.
+    The simplest pruning inside an encoder: CLS, from which the result is read, attends to some tokens and
+    hardly to the others, which are dropped, a share at each of three blocks. Kept tokens come in
+    descending order of their score.
 
     Formula:
         score_j = mean over the heads h of A_h[CLS, j]

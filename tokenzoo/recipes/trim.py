@@ -1,4 +1,4 @@
-"""TRIM: what a question is about, and one token for all else."""
+"""TRIM: the tokens that are relevant to a question, and one for all others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def trim(
 ) -> Recipe:
     """Keep the tokens that are relevant to the text; the others become their mean.
 
-    The patches of CLIP and a text live in one space. How a patch compares with the prompt says whether the
-    question is about it; those that stand out are kept with their own features, in raster order, and the
-    mean of all others comes last.
+    In CLIP, patches and text share one space, so the product with the prompt measures the relevance of a
+    patch. Outliers are kept with their own features, in raster order; the mean of all others comes
+    last.
 
     Formula:
         score_j = softmax over the tokens j of -<p_j, t>,  p: CLIP's projected patches, t: the prompt

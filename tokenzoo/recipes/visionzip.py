@@ -1,4 +1,4 @@
-"""VisionZip: a few dominant tokens, and a few that gather the rest."""
+"""VisionZip: dominant tokens, and contextual tokens that merge the rest."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def visionzip(
     dominant: Index | Share = 27 / 32,
     attention_source: AttentionSource = "cls",
 ) -> Recipe:
-    """Keep what CLS attends to; of the rest, every s-th token takes in those with similar keys.
+    """Keep the tokens with the highest CLS attention; merge the rest into every s-th of them.
 
-    A few tokens receive nearly all of the attention of CLS: these dominant tokens are kept as they are. The
-    others are not thrown away: evenly spaced ones of them become contextual tokens, and each of the rest
-    joins the contextual token with the most similar key (of the layer whose output is read). Dominant
-    tokens come first, then the contextual ones.
+    A few tokens receive nearly all of the attention of CLS: these dominant tokens are kept as they are.
+    Evenly spaced ones of the others become contextual tokens, and each of the rest joins the contextual
+    token with the most similar key (of the layer whose output is read). Dominant tokens come first, then
+    the contextual ones.
 
     Formula:
         score_j = sum over the heads h of softmax(q_CLS k_j / sqrt(d))_h

@@ -20,12 +20,12 @@ def vispruner(
     per_round: int = 8,
     attention_source: AttentionSource = "cls",
 ) -> Recipe:
-    """Keep what CLS attends to, and of the rest what is left when duplicates are thinned out.
+    """Keep the tokens with the highest CLS attention, and thin out duplicates among the rest.
 
-    Attention alone keeps many tokens of the same thing. So a half is kept by the attention of CLS, and the
-    others are thinned out: listed by attention, they are split by parity again and again, and of one half
-    those go that have the most similar token in the other. What is left is diverse. Kept tokens stay in
-    raster order.
+    Attention alone keeps many similar tokens. So half of the tokens are kept by CLS attention, and the
+    others are thinned out: sorted by attention, they are repeatedly split by parity, and the tokens of
+    one half with the most similar token in the other are dropped, which leaves diverse ones. Kept
+    tokens stay in raster order.
 
     Formula:
         important = the highest of  mean over the heads h of A_h[CLS, j]
@@ -41,7 +41,7 @@ def vispruner(
     Departures:
         - Where the number of the others is odd the authors' code stops with an error; here one half has one
           token more.
-        - Near-ties decide who meets whom in all later rounds: expect other tokens in another precision, as
+        - Near-ties decide the pairs of all later rounds: expect other tokens in another precision, as
           with their code.
         - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
           receives.

@@ -1,4 +1,4 @@
-"""VScan: tokens of every window and of the whole image take in the others."""
+"""VScan: tokens chosen per window and globally; the others merge into them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def vscan(
     positions: Positions = "compact",
     attention_source: AttentionSource = "cls",
 ) -> Recipe:
-    """Keep what CLS attends to in every window, early, and in the image, late; merge the rest into it.
+    """Keep tokens by early CLS attention per window and by late CLS attention; merge the rest.
 
-    Early layers look at details everywhere, late ones at what matters for the whole. So a half of the
+    Early layers attend to local details, late ones to the whole image. So a half of the
     tokens is chosen window by window with the attention of an early layer, the other half over the image
     with that of a late one. Each of the other tokens joins the kept token with the most similar projected
     features, and a kept token becomes the plain mean of itself and those. Kept tokens stay in raster order.
@@ -43,7 +43,7 @@ def vscan(
 
     Args:
         keep: patch tokens to keep: a count or a fraction. With `layer` it is what the layers of the
-            language model read on average: 1.5 times as many behind the projector, 0.5 times as many from
+            language model read on average: 1.5 times as many after the projector, 0.5 times as many from
             `layer` on, where that is half of the layers. (authors' code: 64 of 576)
         local: share of them chosen window by window, rounded down, or their count. (paper: 0.5)
         window: rows and columns of a window. (authors' code: 6, Qwen2.5-VL: 4)
@@ -51,7 +51,7 @@ def vscan(
             (authors' code: "even", Qwen2.5-VL: "cap")
         shallow: the layer whose attention chooses in the windows. (authors' code: 5, Qwen2.5-VL: 7)
         deep: the layer whose attention chooses in the image. (authors' code: -2, Qwen2.5-VL: 31)
-        layer: the decoder layer of the second stage; None: there is none. (authors' code: 16 of 32)
+        layer: the decoder layer of the second stage; None: no second stage. (authors' code: 16 of 32)
         positions: in the second stage: "compact", numbered anew, or "keep", with gaps. (authors' code:
             "compact", Qwen2.5-VL "keep")
         attention_source: "cls", or "received" for encoders without CLS. (authors' code: "received" for

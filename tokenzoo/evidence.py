@@ -207,13 +207,9 @@ class Evidence:
         return self.attention.rows(queries)
 
     def features(self, on: str) -> Tensor:
-        """Return one vector per token.
+        """Return one vector per token, `[b, n, d]`.
 
-        Args:
-            on: "x", "keys" or "queries" (mean over heads), or "all_keys" (concatenated).
-
-        Returns:
-            `[b, n, d]`.
+        `on` is "x", "keys" or "queries" (mean over heads), or "all_keys" (concatenated).
         """
         if on == "x":
             return self.x

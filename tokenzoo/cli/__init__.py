@@ -7,7 +7,7 @@
     tokenzoo doctor [MODEL]        what is installed and seen; whether a recipe works on a model
     tokenzoo viz IMAGE...          which patches share a token, drawn over photographs
     tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model
-    tokenzoo bench MODEL           time of a whole model's parts, beside the bare one's and the floor
+    tokenzoo bench MODEL           time of a whole model's parts, relative to the bare model, and floors
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
 command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`,

@@ -1,7 +1,7 @@
-"""`tokenzoo bench MODEL`: what recipes cost and save, of a whole model with random weights.
+"""`tokenzoo bench MODEL`: the cost and speedup of recipes on a whole model with random weights.
 
-Times do not depend on the weights, and nothing is downloaded. Every recipe meets every budget, the controls
-beside the methods, and the bare model is there twice: what it differs from itself is the noise.
+Times do not depend on the weights, and nothing is downloaded. Every recipe, controls included, runs with
+every budget. The bare model runs twice; the difference between the two is the noise.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from tokenzoo.tools.timing import Timing
 
 WIDTH = 112
 PACKAGES = ("timm", "transformers", "flash_attn", "triton")
-DIGITS = 4  # behind the point, in the file
+DIGITS = 4  # after the decimal point, in the file
 
 
 def title(work: Workload) -> str:

@@ -1,6 +1,6 @@
 """`tokenzoo demo`: what each method costs and keeps, on a shipped model and digits that it never saw.
 
-Nothing is downloaded and nothing is picked out: every recipe meets every budget, the controls beside the
+Nothing is downloaded, and no result is selected: every recipe runs with every budget, the controls and the
 methods, and what the table shows is what was measured in this one run.
 """
 

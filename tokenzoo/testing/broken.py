@@ -1,4 +1,4 @@
-"""A broken promise, told so that whoever wrote the part can mend it."""
+"""The error for a violated property, with what the author of a part needs to fix it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tokenzoo.recipe import Recipe, Stage, Step
 
 
 class PropertyViolation(AssertionError):  # noqa: N818 - it is an assertion that failed, not an error of ours
-    """A part does not keep a promise: mend the part, and run the example again.
+    """A part violates a property: fix the part, and run the example again.
 
     Attributes:
-        property: name of the promise, in `tokenzoo.testing.PROPERTIES`.
-        expected: what would have kept it.
-        found: what there was instead.
-        example: code that shows it again: the smallest that was found.
+        property: name of the property, in `tokenzoo.testing.PROPERTIES`.
+        expected: the result that would satisfy it.
+        found: the actual result.
+        example: code of the smallest example found.
     """
 
     def __init__(

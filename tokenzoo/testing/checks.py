@@ -1,4 +1,4 @@
-"""Holding somebody's part to every property that binds its kind."""
+"""Tests of a part against every property of its kind."""
 
 from __future__ import annotations
 

@@ -137,10 +137,10 @@ def schedules() -> st.SearchStrategy[Schedule]:
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    """Draw a well-formed recipe of one step, at the blocks or behind them.
+    """Draw a well-formed recipe of one step, at the blocks or after them.
 
-    At the blocks any schedule is drawn; behind them there is one site. A recipe that needs the grid has it
-    once only, before anything is merged: it is drawn behind the blocks.
+    At the blocks any schedule is drawn; after them there is one site. A recipe that needs the grid can
+    use it once only, before anything is merged, so it is drawn after the blocks.
     """
     matcher = draw(parts(Matcher))
     merger = draw(parts(Merger))

@@ -1,7 +1,7 @@
 """Who is checked: the kinds of parts, and the plainest recipe around each of them.
 
 A part alone reduces nothing, so each is looked at inside a recipe of one step (`recipe_of`): a token
-scorer as a top-k selection, a merger behind a plan that merges all that does not stay.
+scorer as a top-k selection, a merger after a token map that merges all tokens that do not stay.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Does a model work with a recipe? Tried, not guessed: made with random weights, attached, run, compared.
+"""Tests whether a recipe works on a model: made with random weights, attached, run and compared.
 
-A model is refused if nothing was attached and an error of ours says why. It works if keeping everything
-changes nothing, if there were as many tokens as planned after each block, and if the bare model is back
-after `detach`. There is no third kind: whatever else happens is a bug of ours, called broken.
+A model is refused if nothing was attached and an error of ours gives the reason. It works if keeping all
+tokens changes nothing, if the token counts after each block are as planned, and if `detach` restores the
+bare model. All else is a bug of ours, and the model is called broken.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from tokenzoo.zoo import Method, build
 Given = Tensor | Mapping[str, Any]
 
 TOLERANCE = 1e-5  # float32: some roundings, relative to the largest output
-VISIBLE = 1e-3  # what fewer tokens change at least: where nothing can be seen, nothing is shown
+VISIBLE = 1e-3  # the smallest change by fewer tokens; below it, the test shows nothing
 
 
 @dataclass(frozen=True)
 class CompatibilityReport:
-    """What came out for one model.
+    """The result for one model.
 
     Attributes:
-        name: of the model.
-        family: the class of the model.
-        verdict: what it is.
+        name: name of the model.
+        family: class of the model.
+        verdict: whether the recipe works, is refused or is broken.
         reason: why it was refused, or what is broken.
-        identity: the largest difference that keeping all tokens made, relative to the largest output.
-        change: the same for the budget that was asked for.
+        identity: largest difference when all tokens are kept, relative to the largest output.
+        change: the same for the given budget.
         tokens: patch tokens before the first block.
-        counts: patch tokens after each block, as they were.
-        planned: the same, as they were planned.
-        flops: what is left of the blocks' operations, as planned.
+        counts: patch tokens after each block.
+        planned: planned patch tokens after each block.
+        flops: planned operations of the blocks, relative to the bare model.
     """
 
     name: str
@@ -66,11 +66,11 @@ def examine(
     """Try a recipe on a model that is made for this, with random weights; nothing is downloaded.
 
     Args:
-        name: of a model of timm, "torchvision:...", "open_clip:...", "transformers:TYPE", or a folder with
+        name: a model of timm, "torchvision:...", "open_clip:...", "transformers:TYPE", or a folder with
             a config.json of transformers.
         recipe: the name of a recipe.
         keep: patch tokens to keep.
-        depth: blocks to make, where the model takes a number: less to compute; None: its own.
+        depth: number of blocks, if the model takes one, to save time; None: its own.
         batch: number of images.
         options: of the model, e.g. `img_size`.
 
@@ -83,11 +83,11 @@ def examine(
     try:
         weightless = model_loading.create(name, device="meta", **options).model
     except (RuntimeError, NotImplementedError):
-        weightless = None  # it computes something while it is made
+        weightless = None  # its constructor computes values
     if weightless is not None:
         try:
             find_adapter(weightless)
-        except UnsupportedModelError as error:  # weights would change nothing
+        except UnsupportedModelError as error:  # weights make no difference
             return CompatibilityReport(name, type(weightless).__name__, "refused", str(error))
     tower = model_loading.create(name, depth=depth, **options)
     model_loading.randomise(tower.model)
@@ -106,10 +106,10 @@ def examine_model(
 
     Args:
         model: in eval mode, with nothing attached.
-        images: that it can be run on, or a mapping of its arguments.
+        images: its input, or a mapping of its arguments.
         zoo: the recipe.
         whole: the same recipe, keeping all tokens.
-        name: for the verdict.
+        name: name in the report.
 
     Raises:
         BadArgumentError: the recipe's `keep` is out of reach (`BudgetError`).
@@ -120,7 +120,7 @@ def examine_model(
     except BadArgumentError:
         raise
     except Exception as error:
-        # Whatever it is: the purpose is to find out.
+        # Any error is a result.
         return CompatibilityReport(name, family, "broken", f"{type(error).__name__}: {error}")
 
 
@@ -140,7 +140,7 @@ def _try(
         tokens = attached.counts[0] if attached.counts else _tokens(attached.adapter, images)
     with zoo.attach(model) as attached:
         fewer = _run(model, images)
-        change = _gap(fewer, bare[: len(fewer)])  # of a packed tower fewer rows come
+        change = _gap(fewer, bare[: len(fewer)])  # a packed tower returns fewer rows
         counts, plan = attached.counts, attached.plan(tokens)
     problems = {
         f"keeping all tokens changes the output by {identity:.1e} of the largest": not identity
@@ -167,12 +167,12 @@ def _try(
 
 
 def _tokens(adapter: Any, images: Given) -> int:
-    """Patch tokens of an image of the call, of a model that also reads a prompt."""
+    """Return the patch tokens of an image of a multimodal input."""
     return next(iter(adapter.visuals(images, int).values()))[0].patches
 
 
 def _run(model: nn.Module, images: Given) -> Tensor:
-    """The output, of several the first; of transformers' what does not depend on the tokens left."""
+    """Return the first output; for transformers, one whose shape does not depend on the token count."""
     with torch.inference_mode():
         output: Any = model(images) if isinstance(images, Tensor) else model(**images)
     if getattr(output, "logits", None) is not None:
@@ -185,5 +185,5 @@ def _run(model: nn.Module, images: Given) -> Tensor:
 
 
 def _gap(output: Tensor, bare: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return float((output - bare).abs().max() / bare.abs().max())

@@ -88,7 +88,7 @@ def create(
             "without one is timm's"
         )
     library = LIBRARIES[source or "timm"]
-    # Names with a tag (of trained weights) are no help to whoever asks without one, nor the other way.
+    # Suggest names with a tag (of trained weights) only for a name with a tag.
     known = [known for known in library.names() if ("." in known) == ("." in rest)]
     if rest not in known:
         near = [name for name in known if name.startswith(rest)]
@@ -120,7 +120,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     """Give every parameter a random value of about the size that a trained one has.
 
     Of a fresh model some branches count for nothing, or nearly (LayerScale's gammas are about 1e-5, as are
-    some norms behind a branch, and some heads are 0), and its attention is nearly uniform: an error in any
+    some norms after a branch, and some heads are 0), and its attention is nearly uniform: an error in any
     block would be invisible.
     """
     generator = torch.Generator().manual_seed(seed)

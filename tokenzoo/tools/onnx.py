@@ -1,10 +1,9 @@
-"""A model with a recipe on it as an ONNX file, which is run and compared before anybody gets it.
+"""Export of a model with an attached recipe to ONNX, run and compared before the file is kept.
 
     exported = export(tokenzoo.build("evoprune", keep=64), vit, images, "vit.onnx")
     exported.error, exported.counts
 
-The file needs nothing of this library: it runs wherever ONNX does. It is made of torch's own operations,
-in the forms that ONNX has: what a kernel of ours computes on a GPU is written out.
+The file has plain ONNX operators only, and runs without this library.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ Given = Tensor | Mapping[str, Any]
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
-# What choosing, matching and merging become; a bare vision transformer has next to none of them.
+# Operators of choosing, matching and merging, of which a bare vision transformer has hardly any.
 REDUCING = ("TopK", "ArgMax", "GatherElements", "ScatterElements", "ScatterND")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was compared with the model it was made of.
+    """An exported file, after the comparison with its model.
 
     Attributes:
-        path: the file; beyond 2 GB the weights are in a second one beside it.
+        path: the file; beyond 2 GB the weights are in a second file next to it.
         size: bytes of all of it.
         opset: version of ONNX's operators.
-        inputs: names of what it takes.
+        inputs: names of its inputs.
         dynamic: whether it takes any number of images.
         batches: numbers of images with which it was compared.
         tokens: patch tokens before the first block; None: a tower that the recipe leaves alone.
@@ -92,7 +91,7 @@ def export(
         example: what it is called with: images `[b, 3, height, width]`, or a mapping of its arguments.
         path: of the file, .onnx.
         dynamic: whether the file takes any number of images, or as many as the example has.
-        tolerance: the largest difference that is none, relative to the largest output.
+        tolerance: the largest difference allowed, relative to the largest output.
 
     Raises:
         ExportError: torch cannot convert it, or the file computes something else; no file is left.
@@ -107,7 +106,7 @@ def export(
     check_installed()
     _check_example(example)
     _check(model)
-    # Of one image alone torch takes the number for a constant.
+    # With one image, torch would export the batch size as a constant.
     images = max(2, _images(example)) if dynamic else _images(example)
     given = _of(example, images)
     batches = (1, images + 1) if dynamic else (images,)
@@ -151,7 +150,7 @@ def export(
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
-    """Where the file is to be.
+    """Return the path of the file.
 
     Raises:
         BadArgumentError: no such place can be, or its folder is not there.
@@ -169,7 +168,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
 
 
 def check_installed() -> None:
-    """Raise unless the libraries are there.
+    """Raise unless the libraries are installed.
 
     Raises:
         MissingDependencyError: one of them is not installed.
@@ -184,7 +183,7 @@ def check_installed() -> None:
 
 
 def _check_example(example: object) -> None:
-    """Raise unless this is what a vision transformer is called with."""
+    """Raise unless this is a valid input of a vision transformer."""
     values: list[Any] = tree_leaves(example)
     if not values or not all(isinstance(v, Tensor) and v.ndim and len(v) for v in values):
         raise BadArgumentError(
@@ -217,7 +216,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _arguments(given: Given) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """By place and by name."""
+    """Return positional and named arguments."""
     return ((given,), {}) if isinstance(given, Tensor) else ((), dict(given))
 
 
@@ -271,7 +270,7 @@ def _session(file: Path) -> Any:
 
 
 def _run(session: Any, given: Given) -> list[Tensor]:
-    """The outputs of the file."""
+    """Run the file."""
     names = [one.name for one in session.get_inputs()]
     named = {names[0]: given} if isinstance(given, Tensor) else given
     try:
@@ -285,7 +284,7 @@ def _run(session: Any, given: Given) -> list[Tensor]:
 
 
 def _call(model: nn.Module, given: Given) -> list[Tensor]:
-    """The outputs of the model, one by one."""
+    """Return the outputs of the model as a list."""
     args, named = _arguments(given)
     return [leaf.cpu() for leaf in tree_leaves(model(*args, **named)) if isinstance(leaf, Tensor)]
 

@@ -1,9 +1,9 @@
-"""A page about a recipe, and the table of all of them, made from the code: what docs/recipes/ is.
+"""Generator of docs/recipes/: a page about each recipe, and a table of all.
 
-What code cannot know stands once, in the docstring of the recipe's function: the summary in one line, the
-idea in a paragraph or several, and the `SECTIONS`, as in tokenzoo/recipes/divprune.py. A remark in brackets
-that begins with one of `REMARKS` is what the paper says about an option. A control has no original: its
-summary, formula and options are enough.
+The docstring of a recipe's function has a summary in one line, the idea in one or more paragraphs, and
+the `SECTIONS`, as in tokenzoo/recipes/divprune.py. A remark in brackets that begins with one of `REMARKS`
+states what the paper says about an option. A control has no original: its summary, formula and options
+are enough.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _REMARK = re.compile(rf"\s*\(((?:{'|'.join(REMARKS)})\b[^()]*)\)")
 
 @dataclass(frozen=True)
 class ParsedDocstring:
-    """What the docstring of a recipe says.
+    """The sections of a recipe's docstring.
 
     Attributes:
         summary: the first line.
-        idea: the paragraphs behind it.
-        formula: as it is laid out.
-        options: of each what it does, and what the paper says about it.
-        departures: from the original.
-        licence: of the original.
-        reference: to the paper.
+        idea: the paragraphs after it.
+        formula: the formula, with its layout.
+        options: maps each option to its description and the remark about the paper.
+        departures: departures from the original.
+        licence: licence of the original.
+        reference: the paper.
     """
 
     summary: str
@@ -53,11 +53,11 @@ class ParsedDocstring:
 
 
 def parse_docstring(name: str) -> ParsedDocstring:
-    """Read the docstring of a recipe.
+    """Parse the docstring of a recipe.
 
     Raises:
-        UnknownNameError: there is no such recipe.
-        BadArgumentError: the docstring lacks something; says what, and where it belongs.
+        UnknownNameError: no recipe has this name.
+        BadArgumentError: the docstring lacks a section, an option or a paragraph; names it.
     """
     factory = plugins.find("recipes", name)
     doc = inspect.cleandoc(factory.__doc__ or "")
@@ -65,16 +65,16 @@ def parse_docstring(name: str) -> ParsedDocstring:
     sections: dict[str, str] = {}
     outside: list[str] = []
     for title, text in zip(parts[::2], parts[1::2], strict=True):
-        inside, *behind = re.split(r"\n(?=\S)", text, maxsplit=1)
+        inside, *after = re.split(r"\n(?=\S)", text, maxsplit=1)
         sections[title] = textwrap.dedent(inside).strip("\n")
-        outside += behind
+        outside += after
     summary, _, idea = start.strip().partition("\n\n")
     options = _options(sections.get("Args", ""))
     known = inspect.signature(factory).parameters
     original = not _is_control(factory)
     wanted = {
         "its first line": summary,
-        "a paragraph of the idea behind the first line": idea or not original,
+        "a paragraph of the idea after the first line": idea or not original,
         **{f"{s}:": sections.get(s) for s in (SECTIONS if original else SECTIONS[:1])},
         **{f"{option} under Args:": option in options for option in known},
     }
@@ -95,7 +95,7 @@ def parse_docstring(name: str) -> ParsedDocstring:
 
 
 def _options(text: str) -> dict[str, tuple[str, str]]:
-    """Of each option what it does, and the remarks in brackets."""
+    """Return the description and the remarks in brackets of each option."""
     found: dict[str, tuple[str, str]] = {}
     for item in re.split(r"\n(?=\S)", text):
         option = _OPTION.match(item)
@@ -120,15 +120,15 @@ def page(
     """A page about a recipe, in Markdown.
 
     Args:
-        name: of a registered recipe; also one of a plugin.
-        models: of each model that was tried with it "runs", or why not.
-        cost: what its selection costs, as measured.
+        name: name of a registered recipe, also of a plugin.
+        models: maps each tried model to "runs" or the reason why not.
+        cost: the measured cost of its selection.
         made_by: the command that makes the page.
-        options: of the recipe, where it has some without default.
+        options: required options of the recipe.
 
     Raises:
-        UnknownNameError: there is no such recipe.
-        BadArgumentError: its docstring lacks something; says what.
+        UnknownNameError: no recipe has this name.
+        BadArgumentError: see `parse_docstring`.
     """
     found, factory = parse_docstring(name), plugins.find("recipes", name)
     recipe = plugins.make_recipe(name, options)
@@ -151,11 +151,12 @@ def page(
 
 
 def index(names: Sequence[str], **recipes: Recipe) -> str:
-    """A table of recipes, each linked to its page, in Markdown: as the data meets them, then the controls.
+    """A table of recipes, each linked to its page, in Markdown: in the order of their stages, controls
+    last.
 
     Args:
-        names: of registered recipes.
-        recipes: of those that have options without default, made.
+        names: names of registered recipes.
+        recipes: recipes with required options, built.
 
     Raises:
         UnknownNameError, BadArgumentError: as `page`.
@@ -177,12 +178,12 @@ def index(names: Sequence[str], **recipes: Recipe) -> str:
 
 
 def stages(recipe: Recipe) -> str:
-    """Where a recipe works, in the data's order; each stage once."""
+    """Return the stages of a recipe, in order, as text."""
     return ", ".join(dict.fromkeys(step.stage.name for step in recipe.steps))
 
 
 def needs(recipe: Recipe) -> str:
-    """The evidence that a recipe needs, as text."""
+    """Return the evidence that a recipe needs, as text."""
     return ", ".join(f"`{need}`" for need in sorted(recipe.needs)) or "nothing"
 
 
@@ -211,7 +212,7 @@ def _models(models: Mapping[str, str]) -> str:
 
 
 def _row(*cells: str) -> str:
-    """A row of a table: one line, arXiv numbers as links."""
+    """Return a row of a table, with arXiv numbers as links."""
     texts = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
     linked = [
         re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)

@@ -1,4 +1,4 @@
-"""Following the patches of images through a model, for pictures after every block that reduces.
+"""Trace the patches of images through a model, for pictures after every block that reduces.
 
 trace = trace_tokens(tokenzoo.build("tome"), vit, images)
 pictures = [trace.picture(images[0], 0, block) for block in trace.plans]        # each [3, H, W]
@@ -23,15 +23,15 @@ from tokenzoo.zoo import Method
 
 @dataclass(frozen=True)
 class Trace:
-    """What became of the patches of some images on their way through a model.
+    """The token maps of images through a model.
 
     Attributes:
-        output: of the model.
-        before: patch tokens of an image as it was given.
+        output: output of the model.
+        before: patch tokens of an input image.
         grid: (rows, columns) of the patches that entered the first block.
-        prefix: tokens in front that are no patches.
-        plans: by the index of each block that reduced: from the first tokens to those after it.
-        small: the images as the model saw them, if the recipe made them smaller; otherwise None.
+        prefix: number of prefix tokens.
+        plans: maps each block that reduced to the token map from the first tokens to those after it.
+        small: the images that the recipe made smaller; None: it did not.
     """
 
     output: Any
@@ -42,7 +42,7 @@ class Trace:
     small: Tensor | None = None
 
     def tokens(self, block: int | None = None) -> int:
-        """Patch tokens after this block, or after the last."""
+        """Return the patch tokens after this block, or after the last."""
         if not self.plans:
             return self.grid[0] * self.grid[1]
         return self.plans[max(self.plans) if block is None else block].kept - self.prefix
@@ -50,11 +50,11 @@ class Trace:
     def picture(
         self, image: Tensor, index: int, block: int | None = None, *, see_through: float = 0.0
     ) -> Tensor:
-        """Draw what became of one image: `[3, H, W]` in 0..1.
+        """Draw the tokens of one image: `[3, H, W]` in 0..1.
 
         Args:
-            image: `[3, h, w]` in 0..1; where there are `small` ones, that of those.
-            index: of the image among those that were followed.
+            image: `[3, h, w]` in 0..1; the small image if there are `small` ones.
+            index: index of the image among those that were traced.
             block: draw the tokens after this block; None: the last ones.
             see_through: see `merged_groups`.
         """
@@ -70,17 +70,17 @@ class Trace:
 
 
 def trace_tokens(zoo: Method, model: Any, images: Tensor) -> Trace:
-    """Run a model with a recipe on images, and keep the plan of every block; nothing stays attached.
+    """Run a model with a recipe on images, and record the token map of every block; then detach.
 
     Args:
         zoo: the recipe.
-        model: in eval mode.
-        images: `[b, 3, h, w]`, as the model wants them.
+        model: a model in eval mode.
+        images: `[b, 3, h, w]`, preprocessed.
 
     Raises:
-        UnsupportedModelError: no adapter can follow this model's tokens.
+        UnsupportedModelError: no adapter supports this model.
         AttachError: the recipe and the model do not go together.
-        BadArgumentError: the patch tokens of this model are no grid.
+        BadArgumentError: the patch tokens of this model do not form a grid.
     """
     plans: dict[int, TokenMap] = {}
     shown: list[Tensor] = []
@@ -96,7 +96,7 @@ def trace_tokens(zoo: Method, model: Any, images: Tensor) -> Trace:
     with zoo.attach(model, on_reduce=note) as attached, torch.inference_mode():
         handle = None
         if zoo.recipe.step_at(Stage.IMAGE) is not None:
-            # After the recipe's own hook: the image that it shows is the one made smaller.
+            # Registered after the recipe's own hook, so that it sees the smaller image.
             handle = model.patch_embed.register_forward_pre_hook(look)
         try:
             output = model(images)
@@ -108,22 +108,22 @@ def trace_tokens(zoo: Method, model: Any, images: Tensor) -> Trace:
     small = shown[0] if shown and shown[0].shape != images.shape else None
     size = (images if small is None else small).shape[2:]
     grid = attached.adapter.grid(tokens) or _grid(tokens, size)
-    # Patches have one size: as many more, as the image is larger.
+    # Patches have one size, so their number is proportional to the size of the image.
     before = tokens if small is None else tokens * images[0].numel() // small[0].numel()
     return Trace(output, before, grid, prefix, plans, small)
 
 
 def _grid(tokens: int, size: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of square patches of an image of this size.
+    """Return the rows and columns of square patches of an image of this size.
 
     Raises:
-        BadArgumentError: so many square patches do not make up the image.
+        BadArgumentError: the image is not a grid of this many square patches.
     """
     height, width = size
     rows = round((tokens * height / width) ** 0.5)
     if rows < 1 or tokens % rows or rows * width != tokens // rows * height:
         raise BadArgumentError(
-            f"{tokens} patch tokens of an image of {height} x {width} are no grid of square patches: use "
-            "merged_groups with the grid of this model"
+            f"{tokens} patch tokens of an image of {height} x {width} are not a grid of square patches: "
+            "use merged_groups with the grid of this model"
         )
     return rows, tokens // rows

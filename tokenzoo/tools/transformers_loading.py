@@ -119,7 +119,7 @@ def _shrink(config: Any) -> None:
 
 
 def _placeholders(config: Any) -> list[int]:
-    """What stands for an image in a prompt, and for a video; 0: there is none."""
+    """Return the placeholder tokens of an image and of a video; 0: none."""
     return [getattr(config, f"{kind}_token_id", 0) for kind in ("image", "video")]
 
 
@@ -162,7 +162,7 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
 def _prompt(
     config: Any, adapter: Any, given: Mapping[str, Any], batch: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Six words, and behind the first an image: `[batch, n]`."""
+    """Return prompts of six words with an image after the first: `[batch, n]`."""
     (token, visuals), *_ = adapter.visuals(given, int).items()
     free = torch.tensor([word for word in range(5, 50) if word not in _placeholders(config)])
     words = free[torch.randint(len(free), (batch, 6), generator=generator)]
@@ -173,7 +173,7 @@ def _prompt(
 def _packed(
     model: Any, vision: Any, adapter: Any, batch: int, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Images of one odd size, one behind another, as patches (Qwen2-VL)."""
+    """Return images of one odd size, concatenated, as patches (Qwen2-VL)."""
     height, width = (vision.spatial_merge_size * side for side in GRID)
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.randn(batch * height * width, values, generator=generator)
@@ -187,7 +187,7 @@ def _packed(
 
 
 def _flat(vision: Any, batch: int, generator: torch.Generator) -> dict[str, Any]:
-    """Images that are flat patches already (SigLIP 2)."""
+    """Return images as flat patches (SigLIP 2)."""
     side = round(vision.num_patches**0.5)
     values = vision.num_channels * vision.patch_size**2
     return {

@@ -84,7 +84,7 @@ def counts_planned(subject: Models, run: Run) -> None:
 
 @property_of("adapter", cases="runs", read=READ)
 def tower_told(subject: Models, run: Run) -> None:
-    """The adapter knows the whole tower: as many `blocks()` as attentions, `tokens()` beside the `prefix`.
+    """The adapter knows the whole tower: as many `blocks()` as attentions, `tokens()` without the `prefix`.
 
     The bare model's own calls of the fused attention are counted, on images of its own size.
     """
@@ -198,7 +198,7 @@ def pooled_by_mass(subject: Models, run: Run) -> None:
 
 @dataclass(frozen=True)
 class Reads(Matcher):
-    """Keeps the first tokens, and hands what it sees to somebody who looks."""
+    """Keeps the first tokens, and records the evidence that it receives."""
 
     look: Callable[[Evidence], None]
     wanted: frozenset[str]

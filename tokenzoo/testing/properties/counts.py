@@ -15,7 +15,7 @@ from tokenzoo.token_map import take
 
 @property_of(*SITE, read="tokenzoo.parts.Matcher.match")
 def exact_budget(subject: Subject, example: Example) -> None:
-    """Exactly `keep` patch tokens stay beside the prefix: a function of shapes alone."""
+    """Exactly `keep` patch tokens stay, in addition to the prefix: a function of shapes alone."""
     recipe = asked(subject, example)
     out = example.reduce(recipe)
     count = example.prefix + recipe.wanted(example.patches)

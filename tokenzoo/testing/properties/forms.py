@@ -119,7 +119,7 @@ def sides_formed(subject: Split, example: Example) -> None:
     )
     demand(
         limit <= sources.shape[1] and (limit == 0 or targets.shape[1] > 0),
-        f"{limit} sources and somebody to receive them, since limit({n}) is {limit}",
+        f"{limit} sources and a target, since limit({n}) is {limit}",
         f"{sources.shape[1]} sources, {targets.shape[1]} targets",
     )
 

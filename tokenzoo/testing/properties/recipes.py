@@ -120,7 +120,7 @@ def repr_is_code(subject: Recipe) -> None:
     """The repr of a recipe is code that builds an equal one, and equal ones have the same hash.
 
     Torch modules are let off: their weights are in no repr. So are two classes of one name (the schedule
-    Mean and the merger Mean): whoever pastes that has to import one of them under another name.
+    Mean and the merger Mean): pasted code has to import one of them under another name.
     """
     parts = [part for step in subject.steps for part in _parts(step)]
     names: dict[str, Any] = {type(part).__name__: type(part) for part in parts}

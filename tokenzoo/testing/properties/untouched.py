@@ -22,7 +22,7 @@ from tokenzoo.token_map import take
 def protected_untouched(subject: Subject, example: Example) -> None:
     """Prefix tokens, and what the caller protects, stay alone and unchanged, bit for bit.
 
-    Beside protected tokens there is no whole grid and no whole attention: a part that needs one is
+    Without the protected tokens there is no whole grid and no whole attention: a part that needs one is
     refused there, and only the prefix is looked at.
     """
     p, n = example.prefix, example.patches

@@ -1,4 +1,4 @@
-"""Whole models measured: recipes and other people's code beside the bare model, in one run, as ratios.
+"""Benchmark of whole models: recipes and third-party code relative to the bare model, in one run.
 
     from tokenzoo.tools.benchmark import Candidate, Setting, Sizes, attaching, load, run
 

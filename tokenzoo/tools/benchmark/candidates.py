@@ -1,7 +1,7 @@
 """Who takes part in a run: a name, and a function that makes a copy of the bare model faster.
 
     Candidate("evoprune", recipe("evoprune", keep=64), keep=64)
-    Candidate("somebody else's", patch)            # def patch(model, tick): ...
+    Candidate("third party", patch)            # def patch(model, tick): ...
 
 Every candidate gets a copy of its own, which shares the bare model's weights and nothing else.
 """
@@ -39,7 +39,7 @@ class Candidate:
         prepare: changes the model that it is given, in place. It returns what `attach` returns, from whose
             plan the floors come; or None, of code that is not ours. It is given the clock, too: whoever
             calls that before and after each selection has the time of the selections measured.
-        keep: the budget, for the table; None: there is none.
+        keep: the budget, for the table; None: no budget.
         floor: without a plan: the share of the encoder's operations that is left, where it is known.
 
     Raises:
@@ -84,7 +84,7 @@ def check_candidates(candidates: Sequence[Candidate]) -> None:
     """Raise unless each can be told from the others.
 
     Raises:
-        BadArgumentError: there is none, or two have the same name and budget.
+        BadArgumentError: no candidate, or two with the same name and budget.
     """
     check_count("number of candidates", len(candidates))
     names = [(one.name, type(one.keep), one.keep) for one in candidates]

@@ -1,7 +1,8 @@
-"""When what happens within one call: marks, and what lies between them.
+"""Marks within one call, and the times between them.
 
-On a GPU a mark is an event in the stream, and nothing waits for it before the call is through: a clock
-that waited would keep Python from running ahead, and measure that.
+On a GPU a mark is an event in the stream, which is read after the call: waiting for it during the call
+    would
+keep Python from running ahead, and change the result.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 from tokenzoo.errors import AttachError
 
 Span = tuple[float, float]
-"""Seconds from the beginning of the call: from, to."""
+"""Start and end, in seconds from the beginning of the call."""
 
 BEGIN, END = "begin", "end"
 ENCODER, PROJECTOR, LANGUAGE, SELECTION = "encoder", "projector", "language", "selection"
@@ -31,10 +32,10 @@ class Clock:
         device: where the call runs.
 
     Attributes:
-        running: whether it is in a call that is timed.
-        blind: whether selections are not seen: they are part of what is compiled, or captured.
-        marks: of the last call, in order.
-        prompt: length of the prompt that entered the language model, in the last call.
+        running: whether a timed call is running.
+        blind: whether selections are not marked, because they are compiled or captured.
+        marks: the marks of the last call, in order.
+        prompt: length of the prompt that entered the language model in the last call.
     """
 
     device: torch.device
@@ -44,17 +45,17 @@ class Clock:
     prompt: int | None = None
 
     def mark(self, name: str) -> None:
-        """It is now, and this begins or ends."""
+        """Mark the time of a beginning or an end."""
         if self.running:
             self.marks.append((name, self._now()))
 
     def tick(self) -> None:
-        """A selection begins or ends."""
+        """Mark the beginning or the end of a selection."""
         if not self.blind:
             self.mark(SELECTION)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function, and keep the marks that are made in it."""
+        """Call a function and record its marks."""
         self.marks, self.running = [], True
         self._wait()
         try:
@@ -66,10 +67,10 @@ class Clock:
         self._wait()
 
     def spans(self, name: str) -> list[Span]:
-        """From the first to the second mark of this name, from the third to the fourth, and so on.
+        """Return the spans between the first and second mark of this name, the third and fourth, and so on.
 
         Raises:
-            AttachError: something began and did not end.
+            AttachError: a beginning has no end.
         """
         times = self.times(name)
         if len(times) % 2:
@@ -80,7 +81,7 @@ class Clock:
         return list(zip(times[::2], times[1::2], strict=True))
 
     def times(self, name: str) -> list[float]:
-        """Seconds of all marks of this name, from where the call began."""
+        """Return the seconds of all marks of this name, from the beginning of the call."""
         begin = self.marks[0][1]
         return [self._since(begin, when) for known, when in self.marks if known == name]
 
@@ -100,13 +101,13 @@ class Clock:
 
 
 def watch(model: nn.Module, clock: Clock, encoder: str, projector: str, language: str) -> None:
-    """Put the clock to the parts of a multimodal model, around whatever is attached to it.
+    """Mark the parts of a multimodal model, including the recipe attached to it.
 
     Args:
-        model: with a language model in it.
-        clock: is told when each part begins and ends.
+        model: a model with a language model.
+        clock: records the beginning and end of each part.
         encoder: name of the vision tower.
-        projector: name of what is behind it, or in it at its end; "": it is not told apart.
+        projector: name of the module after the tower, or at its end; "": not measured on its own.
         language: name of the language model.
     """
     named = {ENCODER: encoder, PROJECTOR: projector, LANGUAGE: language}
@@ -136,9 +137,9 @@ def watch(model: nn.Module, clock: Clock, encoder: str, projector: str, language
 
 
 def parts(clock: Clock, multimodal: bool, inside: bool) -> dict[str, float]:
-    """The seconds of each part of a call; they are only ever divided by others.
+    """Return the seconds of each part of a call, to be divided by others.
 
-    `encoder_alone`, `rest_alone` and `prefill_alone` are those parts without the selections in them.
+    `encoder_alone`, `rest_alone` and `prefill_alone` exclude the selections in these parts.
 
     Args:
         clock: after a call.
@@ -146,7 +147,7 @@ def parts(clock: Clock, multimodal: bool, inside: bool) -> dict[str, float]:
         inside: whether the projector runs within the vision tower (Qwen's merger).
 
     Raises:
-        AttachError: a part did not run, or ran more often than it should.
+        AttachError: a part did not run, or ran too often.
     """
     whole = clock.times(END)[0]
     selections = clock.spans(SELECTION)

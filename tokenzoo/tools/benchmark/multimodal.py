@@ -1,6 +1,6 @@
 """Whole multimodal models by name, of random weights, and prompts for them.
 
-llava-1.5-7b        CLIP ViT-L/14-336 (23 blocks: nobody reads the 24th) and a 7B Llama; one image
+llava-1.5-7b        CLIP ViT-L/14-336 (23 blocks: the 24th is not used) and a 7B Llama; one image
 llava-video-7b      SigLIP so400m/14-384 and Qwen2-7B; a video, a frame averaged to 13 x 13 tokens
 llava-video-0.5b    the same tower, and Qwen2-0.5B
 llava-onevision-0.5b    as that, a frame interpolated to 14 x 14 tokens, as transformers' model has it
@@ -73,7 +73,7 @@ class Shape:
         vision: sizes of the tower.
         text: sizes of the language model.
         tiny: of the tower in a test.
-        frames: of the video, unless another number is asked for; 0: there is none.
+        frames: default number of frames of the video; 0: no video.
         averaged: whether a frame is pooled to half of its rows and columns, rounded down.
     """
 

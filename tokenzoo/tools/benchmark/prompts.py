@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-WORDS = 32  # 12 before what is shown, and the others behind it
+WORDS = 32  # 12 before the images, the others after them
 
 
 def shown(model: Any, frames: int) -> dict[str, Any]:

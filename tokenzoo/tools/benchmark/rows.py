@@ -30,7 +30,7 @@ class Row:
         name: of the candidate.
         keep: its budget, or None.
         problem: why there are no figures; "": there are.
-        tokens: patch tokens of each kind of image behind the encoder, as planned; (): not known.
+        tokens: patch tokens of each kind of image after the encoder, as planned; (): unknown.
         prompt: tokens that entered the language model.
         floor: of each part, the share of the bare model's operations that is left.
         time: of each part, relative to the bare model's; of the selection, to its encoder.

@@ -1,10 +1,10 @@
-"""Candidates in turn, round by round, each part of a call against the bare model's in the same round.
+"""Measure candidates in turn, each part of a call relative to the bare model in the same round.
 
     work = load("siglip-so400m-384")
     table = run(work, [Candidate("evoprune", attaching(build("evoprune", keep=64)), keep=64)])
     table.rows[1].time["encoder"].ratio, table.rows[1].floor["encoder"]
 
-A part that the bare model does not have, the selection, is divided by its encoder. Seconds never leave.
+The selection, which the bare model does not have, is divided by its encoder. No seconds are returned.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tokenzoo.tools.benchmark.workload import Workload
 from tokenzoo.tools.timing import Timing, in_turn, relative
 
 COMPILING = 3
-"""Calls until nothing is compiled any more: what a first call leaves behind can be news to the second."""
+"""Calls until nothing is compiled any more; a second call can compile again."""
 
 
 @dataclass(eq=False)
 class _Subject:
-    """One model of a run; without a candidate it is the bare one."""
+    """A model of a run; the bare one has no candidate."""
 
     name: str
     candidate: Candidate | None
@@ -56,13 +56,13 @@ def run(
 
     Args:
         work: the bare model, and the call.
-        candidates: one row each. One that cannot be made, or fails in its first call, is a row that says
-            why.
+        candidates: one row each. If a candidate cannot be attached, or fails in its first call, its row has
+            the reason.
         mode: "eager"; "compile", all models compiled; "graph", all as CUDA graphs.
-        rounds: that count; in each every model is called once.
-        warmup: calls of each model before them, which do not count; where it is compiled, 3 at least.
-        between: called off the clock, after every call, with the calls that were made and those that there
-            will be: for a progress bar.
+        rounds: number of rounds; in each, every model is called once.
+        warmup: calls of each model before the rounds; at least 3 if it is compiled.
+        between: called after every call, outside of the timing, with the number of calls made and the
+            total, for a progress bar.
 
     Raises:
         BadArgumentError: no candidate, two of one name, no round, or a mode that is impossible here.
@@ -72,7 +72,7 @@ def run(
     check_count("warmup", warmup)
     modes.check_mode(mode, work)
     with modes.many_versions(mode):
-        # All are attached before one is compiled: attaching has torch forget what it compiled.
+        # All are attached before one is compiled: attaching resets torch's compiler.
         bare, again = (_made(work, name, None, mode) for name in (BARE, AGAIN))
         rows, subjects = _all_made(work, candidates, mode)
         for subject in (bare, again):
@@ -80,11 +80,13 @@ def run(
         for candidate in list(subjects):
             try:
                 _warm(work, subjects[candidate], mode, warmup)
-            except Exception as error:  # of a compiler, of somebody else's code: the others go on
+            except Exception as error:  # of a compiler or of third-party code
                 rows[candidate] = _failed(candidate, error)
                 del subjects[candidate]
         several = list(subjects.values())
-        half = len(several) // 2  # the bare ones half a round apart, to see how the machine drifts
+        half = (
+            len(several) // 2
+        )  # the bare ones half a round apart, to measure the drift of the machine
         _rounds([bare, *several[:half], again, *several[half:]], work, rounds, between)
     for candidate, subject in subjects.items():
         rows[candidate] = _row(work, subject, bare, mode)
@@ -93,12 +95,12 @@ def run(
 
 
 def _made(work: Workload, name: str, candidate: Candidate | None, mode: Mode) -> _Subject:
-    """A copy of the bare model, changed as the candidate says, with a clock at its parts."""
+    """Copy the bare model, apply the candidate, and add a clock to its parts."""
     clock = Clock(work.device, blind=mode != "eager")
     model = copy_of(work.model)
     attached = None if candidate is None else candidate.prepare(model, clock.tick)
     if work.multimodal and work.adapter is not None:
-        # Inside of what is compiled there is no clock: such a projector counts as the tower's.
+        # Compiled code has no clock inside: such a projector counts as part of the tower.
         projector = "" if work.inside and clock.blind else work.adapter.projector
         watch(model, clock, work.encoder, projector, work.language)
     return _Subject(name, candidate, model, attached, clock, work.run(model))
@@ -107,7 +109,7 @@ def _made(work: Workload, name: str, candidate: Candidate | None, mode: Mode) ->
 def _all_made(
     work: Workload, candidates: Sequence[Candidate], mode: Mode
 ) -> tuple[dict[Candidate, Row], dict[Candidate, _Subject]]:
-    """The rows of those that cannot be made, and the others."""
+    """Return the rows of candidates that cannot be attached, and the subjects of the others."""
     rows: dict[Candidate, Row] = {}
     subjects: dict[Candidate, _Subject] = {}
     for candidate in candidates:
@@ -119,7 +121,7 @@ def _all_made(
 
 
 def _failed(candidate: Candidate, error: Exception) -> Row:
-    """The row that says why: an error of ours in its own words, another one with its kind."""
+    """Return the row of a failed candidate: the message of the error, with its type if it is not ours."""
     lines = str(error).strip().splitlines() or [""]
     ours = isinstance(error, TokenzooError)
     problem = lines[0] if ours else f"{type(error).__name__}: {lines[0]}"
@@ -127,11 +129,11 @@ def _failed(candidate: Candidate, error: Exception) -> Row:
 
 
 def _warm(work: Workload, subject: _Subject, mode: Mode, warmup: int) -> None:
-    """The first calls, which compile and capture."""
+    """Make the first calls, which compile and capture."""
     subject.call = modes.ready(mode, work, subject.model)
     for _ in range(max(warmup, COMPILING) if mode == "compile" else warmup):
         subject.clock.call(subject.call)
-        parts(subject.clock, work.multimodal, work.inside)  # an error now, and not after all rounds
+        parts(subject.clock, work.multimodal, work.inside)  # raises now, not after all rounds
 
 
 def _rounds(
@@ -180,7 +182,7 @@ def _ratio(own: list[dict[str, float]], part: str, base: list[dict[str, float]],
 
 
 def _memory(subject: _Subject, mode: Mode) -> Memory | None:
-    """What one more call allocates, off the clock; a graph has allocated all before."""
+    """Return what one more call allocates; a graph has allocated everything before."""
     device = subject.clock.device
     if device.type != "cuda" or mode == "graph":
         return None

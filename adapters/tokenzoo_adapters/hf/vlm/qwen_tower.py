@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.adapter import Adapter, Attachment, BlockPath
+from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.state import PerThread, get_state, thread_local
 from tokenzoo.layouts import PackedLayout
@@ -76,8 +76,8 @@ class HFQwenTower(Adapter):
         """Behind the tower its attention is carried along as keys, queries and means."""
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
-    @property
-    def group(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def group(self) -> int:
         """Four: 2 x 2."""
         return int(self.tower.spatial_merge_size) ** 2
 
@@ -86,23 +86,23 @@ class HFQwenTower(Adapter):
         """`group`, by its old name."""
         return self.group
 
-    @property
-    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def width(self) -> int:
         """Channels of a patch."""
         return int(self.tower.patch_embed.embed_dim)
 
-    @property
-    def mlp_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def mlp_dim(self) -> int:
         """Width of the MLP."""
         return mlp_width(self.tower.blocks[0].mlp, self.width)
 
-    @property
-    def projector(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def projector(self) -> str:
         """What makes one token of each group."""
         return f"{self.at}merger"
 
-    @property
-    def reach(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @computed
+    def reach(self) -> tuple[int, ...]:
         """A window of groups in the blocks that have windows."""
         window = self._side() ** 2
         return tuple(window if self._windowed(i) else 0 for i in range(len(self.tower.blocks)))

@@ -12,8 +12,7 @@ from torch import Tensor
 from tokenzoo import hookimpl
 from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo.hooks.state import reduced_tokens
-from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo.hooks import Undo, reduced_tokens, undo_all
 from tokenzoo_adapters.common.embedded import note_map
 from tokenzoo_adapters.common.feature_maps import forward_intermediates
 from tokenzoo_adapters.common.own_code import own_code

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo._core.validation import check_count
-from tokenzoo.hooks.state import PerThread, thread_local
+from tokenzoo.hooks import PerThread, thread_local
+from tokenzoo.parts import check_count
 
 
 class Embedded(PerThread):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import LOST, ReductionState, get_state
+from tokenzoo.hooks import LOST, ReductionState, get_state
 
 
 def state_of(x: Tensor) -> ReductionState:

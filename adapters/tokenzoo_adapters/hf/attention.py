@@ -22,8 +22,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.key_bias import fits, widened
-from tokenzoo.hooks.tap import TAP_ATTR, Tap
+from tokenzoo.hooks import TAP_ATTR, Tap, fits, widened
 from tokenzoo_adapters.hf.names import MASK
 
 OURS = " (tokenzoo is attached: "

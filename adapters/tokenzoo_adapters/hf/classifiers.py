@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import PerThread, reduced_tokens, thread_local
-from tokenzoo.hooks.undo import Undo
+from tokenzoo.hooks import PerThread, Undo, reduced_tokens, thread_local
 from tokenzoo.recipe import Stage
 from tokenzoo_adapters.common.own_code import own_code
 from tokenzoo_adapters.common.pooling import mean, state_of

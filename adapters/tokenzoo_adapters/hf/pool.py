@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import reduced_tokens
+from tokenzoo.hooks import reduced_tokens
 from tokenzoo_adapters.common.image_size import resized, smaller_grid
 from tokenzoo_adapters.common.pooling import state_of
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
-from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo.hooks import Undo, undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared
 from tokenzoo_adapters.common.evidence import FROM_ATTENTION
 from tokenzoo_adapters.common.own_code import own_code

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import reduced_tokens
-from tokenzoo.hooks.tap import Tap
+from tokenzoo.hooks import Tap, reduced_tokens
 from tokenzoo_adapters.common import feature_maps as maps
 from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.common.pooling import pooled, state_of

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo.hooks.graph_capture import refuse_symbols
-from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo.hooks import Undo, refuse_symbols, undo_all
 from tokenzoo_adapters.common.image_size import resized, smaller_grid
 from tokenzoo_adapters.common.patching import put
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tokenzoo.adapter import Adapter, BlockPath, computed
 from tokenzoo.errors import AttachError, UnsupportedModelError
-from tokenzoo.hooks.graph_capture import refuse_symbols
-from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo.hooks import Undo, refuse_symbols, undo_all
 from tokenzoo_adapters.common.embedded import Embedded, declared
 from tokenzoo_adapters.common.evidence import FROM_ATTENTION
 from tokenzoo_adapters.common.own_code import own_code

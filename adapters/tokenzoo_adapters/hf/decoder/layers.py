@@ -20,10 +20,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.reduction import Options
-from tokenzoo.hooks.site import hook_first
-from tokenzoo.hooks.state import PerThread, thread_local
-from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo.hooks import Options, PerThread, Undo, hook_first, thread_local, undo_all
 from tokenzoo.recipe import Recipe
 from tokenzoo_adapters.hf.decoder import checks
 from tokenzoo_adapters.hf.decoder.call import LayerCall, cache_in_call

@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import PerThread, thread_local
-from tokenzoo.hooks.tap import TAP_ATTR, unwatch
-from tokenzoo.hooks.undo import Undo
+from tokenzoo.hooks import TAP_ATTR, PerThread, Undo, thread_local, unwatch
 from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.decoder.language_model import LanguageModel
 from tokenzoo_adapters.hf.decoder.state import AttentionCall, DecoderState, get_state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.evidence import Evidence
-from tokenzoo.hooks.reduction import Event, Options
+from tokenzoo.hooks import Event, Options
 from tokenzoo.recipe import Recipe, Step
 from tokenzoo.reduce import reduce_site
 from tokenzoo.token_map import take

@@ -9,8 +9,7 @@ from torch import nn
 
 from tokenzoo.budget import TokenBudget
 from tokenzoo.evidence import Evidence, layer_of
-from tokenzoo.hooks.reduction import Options
-from tokenzoo.hooks.verify import EverySecond
+from tokenzoo.hooks import EverySecond, Options
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Step
 from tokenzoo.schedules import Once

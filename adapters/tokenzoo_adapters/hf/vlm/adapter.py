@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError, UnsupportedModelError
-from tokenzoo.hooks.undo import undo_all
+from tokenzoo.hooks import undo_all
 from tokenzoo.layouts import TokenLayout
 from tokenzoo_adapters.hf.decoder.layers import check_decoder
 from tokenzoo_adapters.hf.names import ENCODED

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo.hooks.hook_order import hook_first
-from tokenzoo.hooks.state import PerThread, get_state, thread_local
-from tokenzoo.hooks.undo import Undo, undo_all
+from tokenzoo.hooks import PerThread, Undo, get_state, hook_first, thread_local, undo_all
 from tokenzoo.layouts import BatchedLayout
 from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.hf.names import LAST, POOLED

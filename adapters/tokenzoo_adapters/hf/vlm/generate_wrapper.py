@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.sharding import refuse_outside
+from tokenzoo.hooks import refuse_outside
 from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.hf.names import ENCODED, MASK, cache_in, cache_of
 from tokenzoo_adapters.hf.vlm import generate_callbacks

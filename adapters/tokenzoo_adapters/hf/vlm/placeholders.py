@@ -17,8 +17,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from tokenzoo._core.validation import check_count
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.parts import check_count
 from tokenzoo.recipe import Recipe
 
 _State = Literal["full", "short"]

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Attachment
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import PerThread, thread_local
-from tokenzoo.hooks.undo import undo_all
+from tokenzoo.hooks import PerThread, thread_local, undo_all
 from tokenzoo_adapters.hf.decoder.layers import Decoder
 from tokenzoo_adapters.hf.decoder.state import Prompt, prompt_of
 from tokenzoo_adapters.hf.decoder.verify import prove

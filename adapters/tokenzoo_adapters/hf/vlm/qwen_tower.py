@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.state import PerThread, get_state, thread_local
+from tokenzoo.hooks import PerThread, get_state, thread_local
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention

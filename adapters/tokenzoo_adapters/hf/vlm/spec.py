@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenzoo.adapter import Adapter
-from tokenzoo.hooks.undo import Undo
+from tokenzoo.hooks import Undo
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 
 Spans = Mapping[int, list[VisualSpan]]

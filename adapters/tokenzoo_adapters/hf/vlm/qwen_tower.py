@@ -10,7 +10,6 @@ put the rows in their places.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import PerThread, get_state, thread_local
+from tokenzoo.hooks import PerThread, Undo, get_state, thread_local, undo_all
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention
-from tokenzoo_adapters.hf.names import ANGLES, LAST, POOLED, entering
+from tokenzoo_adapters.hf.names import ANGLES, LAST, POOLED, entering, loaded_class
 
 TOWERS = {
     "qwen2_vl": "Qwen2VisionTransformerPretrainedModel",
@@ -211,7 +210,8 @@ class HFQwenTower(Adapter):
             self.tower.merger.register_forward_hook(self._spread),
             self.tower.register_forward_hook(self._gather),
         ]
-        return partial(_remove, handles)
+        undo: list[Undo] = [handle.remove for handle in handles]
+        return partial(undo_all, undo)
 
     def _begin(self, tower: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Remember the grids of the images that are given."""
@@ -313,8 +313,8 @@ def window_index(grid: tuple[int, int], side: int) -> Tensor:
 def find_qwen_tower(model: Any, at: str = "") -> HFQwenTower | None:
     """The adapter of a vision tower of Qwen2-VL or Qwen2.5-VL, if it is one."""
     for folder, name in TOWERS.items():
-        module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
-        if module is not None and isinstance(model, getattr(module, name)):
+        kind = loaded_class(folder, name)
+        if kind is not None and isinstance(model, kind):
             return HFQwenTower(model, at)
     return None
 
@@ -324,8 +324,3 @@ def _layout_of(x: Tensor) -> PackedLayout | None:
     state = get_state(x)
     known = state is not None and bool(state.layout.buckets)
     return cast("PackedLayout", state.layout) if state is not None and known else None
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -60,26 +60,6 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @ALL
-@pytest.mark.parametrize("name", ["evoprune", "tome", "uniform", "pool", "random"])
-def test_identity_exact_counts_and_no_trace(make: Any, name: str) -> None:
-    model = make()
-    x = images(model)
-    bare = run(model, x)
-    with tokenzoo.build(name, keep=1.0).attach(model) as attached:
-        assert gap(run(model, x), bare) <= 1e-5
-        assert attached.counts == (49,) * 6
-    for keep in (0.5, 12):
-        with tokenzoo.build(name, keep=keep).attach(model) as attached:
-            reduced = run(model, x)
-            assert attached.counts == attached.plan().blocks
-            assert attached.counts[-1] == (keep if keep == 12 else 25)
-            assert gap(reduced, bare) > 1e-3
-            assert gap(run(model, x[:1]), reduced[:1]) <= 1e-5
-        assert torch.equal(run(model, x), bare)
-    assert traces(model) == []
-
-
-@ALL
 def test_adapter_reads_the_model(make: Any) -> None:
     adapter = find_adapter(make())
     assert (adapter.prefix, adapter.tokens(), adapter.width, adapter.mlp_dim) == (1, 49, 48, 96)
@@ -199,21 +179,12 @@ def test_gradients_flow(make: Any) -> None:
     assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (torchvision_vit, "evoprune"),
-        (torchvision_vit, "uniform"),  # nothing is watched: torch's own fast path
-        (open_clip_vit, "evoprune"),
-    ],
-)
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
-def test_compiled_and_exported_equal_eager(make: Any, name: str) -> None:
-    """In eager mode torch has a faster path of its own for blocks that nobody watches: 1e-4, not 1e-5."""
-    model = make(depth=2)
+def test_compiled_and_exported_where_no_block_is_watched() -> None:
+    """In eager mode torch has a faster path of its own for such blocks: 1e-4, not 1e-5."""
+    model = torchvision_vit(depth=2)
     x = images(model)
-    options = {"start": 0} if name == "evoprune" else {}
-    tokenzoo.build(name, keep=30, **options).attach(model)
+    tokenzoo.build("uniform", keep=30).attach(model)
     expected = run(model, x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert gap(run(compiled, x), expected) <= 1e-4

@@ -128,7 +128,7 @@ def test_the_splits_divide_what_is_free(name, count):
 
 
 def test_every_option_of_the_recipe_is_looked_at():
-    # An estimate is no reading of the paper; benchmarks/estimate_received.py looks at it.
+    # An estimate is no reading of the paper: docs/performance.md.
     options = set(inspect.signature(evoprune).parameters) - {"keep", "schedule", "stride"}
     swapped = variants.recipe_of(variants.HOME | {"split": "swapped"}, 16)
     assert swapped == tokenzoo.build("evoprune", keep=16, proposers="even").recipe

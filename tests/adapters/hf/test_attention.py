@@ -24,6 +24,7 @@ import tokenzoo
 from tests.adapters.hf.models import pixels, randomise, tower
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
+from tests.conformance.specs import SPECS, fresh
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.tap import TAP_ATTR, Tap
 
@@ -254,18 +255,24 @@ def test_a_copy_is_attached_by_itself(base: str) -> None:
 
 
 def test_unpickled_in_another_process(tmp_path: Path) -> None:
-    model = tower("siglip")
-    x = pixels(model)
-    tokenzoo.build("tome", keep=16).attach(model)
-    (tmp_path / "model").write_bytes(pickle.dumps((model, x, features(model, x))))
+    """One that takes a batch, and one that packs its images."""
+    saved: list[Any] = []
+    for name in ("siglip", "qwen2_5_vl tower"):
+        model = fresh(name)
+        given = SPECS[name].give(model)
+        bare = features(model, given)
+        tokenzoo.build("tome", keep=0.4).attach(model)
+        saved.append((model, dict(given), features(model, given), len(bare[0]), len(bare)))
+    (tmp_path / "model").write_bytes(pickle.dumps(saved))
     code = (
         "import pickle, sys, torch; torch.set_num_threads(1)\n"
-        "model, x, expected = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "found = model(**x).last_hidden_state\n"
-        "assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)\n"
-        "model._tokenzoo_attached.detach()\n"
-        "assert model.config._attn_implementation == 'sdpa'\n"
-        "assert model(**x).last_hidden_state.shape[1] == 64\n"
+        "for model, x, expected, *whole in pickle.load(open(sys.argv[1], 'rb')):\n"
+        "    found = model(**x).last_hidden_state\n"
+        "    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4)\n"
+        "    model._tokenzoo_attached.detach()\n"
+        "    assert model.config._attn_implementation == 'sdpa'\n"
+        "    found = model(**x).last_hidden_state\n"
+        "    assert [len(found[0]), len(found)] == whole\n"
     )
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=True, env=path)

@@ -335,21 +335,3 @@ class _Ramp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (1 + torch.linspace(0, 1, x.shape[1])[:, None])
-
-
-@pytest.mark.parametrize("case", [EVA02, BEIT_SHARED, RELPOS], ids=lambda c: c.family)
-@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
-def test_compiled_and_exported_equal_eager(case: Case) -> None:
-    """Zero graph breaks: fullgraph=True would raise at the first."""
-    model = case.build(depth=2, img_size=112)
-    x = images(model)
-    tokenzoo.build("evoprune", keep=40, start=0).attach(model)
-    expected = run(model, x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert gap(run(compiled, x), expected) <= 1e-5
-    assert gap(run(compiled, x + 1), run(model, x + 1)) <= 1e-5
-    with torch.no_grad():
-        program = torch.export.export(model, (x,))
-    assert gap(run(program.module(), x), expected) <= 1e-5
-    assert gap(run(program.module(), x + 1), run(model, x + 1)) <= 1e-5
-    torch.compiler.reset()

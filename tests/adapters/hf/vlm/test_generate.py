@@ -1,4 +1,4 @@
-"""All ways of generating: the caller's code stays as it is, and so does what comes back."""
+"""LLaVA's conversations and loops by hand; other forms of generating: tests/conformance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 import tokenzoo
@@ -28,18 +27,15 @@ from tests.adapters.hf.vlm.calls import (
     cache_of,
     entering,
     logits,
-    remains,
     whole,
 )
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
-from tests.pairs import paired
 from tokenzoo.errors import AttachError
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 NAMES = ("evoprune", "divprune", "fastv", "dart")
 RECIPES = pytest.mark.parametrize("name", NAMES)
-PAIRS = paired("kind", KINDS, "name", NAMES)
 LLM = ("fastv", "dart")
 
 # The row that is the longest has no image: when the others are shortened, it stays as long as it is.
@@ -50,128 +46,7 @@ def built(name: str, keep: int | float = 21) -> tokenzoo.Method:
     return tokenzoo.build(name, keep=keep)
 
 
-# --- sampling ---
-
-
-@PAIRS
-def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = PADDED.given(model)
-    with built(name).attach(model), torch.no_grad():
-        torch.manual_seed(3)
-        said = answer(model, given, do_sample=True, top_k=0)
-        torch.manual_seed(3)
-        ids, mask, by_hand = given["input_ids"], given["attention_mask"], []
-        for _ in range(NEW):  # from the beginning each time, in the caller's own coordinates
-            last = logits(model, {**given, "input_ids": ids, "attention_mask": mask})[:, -1]
-            by_hand.append(torch.multinomial(last.softmax(-1), 1))
-            ids = torch.cat([ids, by_hand[-1]], 1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            if name in LLM:
-                break  # there, what is kept depends on the end of the prompt
-        assert torch.equal(said[:, : len(by_hand)], torch.cat(by_hand, 1))
-        torch.manual_seed(3)
-        several = answer(model, given, do_sample=True, top_k=0, num_return_sequences=2)
-        assert several.shape == (6, NEW)
-        assert not torch.equal(several[::2], several[1::2])
-        torch.manual_seed(3)
-        twice = {
-            key: value.repeat_interleave(2, 0) if key in ("input_ids", "attention_mask") else value
-            for key, value in given.items()
-        }
-        # The same rows twice, with the same images: WIDE, WIDE, FLOWER, SMALL, FLOWER, SMALL.
-        double = [image for image in PADDED.images for _ in range(2)]
-        prompts = [prompt for prompt in PADDED.prompts for _ in range(2)]
-        again = Batch(tuple(prompts), tuple(double)).given(model)
-        assert torch.equal(again["input_ids"], twice["input_ids"])
-        assert torch.equal(answer(model, again, do_sample=True, top_k=0), several)
-
-
-@PAIRS
-def test_several_beams_come_back(kind: str, name: str) -> None:
-    model = whole(kind)
-    for batch in batches(kind):
-        given = batch.given(model)
-        with built(name).attach(model):
-            way = {"num_beams": 3, "num_return_sequences": 2}
-            said = answer(model, given, **way)
-            assert said.shape == (2 * len(given["input_ids"]), NEW)
-            assert torch.equal(said[::2], answer(model, given, num_beams=3))
-            assert torch.equal(answer(model, given, use_cache=False, **way), said)
-
-
-# --- streaming ---
-
-
-class Stream:
-    """A streamer that remembers."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-        self.ended = 0
-
-    def put(self, value: Tensor) -> None:
-        self.seen.append(value)
-
-    def end(self) -> None:
-        self.ended += 1
-
-
-@PAIRS
-def test_a_streamer_sees_the_callers_prompt_and_the_answer(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = SINGLE.given(model)
-    with built(name).attach(model):
-        stream = Stream()
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, streamer=stream)
-        assert torch.equal(stream.seen[0], given["input_ids"])
-        assert [token.shape for token in stream.seen[1:]] == [(1,)] * NEW
-        assert torch.equal(torch.cat([token.flatten() for token in stream.seen]), out[0])
-        assert stream.ended == 1
-
-
-@pytest.mark.parametrize("skip", [True, False])
-def test_text_is_streamed(skip: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    model = whole("llava")
-    given = SINGLE.given(model)
-    tokenizer = hf.processor(model).tokenizer
-    with built("evoprune").attach(model):
-        streamer = transformers.TextStreamer(tokenizer, skip_prompt=skip)
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, streamer=streamer)
-    shown = out[0, given["input_ids"].shape[1] :] if skip else out[0]
-    assert capsys.readouterr().out.split() == tokenizer.decode(shown).split()
-
-
 # --- lengths ---
-
-
-@PAIRS
-def test_lengths_count_the_callers_prompt(
-    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, told = whole(kind), []
-    monkeypatch.setattr(transformers.generation.utils.logger, "warning_once", told.append)
-    given = PADDED.given(model)
-    n = given["input_ids"].shape[1]
-    with built(name).attach(model):
-        said = answer(model, given)
-        config = transformers.GenerationConfig(max_length=n + NEW, pad_token_id=hf.PAD)
-        before, bare = config.to_dict(), {"max_new_tokens": None, "do_sample": None}
-        assert torch.equal(answer(model, given, max_new_tokens=None, max_length=n + NEW), said)
-        assert torch.equal(answer(model, given, generation_config=config, **bare), said)
-        assert told == []  # no length beside the configuration
-        two = answer(model, given, generation_config=config, **{**bare, "max_length": n + 2})
-        assert torch.equal(two, said[:, :2])
-        assert config.to_dict() == before
-        # The word that row 0 says first would end it.
-        ends = {"eos_token_id": int(said[0, 0])}
-        asked = answer(model, given, min_new_tokens=3, **ends)
-        assert torch.equal(answer(model, given, min_length=n + 3, **ends), asked)
-        assert not torch.equal(answer(model, given, **ends), asked)
-        config = transformers.GenerationConfig(
-            min_length=n + 3, max_new_tokens=NEW, pad_token_id=hf.PAD, **ends
-        )
-        assert torch.equal(answer(model, given, generation_config=config, **bare), asked)
 
 
 def test_lengths_of_the_models_own_configuration() -> None:
@@ -185,92 +60,6 @@ def test_lengths_of_the_models_own_configuration() -> None:
         assert torch.equal(answer(model, given, **bare), said)
         assert model.generation_config.max_length == n + NEW
         assert torch.equal(answer(model, given, max_new_tokens=2), said[:, :2])
-
-
-def test_a_row_that_ends_early_is_padded() -> None:
-    model = whole("llava")
-    given = PADDED.given(model)
-    with built("evoprune").attach(model):
-        said = answer(model, given)
-        out = answer(model, given, eos_token_id=int(said[0, 0]))
-        assert out[0].tolist() == [int(said[0, 0])] + [hf.PAD] * (out.shape[1] - 1)
-
-
-# --- other arguments ---
-
-
-def test_inputs_is_another_name_of_input_ids() -> None:
-    model = whole("llava")
-    given = SINGLE.given(model)
-    rest = {key: value for key, value in given.items() if key != "input_ids"}
-    with built("evoprune").attach(model):
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False)
-        ids = given["input_ids"]
-        assert torch.equal(
-            model.generate(inputs=ids, **rest, max_new_tokens=NEW, do_sample=False), out
-        )
-        assert torch.equal(model.generate(ids, **rest, max_new_tokens=NEW, do_sample=False), out)
-        rest.pop("attention_mask")
-        assert torch.equal(model.generate(ids, **rest, max_new_tokens=NEW, do_sample=False), out)
-
-
-@PAIRS
-def test_a_dictionary_comes_back(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = SINGLE.given(model)
-    n = given["input_ids"].shape[1]
-    with built(name).attach(model), torch.no_grad():
-        said = answer(model, given)
-        out = model.generate(
-            **given,
-            max_new_tokens=NEW,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        assert torch.equal(out.sequences, torch.cat([given["input_ids"], said], 1))
-        assert torch.equal(torch.stack(out.logits, 1).argmax(-1), said)
-        assert gap(logits(model, given)[:, -1], out.logits[0]) <= 1e-4
-        held = [cache_of(out).get_seq_length(i) for i in range(4)]
-        assert held[3] < n  # shorter than the caller's prompt, in the last layers at least
-        assert (held[0] > held[3]) == (name in LLM)
-
-
-@EACH
-@pytest.mark.parametrize("name", ["evoprune", "divprune"])
-def test_assisted_generation_says_the_same(kind: str, name: str) -> None:
-    model, helper = whole(kind), copy.deepcopy(whole(kind))
-    with torch.no_grad():  # a helper that is wrong often
-        helper.lm_head.weight.add_(0.3 * torch.randn_like(helper.lm_head.weight))
-        helper.lm_head.weight[: len(hf.SPECIAL)] = 0
-    given = SINGLE.given(model)
-    with built(name).attach(model):
-        said = answer(model, given)
-        assert torch.equal(answer(model, given, assistant_model=helper), said)
-        with built(name).attach(helper):
-            assert torch.equal(answer(model, given, assistant_model=helper), said)
-    assert remains(helper) == []
-
-
-@pytest.mark.parametrize("name", ["evoprune", "divprune"])
-def test_a_static_cache_says_the_same(name: str) -> None:
-    for kind in KINDS:
-        model = whole(kind)
-        given = PADDED.given(model)
-        with built(name).attach(model):
-            said = answer(model, given)
-            assert torch.equal(answer(model, given, cache_implementation="static"), said)
-
-
-@RECIPES
-def test_a_dynamic_cache_says_the_same(name: str) -> None:
-    model = whole("llava")
-    given = PADDED.given(model)
-    with built(name).attach(model):
-        said = answer(model, given)
-        assert torch.equal(answer(model, given, cache_implementation="dynamic"), said)
-        fresh = transformers.DynamicCache()
-        assert torch.equal(answer(model, given, **{CACHE: fresh}), said)
 
 
 # --- conversations ---

@@ -431,17 +431,6 @@ def test_events_have_the_names_of_their_stages(keep: Any, counts: tuple[int, ...
         assert attached.plan().llm == llm
 
 
-def test_two_models_in_two_threads() -> None:
-    models = [copy.deepcopy(whole("llava")), copy.deepcopy(whole("llava_onevision"))]
-    recipe = [tokenzoo.build("evoprune", keep=21), tokenzoo.build(at_all_stages("", keep=21))]
-    given = [PADDED.given(model) for model in models]
-    done = [zoo.attach(model) for zoo, model in zip(recipe, models, strict=True)]
-    expected = [answer(model, some) for model, some in zip(models, given, strict=True)]
-    _in_threads(list(zip(models, given, strict=True)), expected)
-    for attached in done:
-        attached.detach()
-
-
 @pytest.mark.parametrize("recipe", ["evoprune", at_all_stages])
 def test_one_model_in_two_threads(recipe: Any) -> None:
     model = copy.deepcopy(whole("llava_next"))
@@ -470,21 +459,6 @@ def _in_threads(jobs: list[tuple[Any, Any]], expected: list[Tensor]) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-def test_a_copy_is_attached_to_itself() -> None:
-    model = copy.deepcopy(whole("llava_next"))
-    given = PADDED.given(model)
-    bare = answer(model, given)
-    with tokenzoo.build(at_all_stages("llava_next", keep=21)).attach(model) as attached:
-        expected = answer(model, given)
-        twin = copy.deepcopy(model)
-        attached.detach()
-        assert torch.equal(answer(model, given), bare)
-        assert torch.equal(answer(twin, given), expected)
-    twin._tokenzoo_attached.detach()
-    assert torch.equal(answer(twin, given), bare)
-    assert remains(twin) == []
 
 
 @EACH

@@ -1,12 +1,12 @@
-"""Where whole models are deployed: offloaded, trained, quantised, compiled, copied, in half precision."""
+"""Where whole models are deployed: by a device map, trained, quantised, compiled, in parts.
+
+The ways of running that all models share are in tests/conformance.
+"""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import json
-import pickle
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,14 +17,12 @@ import accelerate
 import pytest
 import torch
 import transformers
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import gap, one_thread  # noqa: F401
-from tests.pairs import paired
 from tokenzoo.errors import AttachError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -36,7 +34,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 LLAVAS: dict[str, Callable[..., Any]] = {"llava": hf.llava, "onevision": hf.llava_onevision}
 EACH = pytest.mark.parametrize("name", RECIPES)
 BOTH = pytest.mark.parametrize("kind", LLAVAS)
-PAIRS = paired("kind", LLAVAS, "name", RECIPES)
 ORDERS = pytest.mark.parametrize("first", ["attach", "other"])
 
 
@@ -99,15 +96,6 @@ def hooked(model: Any) -> list[str]:
 # --------------------------------------------------------------------------------- accelerate
 
 
-def on_disk(model: Any, folder: Path) -> None:
-    accelerate.disk_offload(model, folder, torch.device("cpu"))
-
-
-def off_device(model: Any, folder: Path) -> None:
-    del folder
-    accelerate.cpu_offload(model, torch.device("cpu"))
-
-
 def dispatched(model: Any, folder: Path) -> None:
     """A device_map with two places, as `from_pretrained(device_map=...)` makes it."""
     places = {name: "disk" for name, _ in model.model.named_children()}
@@ -119,42 +107,19 @@ def dispatched(model: Any, folder: Path) -> None:
     assert model.hf_device_map == places
 
 
-def per_block(model: Any, folder: Path) -> None:
-    """A hook of accelerate on every block, which moves all weights inside."""
-    del folder
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    for path, module in list(model.named_modules()):
-        if path.rpartition(".")[2].isdigit():
-            start = f"{path}."
-            inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-            hook = AlignDevicesHook(
-                execution_device=torch.device("cpu"),
-                offload=True,
-                place_submodules=True,
-                weights_map=inside,
-            )
-            add_hook_to_module(module, hook)
-
-
-OFFLOADS = {f.__name__: f for f in (on_disk, off_device, dispatched, per_block)}
-# Every way in the tower and in the language model, before and after; the second model, with every recipe,
-# for the way of from_pretrained.
-OFFLOADED = [("llava", way, name) for way in OFFLOADS for name in ("evoprune", "fastv")]
-OFFLOADED += [("onevision", "dispatched", name) for name in RECIPES]
-
-
-@pytest.mark.parametrize(("kind", "way", "name"), OFFLOADED)
+@BOTH
+@EACH
 @ORDERS
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")  # image_newline
-def test_offloaded_it_is_the_same(
-    kind: str, way: str, name: str, first: str, tmp_path: Path
+def test_dispatched_by_a_device_map_it_is_the_same(
+    kind: str, name: str, first: str, tmp_path: Path
 ) -> None:
     model = LLAVAS[kind]()
     if first == "other":
-        OFFLOADS[way](model, tmp_path)
+        dispatched(model, tmp_path)
     with build(name).attach(model):
         if first == "attach":
-            OFFLOADS[way](model, tmp_path)
+            dispatched(model, tmp_path)
         assert any(parameter.is_meta for parameter in model.parameters())
         assert run(model, given(kind)).near(expected(kind, name))
     assert run(model, given(kind)).near(expected(kind, None))
@@ -182,31 +147,6 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         gap(one[k], other[k]) <= 1e-5 * float(other[k].abs().max()) for k in one
     )
-
-
-PARTS = ("vision_tower", "multi_modal_projector", "language_model")
-
-
-@BOTH
-@pytest.mark.parametrize("name", [*RECIPES, "dart"])
-def test_checkpointing_changes_no_gradient(kind: str, name: str) -> None:
-    model = LLAVAS[kind]().train()
-    tokenzoo.build(name, **RECIPES.get(name, {"keep": 0.25})).attach(model)
-    batch = labelled(kind)
-    other = {**batch, "labels": batch["labels"].roll(1, -1)}
-    plain = gradients(model, batch, other)
-    for part in PARTS:
-        assert any(part in key and bool(grad.abs().sum() > 0) for key, grad in plain.items())
-    runs: list[int] = []
-    mlp = model.model.language_model.layers[2].mlp
-    mlp.register_forward_pre_hook(lambda *_: runs.append(1))
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert same(gradients(model, batch, other), plain)
-    assert len(runs) == 4  # it really recomputes
-    runs.clear()
-    model.gradient_checkpointing_disable()
-    assert same(gradients(model, batch, other), plain)
-    assert len(runs) == 2
 
 
 @EACH
@@ -294,24 +234,6 @@ def test_trainer_is_a_loop_by_hand(name: str, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     for key, value in by_hand.state_dict().items():
         assert gap(model.state_dict()[key], value) <= 1e-5, key
-
-
-@EACH
-def test_saved_is_the_bare_model(name: str, tmp_path: Path) -> None:
-    model = hf.llava()
-    model.save_pretrained(tmp_path / "bare")
-    build(name).attach(model)
-    run(model, given("llava"))
-    model.save_pretrained(tmp_path / "attached")
-    files = sorted(path.name for path in (tmp_path / "bare").iterdir())
-    assert sorted(path.name for path in (tmp_path / "attached").iterdir()) == files
-    for file in files:
-        found = (tmp_path / "attached" / file).read_bytes()
-        assert found == (tmp_path / "bare" / file).read_bytes(), file
-    assert "tokenzoo" not in json.dumps(model.config.to_dict())
-    again = type(model).from_pretrained(tmp_path / "attached").eval()
-    assert hooked(again) == []
-    assert run(again, given("llava")).near(expected("llava", None))
 
 
 # -------------------------------------------------------------------------- adapters of weights
@@ -450,64 +372,7 @@ def test_compiled_behind_attach_it_is_the_same(part: str, inplace: bool, name: s
         torch._dynamo.reset()
 
 
-# ------------------------------------------------------------------------------ half precision
-
-
-@EACH
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    """Rounding may change a choice: what must not change is counted, and a row without an image."""
-    model = hf.llava().to(dtype)
-    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given("llava").items()}
-    bare = run(model, inputs)
-    attached = build(name).attach(model)
-    said = run(model, inputs)
-    assert said.logits.dtype == dtype
-    assert said.logits.isfinite().all()
-    assert name == "fastv" or attached.features == attached.plan().visual == 16
-    assert said.logits.shape == expected("llava", name).logits.shape
-    words = int(inputs["attention_mask"][1].sum())
-    assert gap(said.logits[1, -words:].float(), bare.logits[1, -words:].float()) < 0.5
-    with build(name).attach(copy.deepcopy(model), replace=True) as other:
-        assert run(other.model, inputs).near(said)
-    attached.detach()
-    assert run(model, inputs).near(bare)
-
-
-@EACH
-def test_autocast(name: str) -> None:
-    model, inputs = hf.llava(), given("llava")
-    attached = build(name).attach(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        said = run(model, inputs)
-    assert said.logits.shape == expected("llava", name).logits.shape
-    assert said.logits.isfinite().all()
-    assert name == "fastv" or attached.features == attached.plan().visual == 16
-    assert run(model, inputs).near(expected("llava", name))  # nothing of it stays
-
-
 # ------------------------------------------------------------------------- copies, and again
-
-
-@PAIRS
-def test_a_copy_is_attached_to_itself(kind: str, name: str) -> None:
-    model, inputs = LLAVAS[kind](), given(kind)
-    attached = build(name).attach(model)
-    twins = [pickle.loads(pickle.dumps(model))]  # transformers' own hooks come with the first run
-    run(model, inputs)
-    twins.append(copy.deepcopy(model))
-    for twin in twins:
-        assert twin._tokenzoo_attached is not attached
-        assert twin._tokenzoo_attached.model is twin
-        assert run(twin, inputs).near(expected(kind, name))
-        with torch.no_grad():  # its own weights, and no others
-            twin.lm_head.weight.zero_()
-        assert not run(twin, inputs).logits.any()
-        twin._tokenzoo_attached.detach()
-        assert hooked(twin) == []
-    assert run(model, inputs).near(expected(kind, name))
-    attached.detach()
-    assert hooked(model) == []
 
 
 @pytest.mark.parametrize(
@@ -531,54 +396,6 @@ def test_a_copy_of_a_part_is_refused(name: str, part: str) -> None:
     assert run(twin, given("llava")).near(expected("llava", name))
 
 
-@EACH
-def test_saved_by_torch(name: str, tmp_path: Path) -> None:
-    model = hf.llava()
-    build(name).attach(model)
-    torch.save(model, tmp_path / "model.pt")
-    again = torch.load(tmp_path / "model.pt", weights_only=False)
-    assert run(again, given("llava")).near(expected("llava", name))
-    again._tokenzoo_attached.detach()
-    assert run(again, given("llava")).near(expected("llava", None))
-
-
-@EACH
-def test_threads(name: str) -> None:
-    """Two models, one of them in two threads, and a bare one."""
-    model, other, bare = hf.llava(), hf.llava(), hf.llava()
-    build(name).attach(model)
-    build("divprune").attach(other)
-    wanted = [(model, name), (other, "divprune"), (model, name), (bare, None)]
-    found: dict[int, Run] = {}
-
-    def work(i: int) -> None:
-        found[i] = run(wanted[i][0], given("llava"))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(wanted))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, (_, recipe) in enumerate(wanted):
-        assert found[i].near(expected("llava", recipe))
-
-
-@PAIRS
-def test_again_and_again(kind: str, name: str) -> None:
-    model, inputs = LLAVAS[kind](), given(kind)
-    for _ in range(3):
-        with build(name).attach(model):
-            assert run(model, inputs).near(expected(kind, name))
-        assert hooked(model) == []
-        assert run(model, inputs).near(expected(kind, None))
-    build("evoprune").attach(model)
-    attached = build(name).attach(model, replace=True)
-    assert run(model, inputs).near(expected(kind, name))
-    attached.detach()
-    assert hooked(model) == []
-    assert run(model, inputs).near(expected(kind, None))
-
-
 class BoomError(Exception):
     """An error of somebody else."""
 
@@ -591,39 +408,14 @@ class Stops(transformers.StoppingCriteria):
 
 
 @EACH
-def test_an_error_in_the_middle_leaves_nothing_behind(name: str) -> None:
+def test_an_error_between_two_tokens_leaves_nothing_behind(name: str) -> None:
+    """The next call may be about something else."""
     model, inputs = hf.llava(), given("llava")
     build(name).attach(model)
     run(model, inputs)
-
-    def boom(*args: Any) -> None:
-        raise BoomError
-
     with pytest.raises(BoomError):
         model.generate(**inputs, max_new_tokens=2, stopping_criteria=[Stops()])
-    assert run(model, inputs).near(expected("llava", name))
-    for place in (
-        "vision_tower.encoder.layers.2.self_attn",
-        "multi_modal_projector",
-        "language_model.layers.1.self_attn",
-        "language_model.layers.3",
-    ):
-        handle = model.model.get_submodule(place).register_forward_hook(boom)
-        with pytest.raises(BoomError):
-            model.generate(**inputs, max_new_tokens=2)
-        with pytest.raises(BoomError):
-            model(**inputs)
-        handle.remove()
-        words = hf.inputs(model, ["the cat"])  # the next call is about something else
-        with build(name).attach(hf.llava()) as fresh:
-            assert run(model, words).near(run(fresh.model, words))
-        assert run(model, inputs).near(expected("llava", name))
-
-
-@EACH
-def test_inference_mode(name: str) -> None:
-    model, inputs = hf.llava(), given("llava")
-    build(name).attach(model)
-    with torch.inference_mode():
-        assert run(model, inputs).near(expected("llava", name))
+    words = hf.inputs(model, ["the cat"])
+    with build(name).attach(hf.llava()) as fresh:
+        assert run(model, words).near(run(fresh.model, words))
     assert run(model, inputs).near(expected("llava", name))

@@ -1,4 +1,4 @@
-"""Ways of generating with Qwen2-VL and Qwen2.5-VL: what comes back is what the caller's code expects."""
+"""Qwen's positions, videos and conversations; other forms of generating: tests/conformance."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
-from tests.adapters.hf.models import PAD, SPECIAL, _tokenizer
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import (
     CACHE,
@@ -97,37 +95,6 @@ def test_seconds_between_slices_of_a_video_stay(name: str) -> None:
 # --- the answer ---
 
 
-@PAIRS
-def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = qwen.batch(model)
-    with attached_to(model, name):
-        torch.manual_seed(3)
-        told = answer(model, given, do_sample=True, top_k=0)
-        torch.manual_seed(3)
-        words = given["input_ids"][:, :0]
-        for _ in range(NEW):  # from the beginning each time, in the caller's own coordinates
-            last = logits(model, moved(given, words))[:, -1]
-            words = torch.cat([words, torch.multinomial(last.softmax(-1), 1)], 1)
-        assert torch.equal(told, words)
-        torch.manual_seed(3)
-        several = answer(model, given, do_sample=True, top_k=0, num_return_sequences=2)
-        assert several.shape == (6, NEW)
-        assert not torch.equal(several[::2], several[1::2])
-
-
-@PAIRS
-def test_several_beams_come_back(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = qwen.batch(model)
-    with attached_to(model, name):
-        way = {"num_beams": 3, "num_return_sequences": 2}
-        told = answer(model, given, **way)
-        assert told.shape == (6, NEW)
-        assert torch.equal(told[::2], answer(model, given, num_beams=3))
-        assert torch.equal(answer(model, given, use_cache=False, **way), told)
-
-
 @EACH
 @RECIPES
 def test_rows_are_answered_as_if_they_were_alone(kind: str, name: str) -> None:
@@ -154,86 +121,12 @@ def test_rows_are_answered_as_if_they_were_alone(kind: str, name: str) -> None:
         assert gap(last, logits(model, given)[:, -1]) <= 1e-4
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_text_is_streamed(skip: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    model, tokenizer = whole("qwen2_5_vl"), _tokenizer("left")
-    given = single(model)
-    with attached_to(model, "evoprune"):
-        streamer = transformers.TextStreamer(tokenizer, skip_prompt=skip)
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, streamer=streamer)
-    shown = out[0, given["input_ids"].shape[1] :] if skip else out[0]
-    assert capsys.readouterr().out.split() == tokenizer.decode(shown).split()
-
-
 @EACH
-def test_lengths_count_the_callers_prompt(kind: str) -> None:
+def test_prompt_lookup_says_the_same(kind: str) -> None:
     model = whole(kind)
-    given = qwen.batch(model)
-    n = given["input_ids"].shape[1]
-    with attached_to(model, "evoprune"):
-        told = answer(model, given)
-        assert torch.equal(answer(model, given, max_new_tokens=None, max_length=n + NEW), told)
-        config = transformers.GenerationConfig(max_length=n + 2, pad_token_id=PAD)
-        way = {"max_new_tokens": None, "do_sample": None, "generation_config": config}
-        assert torch.equal(answer(model, given, **way), told[:, :2])
-        assert config.max_length == n + 2
-        # The word that row 0 says first would end it.
-        stop = {"eos_token_id": int(told[0, 0])}
-        out = answer(model, given, **stop)
-        assert out[0].tolist() == [int(told[0, 0])] + [PAD] * (out.shape[1] - 1)
-        asked = answer(model, given, min_new_tokens=3, **stop)
-        assert torch.equal(answer(model, given, min_length=n + 3, **stop), asked)
-        assert not torch.equal(asked[0, :1], out[0, :1])
-
-
-@EACH
-def test_inputs_is_another_name_of_input_ids(kind: str) -> None:
-    model = whole(kind)
-    given = single(model)
-    ids = given["input_ids"]
-    rest = {key: value for key, value in given.items() if key != "input_ids"}
-    way = {"max_new_tokens": NEW, "do_sample": False}
-    with attached_to(model, "evoprune"):
-        out = model.generate(**given, **way)
-        assert torch.equal(model.generate(inputs=ids, **rest, **way), out)
-        assert torch.equal(model.generate(ids, **rest, **way), out)
-
-
-@PAIRS
-def test_a_dictionary_comes_back(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = single(model)
-    with attached_to(model, name) as attached:
-        out = said(model, given)
-        short = attached.shorten(given)["input_ids"].shape[1]
-        told = answer(model, given)
-    assert torch.equal(out.sequences, torch.cat([given["input_ids"], told], 1))
-    assert torch.equal(torch.stack(out.logits, 1).argmax(-1), told)
-    held = cache_of(out).get_seq_length()
-    assert held == short + NEW - 1 < given["input_ids"].shape[1]
-
-
-@EACH
-def test_other_decoders_say_the_same(kind: str) -> None:
-    """Assisted by a model that is often wrong, by the prompt, and with other caches."""
-    model, helper = whole(kind), copy.deepcopy(whole(kind))
-    with torch.no_grad():
-        helper.lm_head.weight.add_(0.3 * torch.randn_like(helper.lm_head.weight))
-        helper.lm_head.weight[: len(SPECIAL)] = 0
-    one, given = single(model), qwen.batch(model)
     words = qwen.inputs(model, "<image> the dog the dog the dog", [FLOWER])
     with attached_to(model, "evoprune"):
-        told = answer(model, one)
-        assert torch.equal(answer(model, one, assistant_model=helper), told)
-        with attached_to(helper, "evoprune"):
-            assert torch.equal(answer(model, one, assistant_model=helper), told)
         assert torch.equal(answer(model, words, prompt_lookup_num_tokens=2), answer(model, words))
-        told = answer(model, given)
-        assert torch.equal(answer(model, given, cache_implementation="static"), told)
-        assert torch.equal(answer(model, given, cache_implementation="dynamic"), told)
-        fresh = transformers.DynamicCache()
-        assert torch.equal(answer(model, given, **{CACHE: fresh}), told)
-    assert remains(helper) == []
 
 
 # --- conversations ---
@@ -416,25 +309,6 @@ def test_other_forms_of_a_call(kind: str, name: str) -> None:
 
 
 @EACH
-def test_half_precision(kind: str) -> None:
-    """Rounding may change a choice: what must not change is counted."""
-    model = copy.deepcopy(whole(kind)).to(torch.bfloat16)
-    given = qwen.batch(model)
-    bare, words = logits(model, given), answer(model, given)
-    with attached_to(whole(kind), "evoprune"):
-        shape = logits(whole(kind), given).shape
-    with attached_to(model, "evoprune"):
-        out = logits(model, given)
-        assert out.shape == shape
-        assert out.dtype == torch.bfloat16
-        assert out.isfinite().all()
-        assert answer(model, given).shape == words.shape
-    with attached_to(model, "evoprune", 1.0):
-        assert torch.equal(logits(model, given), bare)
-        assert torch.equal(answer(model, given), words)
-
-
-@EACH
 def test_prompts_that_cannot_be_shortened_are_refused(kind: str) -> None:
     model = whole(kind)
     given = dict(single(model))
@@ -461,22 +335,6 @@ def test_only_in_the_mode_that_was_asked_for(kind: str) -> None:
         model.train()  # there is no dropout in it
         assert torch.equal(logits(model, given), bare)
         assert torch.equal(answer(model, given), words)
-
-
-@EACH
-def test_a_copy_is_attached_to_itself(kind: str) -> None:
-    model = copy.deepcopy(whole(kind))
-    given = qwen.batch(model)
-    bare = answer(model, given)
-    with attached_to(model, "two stages") as attached:
-        expected = answer(model, given)
-        twin = copy.deepcopy(model)
-        attached.detach()
-        assert torch.equal(answer(model, given), bare)
-        assert torch.equal(answer(twin, given), expected)
-    twin._tokenzoo_attached.detach()
-    assert torch.equal(answer(twin, given), bare)
-    assert remains(twin) == []
 
 
 @pytest.mark.parametrize("name", ["evoprune", "two stages"])

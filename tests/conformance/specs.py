@@ -1,0 +1,249 @@
+"""The models that are held to every way of running: how to build each small, call it, and read its output.
+
+A new model joins by one row of `SPECS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tokenzoo
+from tests.adapters import models as of_timm
+from tests.adapters.hf import models as hf
+from tests.adapters.hf.vlm import qwen
+from tests.adapters.hf.vlm.test_qwen_tower import MIXED
+from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
+
+Inputs = Mapping[str, Any]
+TOWER = ("evoprune", "tome", "random")
+WITH_CLS = (*TOWER, "visionzip")
+WHOLE = ("evoprune", "tome", "divprune", "fastv")  # in the tower, after the projector, in the LLM
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model and its call.
+
+    Attributes:
+        make: from a number of blocks (of its tower), always the same model, in eval mode.
+        give: from the model, the arguments of its call.
+        read: from its output, the tensor that is compared, which has a gradient.
+        recipes: that run on it.
+        keep: of a patch's tokens, for all recipes.
+        tokens: patch tokens of the inputs; None: of several sizes, or a whole model.
+        second: a module of the second block, and other places where a pass may fail.
+        checkpoint: turns gradient checkpointing on; None: this library has none.
+        compiles: with fullgraph=True, as its bare form; one model of each attention.
+        offloads: accelerate can move its weights.
+        whole: a multimodal model, which generates.
+    """
+
+    make: Callable[[int], Any]
+    give: Callable[[Any], Inputs]
+    read: Callable[[Any], Tensor]
+    second: str
+    places: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = TOWER
+    keep: float = 0.4
+    tokens: int | None = None
+    checkpoint: Callable[[Any], None] | None = None
+    compiles: bool = False
+    offloads: bool = False
+    whole: bool = False
+
+
+def itself(output: Tensor) -> Tensor:
+    return output
+
+
+def first(output: Any) -> Tensor:
+    """The features, without those pooled: where there is none, they are all there is."""
+    return output.last_hidden_state
+
+
+def pooled(output: Any) -> Tensor:
+    return torch.cat([output.last_hidden_state, output.pooler_output[:, None]], 1)
+
+
+def logits(output: Any) -> Tensor:
+    """Of the tokens that no row has as padding, and no recipe drops."""
+    return output.logits[:, -3:]
+
+
+def grouped(output: Any) -> Tensor:
+    return output.pooler_output
+
+
+def timm_case(case: Any, size: int) -> Spec:
+    return Spec(
+        lambda depth: case.build(depth=depth, img_size=size),
+        lambda model: {"x": of_timm.images(model, batch=3)},
+        itself,
+        second="blocks.1.mlp",
+        places=("blocks.1.attn", "blocks.3"),
+        tokens=(size // (14 if "14" in case.name else 16)) ** 2,
+        recipes=WITH_CLS if case.pooling == "token" else TOWER,
+        compiles=case in (of_timm.EVA02, of_timm.BEIT_SHARED, of_timm.RELPOS),
+        # Of relative positions some biases have no gradient but rounding.
+        checkpoint=None if case is of_timm.RELPOS else lambda model: model.set_grad_checkpointing(),
+    )
+
+
+def hf_checkpoint(model: Any) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def hf_tower(name: str, **options: Any) -> Spec:
+    layers = {"clip": "encoder.layers", "siglip": "encoder.layers", "siglip2": "encoder.layers"}
+    layers |= {"vit": "layers", "dinov3_vit": "model.layer"}
+    return Spec(
+        lambda depth: hf.tower(name, num_hidden_layers=depth, **options),
+        lambda model: hf.pixels(model, batch=3),
+        first if options else pooled,
+        second=f"{layers.get(name, 'encoder.layer')}.1.mlp",
+        places=(f"{layers.get(name, 'encoder.layer')}.3",),
+        tokens=64,
+        recipes=TOWER if "siglip" in name else WITH_CLS,
+        checkpoint=hf_checkpoint,
+        offloads="siglip" not in name or bool(options),
+        compiles=name in ("clip", "siglip", "dinov2", "dinov3_vit", "vit") and not options,
+    )
+
+
+@cache
+def prompts(kind: str) -> Inputs:
+    """A padded batch: a row with an image, and one without."""
+    if kind.startswith("qwen"):
+        make = getattr(qwen, kind)
+        return dict(qwen.inputs(make(), ["what is the <image> ?", "the cat"], hf.photos()[2:3]))
+    return dict(
+        hf.inputs(getattr(hf, kind)(), ["what is the <image> ?", "the cat"], [hf.photos()[:1], []])
+    )
+
+
+def llava(kind: str) -> Spec:
+    return Spec(
+        lambda depth: getattr(hf, kind)(
+            vision={"num_hidden_layers": depth + (kind != "llava_onevision")}
+        ),
+        lambda model: prompts(kind),
+        logits,
+        second="model.language_model.layers.2.mlp",
+        places=(
+            "model.vision_tower.encoder.layers.2.self_attn",
+            "model.multi_modal_projector",
+            "model.language_model.layers.3",
+        ),
+        recipes=WHOLE,
+        checkpoint=hf_checkpoint,
+        offloads=kind == "llava",  # of the others, accelerate puts a parameter of their own nowhere
+        whole=True,
+    )
+
+
+def qwen_vl(kind: str) -> Spec:
+    return Spec(
+        lambda depth: getattr(qwen, kind)(vision={"depth": depth}),
+        lambda model: prompts(kind),
+        logits,
+        second="model.language_model.layers.2.mlp",
+        places=(
+            "model.visual.blocks.1.attn",
+            "model.visual.merger",
+            "model.language_model.layers.3",
+        ),
+        recipes=("evoprune", "tome", "divprune", "fastv"),
+        checkpoint=hf_checkpoint,
+        offloads=False,
+        whole=True,
+    )
+
+
+def qwen_tower(kind: str) -> Spec:
+    return Spec(
+        lambda depth: getattr(qwen, kind)(vision={"depth": depth}).model.visual,
+        lambda model: qwen.pixels(model, MIXED),
+        grouped,
+        second="blocks.1.mlp",
+        places=("blocks.3.attn", "blocks.3", "merger"),
+        recipes=(*TOWER, "divprune"),
+        checkpoint=hf_checkpoint,
+        offloads=True,
+    )
+
+
+def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
+    """A tower of torchvision or open_clip, of 7 x 7 patches."""
+    return Spec(
+        lambda depth: make(depth, **options),
+        lambda model: {"x": of_timm.images(model, batch=3)},
+        itself,
+        second=f"{path}.mlp",
+        places=(path,),
+        tokens=49,
+        compiles=not options,
+        recipes=WITH_CLS,
+    )
+
+
+TIMM = {
+    "ViT": (of_timm.VIT, 112),
+    "ViT with a mean": (of_timm.GAP, 112),
+    "SigLIP": (of_timm.SIGLIP, 112),
+    "DINOv2, registers": (of_timm.DINO_REG, 112),
+    "EVA-02": (of_timm.EVA02, 112),
+    "BEiT, shared bias": (of_timm.BEIT_SHARED, 112),
+    "relative positions": (of_timm.RELPOS, 112),
+}
+SPECS: dict[str, Spec] = {
+    **{f"timm {name}": timm_case(*row) for name, row in TIMM.items()},
+    "torchvision": of_x(torchvision_vit, "encoder.layers.encoder_layer_1"),
+    "open_clip": of_x(open_clip_vit, "transformer.resblocks.1"),
+    "open_clip, mean": of_x(
+        open_clip_vit, "transformer.resblocks.1", pool_type="avg", ls_init_value=1e-5
+    ),
+    "open_clip, mean, then norm": of_x(
+        open_clip_vit, "transformer.resblocks.1", pool_type="avg", final_ln_after_pool=True
+    ),
+    **{name: hf_tower(name) for name in hf.TOWERS},
+    "siglip without a head": hf_tower("siglip", vision_use_head=False),
+    **{kind: llava(kind) for kind in ("llava", "llava_next", "llava_onevision")},
+    **{kind: qwen_vl(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
+    **{f"{kind} tower": qwen_tower(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
+}
+DEPTH = 5
+
+
+def fresh(name: str, depth: int = DEPTH) -> Any:
+    """A model that nobody else has."""
+    return SPECS[name].make(depth)
+
+
+def run(name: str, model: Any, inputs: Inputs | None = None) -> list[Tensor]:
+    """What is compared: the output, and of a whole model two tokens of an answer."""
+    spec = SPECS[name]
+    given = spec.give(model) if inputs is None else inputs
+    with torch.no_grad():
+        found = [spec.read(model(**given))]
+        if spec.whole:
+            found.append(model.generate(**given, max_new_tokens=2, do_sample=False))
+    return found
+
+
+@cache
+def expected(name: str, recipe: str | None) -> list[Tensor]:
+    """What a model that is nothing but attached says; without a recipe, the bare model."""
+    model = fresh(name)
+    if recipe is not None:
+        method(name, recipe).attach(model)
+    return run(name, model)
+
+
+def method(name: str, recipe: str, keep: float | None = None) -> Any:
+    return tokenzoo.build(recipe, keep=SPECS[name].keep if keep is None else keep)

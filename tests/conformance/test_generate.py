@@ -1,0 +1,241 @@
+"""`generate` of every whole model that is attached says what a loop by hand says, however it is called."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import tokenzoo
+from tests.adapters.hf import models as hf
+from tests.adapters.hf.vlm import qwen
+from tests.adapters.hf.vlm.calls import (
+    CACHE,
+    NEW,
+    PADDED,
+    SINGLE,
+    answer,
+    cache_of,
+    logits,
+    remains,
+)
+from tests.adapters.models import gap
+from tests.adapters.models import one_thread as one_thread
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A whole model: how to make it, one prompt with an image, and several, padded, of several sizes."""
+
+    make: Callable[[], Any]
+    single: Callable[[Any], Any]
+    padded: Callable[[Any], Any]
+
+
+def llava(kind: str) -> Chat:
+    return Chat(getattr(hf, kind), SINGLE.given, PADDED.given)
+
+
+def qwen_vl(kind: str) -> Chat:
+    flower = qwen.photos()[1]
+    return Chat(
+        getattr(qwen, kind), lambda model: qwen.inputs(model, "see <image> .", [flower]), qwen.batch
+    )
+
+
+CHATS = {
+    **{kind: llava(kind) for kind in ("llava", "llava_next", "llava_onevision")},
+    **{kind: qwen_vl(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
+}
+# In the tower, after the projector, in the language model. Of each kind of adapter one model with all.
+RECIPES = {"evoprune": 0.35, "tome": 0.35, "divprune": 0.35, "fastv": 0.35}
+FULL = ("llava", "qwen2_5_vl")
+CASES = [
+    (kind, name)
+    for i, kind in enumerate(CHATS)
+    for name in (RECIPES if kind in FULL else [list(RECIPES)[i % len(RECIPES)]])
+]
+EACH = pytest.mark.parametrize(("kind", "name"), CASES)
+KINDS = pytest.mark.parametrize("kind", CHATS)
+GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+
+
+@cache
+def whole(kind: str) -> Any:
+    """The model of that name, the same for all tests: they leave it bare."""
+    return CHATS[kind].make()
+
+
+def attached(kind: str, name: str = "evoprune") -> tuple[Any, Any]:
+    """The model, and what is attached to it; a context."""
+    return whole(kind), tokenzoo.build(name, keep=RECIPES[name]).attach(whole(kind))
+
+
+def moved(given: Any, more: Tensor) -> dict[str, Tensor]:
+    """The same call with an answer `[b, k]` after the prompt."""
+    new = {**given, "input_ids": torch.cat([given["input_ids"], more], 1)}
+    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in given:
+            new[name] = torch.cat([given[name], torch.full_like(more, fill)], 1)
+    return new
+
+
+@EACH
+def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
+    model, context = attached(kind, name)
+    given, way = CHATS[kind].padded(model), {"do_sample": True, "top_k": 0}
+    with context:
+        torch.manual_seed(3)
+        told = answer(model, given, **way)
+        torch.manual_seed(3)
+        words = given["input_ids"][:, :0]
+        # From the beginning each time, in the caller's own coordinates; with fastv only once, because
+        # what it keeps depends on the end of the prompt.
+        for _ in range(1 if name == "fastv" else NEW):
+            last = logits(model, moved(given, words))[:, -1]
+            words = torch.cat([words, torch.multinomial(last.softmax(-1), 1)], 1)
+        assert torch.equal(told[:, : words.shape[1]], words)
+        several = answer(model, given, num_return_sequences=2, **way)
+        assert several.shape == (2 * len(told), NEW)
+        assert not torch.equal(several[::2], several[1::2])
+
+
+@EACH
+def test_several_beams_come_back(kind: str, name: str) -> None:
+    model, context = attached(kind, name)
+    given, way = CHATS[kind].padded(model), {"num_beams": 3, "num_return_sequences": 2}
+    with context:
+        told = answer(model, given, **way)
+        assert told.shape == (2 * len(given["input_ids"]), NEW)
+        assert torch.equal(told[::2], answer(model, given, num_beams=3))
+        assert torch.equal(answer(model, given, use_cache=False, **way), told)
+
+
+class Stream:
+    """A streamer that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.ended = 0
+
+    def put(self, value: Tensor) -> None:
+        self.seen.append(value)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@EACH
+def test_a_streamer_sees_the_callers_prompt_and_the_answer(
+    kind: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, context = attached(kind, name)
+    given, stream, tokenizer = CHATS[kind].single(model), Stream(), hf._tokenizer("left")
+    with context:
+        out = model.generate(**given, **GREEDY, streamer=stream)
+        assert torch.equal(stream.seen[0], given["input_ids"])
+        assert [token.shape for token in stream.seen[1:]] == [(1,)] * NEW
+        assert torch.equal(torch.cat([token.flatten() for token in stream.seen]), out[0])
+        assert stream.ended == 1
+        for skip in (True, False):
+            text = transformers.TextStreamer(tokenizer, skip_prompt=skip)
+            model.generate(**given, **GREEDY, streamer=text)
+            shown = out[0, given["input_ids"].shape[1] :] if skip else out[0]
+            assert capsys.readouterr().out.split() == tokenizer.decode(shown).split()
+
+
+@EACH
+def test_lengths_count_the_callers_prompt(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = attached(kind, name)
+    warned: list[str] = []
+    monkeypatch.setattr(transformers.generation.utils.logger, "warning_once", warned.append)
+    given = CHATS[kind].padded(model)
+    n = given["input_ids"].shape[1]
+    with context:
+        told = answer(model, given)
+        config = transformers.GenerationConfig(max_length=n + NEW, pad_token_id=hf.PAD)
+        before, bare = config.to_dict(), {"max_new_tokens": None, "do_sample": None}
+        assert torch.equal(answer(model, given, max_new_tokens=None, max_length=n + NEW), told)
+        assert torch.equal(answer(model, given, generation_config=config, **bare), told)
+        assert warned == []  # no length in addition to the configuration's
+        two = answer(model, given, generation_config=config, **{**bare, "max_length": n + 2})
+        assert torch.equal(two, told[:, :2])
+        assert config.to_dict() == before
+        # The word that row 0 says first ends it, and the rest of the row is padding.
+        stop = {"eos_token_id": int(told[0, 0])}
+        out = answer(model, given, **stop)
+        assert out[0].tolist() == [int(told[0, 0])] + [hf.PAD] * (out.shape[1] - 1)
+        asked = answer(model, given, min_new_tokens=3, **stop)
+        assert torch.equal(answer(model, given, min_length=n + 3, **stop), asked)
+        assert not torch.equal(asked[0, :1], out[0, :1])
+        config = transformers.GenerationConfig(
+            min_length=n + 3, max_new_tokens=NEW, pad_token_id=hf.PAD, **stop
+        )
+        assert torch.equal(answer(model, given, generation_config=config, **bare), asked)
+
+
+@KINDS
+def test_inputs_is_another_name_of_input_ids(kind: str) -> None:
+    model, context = attached(kind)
+    given = CHATS[kind].single(model)
+    ids, rest = given["input_ids"], {k: v for k, v in given.items() if k != "input_ids"}
+    with context:
+        out = model.generate(**given, **GREEDY)
+        assert torch.equal(model.generate(inputs=ids, **rest, **GREEDY), out)
+        assert torch.equal(model.generate(ids, **rest, **GREEDY), out)
+        rest.pop("attention_mask")
+        assert torch.equal(model.generate(ids, **rest, **GREEDY), out)
+
+
+@EACH
+def test_a_dictionary_comes_back(kind: str, name: str) -> None:
+    model, context = attached(kind, name)
+    given = CHATS[kind].single(model)
+    with context:
+        told, last = answer(model, given), logits(model, given)[:, -1]
+        options = {"return_dict_in_generate": True, "output_logits": True}
+        out = model.generate(**given, **GREEDY, **options)
+    assert torch.equal(out.sequences, torch.cat([given["input_ids"], told], 1))
+    assert torch.equal(torch.stack(out.logits, 1).argmax(-1), told)
+    assert gap(last, out.logits[0]) <= 1e-4
+    held = [cache_of(out).get_seq_length(i) for i in range(4)]
+    assert (
+        held[3] < given["input_ids"].shape[1]
+    )  # shorter than the prompt, in the last layers at least
+    assert (held[0] > held[3]) == (name == "fastv")
+
+
+@EACH
+def test_other_caches_say_the_same(kind: str, name: str) -> None:
+    model, context = attached(kind, name)
+    given = CHATS[kind].padded(model)
+    with context:
+        told = answer(model, given)
+        assert torch.equal(answer(model, given, cache_implementation="dynamic"), told)
+        assert torch.equal(answer(model, given, **{CACHE: transformers.DynamicCache()}), told)
+        if name != "fastv":  # refused: layers of different lengths
+            assert torch.equal(answer(model, given, cache_implementation="static"), told)
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] != "fastv"])
+def test_assisted_by_a_model_that_is_often_wrong(kind: str, name: str) -> None:
+    model, helper = whole(kind), copy.deepcopy(whole(kind))
+    with torch.no_grad():
+        helper.lm_head.weight.add_(0.3 * torch.randn_like(helper.lm_head.weight))
+        helper.lm_head.weight[: len(hf.SPECIAL)] = 0
+    given = CHATS[kind].single(model)
+    with attached(kind, name)[1]:
+        told = answer(model, given)
+        assert torch.equal(answer(model, given, assistant_model=helper), told)
+        with tokenzoo.build(name, keep=RECIPES[name]).attach(helper):
+            assert torch.equal(answer(model, given, assistant_model=helper), told)
+    assert remains(helper) == []

@@ -5,6 +5,7 @@ A new model joins by one row of `SPECS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -80,18 +81,21 @@ def grouped(output: Any) -> Tensor:
     return output.pooler_output
 
 
-def timm_case(case: Any, size: int) -> Spec:
+def timm_case(case: Any) -> Spec:
+    """A model of timm, of 7 x 7 patches."""
+    size = 7 * int(re.findall(r"patch(\d+)", case.name)[0])
+    relative = case.family.startswith(("relative", "shared relative"))
     return Spec(
         lambda depth: case.build(depth=depth, img_size=size),
         lambda model: {"x": of_timm.images(model, batch=3)},
         itself,
         second="blocks.1.mlp",
         places=("blocks.1.attn", "blocks.3"),
-        tokens=(size // (14 if "14" in case.name else 16)) ** 2,
+        tokens=49,
         recipes=WITH_CLS if case.pooling == "token" else TOWER,
         compiles=case in (of_timm.EVA02, of_timm.BEIT_SHARED, of_timm.RELPOS),
         # Of relative positions some biases have no gradient but rounding.
-        checkpoint=None if case is of_timm.RELPOS else lambda model: model.set_grad_checkpointing(),
+        checkpoint=None if relative else lambda model: model.set_grad_checkpointing(),
     )
 
 
@@ -192,17 +196,9 @@ def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
     )
 
 
-TIMM = {
-    "ViT": (of_timm.VIT, 112),
-    "ViT with a mean": (of_timm.GAP, 112),
-    "SigLIP": (of_timm.SIGLIP, 112),
-    "DINOv2, registers": (of_timm.DINO_REG, 112),
-    "EVA-02": (of_timm.EVA02, 112),
-    "BEiT, shared bias": (of_timm.BEIT_SHARED, 112),
-    "relative positions": (of_timm.RELPOS, 112),
-}
+TIMM = (*of_timm.TEN, of_timm.RES_POST, *of_timm.POSITIONAL)
 SPECS: dict[str, Spec] = {
-    **{f"timm {name}": timm_case(*row) for name, row in TIMM.items()},
+    **{f"timm {case.family}": timm_case(case) for case in TIMM},
     "torchvision": of_x(torchvision_vit, "encoder.layers.encoder_layer_1"),
     "open_clip": of_x(open_clip_vit, "transformer.resblocks.1"),
     "open_clip, mean": of_x(

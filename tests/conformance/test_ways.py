@@ -77,6 +77,11 @@ def test_counts_are_those_planned_and_nothing_is_left(name: str, recipe: str) ->
         for one in () if recipe in LLM else attached.passes:
             plan = attached.plan(one.tokens)
             assert (one.counts, one.features) == (plan.blocks, plan.visual)
+            if one.mass is not None and recipe in ("evoprune", "tome"):  # they drop nothing
+                total = torch.full(
+                    (len(one.mass),), one.mass.shape[1] - plan.blocks[-1] + one.tokens
+                )
+                assert torch.allclose(one.mass.sum(1), total.float())
     same(found, expected(name, recipe))
     whole = expected(name, None)[0]
     if recipe != "visionzip":  # CLS has seen all tokens

@@ -93,34 +93,6 @@ def test_layerscale_is_among_them() -> None:
     assert len(scaled) >= 4, scaled
 
 
-@CASES
-@pytest.mark.parametrize("name", ["evoprune", "tome"])
-def test_identity_exact_counts_and_no_trace(case: Case, name: str) -> None:
-    model = case.build()
-    x = images(model)
-    bare = run(model, x)
-    total = case.grid[0] * case.grid[1]
-
-    attached = tokenzoo.build(name, keep=1.0).attach(model)
-    assert gap(run(model, x), bare) <= IDENTITY
-    assert attached.counts == (total,) * 8
-    attached.detach()
-
-    for keep in (0.5, 0.25, 16):
-        wanted = keep if isinstance(keep, int) else int(total * keep + 0.5)
-        attached = tokenzoo.build(name, keep=keep).attach(model)
-        reduced = run(model, x)
-        assert attached.counts == attached.plan().blocks
-        assert attached.counts[-1] == attached.plan().features == wanted
-        assert attached.mass.shape == (2, case.prefix + wanted)
-        assert torch.allclose(attached.mass.sum(1), torch.tensor(case.prefix + float(total)))
-        assert reduced.isfinite().all()
-        assert gap(reduced, bare) > 1e-3  # the recipe did something: the other tests could fail
-        attached.detach()
-        assert torch.equal(run(model, x), bare)
-    assert traces(model) == []
-
-
 @pytest.mark.parametrize("case", [VIT, CLIP, SIGLIP, REG_GAP], ids=lambda case: case.name)
 @pytest.mark.parametrize("name", ["random", "uniform", "pool"])
 def test_controls_too(case: Case, name: str) -> None:

@@ -103,27 +103,6 @@ def test_keeping_all_changes_nothing(kind: str, recipe: Any) -> None:
     assert remains(model) == []
 
 
-@PAIRS
-def test_nothing_is_left_behind(kind: str, recipe: Any) -> None:
-    model = KINDS[kind]()
-    given = PADDED.given(model)
-    bare = logits(model, given)
-    said = model.generate(**given, max_new_tokens=3, do_sample=False)
-    before = {path: set(vars(module)) for path, module in model.named_modules()}
-    config, generation = model.config.to_dict(), model.generation_config.to_dict()
-    attached = built(recipe, kind, 16).attach(model)
-    assert remains(model)  # so that this test could fail
-    assert gap(logits(model, given)[:2, -1], bare[:2, -1]) > 1e-3
-    model.generate(**given, max_new_tokens=3)
-    attached.detach()
-    assert remains(model) == []
-    assert {path: set(vars(module)) for path, module in model.named_modules()} == before
-    assert model.config.to_dict() == config
-    assert model.generation_config.to_dict() == generation
-    assert torch.equal(logits(model, given), bare)
-    assert torch.equal(model.generate(**given, max_new_tokens=3, do_sample=False), said)
-
-
 # --- the tokens that enter the language model ---
 
 SHOWS = {
@@ -384,25 +363,6 @@ def test_the_callers_positions_are_those_that_are_made(kind: str, side: str, rec
 
 
 # --- when, and how it is told ---
-
-
-def test_only_in_the_mode_that_was_asked_for_and_not_while_paused() -> None:
-    model = copy.deepcopy(whole("llava"))
-    given = PADDED.given(model)
-    bare, said = logits(model, given), answer(model, given)
-    for recipe in ("evoprune", "fastv"):
-        with tokenzoo.build(recipe, keep=21).attach(model, when="eval") as attached:
-            assert not torch.equal(answer(model, given), said)
-            with attached.paused():
-                assert torch.equal(logits(model, given), bare)
-                assert torch.equal(answer(model, given), said)
-                assert torch.equal(attached.shorten(given)["input_ids"], given["input_ids"])
-            assert gap(logits(model, given)[:, -1], bare[:, -1]) > 1e-3
-            model.train()  # there is no dropout in it
-            assert torch.equal(logits(model, given), bare)
-            assert torch.equal(answer(model, given), said)
-            model.eval()
-            assert not torch.equal(answer(model, given), said)
 
 
 @pytest.mark.parametrize(

@@ -122,20 +122,6 @@ def test_keeping_all_changes_nothing(kind: str, side: str, name: str) -> None:
     assert torch.equal(logits(model, given), bare)
 
 
-@PAIRS
-def test_nothing_is_left_behind(kind: str, name: str) -> None:
-    model = whole(kind)
-    given = qwen.batch(model)
-    bare, words = logits(model, given), answer(model, given)
-    with attached_to(model, name):
-        answer(model, given)
-        logits(model, given)
-    assert not remains(model)
-    assert "get_image_features" not in vars(model.model)
-    assert torch.equal(logits(model, given), bare)
-    assert torch.equal(answer(model, given), words)
-
-
 @EACH
 def test_text_alone_is_read_as_ever(kind: str) -> None:
     model = whole(kind)
@@ -404,36 +390,6 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
 
 
 @EACH
-def test_sampling_several_answers_and_streaming(kind: str) -> None:
-    model = whole(kind)
-    given = qwen.batch(model)
-    seen: list[Tensor] = []
-
-    class Streamer:
-        def put(self, value: Tensor) -> None:
-            seen.append(value)
-
-        def end(self) -> None:
-            pass
-
-    with attached_to(model, "evoprune"):
-        torch.manual_seed(1)
-        several = answer(model, given, do_sample=True, top_k=0, num_return_sequences=2)
-        torch.manual_seed(1)
-        assert torch.equal(
-            answer(model, given, do_sample=True, top_k=0, num_return_sequences=2), several
-        )
-        assert several.shape == (6, 5)
-        one = qwen.inputs(model, "see <image> .", qwen.photos()[1:2])
-        words = answer(model, one, streamer=Streamer())
-        assert torch.equal(seen[0], one["input_ids"])
-        assert [int(token) for token in seen[1:]] == words[0].tolist()
-        same = answer(model, one, assistant_model=model)
-        assert torch.equal(same, words)
-        assert torch.equal(answer(model, one, cache_implementation="static"), words)
-
-
-@EACH
 @pytest.mark.parametrize("whole_mask", [True, False])
 def test_without_types_positions_are_plain(kind: str, whole_mask: bool) -> None:
     """As in the bare model, which then counts: here, the tokens of the caller's prompt."""
@@ -521,18 +477,6 @@ def test_a_model_without_its_head(kind: str) -> None:
         assert gap(model.lm_head(hidden), told) <= 1e-5
         assert len(attached.passes) == 1
     assert not remains(model)
-
-
-@EACH
-def test_only_while_it_is_not_paused(kind: str) -> None:
-    model = whole(kind)
-    given = qwen.batch(model)
-    bare, words = logits(model, given), answer(model, given)
-    with attached_to(model, "evoprune") as attached:
-        with attached.paused():
-            assert torch.equal(logits(model, given), bare)
-            assert torch.equal(answer(model, given), words)
-        assert logits(model, given).shape[1] < bare.shape[1]
 
 
 # --- bad calls ---

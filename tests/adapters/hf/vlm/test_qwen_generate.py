@@ -325,18 +325,6 @@ def test_prompts_that_cannot_be_shortened_are_refused(kind: str) -> None:
         assert torch.equal(logits(model, given), told)
 
 
-@EACH
-def test_only_in_the_mode_that_was_asked_for(kind: str) -> None:
-    model = copy.deepcopy(whole(kind))
-    given = qwen.batch(model)
-    bare, words = logits(model, given), answer(model, given)
-    with attached_to(model, "evoprune", when="eval"):
-        assert logits(model, given).shape[1] < bare.shape[1]
-        model.train()  # there is no dropout in it
-        assert torch.equal(logits(model, given), bare)
-        assert torch.equal(answer(model, given), words)
-
-
 @pytest.mark.parametrize("name", ["evoprune", "two stages"])
 def test_two_models_in_two_threads(name: str) -> None:
     """Two models: the bare one, too, keeps on itself where its positions go on (`rope_deltas`)."""

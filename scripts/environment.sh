@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What test_oldest, test_newest and renew_constraints share. They source this file in the repository's root.
 
-quick=(tests/adapters tests/hooks tests/kernels tests/test_zoo.py tests/test_import.py)
+quick=(tests/adapters tests/conformance tests/hooks tests/kernels tests/test_zoo.py tests/test_import.py)
 
 # Print the Python of the environment $1 and the versions in it of the direct dependencies.
 show_versions() {

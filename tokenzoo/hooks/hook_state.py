@@ -26,5 +26,6 @@ class HookState(PerThread):
 
     def clear(self) -> None:
         """Forget the last run."""
-        self.state = self.tap = self.windows = self.reduced = self.branch = self.whole = None
-        self.evidence = self.called = None
+        here = self.here  # not by the properties: this runs twice a block
+        here.state = here.tap = here.windows = here.reduced = here.branch = here.whole = None
+        here.evidence = here.called = None

@@ -160,7 +160,7 @@ class Site:
         layout, steps = state.layout, state.steps
         places = None if layout.segmented else layout.places
         wanted = places is not None or self._shows(state) or self._lasts(state)
-        wanted = wanted or (steps.watches and self._surplus(state))
+        wanted = wanted or (steps.watches and state.surplus(self.index))
         bias = None
         if self.options.proportional and layout.buckets:
             x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
@@ -186,13 +186,14 @@ class Site:
         del module
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
-        surplus, shows, lasts = self._surplus(state), self._shows(state), self._lasts(state)
+        surplus, shows, lasts = state.surplus(self.index), self._shows(state), self._lasts(state)
         check_length(x, state, self.path.name)
         self._check_calls(state)
         if not (surplus or shows or lasts):
             self.run.tap = None
             return None
-        self.options.tick()
+        if surplus:
+            self.options.tick()
         parts = state.layout.split(x)
         evidence = self._evidence(x, state, parts)
         # Queries, keys and values are not to be held while the second branch runs.
@@ -209,7 +210,7 @@ class Site:
             place = Place("block", self.index, self.path.name)
             state, left, evidence = reduce_parts(step, state, parts, evidence, place, self.options)
             self.run.reduced, self.run.length = state.layout.join(left), state.layout.length(x)
-        self.options.tick()
+            self.options.tick()
         self.run.state = state
         if lasts:
             self.run.evidence = evidence
@@ -249,12 +250,6 @@ class Site:
             self.finish(state)
         return set_state(output, state)
 
-    def _surplus(self, state: ReductionState) -> bool:
-        """Whether some image has more tokens than are to be left after this block."""
-        if state.steps.block is None:
-            return False
-        return any(one.tokens > one.counts[self.index] for one in state.layout.buckets)
-
     def _shows(self, state: ReductionState) -> bool:
         """Whether a step after the last block needs this block's evidence under another name."""
         return bool(self.names) and state.steps.after
@@ -279,7 +274,7 @@ class Site:
         seen: list[Any] = [None] * len(parts)
         if tap is not None:
             seen = layout.attention(tap.seen, self.run.windows, x.device)
-        elif state.steps.watches and self._surplus(state):
+        elif state.steps.watches and state.surplus(self.index):
             raise wrong_order(self.path)
         triples = zip(parts, layout.buckets, seen, strict=True)
         return [

@@ -108,6 +108,15 @@ class ReductionState:
         """Of a batch: how many tokens each one stands for `[b, prefix + n]`; None: 1 each."""
         return self.bucket.mass
 
+    def surplus(self, block: int) -> bool:
+        """Whether some image has more tokens than are to be left after a block."""
+        if self.steps.block is None:
+            return False
+        for one in self.layout.buckets:  # noqa: SIM110 (any() takes longer; this runs twice a block)
+            if one.tokens > one.counts[block]:
+                return True
+        return False
+
     @property
     def stopped(self) -> bool:
         """Whether there are blocks that have not run, in a pass over the blocks of a tower."""

@@ -112,8 +112,8 @@ class VisionLanguageAdapter(Adapter):
         spec, base = self.spec, self.base
         undo: list[Callable[[], Any]] = []
         try:
-            behind = self.tower.connect(attached)
-            undo += [] if behind is None else [behind]
+            follows = self.tower.connect(attached)
+            undo += [] if follows is None else [follows]
             hooks = PromptHooks(self, attached)
             undo.append(hooks.install())
             undo.append(generate_wrapper.install(hooks))
@@ -189,7 +189,7 @@ class VisionLanguageAdapter(Adapter):
                 continue
             encode = getattr(self.base, modality.features)
             encoded[modality.kind] = encode(pixels, new[modality.sizes], return_dict=True)
-            kept[int(getattr(self.base.config, modality.placeholder))] = tower.left()
+            kept[int(getattr(self.base.config, modality.placeholder))] = tower.rows.left()
         if encoded:
             new[ENCODED] = encoded
         positions, after = mrope.positions(self.base, new, spans, kept, start)

@@ -84,7 +84,7 @@ def visual(
 
 
 def pooled(tokens: int) -> int:
-    """Tokens of a video's frame behind OneVision's pooling, which halves a grid of so many, rounding up."""
+    """Tokens of a video's frame after OneVision's pooling, which halves a grid of so many, rounding up."""
     return ((isqrt(tokens) + 1) // 2) ** 2
 
 
@@ -164,7 +164,7 @@ def _side(config: Any) -> int:
 
 
 def _lines(config: Any, image_size: tuple[int, int], crops: bool) -> tuple[int, int]:
-    """Lines of tokens behind the base crop in the bare model, and their length without the newline."""
+    """Lines of tokens after the base crop in the bare model, and their length without the newline."""
     if not crops:
         return 1, 0
     lines, columns = map(len, _window(config, image_size))

@@ -155,8 +155,8 @@ def _features(
     wanted = options.pop("return_dict", None)
     wanted = base.config.return_dict if wanted is None else wanted
     # The model splits the rows by the grid: it is given as many as that says, and what is too many is cut.
-    with tower.filled():
+    with tower.rows.filled():
         output = original(base, *args, return_dict=True, **options)
-    images = zip(getattr(output, POOLED), tower.left(), strict=True)
+    images = zip(getattr(output, POOLED), tower.rows.left(), strict=True)
     setattr(output, POOLED, tuple(rows[: len(left)] for rows, left in images))
     return output if wanted else output.to_tuple()

@@ -1,6 +1,6 @@
 """Where the tokens of a shortened prompt are in the whole one, for Qwen's rotary embedding with three axes.
 
-A token of an image has a time, a row and a column, and what follows the image begins behind its longer
+A token of an image has a time, a row and a column, and what follows the image begins after its longer
 side: positions are a matter of grids, not of counts. So the whole prompt is written out again from the
 short one, the model says its positions, and each token that is left has its own of them.
 """
@@ -28,7 +28,7 @@ def positions(
     kept: Mapping[int, Sequence[Tensor]],
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The positions of a short prompt's tokens in the whole prompt, and of what comes behind it.
+    """The positions of a short prompt's tokens in the whole prompt, and of what comes after it.
 
     Ids, mask and types are read on the host, once, and the grids; the model counts there, too.
 
@@ -43,7 +43,8 @@ def positions(
         start: `[b, 1]`, what is added to all positions; None: nothing.
 
     Returns:
-        Positions `[3, b, m]`, at padding any, and `[b, 1]`, one more than the largest of the whole prompt.
+        Positions `[3, b, m]`, arbitrary values at padding, and `[b, 1]`, one more than the largest of the
+        whole prompt.
 
     Raises:
         BadArgumentError: mask or types are not those of all tokens.
@@ -53,7 +54,7 @@ def positions(
         value = given.get(name)
         if value is not None and value.shape != ids.shape:
             raise BadArgumentError(
-                f"{name} of shape {tuple(value.shape)} beside shortened input_ids {tuple(ids.shape)}: "
+                f"{name} of shape {tuple(value.shape)} with shortened input_ids {tuple(ids.shape)}: "
                 "it has one value per token; of a conversation with its cache, for all that was said"
             )
     rows, mask, types = _on_host(ids, given.get(MASK), given.get("mm_token_type_ids"))

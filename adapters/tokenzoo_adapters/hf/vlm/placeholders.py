@@ -161,7 +161,7 @@ def _on_host(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         return ids, torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != input_ids.shape:
         raise BadArgumentError(
-            f"attention_mask of shape {tuple(mask.shape)} beside input_ids of {tuple(input_ids.shape)}; it "
+            f"attention_mask of shape {tuple(mask.shape)} with input_ids of {tuple(input_ids.shape)}; it "
             "has one value per token, 0 at padding, as the processor returns it"
         )
     both = torch.stack([input_ids, (mask != 0).to(input_ids)]).cpu()

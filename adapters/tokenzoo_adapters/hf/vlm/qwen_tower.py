@@ -4,28 +4,27 @@ A group of 2 x 2 patches is one token: the tower's merger makes one token of the
 images of a call are one sequence; an image, or one slice in time of a video, attends to itself alone, in
 most blocks of Qwen2.5-VL within windows. What must stay in step with fewer groups: the angles, the
 boundaries of images and windows, the order of the sequence (Qwen2.5-VL's is that of its windows, and is
-undone after the merger). No forward is copied: the blocks get what fits, and two hooks at the end
+undone after the merger). No forward is copied: the blocks are handed what fits, and two hooks at the end
 put the rows in their places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import PerThread, Undo, get_state, thread_local, undo_all
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention
-from tokenzoo_adapters.hf.names import ANGLES, LAST, POOLED, entering, loaded_class
+from tokenzoo_adapters.hf.names import ANGLES
+from tokenzoo_adapters.hf.vlm.qwen_rows import PackedRows
 
 TOWERS = {
     "qwen2_vl": "Qwen2VisionTransformerPretrainedModel",
@@ -34,34 +33,19 @@ TOWERS = {
 """The towers that are followed, by folder of transformers.models."""
 
 
-class Here(PerThread):
-    """The pass of a tower that runs in this thread, or ran last.
-
-    Attributes:
-        grids: rows and columns of the groups of each unit.
-        slices: how many units each image or video has.
-        layout: of what left the tower; None: all is there.
-        fills: whether the rows of each image are to be as many as in the bare model.
-    """
-
-    grids: tuple[tuple[int, int], ...] | None = thread_local("grids")
-    slices: tuple[int, ...] = thread_local("slices")
-    layout: PackedLayout | None = thread_local("layout")
-    fills: bool | None = thread_local("fills")
-
-
 @dataclass(frozen=True, eq=False)
 class HFQwenTower(Adapter):
     """A vision tower of Qwen2-VL or Qwen2.5-VL, alone or inside of a larger model.
 
     Args:
         tower: what it is about.
-        at: its own name in the larger model, with a dot after it; "" where it stands alone.
+        rows: its rows, image by image.
+        at: its own name in the larger model, with a dot at the end; "" where it stands alone.
     """
 
     tower: Any
+    rows: PackedRows = field(repr=False)
     at: str = ""
-    here: Here = field(default_factory=Here, repr=False)
 
     layout_class = PackedLayout
     uses_attention_interface = True
@@ -72,7 +56,7 @@ class HFQwenTower(Adapter):
     )
 
     def provides_at(self, stage: str) -> frozenset[str]:
-        """Behind the tower its attention is carried along as keys, queries and means."""
+        """After the tower its attention is carried along as keys, queries and means."""
         return self.provides - {"attention"} if stage == "projected" else self.provides
 
     @computed
@@ -134,9 +118,9 @@ class HFQwenTower(Adapter):
         bounds: Tensor = options["cu_seqlens"]
         at = places.to(bounds.device)
         before = torch.searchsorted(at, (bounds // p).to(at.dtype)) * p
-        windows = len(bounds) - 1 > len(self.here.grids or ())
+        windows = len(bounds) - 1 > len(self.rows.state.grids or ())
         if windows and "flash" not in str(self.tower.config._attn_implementation):
-            # Windows that have lost all their groups are left out. This waits for the device, as does the
+            # Windows that have lost all their groups are none. This waits for the device, as does the
             # tower's own loop over them; an image always has groups left.
             before = cast("Tensor", cast("Any", before).unique_consecutive())
         rows = (places[:, None] * p + torch.arange(p, device=places.device)).flatten()  # [r]
@@ -175,11 +159,7 @@ class HFQwenTower(Adapter):
 
     def units(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the groups of each image, and of each slice in time of a video."""
-        if self.here.grids is None:
-            raise AttachError(
-                "a block of the tower was called by itself: call the tower, with its grid_thw"
-            )
-        return self.here.grids
+        return self.rows.grids()
 
     def order(self, grid: tuple[int, int]) -> Tensor | None:
         """Where each group of a unit, in raster order, is in its part of the sequence `[N]`.
@@ -198,103 +178,14 @@ class HFQwenTower(Adapter):
         return options["cu_seqlens"], self._side() ** 2 * self.group
 
     def install(self, proportional: bool) -> Callable[[], None]:
-        """Open the door of the attention."""
+        """Have the attention call the tap."""
         del proportional
         return hf_attention.install(self.tower)
 
     def connect(self, attached: Attachment) -> Callable[[], None]:
         """See the grids of a pass, and put the rows after the merger in their places."""
         del attached
-        handles = [
-            self.tower.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.tower.merger.register_forward_hook(self._spread),
-            self.tower.register_forward_hook(self._gather),
-        ]
-        undo: list[Undo] = [handle.remove for handle in handles]
-        return partial(undo_all, undo)
-
-    def _begin(self, tower: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Remember the grids of the images that are given."""
-        del tower
-        grids = args[1] if len(args) > 1 else options.get("grid_thw")
-        self.here.grids, self.here.layout = None, None
-        if isinstance(grids, Tensor):
-            rows: list[list[int]] = cast("Any", grids).tolist()
-            side = int(self.tower.spatial_merge_size)
-            self.here.slices = tuple(t for t, _, _ in rows)
-            self.here.grids = tuple((h // side, w // side) for t, h, w in rows for _ in range(t))
-            patches = entering(args, options)
-            wanted = sum(t * h * w for t, h, w in rows)
-            if isinstance(patches, Tensor) and patches.shape[0] != wanted:
-                raise AttachError(
-                    f"{patches.shape[0]} patches are given, and images and videos with the grids {rows} "
-                    f"(slices, rows, columns) have {wanted}: pass both as the processor returns them"
-                )
-
-    def _spread(self, merger: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """Where the tower goes on to sort all rows, give it as many; those that are missing are zero."""
-        del merger
-        layout = _layout_of(args[0])
-        if layout is None or layout.kept is None or not self._side():
-            return None
-        whole = output.new_zeros(layout.whole, output.shape[1])
-        return whole.index_copy(0, layout.kept.to(output.device), output)
-
-    def _gather(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """The rows of the groups that are left, in raster order, image by image."""
-        del tower, args
-        alone = isinstance(output, tuple)
-        x: Tensor = cast("Any", output)[0] if alone else getattr(output, LAST)
-        layout = _layout_of(x)
-        self.here.layout = layout
-        if layout is None or layout.kept is None:
-            return None
-        merged: Tensor = cast("Any", output)[1] if alone else getattr(output, POOLED)
-        if self._side():
-            merged = merged[layout.raster(merged.device)]
-        if self.here.fills:
-            merged = self._filled(merged, layout)
-        if alone:
-            return (x, merged, *cast("Any", output)[2:])
-        setattr(output, POOLED, merged)
-        return output
-
-    def _filled(self, merged: Tensor, layout: PackedLayout) -> Tensor:
-        """As many rows of each image as in the bare model: zeros after those that are left."""
-        whole = [height * width for height, width in self.units()]
-        counts = dict.fromkeys(range(len(whole)), 0)
-        for bucket in layout.buckets:
-            counts.update(dict.fromkeys(bucket.images, bucket.tokens))
-        rows: list[int] = []
-        begin = unit = 0
-        for slices in self.here.slices:
-            mine = range(unit, unit + slices)
-            rows += range(begin, begin + sum(counts[i] for i in mine))
-            begin, unit = begin + sum(whole[i] for i in mine), unit + slices
-        index = torch.tensor(rows, device=merged.device)
-        return merged.new_zeros(begin, merged.shape[1]).index_copy(0, index, merged)
-
-    @contextmanager
-    def filled(self) -> Generator[None]:
-        """Within, the tower returns as many rows of each image as in the bare model, zeros at the end."""
-        self.here.fills = True
-        try:
-            yield
-        finally:
-            self.here.fills = False
-
-    def left(self) -> list[Tensor]:
-        """Of each image and video of the last pass here, which of its groups are left: `[m]` each."""
-        sizes = [height * width for height, width in self.units()]
-        layout = self.here.layout
-        units = [torch.arange(size) for size in sizes] if layout is None else layout.left()
-        found: list[Tensor] = []
-        unit = 0
-        for slices in self.here.slices:
-            mine = range(unit, unit + slices)
-            found.append(torch.cat([units[i] + sizes[i] * (i - unit) for i in mine]))
-            unit += slices
-        return found
+        return self.rows.install()
 
 
 def window_index(grid: tuple[int, int], side: int) -> Tensor:
@@ -313,14 +204,8 @@ def window_index(grid: tuple[int, int], side: int) -> Tensor:
 def find_qwen_tower(model: Any, at: str = "") -> HFQwenTower | None:
     """The adapter of a vision tower of Qwen2-VL or Qwen2.5-VL, if it is one."""
     for folder, name in TOWERS.items():
-        kind = loaded_class(folder, name)
-        if kind is not None and isinstance(model, kind):
-            return HFQwenTower(model, at)
+        module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
+        if module is not None and isinstance(model, getattr(module, name)):
+            sorts = bool(getattr(model, "window_size", 0))
+            return HFQwenTower(model, PackedRows(model, sorts=sorts), at)
     return None
-
-
-def _layout_of(x: Tensor) -> PackedLayout | None:
-    """The layout of a sequence of this tower; None: it carries none, or one of no images."""
-    state = get_state(x)
-    known = state is not None and bool(state.layout.buckets)
-    return cast("PackedLayout", state.layout) if state is not None and known else None

@@ -175,7 +175,7 @@ def test_a_mask_of_another_length() -> None:
     n = given["input_ids"].shape[1]
     with still_works(model, given, "evoprune"):
         wrong = {**given, "attention_mask": given["attention_mask"][:, 1:]}
-        says = rf"attention_mask is \(1, {n - 1}\); beside input_ids \(1, {n}\)"
+        says = rf"attention_mask is \(1, {n - 1}\); with input_ids \(1, {n}\)"
         in_each_call(model, wrong, AttachError, says)
 
 

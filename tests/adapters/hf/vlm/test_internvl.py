@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -140,6 +142,16 @@ def test_generate_decodes_as_without_a_cache(stage: str) -> None:
             assert torch.equal(nxt[:, 0], said[:, step])
             whole["input_ids"] = torch.cat([whole["input_ids"], nxt], 1)
             whole["attention_mask"] = torch.cat([whole["attention_mask"], nxt > -1], 1).long()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_folds_its_own_groups(copied: Callable[[Any], Any]) -> None:
+    model, given = iv.internvl(), batch()
+    with STAGES["block"](keep=4).attach(model):
+        expected, other = logits(model, given), copied(model)
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.zero_()
+    assert torch.equal(logits(other, given), expected)
 
 
 def by_norm(stage: Stage, keep: int) -> Recipe:

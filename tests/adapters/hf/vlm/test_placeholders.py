@@ -341,9 +341,7 @@ def test_what_cannot_be_is_an_error(case: str) -> None:
 
 
 def test_a_mask_of_another_shape() -> None:
-    with pytest.raises(
-        BadArgumentError, match=re.escape("shape (1, 3) beside input_ids of (1, 2)")
-    ):
+    with pytest.raises(BadArgumentError, match=re.escape("shape (1, 3) with input_ids of (1, 2)")):
         cut([[4, 4]], [VisualSpan(2, 1)], [[1, 1, 1]])
 
 

@@ -171,7 +171,7 @@ def test_every_hook_is_there_with_its_signature():
 
 
 def test_every_need_and_every_check_is_there():
-    table = TEXT.partition("## What a part may look at")[2].partition("\n\n```")[0]
+    table = TEXT.partition("## Evidence")[2].partition("\n\n```")[0]
     for name in evidence.NAMES:
         assert f"`{name}`" in table, name
     checks = [name for name in testing.__all__ if name.startswith("check_")]

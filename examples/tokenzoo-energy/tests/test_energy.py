@@ -1,4 +1,4 @@
-"""Energy keeps the promises of a scorer, and means what it says."""
+"""Energy has the properties of a scorer, and scores loud tokens higher."""
 
 import torch
 from tokenzoo_energy import Energy, energetic
@@ -14,6 +14,6 @@ def test_energy_keeps_every_law() -> None:
 
 
 def test_a_louder_token_stays() -> None:
-    """The one thing that the properties cannot know."""
+    """The meaning of the score, which the properties do not cover."""
     x = torch.tensor([[[1.0, 1.0], [0.0, 3.0], [2.0, 0.0]]])
     assert tokenzoo.build("energetic", keep=1).reduce(x).plan.keep.tolist() == [[1]]

@@ -46,7 +46,6 @@ _TOWERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "dinov3_vit": ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 3}),
     "vit": ("ViTModel", "ViTConfig", {}),
-    "internvl": ("InternVLVisionModel", "InternVLVisionConfig", {}),
 }
 TOWERS = tuple(_TOWERS)
 

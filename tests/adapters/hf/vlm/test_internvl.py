@@ -148,10 +148,26 @@ def test_generate_decodes_as_without_a_cache(stage: str) -> None:
 def test_a_copy_folds_its_own_groups(copied: Callable[[Any], Any]) -> None:
     model, given = iv.internvl(), batch()
     with STAGES["block"](keep=4).attach(model):
-        expected, other = logits(model, given), copied(model)
+        other, expected = (
+            copied(model),
+            logits(model, given),
+        )  # transformers' own hooks do not pickle
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.weight.zero_()
     assert torch.equal(logits(other, given), expected)
+
+
+def test_its_tower_alone_has_patches() -> None:
+    """A group is a matter of the projector: without it each patch is a token."""
+    tower, images = iv.internvl().model.vision_tower, {"pixel_values": batch()["pixel_values"]}
+    with torch.no_grad():
+        bare = tower(**images).last_hidden_state
+        with tokenzoo.build("tome", keep=1.0).attach(tower):
+            assert gap(tower(**images).last_hidden_state, bare) <= 1e-5
+        with tokenzoo.build("tome", keep=20).attach(tower) as attached:
+            short = tower(**images).last_hidden_state
+    assert attached.counts == attached.plan().blocks
+    assert short.shape[1:] == (1 + 20, bare.shape[2])
 
 
 def by_norm(stage: Stage, keep: int) -> Recipe:

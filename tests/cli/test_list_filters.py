@@ -102,7 +102,7 @@ def test_a_recipe_that_wants_options_first_is_named(needy) -> None:
 
 @pytest.mark.usefixtures("needy")
 def test_a_recipe_that_wants_options_can_be_described() -> None:
-    assert "What it is made of depends on keep." in call("describe", "needy").output
+    assert "Its parts depend on keep." in call("describe", "needy").output
 
 
 def test_where_none_fits_the_answer_is_no() -> None:

@@ -52,7 +52,7 @@ def test_without_a_model_it_says_what_is_here() -> None:
     assert ["timm", timm.__version__] in lines
     for name in tokenzoo.list_adapters():
         assert f"plugin {name} of tokenzoo" in result.output
-    assert "Know timm's vision transformers" in result.output
+    assert "The adapter of a vision transformer of timm" in result.output
 
 
 def test_the_surroundings_as_json() -> None:

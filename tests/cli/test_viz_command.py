@@ -169,7 +169,7 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
         return model_loading.Tower(model, (3, 160, 160))
 
     model = model_loading.create("test_vit").model
-    monkeypatch.setattr(viz_images.towers, "create", create)
+    monkeypatch.setattr(viz_images.model_loading, "create", create)
     assert call("collage:0", "--model", "test_vit", "--out", tmp_path / "a.png").exit_code == 0
     result = call("collage:0", "--model", "test_vit", "--pretrained", "--out", tmp_path / "b.png")
     assert asked == [{}, {"pretrained": True}]

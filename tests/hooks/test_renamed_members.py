@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenzoo_adapters.hf.vlm.qwen_tower import HFQwenTower
+from tokenzoo_adapters.hf.vlm.qwen_tower import HFQwenTower, find_qwen_tower
 from torch import Tensor
 
 import tokenzoo
@@ -124,7 +124,9 @@ def test_a_packed_adapter_of_the_last_version_still_packs() -> None:
     class Plugin:
         @hookimpl
         def tokenzoo_adapter(self, model: Any) -> Adapter:
-            return Old(model)
+            known = find_qwen_tower(model)
+            assert known is not None
+            return Old(known.tower, known.rows)
 
     model = qwen_tower.tower("qwen2_5_vl")
     x = qwen_tower.pixels(model, qwen_tower.MIXED)

@@ -118,7 +118,7 @@ def test_the_example_shown_is_the_smallest() -> None:
     assert "images=1, grid=(1, 2), prefix=0, heads=1" in error.example
     assert error.expected == "no error"
     assert error.found.endswith(
-        "asked for a TokenMap from 2 tokens to 1, and returns one from 2 to 2"
+        "must return a TokenMap from 2 tokens to 1, and returns one from 2 to 2"
     )
     first, second = error.example.splitlines()[1:3]
     assert first == "from tests.mutants import OneTooMany"

@@ -157,9 +157,10 @@ def _compare(model: nn.Module, adapter: Adapter, trial: Trial, case: ProofCase, 
         )
     layout, wanted = after.layout, trial.bare[:, rows]
     if layout.length(got) != layout.rows() or layout.buckets[0].tokens != len(rows) - layout.prefix:
+        stay = layout.prefix + (len(rows) - layout.prefix) * layout.group
         raise AttachError(
-            f"{name} gives {layout.length(got)} tokens where {layout.rows()} stay: it uses its input in a "
-            "way that three hooks cannot follow. Nothing was attached"
+            f"{name} gives {layout.length(got)} tokens where {stay} stay: it uses its input in a way that "
+            "three hooks cannot follow. Nothing was attached"
         )
     got = layout.split(got)[0]
     scale = max(1.0, float(trial.bare.abs().max()))

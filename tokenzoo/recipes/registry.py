@@ -32,5 +32,5 @@ def register_recipe(function: _F) -> _F:
 
 
 def registered_recipes() -> dict[str, Callable[..., Any]]:
-    """The recipes registered so far, by name."""
-    return dict(_registered)
+    """The recipes registered so far, by name; in the order of their files, whichever was imported first."""
+    return dict(sorted(_registered.items(), key=lambda item: (item[1].__module__, item[0])))

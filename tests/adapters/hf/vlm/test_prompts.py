@@ -115,8 +115,8 @@ def test_prompts_that_a_hook_of_the_first_block_puts_in_are_an_error() -> None:
         (VIT, 0, "prefix=0; it is an int >= 1"),
         (VIT, True, "prefix=True"),
         (VIT, 2.0, "prefix=2.0"),
-        (BEIT, 6, "a number per pair of places"),
-        (DINOV3, 10, "turns all tokens but the first 5"),
+        (BEIT, 6, "a bias for each pair of places"),
+        (DINOV3, 10, "rotates all tokens but the first 5"),
     ],
 )
 def test_a_prefix_that_cannot_be(case: Case, prefix: Any, what: str) -> None:

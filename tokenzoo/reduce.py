@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.tensors import NUMBERS, check_dense, check_dtype
+from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError, BudgetError, MissingEvidenceError
 from tokenzoo.evidence import Evidence, Layer, layer_of
 from tokenzoo.evidence_inputs import EvidenceInputs, check_layers, gather_evidence
@@ -88,8 +89,8 @@ def _matched(step: Step, evidence: Evidence, keep: int) -> TokenMap:
         with torch.no_grad():
             plan = step.matcher.match(evidence, keep)
     n = evidence.x.shape[1]
-    if not isinstance(plan, TokenMap) or (plan.tokens, plan.kept) != (n, keep):  # pyright: ignore[reportUnnecessaryIsInstance]
-        is_map: bool = isinstance(plan, TokenMap)  # pyright: ignore[reportUnnecessaryIsInstance]
+    is_map = is_kind(plan, TokenMap)
+    if not is_map or (plan.tokens, plan.kept) != (n, keep):
         found = f"one from {plan.tokens} to {plan.kept}" if is_map else repr(plan)
         raise BadArgumentError(
             f"{step.matcher!r} must return a TokenMap from {n} tokens to {keep}, and returns {found}"
@@ -115,7 +116,7 @@ class Reduced:
     def unmerge(self, y: Tensor, fill: float = 0.0) -> Tensor:
         """Copy `y [b, m, ...]` back to the input tokens: `[b, n, ...]`; dropped tokens receive `fill`."""
         check_dense("y", y)
-        if isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if is_kind(y, Tensor):
             check_dtype("y", y, NUMBERS, "it has numbers of the usual dtypes")
             if y.device != self.x.device:
                 raise BadArgumentError(f"y is on {y.device}; the tokens are on {self.x.device}")

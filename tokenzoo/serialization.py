@@ -16,6 +16,7 @@ from typing import Any, cast
 from tokenzoo import plugins
 from tokenzoo._core.deprecation import rename_options, warn_renamed
 from tokenzoo._core.quoting import quote, shortened
+from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.parts import Discount, Discounted, Normalized, Part, Sum
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -118,7 +119,7 @@ def _not_ours(path: str | Path, why: str) -> BadArgumentError:
 
 
 def _named(path: str | Path) -> str:
-    return shortened(str(path), 200) if isinstance(path, str | Path) else quote(path)  # pyright: ignore[reportUnnecessaryIsInstance]
+    return shortened(str(path), 200) if is_kind(path, str | Path) else quote(path)
 
 
 def name_of(part: Part) -> tuple[str, str] | None:

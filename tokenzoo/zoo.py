@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenzoo import plugins, serialization
 from tokenzoo._core.deprecation import rename_options
 from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import is_kind
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evidence import Layer
@@ -169,7 +170,7 @@ def build(recipe: str | Recipe, **options: Any) -> Method:
         if unknown:
             raise UnknownNameError(plugins.unknown("option", unknown[0], ["keep", "flops"]))
         return Method(_with(recipe, **options) if options else recipe)
-    if not isinstance(recipe, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_kind(recipe, str):
         raise BadArgumentError(
             f"build({quote(recipe)}); it takes the name of a recipe, or a Recipe"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tokenzoo._core.validation import check_choice, check_fraction
+from tokenzoo._core.validation import check_choice, check_fraction, is_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Alternate, Bipartite, Protect
 from tokenzoo.mergers import Mean, WeightedMean
@@ -89,7 +89,7 @@ def evoprune(
     Reference:
         EvoPrune: Early-Stage Visual Token Pruning for Efficient MLLMs, March 2026, arXiv 2603.03681
     """
-    if not isinstance(merger, str) or merger not in MERGERS:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_kind(merger, str) or merger not in MERGERS:
         raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")
     # Checked under the names of the options, which differ from those of the parts.
     check_fraction("ctr", ctr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import Bipartite, Parity
 from tokenzoo.mergers import WeightedMean
@@ -64,7 +65,7 @@ def tome(
     match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
     if r is None:
         schedule = Mean()
-    elif not isinstance(r, int | tuple | list):  # pyright: ignore[reportUnnecessaryIsInstance]
+    elif not is_kind(r, int | tuple | list):
         raise BadArgumentError(
             f"r={quote(r)}; it is an int, tokens removed per block, or a list of them"
         )

@@ -11,6 +11,7 @@ from hypothesis.errors import FlakyFailure
 from torch import Tensor, nn
 
 from tokenzoo._core.quoting import quote
+from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.matchers import Protect, Split
@@ -147,7 +148,7 @@ def check(
     kind = kind_of(instance)
     binding = {name: prop for name, prop in PROPERTIES.items() if kind in prop.binds}
     for name in properties:
-        if not isinstance(name, str) or name not in binding:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_kind(name, str) or name not in binding:
             raise BadArgumentError(
                 f"{quote(name)} is not a property of a {kind}; these are: {', '.join(binding)}"
             )

@@ -223,7 +223,7 @@ def tome(case: Case) -> None:
             case.equal("spread", spread, take(case.outputs["merged"], case.outputs["source"]))
         if case.params.get("distill_token"):
             # A slip of the original: it puts the distillation token second among its outputs, and its
-            # unmerge reads them as if it stood behind the tokens that stay. The lines above say what is
+            # unmerge reads them as if it stood after the tokens that stay. The lines above say what is
             # right; with its rows turned in the same way ours are equal to what it returned.
             stay = (x.shape[1] + 1) // 2 - (x.shape[1] - reduced.x.shape[1])
             rows = [0, stay, *range(1, stay), *range(stay + 1, reduced.x.shape[1])]
@@ -315,15 +315,15 @@ def fastervlm(case: Case) -> None:
 def fastv(case: Case) -> None:
     """The whole prompt: `start` tokens, the image, the text. `keep` and the positions count all of them."""
     hidden, attention = case.inputs["hidden"], case.inputs["attn"][:, :, -1]
-    start, behind = case.params["start"], case.params["start"] + case.params["n_img"]
+    start, image_end = case.params["start"], case.params["start"] + case.params["n_img"]
     reduced = tokenzoo.build("fastv", keep=1 - case.params["fastv_r"]).reduce(
-        hidden[:, :behind], last_attention=attention[..., :behind], prefix=start
+        hidden[:, :image_end], last_attention=attention[..., :image_end], prefix=start
     )
     reduced.plan.check()
-    keep = _and_text(reduced.plan.keep, behind, hidden.shape[1])
+    keep = _and_text(reduced.plan.keep, image_end, hidden.shape[1])
     ours = {
         "keep": keep,
-        "hidden": torch.cat([reduced.x, hidden[:, behind:]], 1),
+        "hidden": torch.cat([reduced.x, hidden[:, image_end:]], 1),
         "position_ids": keep,
     }
     case.compare(ours, lambda outputs: take(attention.mean(1), outputs["keep"]).sum(-1))
@@ -346,18 +346,20 @@ def dart(case: Case) -> None:
         text_pivots=text_pivots,
         match_reference=True,
     )
-    behind = start + n
-    text = {"x": hidden[:, behind:], "keys": keys[:, :, behind:]}
-    shown = {"keys": keys[:, :, :behind], "prefix": start, "at": {"text": text}}
-    reduced = zoo.reduce(hidden[:, :behind], **shown)
+    image_end = start + n
+    text = {"x": hidden[:, image_end:], "keys": keys[:, :, image_end:]}
+    shown = {"keys": keys[:, :, :image_end], "prefix": start, "at": {"text": text}}
+    reduced = zoo.reduce(hidden[:, :image_end], **shown)
     reduced.plan.check()
     longest = tokenzoo.build(Recipe(_chosen(TopK(FeatureNorm("all_keys", power=1))), keep=pivots))
-    of_image = longest.reduce(hidden[:, :behind], keys=shown["keys"], prefix=start).plan.keep[
+    of_image = longest.reduce(hidden[:, :image_end], keys=shown["keys"], prefix=start).plan.keep[
         :, start:
     ]
     of_text = of_image[:, :0]
     if text_pivots:
-        of_text = tokenzoo.build(longest.recipe, keep=text_pivots).reduce(**text).plan.keep + behind
+        of_text = (
+            tokenzoo.build(longest.recipe, keep=text_pivots).reduce(**text).plan.keep + image_end
+        )
     both = torch.cat([of_image, of_text], 1)
     ours = {
         "keep": reduced.plan.keep[:, start:],
@@ -375,19 +377,19 @@ def pdrop(case: Case) -> None:
     """
     hidden, start = case.inputs["hidden"], case.params["start"]
     at = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
-    behind = start + case.params["n_img"]
+    image_end = start + case.params["n_img"]
     ours: dict[str, Tensor] = {}
     best: list[Tensor] = []
     for stage, ratio in enumerate(case.params["ratios"]):
         attention = _next_attention(hidden, case.inputs)
         kept = int(case.params["n_img"] * ratio)
         zoo = tokenzoo.build("pyramiddrop", keep=kept, layers=(8,), factors=(1.0,))
-        shown = {"next": {"last_attention": attention[..., :behind]}}
-        reduced = zoo.reduce(hidden[:, :behind], at=shown, prefix=start)
+        shown = {"next": {"last_attention": attention[..., :image_end]}}
+        reduced = zoo.reduce(hidden[:, :image_end], at=shown, prefix=start)
         reduced.plan.check()
-        keep = _and_text(reduced.plan.keep, behind, hidden.shape[1])
-        hidden = torch.cat([reduced.x, hidden[:, behind:]], 1)
-        at, behind = take(at, keep), start + kept
+        keep = _and_text(reduced.plan.keep, image_end, hidden.shape[1])
+        hidden = torch.cat([reduced.x, hidden[:, image_end:]], 1)
+        at, image_end = take(at, keep), start + kept
         ours |= {f"keep{stage}": at, f"hidden{stage}": hidden}
         ours[f"pos{stage}"] = torch.arange(at.shape[1]).expand_as(at)  # positions="compact"
         best.append(attention.mean(1))
@@ -423,10 +425,10 @@ def sparsevlm(case: Case) -> None:
     """
     hidden, start, count = case.inputs["hidden"], 35, case.params["keep"]
     n, first = case.params["n_img"], case.params["version"] == "1"
-    behind = start + n
+    image_end = start + n
     embeds, attention = (
         case.inputs["embeds"],
-        case.inputs["attn"][:, :, behind - hidden.shape[1] :, :behind],
+        case.inputs["attn"][:, :, image_end - hidden.shape[1] :, :image_end],
     )
     recycled = int(0.3 * (n - count)) + 1
     clusters = recycled // 10 + 1 if first else 0
@@ -435,27 +437,29 @@ def sparsevlm(case: Case) -> None:
     shown = {
         "prefix": start,
         "text_attention": attention,
-        "text_rotation": _rotation(len(hidden), hidden.shape[1], 16)[:, behind:, :behind],
-        "at": {"embedded": {"x": embeds[:, :behind], "text": embeds[:, behind:]}},
+        "text_rotation": _rotation(len(hidden), hidden.shape[1], 16)[:, image_end:, :image_end],
+        "at": {"embedded": {"x": embeds[:, :image_end], "text": embeds[:, image_end:]}},
     }
-    reduced = zoo.reduce(hidden[:, :behind], **shown)
+    reduced = zoo.reduce(hidden[:, :image_end], **shown)
     reduced.plan.check()
-    kept = _and_text(reduced.plan.keep[:, : start + count], behind, hidden.shape[1])
+    kept = _and_text(reduced.plan.keep[:, : start + count], image_end, hidden.shape[1])
     (step,) = zoo.recipe.steps
     scorer = step.matcher.stay.steps[0][1].scorer if first else step.matcher.stay.scorer
-    chosen = raters(embeds[:, start:behind], embeds[:, behind:])
+    chosen = raters(embeds[:, start:image_end], embeds[:, image_end:])
     visual = {name: value[..., start:] for name, value in shown.items() if name.startswith("text_")}
     evidence = Evidence(
-        hidden[:, start:behind],
+        hidden[:, start:image_end],
         mass=torch.ones(len(hidden), n),
         show={name: lambda value=value: value for name, value in visual.items()},
         layers={
             "embedded": Evidence(
-                embeds[:, start:behind], mass=torch.ones(len(hidden), n), text=embeds[:, behind:]
+                embeds[:, start:image_end],
+                mass=torch.ones(len(hidden), n),
+                text=embeds[:, image_end:],
             )
         },
     )
-    left = torch.cat([reduced.x, hidden[:, behind:]], 1)
+    left = torch.cat([reduced.x, hidden[:, image_end:]], 1)
     compact = torch.arange(left.shape[1]).expand(left.shape[:2])
     score = scorer.score(evidence)
     ours = {

@@ -631,7 +631,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], str]] = {
     ),
     "a recipe of another kind": (recipe_of_another_kind, PLUGIN, "'odd'"),
     "an adapter of another kind": (adapter_of_another_kind, PLUGIN, "returns 3"),
-    # numbers that are none, and what is somewhere else
+    # values that are no numbers, and tensors on another device
     "x in ints": (lambda: build("divprune").reduce(X.long()), BAD, "torch.int64"),
     "x complex": (lambda: build("divprune").reduce(X.cfloat()), BAD, "torch.complex64"),
     "keys in ints": (
@@ -670,7 +670,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], str]] = {
         EVIDENCE,
         "at={'clip': {'x': ...}}",
     ),
-    "grid beside protected ones": (
+    "grid with protected ones": (
         lambda: build("pool", keep=4).reduce(
             X, grid=(2, 5), protected=torch.eye(10, dtype=torch.bool)[:2]
         ),
@@ -726,7 +726,7 @@ CALLS: dict[str, tuple[Callable[..., object], type[TokenzooError], str]] = {
         BAD,
         "'keep' is not one of tokenzoo, recipe, options",
     ),
-    "code beside the steps": (saved(code="import os"), BAD, "'code'"),
+    "code next to the steps": (saved(code="import os"), BAD, "'code'"),
     "a recipe for an option": (
         loaded('{"tokenzoo": 1, "recipe": "tome", "options": {"recipe": "os.system"}}'),
         BAD,

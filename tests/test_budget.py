@@ -384,7 +384,7 @@ def test_nothing_removed_costs_all_and_a_smaller_image_saves_everywhere() -> Non
     shrunk = TokenBudget(**small, blocks=(100,) * 26, features=100)
     full, less = (block_flops(n, n, width=1152, hidden=4304) for n in (729, 100))
     assert shrunk.flops == less / full
-    assert TokenBudget(**CLIP, blocks=(), features=64).flops == 1.0  # reduced behind the tower only
+    assert TokenBudget(**CLIP, blocks=(), features=64).flops == 1.0  # reduced after the tower only
 
 
 def test_a_budget_prints_on_a_few_short_lines() -> None:

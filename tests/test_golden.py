@@ -150,7 +150,7 @@ def test_an_unstable_case_is_compared_by_count_and_score(
 
     unstable = {flag: False}
     verdict({}, **unstable)
-    # Numbers beside the kept set, or its order, may differ; but only where the file says so.
+    # Numbers other than the kept set, or its order, may differ; but only where the file says so.
     turned = {other: outputs[other][..., ::-1]}
     verdict(turned, **unstable)
     with pytest.raises(AssertionError, match="differs"):

@@ -186,7 +186,7 @@ def test_without_saying_so_a_scorer_gets_none(vit) -> None:
     assert all(parameter.grad is None for parameter in scorer.parameters())
 
 
-def test_a_scorer_learns_beside_a_frozen_model(vit) -> None:
+def test_a_scorer_learns_on_a_frozen_model(vit) -> None:
     scorer, x = Learned().double(), images(vit, 2).double()
     vit.requires_grad_(False)
     optimiser = torch.optim.Adam(scorer.parameters(), lr=0.02)

@@ -126,7 +126,7 @@ def test_a_name_is_taken_once(kind: plugins.Kind) -> None:
     assert f"tokenzoo.{kind}" in message
     assert "'clashing'" in message
     assert f"{kind[:-1]} {name!r}" in message
-    assert plugins.find(kind, name) is not Energy  # and it left nothing behind
+    assert plugins.find(kind, name) is not Energy  # and it left nothing registered
 
 
 def test_two_files_cannot_register_the_same_recipe() -> None:
@@ -251,7 +251,7 @@ def test_an_entry_point_that_does_not_import(
 ) -> None:
     module("tokenzoo_does_not_import", text)
     installed(fresh, entry("broken", "tokenzoo_does_not_import"))
-    for _ in range(2):  # nothing half-loaded stays behind: the next call says the same
+    for _ in range(2):  # nothing half-loaded is left: the next call raises the same error
         with pytest.raises(PluginError) as caught:
             tokenzoo.list_scorers()
         message = str(caught.value)

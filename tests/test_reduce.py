@@ -195,7 +195,7 @@ def test_attention_of_the_last_token_is_taken_as_given() -> None:
 
 @pytest.mark.parametrize("t", [0, 1, 30])
 def test_text_tokens_are_others_than_those_of_x(t: int) -> None:
-    """As many as there are; the prefix is not cut off them, and none is lost beside protected tokens."""
+    """As many as there are; the prefix is not cut off them, and none is lost where some are protected."""
     seen: list[Evidence] = []
 
     @dataclass(frozen=True)
@@ -405,7 +405,7 @@ def test_how_far_one_step_goes(keep: int | float, prefix: int, named: list[str])
     assert tokenzoo.build(PAIRS, keep=least).reduce(X, prefix=prefix).x.shape[1] == least + prefix
 
 
-def test_how_far_one_step_goes_beside_what_is_protected() -> None:
+def test_how_far_one_step_goes_with_protected_tokens() -> None:
     protected = torch.zeros(B, N, dtype=torch.bool)
     protected[:, [1, 2, 3]] = True
     with pytest.raises(BudgetError) as caught:

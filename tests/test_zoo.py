@@ -52,7 +52,7 @@ def test_every_recipe_has_defaults_a_keep_and_a_plan(name: str) -> None:
 
 
 def _left(plan: TokenBudget) -> int:
-    """The tokens behind the last step."""
+    """The number of tokens after the last step."""
     return plan.visual if plan.llm is None else plan.llm
 
 

@@ -129,8 +129,8 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         waited: "operation at module:line", each as often as the host waited there.
-        launched: operations that are work for a device, by name; views are none, and what a kernel of ours
-            does is not counted.
+        launched: names of the operations that are work for a device, without views and without those
+            inside our kernels.
         largest: elements of the largest tensor that an operation returned.
     """
 

@@ -39,7 +39,7 @@ class Case:
         prefix: CLS, distillation and register tokens.
         grid: rows and columns of its patches.
         pooling: how its head reads the tokens.
-        options: for `timm.create_model`, beside `SMALL`.
+        options: for `timm.create_model`, in addition to `SMALL`.
     """
 
     name: str
@@ -71,7 +71,7 @@ REG_GAP = Case("vit_little_patch16_reg4_gap_256", "ViT, registers and a mean", 4
 
 TEN = (VIT, GAP, DEIT, DISTILLED, DEIT3, DINO, DINO_REG, CLIP, SIGLIP, REG_GAP)
 
-# Norms behind attention and MLP, instead of before them.
+# Norms after attention and MLP, instead of before them.
 RES_POST = Case("vit_base_patch16_rpn_224", "ViT, post-norm", 0, (14, 14), "avg")
 
 # Positions inside the attention: rotary, or a bias per pair of places.

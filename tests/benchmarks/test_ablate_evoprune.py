@@ -50,7 +50,7 @@ def test_a_home_value_gives_way_only_to_a_significant_gain():
     assert among.bound == pytest.approx(3.48076, abs=1e-4)
 
 
-def test_a_gain_that_is_gone_beside_the_others_is_taken_back():
+def test_a_gain_that_is_gone_with_the_others_is_taken_back():
     # Each alone gains 10 points, both together no more than b alone.
     def score(options):
         return hits(0.9 if options["a"] or options["b"] else 0.8)

@@ -1,4 +1,4 @@
-"""The measurement beside ToMe's patch, with stand-ins for the original: what it says and refuses."""
+"""The comparison with ToMe's patch, with stand-ins for the original: its output and its errors."""
 
 from __future__ import annotations
 

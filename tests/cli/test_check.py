@@ -35,7 +35,7 @@ def call(*arguments):
 
 
 def binding(kind):
-    return [name for name, law in testing.PROPERTIES.items() if kind in law.binds]
+    return [name for name, prop in testing.PROPERTIES.items() if kind in prop.binds]
 
 
 def marked(output):

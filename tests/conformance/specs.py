@@ -64,7 +64,7 @@ def itself(output: Tensor) -> Tensor:
 
 
 def first(output: Any) -> Tensor:
-    """The features, without those pooled: where there is none, they are all there is."""
+    """The features, without the pooled output, if the model has one."""
     return output.last_hidden_state
 
 

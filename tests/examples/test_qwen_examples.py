@@ -50,9 +50,7 @@ def test_a_video_is_slices_of_two_frames(run: Any, recipe: str) -> None:
     assert "relative to" not in text
 
 
-def test_an_image_beside_a_video_with_a_recipe_in_the_language_model(
-    run: Any, tmp_path: Path
-) -> None:
+def test_an_image_and_a_video_with_a_recipe_in_the_language_model(run: Any, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     pixels = np.random.default_rng(0).integers(0, 255, (84, 140, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(picture)

@@ -648,7 +648,7 @@ def test_maps_of_fewer_tokens_than_the_grid_are_refused(name: str) -> None:
 
 
 def test_score_by_norm_is_followed_exactly() -> None:
-    """A selection whose outcome is known: the largest of the tokens behind the attention."""
+    """A selection whose outcome is known: the largest of the tokens after the attention."""
     model = VIT.build(depth=2)
     x = images(model)
     attached = tokenzoo.build(dropping(FeatureNorm(), keep=10)).attach(model, trace=True)
@@ -657,14 +657,14 @@ def test_score_by_norm_is_followed_exactly() -> None:
     inputs: list[Tensor] = []
     model.blocks[1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     run(model, x)
-    behind = inputs[-1] + seen[-1]
+    after = inputs[-1] + seen[-1]
     for image in range(2):
-        norms = behind[image, 1:].norm(dim=-1)
+        norms = after[image, 1:].norm(dim=-1)
         largest = sorted(range(196), key=lambda i: -float(norms[i]))[:10]
         assert attached.record.keep[image, 1:].tolist() == [i + 1 for i in sorted(largest)]
 
 
-def test_an_interrupt_inside_an_attention_leaves_no_tap_behind_for_long() -> None:
+def test_an_interrupt_inside_an_attention_leaves_no_tap_for_long() -> None:
     """torch calls no hook after Ctrl-C; the next attached pass closes what was left open."""
     model = VIT.build()
     x = images(model)

@@ -68,12 +68,12 @@ def test_a_cuda_graph_replays_on_new_images(name: str, dtype: torch.dtype) -> No
     static, others = images(dtype), [images(dtype, seed) for seed in (1, 2)]
     with torch.no_grad():
         expected = [model(x) for x in others]
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        other = torch.cuda.Stream()
+        other.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(other):
             for _ in range(3):
                 model(static)
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(other)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = model(static)

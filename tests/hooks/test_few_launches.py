@@ -1,4 +1,4 @@
-"""Few launches: what one reduction costs beside its kernels, in operations that a device would be sent."""
+"""Few launches: how many operations one reduction sends to a device in addition to its kernels."""
 
 from __future__ import annotations
 

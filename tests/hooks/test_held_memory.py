@@ -1,7 +1,7 @@
 """A block's queries, keys and values are gone before its second branch runs, as in the bare model.
 
 Held until the block ends they would add three tensors of the width of the model to its peak, right where
-that peak is: beside the four times wider hidden layer.
+that peak is: next to the four times wider hidden layer.
 """
 
 from __future__ import annotations

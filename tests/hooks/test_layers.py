@@ -1,4 +1,4 @@
-"""Steps behind the last block that look at what other blocks showed: `cls_attention@-2` and its like."""
+"""Steps after the last block with evidence of other blocks, such as `cls_attention@-2`."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_tower_of_transformers_counts_all_its_blocks() -> None:
 
 
 @pytest.mark.parametrize("name", [-2, 1])
-def test_a_llava_selects_behind_its_projector_by_another_block(name: int) -> None:
+def test_a_llava_selects_after_its_projector_by_another_block(name: int) -> None:
     model = llava()
     given = inputs(model, "<image> what is it", [photos()[:1]])
     scorer = Seen("cls_attention", name)
@@ -211,7 +211,7 @@ def test_what_no_block_shows_is_an_error(case: Callable[[], tuple[Any, Recipe]])
 
 
 @pytest.mark.parametrize("make", [qwen2_vl, qwen2_5_vl])
-@pytest.mark.parametrize("first", [False, True], ids=["alone", "behind tome"])
+@pytest.mark.parametrize("first", [False, True], ids=["alone", "after tome"])
 @pytest.mark.parametrize("stage", [Stage.FEATURES, Stage.PROJECTED])
 def test_a_packed_tower_shows_other_blocks_image_by_image(
     make: Any, first: bool, stage: Stage

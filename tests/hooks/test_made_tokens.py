@@ -25,7 +25,7 @@ def fusing(stage: Any) -> Recipe:
     return Recipe(step, keep=5)
 
 
-def test_behind_the_last_block_nobody_asks() -> None:
+def test_no_evidence_is_gathered_after_the_last_block() -> None:
     model = tower("dinov3_vit")
     given = pixels(model)
     with tokenzoo.build(fusing(Stage.FEATURES)).attach(model) as attached, torch.inference_mode():

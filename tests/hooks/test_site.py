@@ -387,7 +387,7 @@ def _in_attention(block: Any) -> Any:
     return block.attn.qkv.register_forward_hook(explode)
 
 
-def _behind_attention(block: Any) -> Any:
+def _after_attention(block: Any) -> Any:
     return block.attn.proj.register_forward_hook(explode)
 
 
@@ -399,13 +399,13 @@ def _in_norm(block: Any) -> Any:
     return block.norm2.register_forward_hook(explode)
 
 
-def _behind_block(block: Any) -> Any:
+def _after_block(block: Any) -> Any:
     return block.register_forward_hook(explode)
 
 
 PLACES = (
     *(_on_attention, _on_attention_first, _on_attention_input, _in_attention),
-    *(_behind_attention, _in_mlp, _in_norm, _behind_block),
+    *(_after_attention, _in_mlp, _in_norm, _after_block),
 )
 
 

@@ -238,7 +238,7 @@ def test_blocks_that_need_nothing_are_not_watched(monkeypatch: pytest.MonkeyPatc
     plain, by_mass = {"proportional_attention": False}, {"proportional_attention": True}
     for name, options, times in (
         ("evoprune", plain, 4),  # the blocks that merge
-        ("evoprune", by_mass, 7),  # and all behind the first of them
+        ("evoprune", by_mass, 7),  # and all after the first of them
         ("tome", plain, 8),
         ("uniform", {}, 0),
         ("random", {}, 0),

@@ -471,7 +471,7 @@ def test_reentrant_checkpointing_is_refused(restore: bool) -> None:
         with pytest.raises(AttachError, match=r"use_reentrant=True \(use use_reentrant=False\)"):
             gradients(model, x.clone().requires_grad_())
         assert _get_current_function_mode_stack() == []
-        # Without gradients it checkpoints nothing, and is none of our business.
+        # Without gradients it checkpoints nothing, and need not be tested.
         assert run(model, x).shape == (2, 10)
     finally:
         timm.layers.set_reentrant_ckpt(False)
@@ -939,7 +939,7 @@ def test_a_compiled_pass_is_a_pass() -> None:
 
 
 def test_graph_breaks_change_nothing() -> None:
-    """Somebody's hooks look at values, and torch compiles what is before, between and behind them."""
+    """Somebody's hooks look at values, and torch compiles what is before, between and after them."""
     model = tiny(GAP)
     x = images(model)
     attached = tokenzoo.build("tome", keep=6).attach(model)

@@ -27,7 +27,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def seen(t: int, *, prefix: int = 0, seed: int = 0) -> Evidence:
-    """N visual tokens, and t text tokens behind them."""
+    """N visual tokens, and t text tokens after them."""
 
     def site(n: int, seed: int, **more: Any) -> Evidence:
         keys = draws(B, H, n, D, seed=seed + 1)
@@ -49,8 +49,8 @@ def by_definition(evidence: Evidence, i: int, pool: list[int], k: int, own: int,
     text = evidence.at("text")
     own_norms, text_norms = norms(evidence), norms(text)
     chosen = sorted(pool, key=lambda j: -own_norms[j])[: min(own, k)]
-    behind = sorted(range(len(text_norms)), key=lambda j: -text_norms[j])[:of_text]
-    pivots = [evidence.x[i, j] for j in chosen] + [text.x[i, j] for j in behind]
+    of_text_norms = sorted(range(len(text_norms)), key=lambda j: -text_norms[j])[:of_text]
+    pivots = [evidence.x[i, j] for j in chosen] + [text.x[i, j] for j in of_text_norms]
     left = [j for j in pool if j not in chosen]
     places = k - len(chosen)
     for number, pivot in enumerate(pivots):

@@ -1,4 +1,4 @@
-"""Matchers and what they are made of: counts, orders, groups, cells, and the formulas behind choices."""
+"""Matchers and their parts: counts, orders, groups, cells, and the formulas of choices."""
 
 from __future__ import annotations
 

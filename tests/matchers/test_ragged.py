@@ -75,7 +75,7 @@ def test_as_many_stay_as_stand_out() -> None:
     assert torch.equal(alone.plan.keep[0], reduced.plan.keep[1])
 
 
-def test_the_others_are_fused_behind_those_that_stay() -> None:
+def test_the_others_are_fused_after_those_that_stay() -> None:
     scores = skewed()
     x = scored(scores)
     reduced = reduce(Outliers(FeatureNorm()), x, 20, join=Fuse(), order="selected")
@@ -183,7 +183,7 @@ class _Zeroed(FeatureNorm):
         return scores.where(torch.arange(scores.shape[1]) < self.end, 0)
 
 
-def test_what_the_caller_protects_stays_beside_them() -> None:
+def test_what_the_caller_protects_stays_in_addition() -> None:
     x = scored(skewed())
     protected = torch.zeros(3, N, dtype=torch.bool)
     protected[:, [0, 17]] = True

@@ -1,6 +1,6 @@
-"""Parts that break one promise each: what the laws have to catch, lest they hold of anything.
+"""Broken parts, one promise each, which prove that each check can fail.
 
-Beside each stands the nearest part that keeps the promise, which every law must let pass.
+Each is followed by the most similar part that keeps the promise, which every property must accept.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ class Mutant:
     """A part that lies.
 
     Attributes:
-        law: the promise that it breaks, and that must catch it.
+        violates: the property that it violates, and whose check must fail.
         broken: the part, a recipe around it, or a function that makes a model whose adapter it is.
         honest: the nearest that keeps all promises.
         of: the class that lies, where it is inside of something.
     """
 
-    law: str
+    violates: str
     broken: Subject
     honest: Subject
     of: type | None = None
@@ -142,12 +142,12 @@ def _matching(matcher: object, schedule: Schedule | None = None) -> Recipe:
     return Recipe(Step(Stage.BLOCK, schedule or MeanSchedule(), matcher, WeightedMean()), keep=0.5)  # pyright: ignore[reportArgumentType]
 
 
-def _adapter(law: str, adapter: type[Adapted]) -> Mutant:
-    return Mutant(law, tiny(adapter), tiny(Adapted), adapter)
+def _adapter(violates: str, adapter: type[Adapted]) -> Mutant:
+    return Mutant(violates, tiny(adapter), tiny(Adapted), adapter)
 
 
-def _model(law: str, model: type[nn.Module]) -> Mutant:
-    return Mutant(law, partial(model, Adapted), tiny(Adapted), model)
+def _model(violates: str, model: type[nn.Module]) -> Mutant:
+    return Mutant(violates, partial(model, Adapted), tiny(Adapted), model)
 
 
 _first = SelectAssign(Strided(), Nearest(Similarity("x")))
@@ -225,4 +225,4 @@ BROKEN: tuple[Mutant, ...] = (
     _adapter("shown_true", WrongGrid),
     _adapter("shown_true", WrongWidth),
 )
-"""Every one of them, in the order of the laws."""
+"""Every one of them, in the order of the properties."""

@@ -125,7 +125,7 @@ class WrongSecond(Adapted):
 
 
 class NoFollowers(Adapted):
-    """Forgets the final norm, behind which nobody knows the masses."""
+    """Forgets the final norm, after which the masses are unknown."""
 
     def passthrough_modules(self) -> tuple[str, ...]:
         """None."""

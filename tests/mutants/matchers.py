@@ -162,7 +162,7 @@ class MiscountsGroups(Selector):
 
 @dataclass(frozen=True)
 class OutOfRange(Assigner):
-    """Sends every token to a slot behind the last one."""
+    """Sends every token to a slot after the last one."""
 
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]

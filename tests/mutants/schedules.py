@@ -18,7 +18,7 @@ class KeepsOneMore(Schedule):
     """Ends one token above what was asked for."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Aim beside the mark."""
+        """Miss the target count."""
         return _even(tokens, sites, min(tokens, keep + 1), fewest)
 
 

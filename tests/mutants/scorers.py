@@ -82,7 +82,7 @@ class LikesNaN(Scorer):
     """Gives the highest score to what is not finite."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Hide NaN behind a large number."""
+        """Replace NaN by a large number."""
         return norm(evidence.x).nan_to_num(nan=1e9, posinf=1e9)
 
 

@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class Pool(nn.Module):
-    """The CLS token beside the mean of the patches."""
+    """Concatenate the CLS token and the mean of the patches."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `[b, 1 + n, c]` to `[b, 2c]`."""

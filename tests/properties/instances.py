@@ -219,11 +219,11 @@ def cases(instances: Mapping[str, tuple[Any, ...]]) -> Iterator[Any]:
     for name, subjects in instances.items():
         for number, subject in enumerate(subjects):
             examples = EXAMPLES if number == 0 else max(8, EXAMPLES // 10)
-            for law in binding(subject):
-                yield pytest.param(subject, law, examples, id=f"{name}{number}-{law}")
+            for prop in binding(subject):
+                yield pytest.param(subject, prop, examples, id=f"{name}{number}-{prop}")
 
 
 def binding(subject: object) -> list[str]:
     """The properties that bind a subject."""
     kind = kind_of(subject)
-    return [name for name, law in PROPERTIES.items() if kind in law.binds]
+    return [name for name, prop in PROPERTIES.items() if kind in prop.binds]

@@ -24,22 +24,23 @@ GROUPS = {
 }
 
 
-def bound(law: Property) -> str:
+def bound(prop: Property) -> str:
     """Whom a property binds, in words."""
-    names = sorted(f"{kind}s" for kind in law.binds)
-    return GROUPS.get(law.binds, ", ".join(names))
+    names = sorted(f"{kind}s" for kind in prop.binds)
+    return GROUPS.get(prop.binds, ", ".join(names))
 
 
-def laws() -> str:
+def properties() -> str:
     """One line a property, in the order in which they are tried."""
-    rows = [f"| `{name}` | {bound(law)} | {law.promise} |" for name, law in PROPERTIES.items()]
+    rows = [f"| `{name}` | {bound(prop)} | {prop.promise} |" for name, prop in PROPERTIES.items()]
     return "\n".join(["| property | binds | promise |", "|---|---|---|", *rows])
 
 
 def broken() -> str:
     """One line for each broken part, with the property that must catch it."""
     rows = [
-        f"| `{mutant.liar.__name__}` | {first(mutant.liar)} | `{mutant.law}` |" for mutant in BROKEN
+        f"| `{mutant.liar.__name__}` | {first(mutant.liar)} | `{mutant.violates}` |"
+        for mutant in BROKEN
     ]
     return "\n".join(["| broken part | what it does | caught by |", "|---|---|---|", *rows])
 
@@ -59,7 +60,7 @@ def failure() -> str:
     raise AssertionError("it was not caught")
 
 
-TABLES = {"properties": laws, "broken": broken, "failure": failure}
+TABLES = {"properties": properties, "broken": broken, "failure": failure}
 
 
 def page(text: str) -> str:

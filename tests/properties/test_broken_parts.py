@@ -17,7 +17,7 @@ from tokenzoo.testing import PROPERTIES, Models, PropertyViolation, check, check
 from tokenzoo.testing.checks import hold
 
 EACH = pytest.mark.parametrize(
-    "mutant", BROKEN, ids=[f"{mutant.law}-{mutant.liar.__name__}" for mutant in BROKEN]
+    "mutant", BROKEN, ids=[f"{mutant.violates}-{mutant.liar.__name__}" for mutant in BROKEN]
 )
 
 # What no part can break: the runtime itself refuses a second recipe.
@@ -54,21 +54,24 @@ def whole_kit(subject: Any, *, examples: int) -> None:
 def test_the_kit_catches_it_and_so_does_its_law(mutant: Mutant) -> None:
     with pytest.raises(PropertyViolation) as caught:
         whole_kit(mutant.broken, examples=8)
-    if caught.value.property != mutant.law:  # one that is tried before caught it, too
+    if caught.value.property != mutant.violates:  # one that is tried before caught it, too
         with pytest.raises(PropertyViolation) as caught:
-            hold(PROPERTIES[mutant.law], subject_of(mutant.broken), max_tokens=8)
+            hold(PROPERTIES[mutant.violates], subject_of(mutant.broken), max_tokens=8)
     error = caught.value
     assert isinstance(error, AssertionError)
-    assert error.property == mutant.law
+    assert error.property == mutant.violates
     message = str(error)
-    assert f"violates the property {mutant.law!r}: {PROPERTIES[mutant.law].promise}" in message
+    assert (
+        f"violates the property {mutant.violates!r}: {PROPERTIES[mutant.violates].promise}"
+        in message
+    )
     for line in ("  expected: ", "  found: ", "  smallest example:\n", "  read: docs/testing.md"):
         assert f"\n{line}" in message
     # The example can be pasted: run by itself, it violates the same property again.
     mine = {"make": mutant.broken, "image": adapters.images()}
     with pytest.raises(PropertyViolation) as again:
         exec(error.example, mine)
-    assert again.value.property == mutant.law
+    assert again.value.property == mutant.violates
     # What its repr builds is another one: that is its lie.
     assert again.value.found == error.found or mutant.liar is Halves
 
@@ -83,7 +86,7 @@ def test_the_nearest_honest_part_passes(honest: Any) -> None:
 
 
 def test_every_law_has_something_that_breaks_it() -> None:
-    broken = Counter(mutant.law for mutant in BROKEN)
+    broken = Counter(mutant.violates for mutant in BROKEN)
     assert set(broken) | KEPT_BY_US == set(PROPERTIES)
     assert not KEPT_BY_US & set(broken)
     assert len({mutant.liar for mutant in BROKEN}) >= 25
@@ -100,12 +103,12 @@ def test_every_liar_says_how_it_lies() -> None:
             assert any(isinstance(part, mutant.liar) for parts in inside for part in parts)
 
 
-@pytest.mark.parametrize("law", ["exact_budget", "gradients", "needs_honest"])
-def test_a_broken_part_breaks_its_own_law_and_few_others(law: str) -> None:
+@pytest.mark.parametrize("prop", ["exact_budget", "gradients", "needs_honest"])
+def test_a_broken_part_violates_its_own_property_and_few_others(prop: str) -> None:
     """The properties are told apart: a part that keeps a state still keeps the counts."""
     (dice,) = [mutant.broken for mutant in BROKEN if mutant.liar.__name__ == "Dice"]
     recipe = tokenzoo.testing.subjects.recipe_of(dice)  # pyright: ignore[reportArgumentType]
-    check(recipe, law, examples=8, max_tokens=12)
+    check(recipe, prop, examples=8, max_tokens=12)
     with pytest.raises(PropertyViolation):
         check(recipe, "deterministic", examples=8, max_tokens=12)
 

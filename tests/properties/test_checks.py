@@ -195,12 +195,12 @@ def test_a_model_that_nobody_knows() -> None:
         check_adapter(nn.Identity(), image=torch.zeros(2, 3), examples=1)
 
 
-@pytest.mark.parametrize("law", PROPERTIES.values(), ids=PROPERTIES)
-def test_every_law_says_what_it_promises_and_where_that_stands(law: Any) -> None:
-    assert law.promise.endswith(".")
-    assert len(law.promise) > 40
-    assert law.binds <= {*KINDS, "adapter"}
-    module, _, rest = law.read.partition("tokenzoo.")
+@pytest.mark.parametrize("prop", PROPERTIES.values(), ids=PROPERTIES)
+def test_every_property_has_a_promise_and_a_reference(prop: Any) -> None:
+    assert prop.promise.endswith(".")
+    assert len(prop.promise) > 40
+    assert prop.binds <= {*KINDS, "adapter"}
+    module, _, rest = prop.read.partition("tokenzoo.")
     assert module == ""
     found: Any = tokenzoo
     path = "tokenzoo"
@@ -246,14 +246,16 @@ class WrongOnce(Everywhere):
 
 
 @pytest.mark.parametrize(
-    ("part", "law"), [(Everywhere(), "deterministic"), (WrongOnce(), "scores_formed")]
+    ("part", "prop"), [(Everywhere(), "deterministic"), (WrongOnce(), "scores_formed")]
 )
-def test_a_state_outside_of_the_part_is_told_as_a_broken_law(part: Everywhere, law: str) -> None:
+def test_a_state_outside_of_the_part_is_reported_as_a_violation(
+    part: Everywhere, prop: str
+) -> None:
     """Also where Hypothesis only finds it unreliable, which nobody could read."""
     CALLS.clear()
     with pytest.raises(PropertyViolation) as caught:
-        check(part, law, max_tokens=8)
-    assert caught.value.property == law
+        check(part, prop, max_tokens=8)
+    assert caught.value.property == prop
 
 
 class Uncopied(Learned):

@@ -21,7 +21,7 @@ from tokenzoo import plugins
 from tokenzoo.testing import PROPERTIES, Models, check_adapter
 from tokenzoo.testing.checks import hold
 
-ADAPTERS = [name for name, law in PROPERTIES.items() if "adapter" in law.binds]
+ADAPTERS = [name for name, prop in PROPERTIES.items() if "adapter" in prop.binds]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 
 
@@ -78,22 +78,22 @@ def test_every_adapter_is_tried() -> None:
     assert sorted(MODELS) == tokenzoo.list_adapters()
 
 
-@pytest.mark.parametrize("law", ADAPTERS)
-def test_the_honest_adapter_keeps_the_laws(law: str) -> None:
+@pytest.mark.parametrize("prop", ADAPTERS)
+def test_the_honest_adapter_has_the_properties(prop: str) -> None:
     """On a model so small that a thousand passes cost little."""
     with plugins.registered(mutants, "mutants"):
         hold(
-            PROPERTIES[law],
+            PROPERTIES[prop],
             Models(mutants.tiny(mutants.Adapted), mutants.images()),
             examples=EXAMPLES,
         )
-    assert PROPERTIES[law].cases == "runs"
+    assert PROPERTIES[prop].cases == "runs"
 
 
 @pytest.mark.parametrize(
     ("name", "recipe"), [*((name, "evoprune") for name in NAMED), ("timm, ViT", "tome")]
 )
-def test_adapters_keep_the_laws(name: str, recipe: str) -> None:
+def test_adapters_have_the_properties(name: str, recipe: str) -> None:
     check_adapter(NAMED[name], image=images(), recipe=recipe, examples=max(2, EXAMPLES // 50))
     with tokenzoo.build(recipe, keep=0.5).attach(NAMED[name]()) as attached:
         assert attached.plan().features < (attached.plan().tokens + 1) / 2 + 1

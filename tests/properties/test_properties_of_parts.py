@@ -17,19 +17,21 @@ SITE = registered("scorers", "matchers", "mergers")
 SCHEDULES = registered("schedules")
 
 
-def holds(subject: Any, law: str, examples: int) -> bool:
-    check(subject, law, examples=examples, max_tokens=16)  # raises, with the example
+def holds(subject: Any, prop: str, examples: int) -> bool:
+    check(subject, prop, examples=examples, max_tokens=16)  # raises, with the example
     return True
 
 
-@pytest.mark.parametrize(("part", "law", "examples"), list(cases(SITE)))
-def test_parts_keep_the_laws(part: Part, law: str, examples: int) -> None:
-    assert holds(part, law, examples)
+@pytest.mark.parametrize(("part", "prop", "examples"), list(cases(SITE)))
+def test_parts_have_the_properties(part: Part, prop: str, examples: int) -> None:
+    assert holds(part, prop, examples)
 
 
-@pytest.mark.parametrize(("schedule", "law", "examples"), list(cases(SCHEDULES)))
-def test_schedules_keep_the_laws(schedule: tokenzoo.Schedule, law: str, examples: int) -> None:
-    assert holds(schedule, law, examples)
+@pytest.mark.parametrize(("schedule", "prop", "examples"), list(cases(SCHEDULES)))
+def test_schedules_have_the_properties(
+    schedule: tokenzoo.Schedule, prop: str, examples: int
+) -> None:
+    assert holds(schedule, prop, examples)
 
 
 def test_every_registered_part_is_tried() -> None:
@@ -54,8 +56,10 @@ def test_a_new_part_is_tried_by_being_registered() -> None:
         found = registered("scorers")
         assert len(found["fresh"]) == 1
         assert found["asks"] == ()
-        laws = [case.values[1] for case in cases({"fresh": found["fresh"]})]
-        assert {"deterministic", "needs_honest", "static_shapes", "scores_formed"} <= set(laws)
+        properties = [case.values[1] for case in cases({"fresh": found["fresh"]})]
+        assert {"deterministic", "needs_honest", "static_shapes", "scores_formed"} <= set(
+            properties
+        )
 
 
 def _asks(weight: float) -> Any:

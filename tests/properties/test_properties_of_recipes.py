@@ -20,19 +20,21 @@ CASES = {"examples": examples(max_tokens=16), "towers": towers(max_tokens=32, ma
 
 
 @pytest.mark.parametrize(
-    ("recipe", "law", "examples"),
+    ("recipe", "prop", "examples"),
     list(cases({name: (recipe,) for name, recipe in RECIPES.items()})),
 )
-def test_recipes_keep_the_laws(recipe: Recipe, law: str, examples: int) -> None:
-    check(recipe, law, examples=examples, max_tokens=16)
-    assert law in binding(recipe)
+def test_recipes_have_the_properties(recipe: Recipe, prop: str, examples: int) -> None:
+    check(recipe, prop, examples=examples, max_tokens=16)
+    assert prop in binding(recipe)
 
 
-@pytest.mark.parametrize("law", [name for name, law in PROPERTIES.items() if law.cases == "towers"])
+@pytest.mark.parametrize(
+    "prop", [name for name, prop in PROPERTIES.items() if prop.cases == "towers"]
+)
 @pytest.mark.parametrize("name", PLANNED)
-def test_other_plans_keep_the_laws(name: str, law: str) -> None:
-    check(PLANNED[name], law, examples=EXAMPLES)
-    assert law in binding(PLANNED[name])
+def test_other_plans_have_the_properties(name: str, prop: str) -> None:
+    check(PLANNED[name], prop, examples=EXAMPLES)
+    assert prop in binding(PLANNED[name])
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -41,8 +43,8 @@ def test_a_recipe_of_several_steps_or_without_keep_is_checked_whole(name: str) -
     assert not PROPERTIES["repr_is_code"](PLANNED[name])
 
 
-@pytest.mark.parametrize("law", binding(RECIPES["tome"]))
-def test_any_recipe_keeps_the_laws(law: str) -> None:
+@pytest.mark.parametrize("prop", binding(RECIPES["tome"]))
+def test_any_recipe_has_the_properties(prop: str) -> None:
     tried = 0
 
     @settings(max_examples=EXAMPLES)
@@ -51,8 +53,8 @@ def test_any_recipe_keeps_the_laws(law: str) -> None:
         nonlocal tried
         tried += 1
         recipe = data.draw(recipes())
-        drawn = CASES.get(PROPERTIES[law].cases)
-        PROPERTIES[law](recipe, *([] if drawn is None else [data.draw(drawn)]))
+        drawn = CASES.get(PROPERTIES[prop].cases)
+        PROPERTIES[prop](recipe, *([] if drawn is None else [data.draw(drawn)]))
 
     on()
     assert tried >= EXAMPLES
@@ -68,7 +70,7 @@ def test_two_classes_of_one_name_are_let_off_but_saved() -> None:
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if needs_all(recipe)])
 def test_protecting_some_of_a_grid_is_refused(name: str) -> None:
-    """A grid, or a softmax, without some of its tokens is none: an error, and not a wrong result."""
+    """A subset of the tokens has no grid and no softmax: an error, and not a wrong result."""
     example = Example.drawn(grid=(3, 4))
     recipe = Recipe(*RECIPES[name].steps, keep=11)
     with pytest.raises(MissingEvidenceError) as caught:

@@ -108,7 +108,7 @@ def test_removals_by_table(
 @pytest.mark.parametrize(
     ("factor", "keep", "tokens", "expected"),
     [
-        (1.5, 64, 576, 96),  # VScan: 1.5 times as many behind the tower ...
+        (1.5, 64, 576, 96),  # VScan: 1.5 times as many after the tower ...
         (0.5, 64, 96, 32),  # ... and half as many in the language model
         (0.5, 5, 100, 3),  # half up
         (0.01, 5, 100, 1),  # at least one

@@ -26,7 +26,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def shown(t: int, *, before: int = N, **more: Tensor) -> dict[str, Any]:
-    """What `reduce` takes, for t words behind N tokens, which were `before` at first."""
+    """The arguments of `reduce` for t words after N tokens, of which there were `before` at first."""
     paid = draws(B, H, t, N + 3, seed=1).softmax(-1)[..., 3:]  # some of it goes to other tokens
     rotation = draws(B, t, N, seed=2)
     embedded = {"x": draws(B, before, C, seed=3), "text": draws(B, t, C, seed=4)}

@@ -1,4 +1,4 @@
-"""An exported file computes what the model does, on images that it was not made from; or there is none."""
+"""An exported file has the outputs of its model, also on other images; otherwise no file is left."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PREFIX = 1
 
 
 def make_plan(owners, groups):
-    """One image whose patches go to these outputs (-1: dropped), behind one prefix token."""
+    """One image whose patches go to these outputs (-1: dropped), after one prefix token."""
     dst = torch.tensor([[0, *(-1 if owner < 0 else owner + 1 for owner in owners)]])
     keep = torch.tensor([[0, *(owners.index(group) + 1 for group in range(groups))]])
     plan = TokenMap(keep, dst)

@@ -112,7 +112,7 @@ def pixels(model: Any, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
 
 
 def llava(**overrides: Any) -> Any:
-    """LLaVA-1.5, small: a CLIP tower of 6 blocks read behind the fifth, 64 tokens without CLS, and a Llama.
+    """LLaVA-1.5, small: a CLIP tower of 6 blocks read after the fifth, 64 tokens without CLS, and a Llama.
 
     Args:
         **overrides: for the configuration; `vision` and `text` are dicts for its two parts.

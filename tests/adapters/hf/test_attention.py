@@ -1,4 +1,4 @@
-"""The door to transformers' attention: one name of ours in the configuration, and nothing left behind."""
+"""The registration of our attention with transformers: one name in the configuration, removed on detach."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_a_cache_under_another_name_is_an_error(call: str, recipe: str) -> None:
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_each_known_name_is_the_same_cache(kind: str, recipe: str) -> None:
-    """By name, by both names, beside an empty one, and by position; and out of a tuple."""
+    """By name, by both names, with an empty one, by position, and out of a tuple."""
     model = whole(kind) if kind == "llava" else qwen.qwen2_vl()
     given = SINGLE.given(model) if kind == "llava" else _qwen(model)
     ids, mask = given["input_ids"], given["attention_mask"]

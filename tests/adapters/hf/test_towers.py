@@ -109,7 +109,7 @@ def test_positions_follow_the_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_CLS)
 @BASES
 @pytest.mark.parametrize("recipe", ["fastervlm", "visionzip"])
-def test_recipes_behind_the_blocks(name: str, base: str, recipe: str) -> None:
+def test_recipes_after_the_blocks(name: str, base: str, recipe: str) -> None:
     model = tower(name, attn_implementation=base)
     x = pixels(model)
     bare = run(model, x)

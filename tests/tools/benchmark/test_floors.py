@@ -71,7 +71,7 @@ def test_a_packed_tower_with_windows():
     bare = floors.operations(work, None)
     assert bare["encoder"] == blocks(24) + 2 * blocks(6)
     assert bare["prefill"] == 3 * layer(WORDS + 24 + 12)
-    on = attached(work, "divprune", 0.5)  # behind the tower: all of its blocks remain
+    on = attached(work, "divprune", 0.5)  # after the tower: all of its blocks remain
     own = floors.operations(work, on)
     assert own["encoder"] == bare["encoder"]
     assert own["prefill"] == 3 * layer(WORDS + 12 + 6)

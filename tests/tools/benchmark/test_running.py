@@ -107,7 +107,7 @@ def test_a_bare_model_that_fails_is_an_error(tower):
         run(type(tower)(**{**vars(tower), "model": model}), [recipe("tome")], rounds=1)
 
 
-def test_other_peoples_code_beside_ours(tower):
+def test_third_party_code_is_a_candidate(tower):
     def slow(model, tick):
         tick_at = model.encoder.layers[0]
 

@@ -86,7 +86,7 @@ class Told:
         self.gone: dict[int, Tensor] = {}
 
     def __call__(self, event: Any) -> None:
-        """Rows with as many visual tokens and as much text behind are told at once, in their order."""
+        """Record rows of equal length and equal numbers of visual tokens at once, in order."""
         assert event.stage == "llm"
         gone = self.gone.setdefault(event.block, torch.zeros(self.ids.shape, dtype=torch.bool))
         size = event.before.x.shape[1]
@@ -153,7 +153,7 @@ def masked(model: Any, told: Told, real: Tensor, *, compact: bool) -> Generator[
 
 
 def steps_of(model: Any, given: Any, real: Tensor, words: Sequence[Tensor]) -> Generator[Any]:
-    """Logits of the prompt, and of each word decoded behind it with the cache; also the mask until then."""
+    """Logits of the prompt, and of each word decoded after it with the cache; also the mask until then."""
     positions = (real.cumsum(-1) - 1).clamp_min(0)
     with torch.no_grad():
         out = model(**given, position_ids=positions, use_cache=True)
@@ -281,7 +281,7 @@ def test_with_and_without_a_cache_in_every_way(kind: str, name: str) -> None:
 
 
 def test_dropped_tokens_come_back_as_they_were() -> None:
-    """Behind the last layer they have the features with which they entered the layer that dropped them."""
+    """After the last layer they have the features with which they entered the layer that dropped them."""
     model = whole("llava")
     given = SINGLE.given(model)
     with torch.no_grad():

@@ -192,7 +192,7 @@ Reducer = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, 
 
 
 def plain(model: Any, given: Any, words: Tensor, at: Mapping[int, Reducer]) -> Tensor:
-    """The logits of a prompt's last token and of the words behind it: bare layers, one prompt, no cache."""
+    """The logits of a prompt's last token and of the words after it: bare layers, one prompt, no cache."""
     language = model.model.language_model
     with entering(model) as calls, torch.no_grad():
         model(**given)
@@ -201,8 +201,8 @@ def plain(model: Any, given: Any, words: Tensor, at: Mapping[int, Reducer]) -> T
     visual, last = ids == hf.IMAGE, len(ids) - 1
     positions = calls[0].get("position_ids")
     positions = torch.arange(len(x)) if positions is None else positions[..., 0, :]
-    behind = positions.max() + 1 + torch.arange(len(words))
-    positions = torch.cat([positions, behind.expand(*positions.shape[:-1], -1)], -1)
+    after = positions.max() + 1 + torch.arange(len(words))
+    positions = torch.cat([positions, after.expand(*positions.shape[:-1], -1)], -1)
     x = torch.cat([x, language.embed_tokens(words)])
     visual = torch.cat([visual, torch.zeros(len(words), dtype=torch.bool)])
     seen: list[Tensor] = []
@@ -230,7 +230,7 @@ def plain(model: Any, given: Any, words: Tensor, at: Mapping[int, Reducer]) -> T
 
 
 def find_raters(model: Any, given: Any) -> list[int]:
-    """The raters of a prompt, counted from the first text token behind its image: one softmax at a time."""
+    """The raters of a prompt, counted from the first text token after its image: one softmax at a time."""
     with entering(model) as calls, torch.no_grad():
         model(**given)
     x = calls[0]["inputs_embeds"][0]
@@ -292,8 +292,8 @@ def of_raters(
         order += [some[c] for c in centres]
     if not compact:
         order = sorted(order)
-    behind = list(range(places[-1] + 1, len(x)))
-    rows = [*range(places[0]), *order, *behind]
+    after = list(range(places[-1] + 1, len(x)))
+    rows = [*range(places[0]), *order, *after]
     new = torch.stack([out.get(i, x[i]) for i in rows])
     is_visual = torch.tensor([i in out for i in rows])
     if compact:
@@ -437,8 +437,8 @@ def test_what_positions_make_of_a_pair(kind: str) -> None:
     places = (given["input_ids"][0] == hf.IMAGE).nonzero()[:, 0]
     d = cos.shape[-1]
     ones = cos + torch.cat([-torch.ones(d // 2), torch.ones(d // 2)]) * sin
-    behind = ones[0, places[-1] + 1 :]
-    wanted = torch.stack([(row * ones[0, places]).sum(-1) for row in behind]) / d**0.5
+    after = ones[0, places[-1] + 1 :]
+    wanted = torch.stack([(row * ones[0, places]).sum(-1) for row in after]) / d**0.5
     assert gap(shown[0][0].double(), wanted) <= 1e-5
 
 
@@ -535,7 +535,7 @@ def test_in_half_precision(name: str) -> None:
 
 
 def test_images_of_several_sizes_with_as_many_tokens_left() -> None:
-    """Behind the first step they have equally many; their raters are those of what each had at first."""
+    """After the first step all have the same number; their raters are those of what each had at first."""
     model = eager("qwen2_vl")
     temple, _, tall, *_ = qwen.photos()
     prompt = "see <image> . what is this small tree ?"

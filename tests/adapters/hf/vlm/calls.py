@@ -1,4 +1,4 @@
-"""Batches for the whole models of `hf_models`, ways of calling them, and what is left behind."""
+"""Batches for the whole models of `hf_models`, ways of calling them, and what detach leaves on them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def logits(model: Any, given: Any, **options: Any) -> Tensor:
 
 
 def answer(model: Any, given: Any, **options: Any) -> Tensor:
-    """The new tokens that `generate` returns, `[b, NEW]`, behind the caller's own prompt."""
+    """The new tokens that `generate` returns, `[b, NEW]`, after the caller's own prompt."""
     options = {"max_new_tokens": NEW, "do_sample": False, **options}
     told = {name: value for name, value in options.items() if value is not None}
     out = model.generate(**given, **told)

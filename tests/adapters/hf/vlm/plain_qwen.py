@@ -42,7 +42,7 @@ class Shown:
 
 
 Between = Callable[[int, int, Image, Shown], Image]
-"""Block, image (its number in the pass), its groups behind the attention, and what that did."""
+"""Block, image (its number in the pass), its groups after the attention, and what that did."""
 
 
 def images(tower: Any, pixels: Tensor, grids: Sequence[Sequence[int]]) -> list[Image]:
@@ -121,7 +121,7 @@ def run(
     *,
     proportional: bool = False,
 ) -> list[Image]:
-    """The groups of each image behind the last block."""
+    """The groups of each image after the last block."""
     found = images(tower, pixels, grids)
     for index, block in enumerate(tower.blocks):
         for i, image in enumerate(found):

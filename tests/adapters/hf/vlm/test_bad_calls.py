@@ -203,7 +203,7 @@ def test_images_without_their_sizes(kind: str) -> None:
 
 
 @EACH
-def test_a_static_cache_behind_a_step_in_the_language_model(kind: str) -> None:
+def test_a_static_cache_after_a_step_in_the_language_model(kind: str) -> None:
     model = whole(kind)
     given = SINGLE.given(model)
     says = r"with a recipe that works in the language model \(layer 2\): it has one length"

@@ -48,7 +48,7 @@ SIDES = pytest.mark.parametrize("side", ["left", "right"])
 
 
 def at_all_stages(kind: str, **options: Any) -> Recipe:
-    """Merged in the blocks, then chosen behind the projector, then by norm before layer 2."""
+    """Merged in the blocks, then chosen after the projector, then by norm before layer 2."""
 
     (block,) = tokenzoo.build("evoprune", start=0).recipe.steps
     apart = SelectAssign(MaxMin(Similarity("x")), Drop())
@@ -153,7 +153,7 @@ def test_frames_of_a_video_are_not_pooled_again() -> None:
 
 @EACH
 def test_crops_lie_in_the_prompt_base_first_then_row_by_row(kind: str) -> None:
-    """What the projector returns is found again in the prompt, with a newline behind each row of crops."""
+    """The projector's outputs are in the prompt, with a newline after each row of crops."""
     model = whole(kind)
     given = SINGLE.given(model)
     projected: list[Tensor] = []
@@ -212,7 +212,7 @@ def test_blocks_that_no_one_reads_are_not_planned_on(layer: Any, blocks: int) ->
     assert torch.equal(logits(model, given), bare)
 
 
-def test_several_hidden_states_are_reduced_behind_the_projector_only() -> None:
+def test_several_hidden_states_are_reduced_after_the_projector_only() -> None:
     model = hf.llava(vision_feature_layer=[-3, -2])
     given = SINGLE.given(model)
     with pytest.raises(AttachError, match=r"works at Stage\.BLOCK; .* at llm, projected"):

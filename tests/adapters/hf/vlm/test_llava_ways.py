@@ -28,7 +28,7 @@ from tokenzoo.errors import AttachError
 RECIPES: dict[str, dict[str, Any]] = {
     "evoprune": {"keep": 16},
     "tome": {"keep": 16},  # proportional attention in the tower
-    "divprune": {"keep": 16},  # behind the projector
+    "divprune": {"keep": 16},  # after the projector
     "fastv": {"keep": 0.25},  # in the language model
 }
 LLAVAS: dict[str, Callable[..., Any]] = {"llava": hf.llava, "onevision": hf.llava_onevision}
@@ -338,7 +338,7 @@ COMPILED = [
 
 @pytest.mark.parametrize(("part", "inplace", "name"), COMPILED)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_compiled_behind_attach_it_is_the_same(part: str, inplace: bool, name: str) -> None:
+def test_compiled_after_attach_it_is_the_same(part: str, inplace: bool, name: str) -> None:
     """The tower without a graph break: fullgraph=True would raise."""
     # Each step has its layers, and no more: of the tower, all but the last are read.
     seen = {"num_hidden_layers": 3 if name == "evoprune" else 2}
@@ -401,7 +401,7 @@ class BoomError(Exception):
 
 
 class Stops(transformers.StoppingCriteria):
-    """Raises behind the first token."""
+    """Raises after the first token."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         raise BoomError

@@ -85,7 +85,7 @@ def attached_to(model: Any, name: str, keep: int | float = 0.4, **options: Any) 
 
 
 def moved(given: Any, more: Tensor) -> dict[str, Tensor]:
-    """The same call with an answer `[b, k]` behind the prompt."""
+    """The same call with an answer `[b, k]` after the prompt."""
     new = {**given, "input_ids": torch.cat([given["input_ids"], more], 1)}
     for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
         if name in given:
@@ -197,7 +197,7 @@ def is_text(model: Any, ids: Tensor) -> Tensor:
 @SIDES
 @pytest.mark.parametrize("name", ["features", "projected"])
 def test_what_is_left_has_the_positions_that_it_had(kind: str, side: str, name: str) -> None:
-    """Found by their features, which dropping behind the blocks leaves as they are."""
+    """Found by their features, which dropping after the blocks does not change."""
     model = whole(kind)
     given = qwen.batch(model, side)
     with entering(model) as calls:

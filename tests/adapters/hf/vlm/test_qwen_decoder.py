@@ -42,8 +42,8 @@ BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
 
 KEEP = 0.4
 ALONE = ("fastv", "dart", "random", "two layers", "pyramid", "raters")
-BEHIND = ("attended, fastv", "merged, dart", "projected, two layers", "projected, next")
-PAIRS = paired("kind", KINDS, "name", [*ALONE, *BEHIND])  # both language models have one form
+TWO_STEPS = ("attended, fastv", "merged, dart", "projected, two layers", "projected, next")
+PAIRS = paired("kind", KINDS, "name", [*ALONE, *TWO_STEPS])  # both language models have one form
 
 
 def drop(stage: Stage, scorer: Scorer, keep: float = 1.0) -> Step:
@@ -51,7 +51,7 @@ def drop(stage: Stage, scorer: Scorer, keep: float = 1.0) -> Step:
 
 
 def recipe(name: str, keep: int | float = KEEP) -> Recipe:
-    """One of `ALONE`, in the language model alone, or of `BEHIND`, with a first step in the tower."""
+    """One of `ALONE`, in the language model alone, or of `TWO_STEPS`, with a first step in the tower."""
     seen = drop(Stage.LLM(2), LastTokenAttention())
     two = (
         drop(Stage.LLM(1), LastTokenAttention(), 1.5),
@@ -90,7 +90,7 @@ def whole(kind: str, base: str = "sdpa") -> Any:
 
 
 def alike(model: Any, side: str = "left") -> Any:
-    """Prompts with an image of one size each, as much text behind it, and more or less before it."""
+    """Prompts with an image of one size each, as much text after it, and more or less before it."""
     temple, flower, *_ = qwen.photos()
     prompts = ["what is <image> ?", "describe the color of <image> ?", "<image> ?"]
     return qwen.inputs(model, prompts, [temple, flower, temple], None, side)
@@ -135,7 +135,7 @@ class Told:
     gone: list[tuple[int, int, Tensor]] = field(default_factory=list)  # layer, call, [b, m]
 
     def __call__(self, event: Any) -> None:
-        """Rows with as many visual tokens and as much text behind are told at once, in their order."""
+        """Record rows of equal length and equal numbers of visual tokens at once, in order."""
         if event.stage != "llm":
             return
         here = len(self.calls) - 1
@@ -180,7 +180,7 @@ class Told:
         return torch.cat([call["position_ids"][-3:] for call in self.calls], -1)
 
     def begins(self) -> list[int]:
-        """The column at which each call begins, and behind the last."""
+        """The column at which each call begins, and the one after the last."""
         sizes = [call["inputs_embeds"].shape[1] for call in self.calls]
         return [sum(sizes[:i]) for i in range(len(sizes) + 1)]
 
@@ -226,7 +226,7 @@ def plain(model: Any, told: Told, ahead: int = 0) -> Tensor:
     Args:
         model: the bare model.
         told: what entered, and what was dropped.
-        ahead: is added to the positions of all calls behind the first.
+        ahead: is added to the positions of all calls after the first.
     """
     language = model.model.language_model
     with torch.no_grad():
@@ -242,7 +242,7 @@ def plain(model: Any, told: Told, ahead: int = 0) -> Tensor:
 
 
 def by_hand(model: Any, given: Any, words: Tensor) -> list[Tensor]:
-    """Logits of a prompt, and of words decoded behind it with the cache, in the caller's coordinates."""
+    """Logits of a prompt, and of words decoded after it with the cache, in the caller's coordinates."""
     mask = given["attention_mask"]
     _, after = rope(model, given)
     with torch.no_grad():
@@ -337,7 +337,7 @@ def test_kept_tokens_are_turned_by_their_own_angles(kind: str, base: str, name: 
 
     told = Told()
     with attached_to(model, name, on_reduce=told) as attached, reading(model, told):
-        # Behind ours, so that they see what those have made.
+        # After ours, so that they see their results.
         layers = model.model.language_model.layers
         handles = [layer.register_forward_pre_hook(show, with_kwargs=True) for layer in layers]
         logits(model, given)
@@ -402,7 +402,7 @@ def test_with_and_without_a_cache_in_every_way(kind: str, name: str) -> None:
 
 
 @PAIRS
-def test_an_answer_is_decoded_behind_the_whole_prompt(kind: str, name: str) -> None:
+def test_an_answer_is_decoded_after_the_whole_prompt(kind: str, name: str) -> None:
     """The logits of `generate` are those of plain layers, at the positions of the bare model."""
     model = whole(kind)
     given = qwen.batch(model)
@@ -411,8 +411,8 @@ def test_an_answer_is_decoded_behind_the_whole_prompt(kind: str, name: str) -> N
     with attached_to(model, name, on_reduce=told), reading(model, told):
         out = turn(model, given, None)
     m = told.begins()[1]
-    behind = (after + torch.arange(len(out.logits) - 1)).expand(3, -1, -1)
-    assert torch.equal(told.places[..., m:], behind)
+    answered = (after + torch.arange(len(out.logits) - 1)).expand(3, -1, -1)
+    assert torch.equal(told.places[..., m:], answered)
     assert gap(torch.stack(out.logits, 1), plain(model, told)[:, m - 1 :]) <= 1e-4
 
 
@@ -478,8 +478,8 @@ def check_places(told: Told, said: Tensor, places: Tensor, name: str) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("name", BEHIND)
-def test_a_new_image_by_hand_behind_a_cache(kind: str, name: str) -> None:
+@pytest.mark.parametrize("name", TWO_STEPS)
+def test_a_new_image_by_hand_after_a_cache(kind: str, name: str) -> None:
     """Three calls of the model itself, without masks: the second has a word and an image."""
     model = whole(kind)
     temple, flower, *_ = qwen.photos()

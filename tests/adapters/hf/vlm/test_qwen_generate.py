@@ -79,7 +79,7 @@ def test_seconds_between_slices_of_a_video_stay(name: str) -> None:
         assert torch.equal(calls[-1]["position_ids"][-3:, 0], after)
         first = int(ids.int().argmax())
         rest = len(ids) - first - int(ids.sum())
-        # Every slice keeps as many, each at the time that it had; and the words behind go on.
+        # Every slice keeps as many, each at the time that it had; and the words after them go on.
         slices = before[0, ids].unique()
         kept = after[:, first:-rest]
         assert torch.equal(kept[0].unique(), slices)
@@ -98,7 +98,7 @@ def test_seconds_between_slices_of_a_video_stay(name: str) -> None:
 @EACH
 @RECIPES
 def test_rows_are_answered_as_if_they_were_alone(kind: str, name: str) -> None:
-    """A thumbnail, which is left whole, beside a large image, a video and words."""
+    """A thumbnail, which is left whole, with a large image, a video and words."""
     model = whole(kind)
     small = FLOWER.resize((28, 28))
     rows = [
@@ -132,7 +132,7 @@ def test_prompt_lookup_says_the_same(kind: str) -> None:
 # --- conversations ---
 
 
-def behind(model: Any, out: Any, given: Any, new: Any) -> dict[str, Any]:
+def continued(model: Any, out: Any, given: Any, new: Any) -> dict[str, Any]:
     """The next turn: all that was said, and what is said now, of a batch."""
     whole_ids = torch.cat([out.sequences, new["input_ids"]], 1)
     answered = torch.ones(len(whole_ids), NEW, dtype=torch.int64)
@@ -154,7 +154,7 @@ def test_a_padded_batch_is_asked_again(kind: str, name: str) -> None:
     every = qwen.inputs(model, ["<image> and <image>"] * 2, [TALL, WIDE, FLOWER, WIDE])
     with attached_to(model, name):
         one = said(model, first)
-        given = behind(model, one, first, second)
+        given = continued(model, one, first, second)
         two = said(model, given, **{CACHE: cache_of(one)})
         pixels = {name: every[name] for name in ("pixel_values", "image_grid_thw")}
         at_once = said(model, {**given, **pixels})
@@ -168,20 +168,20 @@ def test_a_padded_batch_is_asked_again(kind: str, name: str) -> None:
     "image", [FLOWER, FLOWER.resize((28, 28)), None], ids=["image", "thumbnail", "words"]
 )
 def test_a_video_comes_in_the_second_turn(kind: str, name: str, image: Any) -> None:
-    """Behind an image that is shortened, one that is left whole, or words alone."""
+    """After an image that is shortened, one that is left whole, or words alone."""
     model = whole(kind)
     images = None if image is None else [image]
     first = qwen.inputs(model, f"what is {'the sky' if image is None else '<image>'} ?", images)
     second = qwen.inputs(model, "see <video> now", videos=[qwen.video(4)])
     with attached_to(model, name, 20):
         one = said(model, first)
-        given = behind(model, one, first, second)
+        given = continued(model, one, first, second)
         two = said(model, given, **{CACHE: cache_of(one)})
         more = {name: first[name] for name in ("pixel_values", "image_grid_thw") if images}
         whole_turn = {**given, **more}
         at_once = said(model, whole_turn)
         assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
-        # By hand behind it: the answer's last token is in no cache yet.
+        # By hand after it: the answer's last token is in no cache yet.
         expected = logits(model, moved(whole_turn, two.sequences[:, -NEW:]))[:, -1]
         said(model, given, **{CACHE: cache_of(said(model, first))})
         out = logits(
@@ -202,11 +202,11 @@ def test_two_conversations_take_turns(kind: str) -> None:
         alone: list[Any] = []
         for first in firsts:
             out = said(model, first)
-            given = behind(model, out, first, new)
+            given = continued(model, out, first, new)
             alone.append(said(model, given, **{CACHE: cache_of(out)}))
         opened = [said(model, first) for first in firsts]
         for first, out, expected in zip(firsts, opened, alone, strict=True):
-            given = behind(model, out, first, new)
+            given = continued(model, out, first, new)
             told = said(model, given, **{CACHE: cache_of(out)})
             assert torch.equal(told.sequences, expected.sequences)
             assert gap(torch.stack(told.logits), torch.stack(expected.logits)) <= 1e-5

@@ -155,7 +155,7 @@ def test_dropped_at_the_end_the_rest_are_the_rows_of_the_bare_tower(
     expected = bare(kind)[
         torch.cat([own + begin for own, begin in zip(rows, starts, strict=False)])
     ]
-    # (Behind the merger rows are only chosen; before it, fewer rows may be multiplied in another order.)
+    # (After the merger rows are only chosen; before it, fewer rows may be multiplied in another order.)
     assert gap(out, expected) <= (0 if at == "projected" else 1e-6)
 
 
@@ -506,7 +506,7 @@ def test_debug_names_what_is_no_number() -> None:
     assert remains(model) == []
 
 
-# ----------------------------------------------------------------------- behind the last block
+# ------------------------------------------------------------------------ after the last block
 
 
 @BOTH
@@ -524,7 +524,7 @@ def test_divprune_is_the_recipe_on_the_merged_rows(kind: str) -> None:
 @BOTH
 @BASES
 def test_steps_at_all_stages(kind: str, base: str) -> None:
-    """Attended most, in a block, behind the last one, and behind the merger, by the last one's maps."""
+    """Most attended: in a block, after the last one, and after the merger, by the last one's maps."""
     by_attention = SelectAssign(TopK(ReceivedAttention()), Drop())
     steps = [
         Step(Stage.BLOCK, Once(1, keep=3), by_attention, Identity()),

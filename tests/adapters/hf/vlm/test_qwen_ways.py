@@ -96,7 +96,7 @@ def test_reentrant_checkpoints_are_refused(kind: str, name: str) -> None:
     build(name).attach(model)
     plainly = gradients(model, x)
     model.gradient_checkpointing_enable({"use_reentrant": True})
-    if name == "divprune":  # behind the blocks
+    if name == "divprune":  # after the blocks
         gradients(model, x)
     else:
         with pytest.raises(AttachError, match="use_reentrant=False"):
@@ -143,7 +143,7 @@ def test_two_threads(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("qwen2_vl", "tome"), ("qwen2_5_vl", "evoprune")])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_compiled_behind_attach_it_is_the_same(kind: str, name: str) -> None:
+def test_compiled_after_attach_it_is_the_same(kind: str, name: str) -> None:
     """With the graph breaks of the bare tower, which reads the grids on the host."""
     few = {"depth": 2} if kind == "qwen2_vl" else {"depth": 2, "fullatt_block_indexes": [1]}
     model = tower(kind, **few)

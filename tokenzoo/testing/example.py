@@ -1,4 +1,4 @@
-"""One site's worth of data: tokens, everything that can be known about them, and a wish.
+"""The data of one site: tokens, all evidence about them, and a budget.
 
 The numbers come from a generator with a seed, so `Example.drawn(...)` with the arguments that a failure
 shows is the same example again.
@@ -40,7 +40,7 @@ _AXIS = {
 
 @dataclass(frozen=True, repr=False)
 class Example:
-    """The tokens of one site, everything that a site can show about them, and a wish.
+    """The tokens of one site, all evidence about them, and a budget.
 
     As in `Method.reduce`, tensors are about the whole input of N tokens, prefix tokens first.
 
@@ -61,7 +61,7 @@ class Example:
         grid: of the patch tokens; its rows serve as frames, too.
         prefix: number of prefix tokens.
         keep: patch tokens to keep, a count or a fraction.
-        story: how it was made.
+        story: the code that makes it.
     """
 
     x: Tensor
@@ -143,7 +143,7 @@ class Example:
         return self.story
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What Hypothesis shows: the story, not the numbers."""
+        """Print the story for Hypothesis, not the numbers."""
         del cycle
         printer.text(self.story)
 
@@ -188,7 +188,7 @@ class Example:
         )
 
     def layers(self, needs: frozenset[str]) -> dict[Layer, dict[str, Any]]:
-        """What is passed as `at=`: every layer that `needs` names shows what this one does.
+        """Return the argument `at=`: every layer in `needs` has the evidence of this one.
 
         All but "text", which is about the tokens of the text.
         """
@@ -197,25 +197,25 @@ class Example:
         return {layer: text if layer == TEXT else shown for layer in layers_in(needs)}
 
     def wish(self, keep: int | float) -> Example:
-        """The same with another `keep`."""
+        """Return the example with another `keep`."""
         return replace(self, keep=keep, story=f"{self.story}.wish({keep!r})")
 
     def image(self, index: int) -> Example:
-        """One image, alone."""
+        """Return an example of one image of the batch."""
         names = (*PER_TOKEN, *ABOUT_TEXT)
         alone = {name: getattr(self, name)[index : index + 1] for name in names}
         return replace(self, **alone, story=f"{self.story}.image({index})")
 
     def double(self) -> Example:
-        """The same in float64."""
+        """Return the example in float64."""
         return self._changed(lambda values: values.double(), "double()")
 
     def to(self, dtype: torch.dtype) -> Example:
-        """The same in another dtype; masses stay float32."""
+        """Return the example in another dtype; masses stay float32."""
         return self._changed(lambda values: values.to(dtype), f"to({dtype})")
 
     def backwards(self) -> Example:
-        """The last token first, in all that is known of them: what looks at features decides otherwise."""
+        """Reverse the order of tokens in all evidence; a part that reads features decides differently."""
         turned = {
             name: getattr(self, name).flip(_AXIS.get(name, 1))
             for name in _REAL
@@ -242,20 +242,20 @@ class Example:
         return replace(self, **changed, story=f"{self.story}.{story}")
 
     def after(self, plan: TokenMap) -> Example:
-        """What the next site could see: everything of the tokens that `plan` keeps."""
+        """Return the example of the next site: the evidence of the tokens that `plan` keeps."""
         index = plan.keep.clamp_min(0)
         left = plan.kept - self.prefix
         taken = {name: _taken(getattr(self, name), index, name) for name in PER_TOKEN}
         return replace(self, **taken, grid=(1, left), story=f"{self.story}.after(...)")
 
     def alone(self) -> Example:
-        """The first patch token of each image, without any other and without prefix."""
+        """Return the first patch token of each image alone, without prefix."""
         first = torch.full((self.images, 1), self.prefix)
         taken = {name: _taken(getattr(self, name), first, name) for name in PER_TOKEN}
         return replace(self, **taken, grid=(1, 1), prefix=0, keep=1, story=f"{self.story}.alone()")
 
     def poisoned(self, patches: list[int], value: float = float("nan")) -> Example:
-        """Some patch tokens with a NaN or an infinity in all that is known of them.
+        """Put NaN or infinity into all evidence of some patch tokens.
 
         Attention is NaN there whatever the value: a softmax never yields an infinity.
         """

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what reaches a part: tokens, the evidence about them, budgets, plans, sites.
+"""Hypothesis strategies for the inputs of parts: tokens, evidence, budgets, plans, sites.
 
     @given(evidence())
     def test_mine(evidence): ...
@@ -29,13 +29,13 @@ from tokenzoo.tokens import Tokens
 
 @cache
 def budgets(tokens: int) -> st.SearchStrategy[int | float]:
-    """What a caller may ask for of so many tokens: counts (also more than there are) and fractions."""
+    """Draw a budget for so many tokens: a count (at most one more than there are) or a fraction."""
     return st.integers(1, tokens + 1) | st.integers(1, 100).map(lambda percent: percent / 100)
 
 
 @cache
 def _rows(tokens: int) -> st.SearchStrategy[int]:
-    """The rows that a grid of so many tokens may have."""
+    """Draw a number of rows that divides the tokens."""
     return st.sampled_from([rows for rows in range(1, tokens + 1) if tokens % rows == 0])
 
 
@@ -115,18 +115,18 @@ FEWEST: dict[Takes, Fewest] = {
     "every fourth stays": lambda n: n - Every(4).limit(n),
     "nothing": lambda n: n,
 }
-"""What the matcher of a site can take, as `fewest`."""
+"""`fewest` functions of matchers, by how many tokens the matcher can remove at a site."""
 
 
 @dataclass(frozen=True)
 class Sites:
-    """What a schedule is asked: so many tokens, so many sites, and a wish.
+    """The arguments of a schedule: tokens, sites, and the wanted count.
 
     Attributes:
         tokens: before the first site.
-        sites: how many.
-        keep: wanted after the last.
-        takes: what the matcher can take at one site; a key of `FEWEST`.
+        sites: number of sites.
+        keep: wanted number of tokens after the last site.
+        takes: how many tokens the matcher can remove at one site; a key of `FEWEST`.
     """
 
     tokens: int
@@ -142,7 +142,7 @@ class Sites:
 
 @st.composite
 def sites(draw: st.DrawFn, *, max_tokens: int = 300, max_sites: int = 32) -> Sites:
-    """Draw a question to a schedule: pairs, selections, and matchers that can take next to nothing."""
+    """Draw arguments of a schedule, for matchers that can remove many tokens or almost none."""
     tokens = draw(st.integers(1, max_tokens))
     return Sites(
         tokens,
@@ -154,7 +154,7 @@ def sites(draw: st.DrawFn, *, max_tokens: int = 300, max_sites: int = 32) -> Sit
 
 @dataclass(frozen=True)
 class Tower:
-    """What a recipe is planned for: the shape of a tower.
+    """The shape of a tower, for which a recipe is planned.
 
     Attributes:
         tokens: patch tokens of an image.

@@ -62,7 +62,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Collages:
-    """Collages of g x g digits, and what there is to know about them.
+    """Collages of g x g digits, with their labels.
 
     `images` [b, 3, 16g, 16g] float32 in -1..1, `digits` [b, g*g] int64 in 0..9, row by row,
     `marked` [b] int64 in 0..g*g-1: the cell with the tinted background.
@@ -84,7 +84,7 @@ class Collages:
 
 
 def _need(module: str, package: str) -> Any:
-    """Import a module of the demo extra, or say how to get it."""
+    """Import a module of the demo extra; if it is missing, raise an error with the install command."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -207,7 +207,7 @@ def load_digits_vit() -> VisionTransformer:
 
 
 def accuracy(logits: Tensor, collages: Collages) -> dict[str, float]:
-    """How much of [b, 60] logits is right, as fractions in 0..1.
+    """Compute the accuracy of logits [b, 60], as fractions in 0..1.
 
     'marked': the marked digit; 'counts': the ten counts of a collage, each for itself;
     'all counts': collages with all ten counts right.

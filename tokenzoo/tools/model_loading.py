@@ -28,11 +28,11 @@ from tokenzoo.tools import transformers_loading
 
 @dataclass(frozen=True)
 class Tower:
-    """A model and what it reads.
+    """A model and the size of its input.
 
     Attributes:
         model: in eval mode.
-        size: of an image: (channels, height, width); () of models of transformers.
+        size: (channels, height, width) of an image; () for models of transformers.
     """
 
     model: Any
@@ -41,13 +41,13 @@ class Tower:
 
 @dataclass(frozen=True)
 class _Library:
-    """Where models come from.
+    """A library that makes models.
 
     Attributes:
-        package: the name under which it is installed.
-        names: its models.
-        make: a model by name and options.
-        size: of the images that a model reads.
+        package: its name on PyPI.
+        names: returns the names of its models.
+        make: returns a model, given its name and options.
+        size: returns (channels, height, width) of a model's images.
     """
 
     package: str
@@ -69,7 +69,7 @@ def create(
         name: of timm, or "library:name", or a folder with a config.json of transformers.
         depth: blocks to make; a model whose function takes no depth has its own number.
         device: "meta" makes a model without weights, which costs nothing.
-        options: what else the library's function takes, e.g. `img_size`, or timm's `pretrained=True`, with
+        options: other arguments of its function, e.g. `img_size`, or timm's `pretrained=True`, with
             which it downloads trained weights.
 
     Raises:
@@ -101,13 +101,13 @@ def create(
     with torch.device(device):
         try:
             model = _made(library, rest, given)
-        except (AssertionError, TypeError) as error:  # how the libraries say no
+        except (AssertionError, TypeError) as error:  # what the libraries raise
             raise BadArgumentError(f"{name} cannot be made with {given!r}: {error}") from error
     return Tower(model.eval(), library.size(model))
 
 
 def _made(library: _Library, name: str, options: dict[str, Any]) -> Any:
-    """The model, without the depth where its function takes none."""
+    """Make the model; if its function takes no depth, without the depth."""
     try:
         return library.make(name, options)
     except TypeError as error:
@@ -119,9 +119,9 @@ def _made(library: _Library, name: str, options: dict[str, Any]) -> Any:
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Give every parameter a random value of about the size that a trained one has.
 
-    Of a fresh model some branches count for nothing, or nearly (LayerScale's gammas are about 1e-5, as are
-    some norms after a branch, and some heads are 0), and its attention is nearly uniform: an error in any
-    block would be invisible.
+    In a newly initialised model some branches contribute almost nothing (LayerScale's gammas and some norms
+    after a branch are about 1e-5, some heads are 0) and attention is nearly uniform, which would hide an
+    error in any block.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -151,17 +151,17 @@ def _need(module: str, package: str) -> Any:
 
 
 def _timm_size(model: Any) -> tuple[int, int, int]:
-    """The size that it is made for; where images of any size are taken, that of its configuration."""
+    """Return the image size of the model; if it takes any size, the one in its configuration."""
     channels, height, width = model.pretrained_cfg.get("input_size", (3, 224, 224))
     grid = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return (channels, *(grid or (height, width)))
 
 
 def _open_clip(name: str, options: dict[str, Any]) -> Any:
-    """The image tower; of one that wraps a model of timm, that model."""
+    """Make the image tower; if it wraps a model of timm, return that model."""
     if "depth" in options:
         raise TypeError("open_clip's models take no depth")
-    # It moves the model to a device, the CPU if it is not told which.
+    # create_model moves the model to a device; its default is the CPU.
     device = torch.get_default_device()
     whole = _need("open_clip", "open_clip_torch").create_model(name, device=device, **options)
     visual = whole.visual

@@ -38,7 +38,7 @@ Given = Tensor | Mapping[str, Any]
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
-# Operators of choosing, matching and merging, of which a bare vision transformer has hardly any.
+# Operators of selection, matching and merging; a bare vision transformer has very few of them.
 REDUCING = ("TopK", "ArgMax", "GatherElements", "ScatterElements", "ScatterND")
 
 
@@ -53,10 +53,10 @@ class Exported:
         inputs: names of its inputs.
         dynamic: whether it takes any number of images.
         batches: numbers of images with which it was compared.
-        tokens: patch tokens before the first block; None: a tower that the recipe leaves alone.
+        tokens: patch tokens before the first block; None: the recipe does not change the tower.
         counts: patch tokens after each block.
         error: the largest difference from the model, relative to the largest output.
-        operators: how many there are of those that the reductions are made of.
+        operators: number of operators of each kind in `REDUCING`.
     """
 
     path: Path
@@ -83,13 +83,13 @@ def export(
     """Attach a recipe, write the model as an ONNX file, and detach.
 
     ONNX Runtime then runs the file on the CPU, on random inputs that it was not made from, and on other
-    numbers of images. Only a file whose outputs are the model's takes its place at `path`.
+    numbers of images. The file is moved to `path` only if its outputs agree with the model's.
 
     Args:
         zoo: the recipe.
         model: a vision transformer in eval mode, float32, that an adapter knows.
-        example: what it is called with: images `[b, 3, height, width]`, or a mapping of its arguments.
-        path: of the file, .onnx.
+        example: the model's input: images `[b, 3, height, width]`, or a mapping of its arguments.
+        path: the file to write, .onnx.
         dynamic: whether the file takes any number of images, or as many as the example has.
         tolerance: the largest difference allowed, relative to the largest output.
 
@@ -153,7 +153,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
     """Return the path of the file.
 
     Raises:
-        BadArgumentError: no such place can be, or its folder is not there.
+        BadArgumentError: the path is invalid, or its folder does not exist.
     """
     try:
         place = Path(path).absolute()
@@ -225,7 +225,7 @@ def _images(given: Given) -> int:
 
 
 def _of(given: Given, images: int, seed: int | None = None) -> Given:
-    """The same for so many images; with a seed, with random numbers in place of others."""
+    """Repeat the input to so many images; with a seed, replace floating-point values by random ones."""
 
     def several(value: Tensor) -> Tensor:
         value = value[torch.arange(images, device=value.device) % len(value)]
@@ -237,7 +237,7 @@ def _of(given: Given, images: int, seed: int | None = None) -> Given:
 
 
 def _convert(model: nn.Module, given: Given, file: Path, dynamic: bool) -> Any:
-    """Write the file; returns the graph in it, as onnx_ir has it."""
+    """Write the file, and return its graph as an object of onnx_ir."""
     args, named = _arguments(given)
     axis = {0: torch.export.Dim("images")}
     shapes: Any = (axis,) if args else dict.fromkeys(named, axis)
@@ -262,7 +262,7 @@ def _convert(model: nn.Module, given: Given, file: Path, dynamic: bool) -> Any:
 
 
 def _session(file: Path) -> Any:
-    """The file in ONNX Runtime, on as many threads as torch has."""
+    """Open the file in ONNX Runtime, with torch's number of threads."""
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -270,12 +270,12 @@ def _session(file: Path) -> Any:
 
 
 def _run(session: Any, given: Given) -> list[Tensor]:
-    """Run the file."""
+    """Run the file, and return its outputs as tensors."""
     names = [one.name for one in session.get_inputs()]
     named = {names[0]: given} if isinstance(given, Tensor) else given
     try:
         found = session.run(None, {name: named[name].cpu().numpy() for name in names})
-    except Exception as error:  # its own kinds have no public name
+    except Exception as error:  # ONNX Runtime's error classes have no public names
         raise ExportError(
             f"ONNX Runtime cannot run the file on {_images(given)} images: "
             f"{textwrap.shorten(str(error), 400)} Where the model takes one number only: dynamic=False"
@@ -290,7 +290,7 @@ def _call(model: nn.Module, given: Given) -> list[Tensor]:
 
 
 def _gap(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference, relative to the largest value of its output; infinite: other shapes."""
+    """Return the largest difference relative to the output's largest value; infinite if shapes differ."""
     if [one.shape for one in found] != [one.shape for one in expected]:
         return math.inf
     gaps = [

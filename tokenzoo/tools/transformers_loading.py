@@ -1,7 +1,7 @@
 """Models of transformers by type, or by the folder of a checkpoint: random weights, and inputs for them.
 
-A multimodal model is made with its own vision tower and a small language model: what is tried on it does
-not depend on the language model's size, and a 7B one would not fit everywhere.
+A multimodal model is made with its own vision tower and a small language model: results do not depend
+on the language model's size, and one of 7B would not fit on every machine.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ def is_folder(name: str) -> bool:
     """Whether this is the folder of a checkpoint, as `save_pretrained` writes it."""
     try:
         return (Path(name) / "config.json").is_file()
-    except (OSError, ValueError):  # too long a name, or one with a null in it
+    except (OSError, ValueError):  # the name is too long or contains a null
         return False
 
 
 def names() -> list[str]:
-    """The types of models that transformers can make."""
+    """Return the types of models that transformers can make, sorted."""
     auto = _transformers("models.auto.configuration_auto")
     return sorted(auto.CONFIG_MAPPING_NAMES)
 
 
 def make(name: str, options: Mapping[str, Any]) -> Any:
-    """A model by its type or folder, with random weights.
+    """Make a model by its type or folder, with random weights.
 
     Args:
         name: a type ("clip_vision_model", "llava_onevision"), or a folder with a config.json.
         options: `depth` is the number of blocks of the vision tower; others are the configuration's own.
 
     Raises:
-        BadArgumentError: transformers cannot make it so.
+        BadArgumentError: transformers cannot make the model with these options.
     """
     auto = _transformers("models.auto")
     given = dict(options)
@@ -69,33 +69,33 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
             _shrink(config)
         kind: Any = auto.AutoModelForImageTextToText if whole else auto.AutoModel
         return kind.from_config(config).eval()
-    except Exception as error:  # a configuration says no in many ways
+    except Exception as error:  # configurations raise errors of many types
         raise BadArgumentError(
             f"transformers cannot make {name!r} with {dict(options)!r}: {error}"
         ) from error
 
 
 def has_weights(folder: str) -> bool:
-    """Whether a checkpoint's folder has its weights, too."""
+    """Whether a checkpoint's folder contains the weights."""
     patterns = ("model*.safetensors", "pytorch_model*.bin")
     return any(any(Path(folder).glob(pattern)) for pattern in patterns)
 
 
 def trained(folder: str, options: Mapping[str, Any]) -> Any:
-    """A model with the weights of its folder, in float32.
+    """Load a model with the weights in its folder, in float32.
 
     Args:
         folder: as `save_pretrained` writes it.
         options: of the configuration.
 
     Raises:
-        BadArgumentError: transformers cannot load it so.
+        BadArgumentError: transformers cannot load the model with these options.
     """
     auto = _transformers("models.auto")
     given = {"local_files_only": True, "dtype": torch.float32, **options}
     try:
         return auto.AutoModel.from_pretrained(folder, **given).eval()
-    except Exception as error:  # a checkpoint says no in many ways
+    except Exception as error:  # checkpoints raise errors of many types
         raise BadArgumentError(
             f"transformers cannot load {folder!r} with {dict(options)!r}: {error}"
         ) from error
@@ -112,7 +112,7 @@ def _shrink(config: Any) -> None:
         text.layer_types = ["full_attention"] * SMALL["num_hidden_layers"]
     if config.model_type in PACKED:
         text.rope_parameters = {**text.rope_parameters, "mrope_section": AXES}
-        # The tower ends with the width of the language model, and each type has its own word for that.
+        # The tower's output has the width of the language model; each type names that width differently.
         vision: Any = config.vision_config
         end = "out_hidden_size" if hasattr(vision, "out_hidden_size") else "hidden_size"
         setattr(vision, end, SMALL["hidden_size"])
@@ -124,7 +124,7 @@ def _placeholders(config: Any) -> list[int]:
 
 
 def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
-    """Random arguments for a model: pixels, and for a multimodal one a prompt with an image each.
+    """Make random arguments for a model: pixels, and for a multimodal one prompts of one image each.
 
     Args:
         model: of transformers.

@@ -65,9 +65,9 @@ def merged_groups(
         image: `[3, h, w]` in 0..1.
         plan: from the first tokens to the last, prefix tokens included: `attached.record`.
         grid: (rows, columns) of the patches.
-        prefix: tokens in front that are no patches.
+        prefix: number of tokens before the patches.
         index: of the image in the plan's batch.
-        see_through: how much of the photograph shines through the fill: 0 nothing, 1 all.
+        see_through: opacity of the photograph over the fill: 0 hides it, 1 hides the fill.
 
     Returns:
         `[3, H, W]` in 0..1, an enlargement of the image.
@@ -106,7 +106,7 @@ def shrunk_image(image: Tensor, grid: tuple[int, int]) -> Tensor:
         `[3, H, W]` in 0..1, an enlargement that leaves the pixels visible.
 
     Raises:
-        BadArgumentError: it is no such image, or smaller than the grid.
+        BadArgumentError: the image has another shape or dtype, or is smaller than the grid.
     """
     _check_image(image)
     large = _enlarged(image, grid)
@@ -127,9 +127,9 @@ def gallery(
     Args:
         rows: the panels; every row has one per column.
         columns: a name and a detail, to stand above each column.
-        path: of the file to write.
-        title: above everything.
-        caption: below everything, wrapped.
+        path: the file to write.
+        title: text above the pictures.
+        caption: text below the pictures, wrapped.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -198,7 +198,7 @@ def _show(axes: Any, panel: Panel) -> None:
 
 
 def _head(axes: Any, name: str, detail: str) -> None:
-    """Write above a column. Two texts: one of two lines would sit higher where a letter hangs low."""
+    """Write a column's heading as two texts: a text of two lines would not be on one baseline."""
     place = {"transform": axes.transAxes, "ha": "center", "va": "baseline"}
     axes.text(0.5, 1.13, name, fontsize=10, weight="bold", **place)
     axes.text(0.5, 1.04, detail, fontsize=8.5, color=GREY, **place)
@@ -258,7 +258,7 @@ def _mean_colours(image: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def _darkened(image: Tensor) -> Tensor:
-    """The image in the dark, with diagonal hatching, `[3, H, W]`."""
+    """Darken the image and hatch it diagonally, `[3, H, W]`."""
     h, w = image.shape[1:]
     step = max(4, min(h, w) // 40)
     diagonal = (torch.arange(h)[:, None] + torch.arange(w)) % step

@@ -1,4 +1,4 @@
-"""Who takes part in a run: a name, and a function that makes a copy of the bare model faster.
+"""Candidates of a run: a name, and a function that changes a copy of the bare model.
 
     Candidate("evoprune", recipe("evoprune", keep=64), keep=64)
     Candidate("third party", patch)            # def patch(model, tick): ...
@@ -36,14 +36,14 @@ class Candidate:
 
     Args:
         name: of the row.
-        prepare: changes the model that it is given, in place. It returns what `attach` returns, from whose
-            plan the floors come; or None, of code that is not ours. It is given the clock, too: whoever
-            calls that before and after each selection has the time of the selections measured.
+        prepare: changes the model in place. It returns the result of `attach`, whose plan determines the
+            floors, or None for third-party code. Its second argument is the clock: call it before and
+            after each selection to measure the time of selections.
         keep: the budget, for the table; None: no budget.
-        floor: without a plan: the share of the encoder's operations that is left, where it is known.
+        floor: for third-party code: the remaining share of the encoder's operations, if known.
 
     Raises:
-        BadArgumentError: a name that is taken by the bare model, or a number that makes no sense.
+        BadArgumentError: the name is empty or the bare model's, or `keep` or `floor` is out of range.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Candidate:
 
 
 def attaching(zoo: Method) -> Prepare:
-    """The function of a candidate that attaches a recipe."""
+    """Return a `prepare` function that attaches a recipe."""
 
     def prepare(model: Any, tick: Tick) -> Attached:
         return attach(zoo.recipe, model, clock=tick)
@@ -76,12 +76,12 @@ def attaching(zoo: Method) -> Prepare:
 
 
 def copy_of(model: nn.Module) -> Any:
-    """A model of its own with the same weights: nothing but these is shared."""
+    """Copy a model; the copy shares only the parameters."""
     return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def check_candidates(candidates: Sequence[Candidate]) -> None:
-    """Raise unless each can be told from the others.
+    """Raise unless each candidate has a name and budget of its own.
 
     Raises:
         BadArgumentError: no candidate, or two with the same name and budget.

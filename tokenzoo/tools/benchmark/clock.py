@@ -1,8 +1,7 @@
 """Marks within one call, and the times between them.
 
 On a GPU a mark is an event in the stream, which is read after the call: waiting for it during the call
-    would
-keep Python from running ahead, and change the result.
+would keep Python from running ahead, and change the result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a plan leaves of the operations: the least time that a candidate could take, as a ratio.
+"""The share of operations that remains under a plan: a lower bound of a candidate's relative time.
 
 Counted are matrix products: those of the tower's blocks (`TokenBudget.operations`), and of the language
 model's layers and its head. Attention is counted whole, as if it were not causal. Projector, pooling,
@@ -17,7 +17,7 @@ from tokenzoo.tools.benchmark.workload import Workload
 
 
 def operations(work: Workload, attached: Attached | None) -> dict[str, float]:
-    """The operations of each part of one call; {} where nothing knows the model.
+    """Count the operations of each part of one call; {} if no adapter supports the model.
 
     Args:
         work: the call.
@@ -35,7 +35,7 @@ def operations(work: Workload, attached: Attached | None) -> dict[str, float]:
 
 
 def prompts(work: Workload, attached: Attached | None) -> tuple[int, ...]:
-    """Tokens of one prompt that enter each layer of the language model."""
+    """Return the number of tokens of one prompt that enter each layer of the language model."""
     given: Any = work.given
     depth, length = work.model.config.text_config.num_hidden_layers, given["input_ids"].shape[1]
     if attached is None:
@@ -57,11 +57,11 @@ def prompts(work: Workload, attached: Attached | None) -> tuple[int, ...]:
 
 
 def layers(text: Any, entering: Sequence[int]) -> int:
-    """The operations of a language model's layers, when so many tokens enter each.
+    """Count the operations of a language model's layers.
 
     Args:
         text: its configuration; its MLP has three matrices.
-        entering: one number for each layer.
+        entering: number of tokens that enter each layer.
     """
     width, heads = text.hidden_size, text.num_attention_heads
     head = getattr(text, "head_dim", None) or width // heads
@@ -71,7 +71,7 @@ def layers(text: Any, entering: Sequence[int]) -> int:
 
 
 def after_tower(work: Workload, attached: Attached | None) -> tuple[int, ...]:
-    """Patch tokens that leave the encoder, of each kind of image; () where nothing knows."""
+    """Patch tokens that leave the encoder, of each kind of image; () if no adapter supports the model."""
     if work.adapter is None:
         return ()
     kinds = dict.fromkeys(work.images)

@@ -1,4 +1,4 @@
-"""Ways of running a model: as it is, compiled, or as a CUDA graph."""
+"""Modes of running a model: eager, compiled, or as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ VERSIONS = 256
 
 
 def check_mode(mode: str, work: Workload) -> None:
-    """Raise unless this model can be run so.
+    """Raise unless this model can be run in this mode.
 
     Raises:
-        BadArgumentError: no such mode, or a graph where there can be none.
+        BadArgumentError: the mode is unknown, or it is "graph" on a CPU or for a multimodal model.
     """
     check_choice("mode", mode, *MODES)
     if mode != "graph":
@@ -50,10 +50,10 @@ def many_versions(mode: Mode) -> Generator[None]:
 
 
 def ready(mode: Mode, work: Workload, model: Any) -> Callable[[], object]:
-    """The call of this model, in this mode.
+    """Return the call of this model in this mode.
 
-    Compiled are the tower and the language model, each as a whole, for the shapes that they are given: the
-    clock stands outside. What compiles, compiles in the first calls.
+    "compile" compiles the tower and the language model, each as a whole, for the shapes of their inputs;
+    the clock is not compiled. Compilation happens in the first calls.
     """
     if mode == "compile":
         for module in _parts(work, model):
@@ -69,10 +69,10 @@ def _parts(work: Workload, model: Any) -> Sequence[Any]:
 
 
 def _captured(call: Callable[[], object]) -> Callable[[], object]:
-    """A CUDA graph of a call: its kernels, launched at once."""
+    """Capture a call as a CUDA graph, and return its replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is set up in the first calls is no part of a graph
+    with torch.cuda.stream(stream):  # the first calls set up what must not be captured
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)

@@ -101,11 +101,11 @@ SHAPES = {
 
 
 def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
-    """A model, and a prompt for it.
+    """Make a model and a prompt for it.
 
     Raises:
         MissingDependencyError: transformers, or the attention that is asked for, is not installed.
-        BadArgumentError: transformers cannot make it so; or frames where there is no video.
+        BadArgumentError: transformers cannot make the model; or `frames` for a model without video.
     """
     shape = SHAPES[name]
     if sizes.frames is not None and not shape.frames:
@@ -133,7 +133,7 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
             model = _transformers().AutoModelForImageTextToText.from_config(
                 config, dtype=setting.torch_dtype, attn_implementation=setting.attention
             )
-    except (ImportError, ValueError) as error:  # how transformers says no
+    except (ImportError, ValueError) as error:  # what transformers raises
         raise BadArgumentError(
             f"{name} cannot be made with attention={setting.attention!r}: {error}"
         ) from error

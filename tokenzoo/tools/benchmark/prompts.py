@@ -1,4 +1,4 @@
-"""Prompts of random words and pixels, as a model's processor would write them."""
+"""Prompts of random words and pixels, in the format of a model's processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WORDS = 32  # 12 before the images, the others after them
 
 
 def shown(model: Any, frames: int) -> dict[str, Any]:
-    """A prompt with an image, or with a video of so many frames, for a LLaVA."""
+    """Make a prompt for a LLaVA: an image, or a video if `frames` is not 0."""
     config, vision = model.config, model.config.vision_config
     generator = torch.Generator().manual_seed(0)
     size, side = vision.image_size, vision.image_size // vision.patch_size
@@ -31,7 +31,7 @@ def shown(model: Any, frames: int) -> dict[str, Any]:
 def packed(
     model: Any, frames: int, photograph: tuple[int, int], part: tuple[int, int]
 ) -> dict[str, Any]:
-    """A prompt with a photograph and a video, for a Qwen.
+    """Make a prompt for a Qwen: a photograph and a video.
 
     Args:
         model: a Qwen2-VL or Qwen2.5-VL.
@@ -40,7 +40,7 @@ def packed(
         part: those of a slice.
     """
     generator = torch.Generator().manual_seed(0)
-    meta = model.device.type == "meta"  # where nothing has values; how images lie is still known
+    meta = model.device.type == "meta"  # no tensor has values; the grids are needed all the same
     grids = {"image": (1, *photograph), "video": ((frames + 1) // 2, *part)}
     given: dict[str, Any] = {}
     words = torch.randint(7, 1000, (1, WORDS), generator=generator)

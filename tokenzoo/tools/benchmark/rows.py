@@ -1,4 +1,4 @@
-"""What comes out of a run: ratios and floors, a row per candidate."""
+"""The result of a run: ratios and floors, one row per candidate."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one candidate; the first row is the bare model.
+    """The result of one candidate; the first row is the bare model.
 
     Attributes:
         name: of the candidate.
         keep: its budget, or None.
-        problem: why there are no figures; "": there are.
+        problem: the reason if there are no figures, otherwise "".
         tokens: patch tokens of each kind of image after the encoder, as planned; (): unknown.
         prompt: tokens that entered the language model.
         floor: of each part, the share of the bare model's operations that is left.
@@ -49,7 +49,7 @@ class Row:
     memory: Memory | None = None
 
     def efficiency(self, part: str) -> float | None:
-        """Floor / time: 1 is what arithmetic allows; None where there is no floor."""
+        """Return floor / time; 1 means that the time is at its floor. None if there is no floor."""
         return self.floor[part] / self.time[part].ratio if part in self.floor else None
 
 
@@ -59,8 +59,8 @@ class Table:
 
     Attributes:
         mode: how the models were run.
-        rounds: how often.
-        rows: the bare model, the candidates in their order, and the bare model again: that is the noise.
+        rounds: number of rounds.
+        rows: the bare model, the candidates in order, and the bare model again, whose ratio is the noise.
     """
 
     mode: Mode

@@ -35,23 +35,23 @@ IMAGES: dict[str, Named] = {
     ),
     "clip-l-336": ("transformers:clip_vision_model", multimodal.CLIP_L, multimodal.TINY),
 }
-"""Image encoders: whose model, its options, and what is other when it is tiny."""
+"""Image encoders: the model's name, its options, and the options that `tiny` replaces."""
 
 NAMES = (*IMAGES, *multimodal.SHAPES)
 
 
 def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) -> Workload:
-    """A model by its name, and what it is asked.
+    """Make a model by its name, and an input for it.
 
     Args:
         name: in `NAMES`, or any model that `model_loading.create` knows.
-        sizes: what is to be other than the name says.
-        setting: where and how it runs.
+        sizes: sizes that differ from those of the name.
+        setting: device, dtype and attention.
 
     Raises:
         UnknownNameError: there is no such model; names the nearest.
         MissingDependencyError: the library that makes it is not installed.
-        BadArgumentError: it cannot be made so.
+        BadArgumentError: the model cannot be made with these sizes or this setting.
     """
     sizes, setting = sizes or Sizes(), setting or Setting()
     if name in multimodal.SHAPES:

@@ -1,6 +1,6 @@
-"""EvoPrune as one would write it first: importance from the whole attention map, written out.
+"""EvoPrune without fused attention: importance from the whole attention map in memory.
 
-It chooses the same tokens as `evoprune`, and is in a table to show what the map costs.
+It selects the same tokens as `evoprune`; its row shows the cost of the map.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WholeMap(Scorer):
 
 
 def unfused(keep: int | float) -> Method:
-    """The recipe `evoprune` with that scorer in it."""
+    """Return the recipe `evoprune` with `WholeMap` as its scorer."""
     recipe = build("evoprune", keep=keep).recipe
     (step,) = recipe.steps
     match = cast("Bipartite", step.matcher)

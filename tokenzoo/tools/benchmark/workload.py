@@ -1,4 +1,4 @@
-"""What is run: a model of random weights, and what it is asked."""
+"""The workload of a run: a model with random weights, and its input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a shape can be told; None: the shape's own.
+    """Sizes of a model and its input; None: those of the named shape.
 
     Args:
         batch: images, or prompts with all that belongs to them.
@@ -42,7 +42,7 @@ class Sizes:
         check_flag("tiny", self.tiny)
 
     def shrunk(self) -> tuple[str, ...]:
-        """What makes the model another one than its name says."""
+        """Return the differences from the named model, in words."""
         said = {"blocks in the tower": self.depth, "layers in the language model": self.layers}
         small = ("a tiny model of this kind",) if self.tiny else ()
         return (*small, *(f"{value} {what}" for what, value in said.items() if value is not None))
@@ -73,7 +73,7 @@ class Setting:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
+        """Torch's dtype of that name."""
         return DTYPES[self.dtype]
 
 
@@ -86,10 +86,10 @@ class Workload:
         model: in eval mode, with nothing attached.
         given: images `[b, 3, h, w]`, or the arguments of a call.
         multimodal: whether it answers prompts.
-        sizes: as they were asked for.
-        setting: likewise.
-        adapter: what knows the model; None: nothing does.
-        notes: what else a reader of its figures should know.
+        sizes: those passed to `load`.
+        setting: the one passed to `load`.
+        adapter: the model's; None: no adapter supports it.
+        notes: other facts that the title of the figures states.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Workload:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the call."""
         return torch.device(self.setting.device)
 
     @property
@@ -135,7 +135,7 @@ class Workload:
 
     @property
     def images(self) -> tuple[int, ...]:
-        """Patch tokens of each image, frame or slice of the call; () where nothing knows."""
+        """Patch tokens of each image, frame or slice of the call; () if no adapter supports the model."""
         if self.adapter is None:
             return ()
         if self.multimodal:
@@ -147,7 +147,7 @@ class Workload:
         return () if tokens is None else (tokens,) * self.sizes.batch
 
     def run(self, model: nn.Module) -> Callable[[], object]:
-        """The call, of this model or a copy of it."""
+        """Return the timed call, of this model or a copy of it."""
         answering: Any = model
         given: Any = self.given
 
@@ -163,7 +163,7 @@ class Workload:
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
-    """What knows this model, or None."""
+    """Return the model's adapter, or None."""
     try:
         return find_adapter(model)
     except UnsupportedModelError:

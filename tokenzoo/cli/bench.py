@@ -49,13 +49,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for, checked.
+    """The options of the command, checked.
 
     Attributes:
         model: its name.
-        recipes: names; (): those that are the rule for the model.
+        recipes: names; (): the default recipes of the model.
         keeps: the budgets.
-        modes: ways of running; each is a table.
+        modes: modes of running; each gives a table.
         sizes: of the model and of the call.
         setting: device, dtype, attention.
         rounds: of each table.
@@ -89,7 +89,7 @@ class Settings:
             viz.figure_class()  # matplotlib missing is an error now, not after the work
 
     def candidates(self, work: Workload) -> list[Candidate]:
-        """Every recipe at every budget."""
+        """Return a candidate for every recipe at every budget."""
         recipes = self.recipes or split([WHOLE if work.multimodal else IMAGES], "recipe")
         found: list[Candidate] = []
         for keep in self.keeps:
@@ -183,7 +183,7 @@ def run_it(
     tables: list[Table] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # libraries warn of random weights, which are meant
+        logging.disable(logging.WARNING)  # libraries warn of random weights, which are intended
         try:
             work = load(settings.model, settings.sizes, settings.setting)
             for one in settings.modes:
@@ -191,7 +191,9 @@ def run_it(
             for one in settings.modes:
                 tables.append(_measured(work, settings, one))
                 bench_report.show(console, work, tables[-1])
-                if out is not None:  # after each: a run that is stopped leaves what it has
+                if (
+                    out is not None
+                ):  # after each, so that an interrupted run keeps its finished tables
                     bench_report.write_json(out, work, tables, settings.warmup)
         finally:
             logging.disable(logging.NOTSET)

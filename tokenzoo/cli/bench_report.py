@@ -30,7 +30,7 @@ DIGITS = 4  # after the decimal point, in the file
 
 
 def title(work: Workload) -> str:
-    """The model, what was made smaller, and how it ran."""
+    """Return the title: the model, reduced sizes, device, dtype and batch."""
     setting, sizes = work.setting, work.sizes
     said = [setting.device, setting.dtype, f"batch {sizes.batch}", *sizes.shrunk(), *work.notes]
     if len(work.images) > sizes.batch:  # frames, slices of a video, crops
@@ -68,7 +68,7 @@ def show(console: Console, work: Workload, table: Table) -> None:
 
 
 def _columns(work: Workload, table: Table) -> dict[str, Callable[[Row], str]]:
-    """The headings, and what makes a cell of a row."""
+    """Return the headings, each with the function that formats a row's cell."""
     found: dict[str, Callable[[Row], str]] = {"tokens": _tokens}
     if work.multimodal:
         found["prompt"] = _prompt
@@ -129,7 +129,7 @@ def _reading(work: Workload, table: Table) -> list[str]:
 
 
 def control(recipe: str) -> bool:
-    """Whether a row is one that a method has to beat; one that is no recipe is not."""
+    """Whether a row is a control, a baseline for methods; a row without a recipe is not."""
     try:
         return is_control(recipe)
     except UnknownNameError:
@@ -137,7 +137,7 @@ def control(recipe: str) -> bool:
 
 
 def write_json(path: Path, work: Workload, tables: Sequence[Table], warmup: int) -> None:
-    """Write the figures of every row, and what they were measured with."""
+    """Write the figures of every row, and the setup of the measurement."""
     sizes, setting = work.sizes, work.setting
     gpu = work.device.type == "cuda"
     content = {

@@ -72,7 +72,7 @@ def _kit() -> ModuleType:
 
 
 def _found(target: str) -> Iterator[tuple[str, object]]:
-    """What the command was called with, each with its name in messages."""
+    """Yield each object that the argument names, with its name for messages."""
     module, colon, path = target.partition(":")
     if colon:
         yield target, _attribute(module, path)
@@ -89,7 +89,7 @@ def _found(target: str) -> Iterator[tuple[str, object]]:
 
 
 def _attribute(module: str, path: str) -> object:
-    folder = ""  # the one where the command was called: no script has it on its path by itself
+    folder = ""  # the current folder, which is not on a script's path
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
@@ -109,7 +109,7 @@ def _attribute(module: str, path: str) -> object:
 
 
 def _made(kit: Any, name: str, found: object) -> object:
-    """The instance to check."""
+    """Return the instance to check."""
     try:
         instance = kit.subjects.made(found)
         kit.subjects.kind_of(instance)
@@ -125,7 +125,7 @@ def _made(kit: Any, name: str, found: object) -> object:
 def _held(
     kit: Any, console: Console, subject: object, examples: int
 ) -> Iterator[PropertyViolation]:
-    """Print a line for each property, and yield what breaks one."""
+    """Print a line for each property, and yield the violations."""
     kind = kit.subjects.kind_of(subject)
     properties = [prop for prop in kit.PROPERTIES.values() if kind in prop.binds]
     console.print(

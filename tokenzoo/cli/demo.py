@@ -1,4 +1,4 @@
-"""`tokenzoo demo`: what each method costs and keeps, on a shipped model and digits that it never saw.
+"""`tokenzoo demo`: cost and accuracy of each method, on a shipped model and test digits.
 
 Nothing is downloaded, and no result is selected: every recipe runs with every budget, the controls and the
 methods, and what the table shows is what was measured in this one run.
@@ -27,13 +27,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for, checked.
+    """The options of the command, checked.
 
     Attributes:
         keeps: the budgets.
         recipes: names, methods and controls.
         images: number of test collages.
-        rounds: in how many parts they are shown; each is one round of the timing.
+        rounds: number of timing rounds; each uses another part of the images.
         seed: of the collages.
         threads: of torch.
         out: the picture to write.
@@ -63,7 +63,7 @@ class Settings:
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same, defaults spelt out."""
+        """The equivalent command line, with all defaults written out."""
         keeps = ",".join(keep.text for keep in self.keeps)
         return (
             f"tokenzoo demo --keep {keeps} --recipes {','.join(self.recipes)} --images {self.images} "

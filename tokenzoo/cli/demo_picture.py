@@ -1,4 +1,4 @@
-"""The demo's picture: what became of the first collages' patches, at one budget."""
+"""The demo's picture: the tokens of the first collages' patches, at one budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenzoo.tools.tracing import trace_tokens
 from tokenzoo.tools.viz import Panel, gallery
 from tokenzoo.zoo import build
 
-SHOWN = 3  # collages: the first ones, whatever they look like
+SHOWN = 3  # collages: the first ones, not selected
 SEE_THROUGH = 0.35
 CAPTION = (
     "One colour of outline is one token at the end, filled with the mean colour of its patches, the "
@@ -48,7 +48,7 @@ def write(
 
 
 def _run(vit: Any, images: Tensor, recipe: str, keep: KeepOption) -> tuple[list[Tensor], list[int]]:
-    """Pictures of what a recipe does to the images, and the digits that the model then reads."""
+    """Return pictures of the reduced images, and the digits that the model reads."""
     trace = trace_tokens(build(recipe, keep=keep.value), vit, images)
     seen = images if trace.small is None else trace.small
     pictures = [
@@ -59,5 +59,5 @@ def _run(vit: Any, images: Tensor, recipe: str, keep: KeepOption) -> tuple[list[
 
 
 def _light(image: Tensor) -> Tensor:
-    """An image in -1..1 as one in 0..1."""
+    """Map an image from -1..1 to 0..1."""
     return image / 2 + 0.5

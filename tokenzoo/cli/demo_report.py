@@ -63,12 +63,12 @@ def _style(row: Row) -> str:
 
 
 def _missing(row: Row, number: int) -> list[Text]:
-    """The cells from the tokens on, where there are no figures."""
+    """Return the cells from the tokens on, of a row without figures."""
     return [Text(f"[{number}]", "red"), Text(""), Text(row.short, "red")]
 
 
 def _figures(row: Row) -> list[Text]:
-    """The cells from the tokens on."""
+    """Return the cells from the tokens on."""
     cells = [Text(str(row.tokens)), Text(f"{row.flops:.2f}")]
     if row.recipe == BARE:
         cells.append(Text("1.00"))
@@ -107,7 +107,7 @@ def _reading(rows: Sequence[Row], noise: Timing, images: int, rounds: int) -> li
 def write_json(
     path: Path, rows: Sequence[Row], noise: Timing, command: str, images: int, threads: int
 ) -> None:
-    """Write the figures of every row, and what they were measured with."""
+    """Write the figures of every row, and the setup of the measurement."""
     content = {
         "command": command,
         "versions": {

@@ -49,13 +49,13 @@ class Row:
     Attributes:
         recipe: its name, or `BARE`.
         keep: the budget; None for the bare model.
-        control: whether it is one of those that a method has to beat.
+        control: whether the recipe is a control, a baseline for methods.
         tokens: patch tokens at the end.
         flops: of the blocks, relative to the bare model.
         time: relative to the bare model.
         marked: accuracy of the marked digit.
         counts: accuracy of the ten counts.
-        problem: why there are no figures; "": there are.
+        problem: the reason if there are no figures, otherwise "".
         short: the same in two or three words.
     """
 
@@ -72,7 +72,7 @@ class Row:
 
 
 class _Turns:
-    """A model that is shown the next part of the images on each call, and keeps its answers."""
+    """A model that receives the next part of the images on each call, and stores its outputs."""
 
     def __init__(self, model: nn.Module, parts: Iterable[Tensor]) -> None:
         self.model = model
@@ -93,7 +93,7 @@ def measured(
 
     Returns:
         The rows, the bare model first, then budget by budget; and the time of the bare model against
-        itself, which shows what noise alone does.
+        itself, which measures the noise.
     """
     rows, models = _attached(vit, keeps, recipes)
     parts = data.images.tensor_split(rounds)
@@ -102,7 +102,7 @@ def measured(
         *parts,
     ]  # a model's first call is slower: it is a warm-up, and does not count
     names = [str(index) for index in models]
-    # Half a round away from its twin: next to it, it would not see how the machine drifts in a round.
+    # Half a round apart, the two bare models measure the drift of the machine within a round.
     middle = (len(names) + 1) // 2
     order = [*names[:middle], AGAIN, *names[middle:]]
     turns = {name: _Turns(vit if name == AGAIN else models[int(name)], shown) for name in order}
@@ -150,7 +150,7 @@ def _attached(
 
 
 def _right(logits: Tensor, data: Collages) -> dict[str, Tensor]:
-    """How much of each collage is right, `[b]` for each question."""
+    """Return the accuracy on each collage, `[b]` for each question."""
     each = [
         accuracy(
             logits[i : i + 1],

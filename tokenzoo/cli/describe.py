@@ -17,9 +17,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def run(
     name: Annotated[str, typer.Argument(help="Of a recipe or part: see `tokenzoo list`.")],
 ) -> None:
-    """Say what a recipe or part does, what can be set, what it needs and what it promises."""
+    """Describe a recipe or part: function, options, required evidence, guarantees."""
     title, _, body = describe(name).partition("\n")
     console = Console(highlight=False)
     console.print(Text(title, style="bold"))
-    # Text, not markup: shapes like [b, n, c] are no tags. Long lines are the terminal's to wrap.
+    # Text, not markup: rich would read shapes like [b, n, c] as tags. The terminal wraps long lines.
     console.print(Text(body.rstrip("\n")), soft_wrap=True)

@@ -57,7 +57,7 @@ def run(
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # libraries warn of random weights, which are meant
+        logging.disable(logging.WARNING)  # libraries warn of random weights, which are intended
         try:
             verdict = examine(model, recipe=recipe, keep=parse_keep(keep).value, depth=depth)
         finally:
@@ -71,7 +71,7 @@ def run(
 
 
 def _say(console: Console, v: CompatibilityReport, what: str) -> None:
-    """A verdict in lines."""
+    """Print a report, one fact a line."""
     colour = "green" if v.verdict == "works" else "red"
     console.print(Text.assemble((v.verdict, f"bold {colour}"), f"  {v.name} ({v.family}), {what}"))
     if v.reason:
@@ -95,7 +95,7 @@ def _list(counts: tuple[int, ...]) -> str:
 
 
 def surroundings() -> dict[str, Any]:
-    """What is installed, on what it runs, and which plugins were found."""
+    """Return installed versions, device, fused attention, and plugins."""
     return {
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "device": _device(),
@@ -105,7 +105,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def _show(console: Console, here: dict[str, Any]) -> None:
-    """The surroundings in lines."""
+    """Print the surroundings, one fact a line."""
     rows = {name: found or "not installed" for name, found in here["versions"].items()}
     rows |= {"device": here["device"]}
     rows |= {
@@ -129,7 +129,7 @@ def _version(package: str) -> str | None:
 
 
 def _device() -> str:
-    """The first accelerator, otherwise the CPU."""
+    """Return the accelerators in words, or the CPU."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return f"CUDA {torch.version.cuda}: {', '.join(names)}"
@@ -139,7 +139,7 @@ def _device() -> str:
 
 
 def _fused() -> dict[str, bool]:
-    """Which ways to a fused attention are open; without any, no evidence about attention is seen."""
+    """Return which fused attentions are enabled; without any, there is no evidence about attention."""
     found = {
         "flash": torch.backends.cuda.flash_sdp_enabled(),
         "memory-efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
@@ -150,7 +150,7 @@ def _fused() -> dict[str, bool]:
 
 
 def _plugin(name: str) -> dict[str, Any]:
-    """What a plugin brings: names of parts, and what its adapter says it knows."""
+    """Return a plugin's parts, and the first line of its adapter's docstring."""
     hooks = plugins.manager().hook
     parts: dict[str, list[str]] = {}
     for kind in plugins.KINDS:

@@ -24,7 +24,7 @@ NO = 1  # exit code for a model that does not become a file
 RANDOM = (
     "The weights are random: the file shows what it costs and computes nothing of use (--weights)."
 )
-# What each library calls the size of its images.
+# The name of the image size in each library.
 SIZE = {
     "timm": "img_size",
     "torchvision": "image_size",
@@ -72,7 +72,7 @@ def run(
     made, example, trained = _made(model, weights, image_size, batch or 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # torch and its converter say what they do in passing
+        logging.disable(logging.WARNING)  # torch and its converter log their progress
         try:
             exported = export(zoo, made, example, out, dynamic=batch is None)
         except ExportError as error:
@@ -108,7 +108,7 @@ def _made(name: str, weights: Path | None, size: int | None, batch: int) -> tupl
         else:
             model_loading.randomise(
                 tower.model
-            )  # what a library makes hides its blocks: LayerScale is 1e-5
+            )  # a library's initial LayerScale of 1e-5 hides the blocks
     if not tower.size:
         adapter = find_adapter(tower.model)
         return tower.model, transformers_loading.inputs(tower.model, adapter, batch), trained
@@ -116,7 +116,7 @@ def _made(name: str, weights: Path | None, size: int | None, batch: int) -> tupl
 
 
 def _say(console: Console, done: Exported) -> None:
-    """What was written, in lines."""
+    """Print the facts about the file, one a line."""
     images = "any number of" if done.dynamic else str(done.batches[0])
     counts = ", ".join(map(str, done.counts))
     operators = ", ".join(f"{count} {name}" for name, count in done.operators.items())

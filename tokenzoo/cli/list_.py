@@ -96,7 +96,7 @@ def _table(kind: str, found: Mapping[str, Callable[..., Any] | None]) -> Table:
 
 
 def _summary(kind: str, name: str, factory: Callable[..., Any]) -> Text:
-    """The docstring's first line; a control is called one."""
+    """Return the docstring's first line; that of a control begins with "control"."""
     line = (inspect.getdoc(factory) or "(no docstring)").splitlines()[0]
     if kind == "recipes" and is_control(name):
         return Text.assemble(("control: ", "yellow"), line)
@@ -104,7 +104,7 @@ def _summary(kind: str, name: str, factory: Callable[..., Any]) -> Text:
 
 
 def _stages(name: str, factory: Callable[..., Any]) -> str:
-    """Where the recipe works, in the data's order; "?" where it cannot be built without options."""
+    """Return the recipe's stages in order; "?" if it cannot be built without options."""
     if required_options(factory):
         return "?"
     steps = plugins.make_recipe(name).steps

@@ -1,4 +1,4 @@
-"""Which recipes fit: by stage, by the evidence that they do without, by a model. Nothing is run."""
+"""Filters of recipes: by stage, by evidence that they do not need, by model. Nothing is run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ATTENTION = "_attention"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a recipe must be like.
+    """Conditions on a recipe.
 
     Attributes:
         stage: where one of its steps works; "": anywhere.
@@ -43,11 +43,11 @@ class Wanted:
 
     @property
     def asks(self) -> bool:
-        """Whether it asks for anything."""
+        """Whether there is any condition."""
         return bool(self.stage or self.without or self.adapter)
 
     def fit(self, recipe: Recipe) -> bool:
-        """Whether a recipe is like that."""
+        """Whether a recipe meets all conditions."""
         if self.stage and all(step.stage.name != self.stage for step in recipe.steps):
             return False
         # Of "keys@text", keys are needed, and there must be a text.
@@ -70,7 +70,7 @@ def wanted(stage: str | None, without: Iterable[str], model: str | None) -> Want
         stage: a stage's name.
         without: names of evidence, "cls" being short for "cls_attention", and so on; or comma lists.
         model: a name as `tokenzoo doctor` takes it, or a type of transformers without its prefix. The model
-            is made without weights, and its adapter is asked.
+            is made without weights, and its adapter decides.
 
     Raises:
         UnknownNameError: no such stage, evidence or model; names the nearest.
@@ -98,7 +98,7 @@ def _evidence(name: str) -> str:
 
 
 def _adapter(name: str) -> tuple[str, Adapter]:
-    """The class of a model, and the adapter that knows it."""
+    """Return the class of a model, and its adapter."""
     types = _types()
     full = f"transformers:{name}" if name in types else name
     with warnings.catch_warnings():
@@ -106,7 +106,7 @@ def _adapter(name: str) -> tuple[str, Adapter]:
         logging.disable(logging.WARNING)  # libraries warn of weights that are not loaded
         try:
             model = model_loading.create(full, device="meta").model
-        except (RuntimeError, NotImplementedError):  # it computes something while it is made
+        except (RuntimeError, NotImplementedError):  # its constructor computes values
             model = model_loading.create(full, depth=1).model
         except UnknownNameError as error:
             near = difflib.get_close_matches(name, types, n=3)

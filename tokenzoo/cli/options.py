@@ -1,4 +1,4 @@
-"""What several commands read from the command line: token counts, lists of names, files to write."""
+"""Options that several commands share: token counts, lists of names, files to write."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def split(texts: Iterable[str], what: str) -> tuple[str, ...]:
 
 
 def is_control(recipe: str) -> bool:
-    """Whether a recipe is one of those that a method has to beat.
+    """Whether a recipe is a control, a baseline for methods.
 
     Raises:
         UnknownNameError: there is no such recipe; names the nearest.
@@ -97,7 +97,7 @@ def is_control(recipe: str) -> bool:
 
 
 def output_file(path: Path, suffixes: Sequence[str]) -> Path:
-    """Return a path that can be written to: better now than after minutes of work.
+    """Return the path if it can be written; called before the work begins.
 
     Raises:
         BadArgumentError: another suffix, a folder that is not there, or a folder in its place.

@@ -108,6 +108,6 @@ def run(
 def _picture(
     trace: Trace, eyes: Reader, light: Tensor, index: int, block: int | None, see_through: float
 ) -> Tensor:
-    """One picture: over the image, or the smaller one that the model saw."""
+    """Draw one picture, over the image or over the smaller one that the model read."""
     image = light[index] if trace.small is None else eyes.light(trace.small[index])
     return trace.picture(image, index, block, see_through=see_through)

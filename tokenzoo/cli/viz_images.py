@@ -1,4 +1,4 @@
-"""What `tokenzoo viz` shows to a model: photographs and collages, prepared as the model wants them."""
+"""The images of `tokenzoo viz`: photographs and collages, preprocessed for the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLLAGE = "collage:"
 # The shipped model reads images in -1..1 and no other size.
 DIGITS = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
 
-# What the many ways of not being a state dict of this model end in.
+# The errors of files that are not a state dict of this model.
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, RuntimeError, AttributeError),
     *(UnpicklingError, SafetensorError),
@@ -32,12 +32,12 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Reader:
-    """A model, and how images are made ready for it.
+    """A model, and the preprocessing of its images.
 
     Attributes:
         model: in eval mode.
         config: of timm's: input_size, mean, std, crop_pct, interpolation.
-        trained: whether its weights mean anything.
+        trained: whether its weights are trained.
     """
 
     model: Any
@@ -67,7 +67,7 @@ class Reader:
         return torch.stack(found)
 
     def light(self, images: Tensor) -> Tensor:
-        """Normalised images as such in 0..1, to be looked at."""
+        """Undo the normalisation: images in 0..1."""
         mean, std = (
             torch.tensor(self.config[name])[:, None, None].to(images) for name in ("mean", "std")
         )
@@ -75,7 +75,7 @@ class Reader:
 
 
 def reader(name: str, *, weights: Path | None = None, pretrained: bool = False) -> Reader:
-    """The model of this name and what belongs to it.
+    """Make the model of this name, with the preprocessing of its images.
 
     Args:
         name: of a model of timm, or "digits": the shipped one.

@@ -61,7 +61,7 @@ from tokenzoo.testing.properties.untouched import (
 )
 from tokenzoo.testing.property import Property
 
-# In the order in which they are tried: what would blur the others first.
+# In the order in which they are checked: first those whose violation would make others fail.
 PROPERTIES: Mapping[str, Property] = {
     prop.name: prop
     for prop in (

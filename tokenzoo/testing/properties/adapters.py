@@ -94,7 +94,7 @@ def tower_told(subject: Models, run: Run) -> None:
         adapter = attached.adapter
         blocks, tokens, prefix = len(adapter.blocks()), adapter.tokens(), adapter.prefix
     if not seen:
-        return  # its attention is not fused: nothing to count by
+        return  # its attention is not fused: no call is counted
     length = max(set(seen), key=seen.count)
     demand(
         seen.count(length) == blocks,
@@ -147,7 +147,7 @@ def copies_apart(subject: Models, run: Run) -> None:
         twin = deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()  # what still looks at the original sees nothing now
+            parameter.zero_()  # a copy that still uses the original's weights gives zeros now
     found = gap(call(twin, images), expected)
     demand(
         found <= CLOSE,
@@ -207,11 +207,11 @@ class Reads(Matcher):
         self.require(*self.wanted)
 
     def fewest(self, tokens: int, prefix: int = 0) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Look, and drop the last tokens."""
+        """Pass the evidence to `look`, and drop the last tokens."""
         self.look(evidence)
         b, n = evidence.x.shape[:2]
         place = torch.arange(n).expand(b, n)
@@ -238,7 +238,7 @@ def shown_true(subject: Models, run: Run) -> None:
 
 
 def _misfits(evidence: Evidence, provides: frozenset[str], width: int) -> list[str]:
-    """What is not as it should be."""
+    """Return the errors in shapes and values, one sentence each."""
     b, n, c = evidence.x.shape
     found = [] if c == width else [f"{c} channels where the adapter's width is {width}"]
     for name in sorted(provides):

@@ -19,7 +19,7 @@ from tokenzoo.token_map import TokenMap
 def deterministic(subject: Subject, example: Example) -> None:
     """The same data give the same result, bit for bit, whatever torch's generator and whatever came before.
 
-    A fresh copy of the part is asked once; another one is asked about other data first.
+    A fresh copy of the part runs once; a second copy runs on other data first.
     """
     other = example.backwards()
     fresh, used = _copy(subject), _copy(subject)
@@ -42,7 +42,7 @@ def _copy(subject: Subject) -> Subject:
     """A copy with a state of its own, if it has any."""
     try:
         return deepcopy(subject)
-    except Exception:  # what cannot be copied shares its state; it is asked twice all the same
+    except Exception:  # a part that cannot be copied shares its state, and runs twice all the same
         return subject
 
 

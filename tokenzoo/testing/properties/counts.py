@@ -102,7 +102,7 @@ def fewest_honest(subject: Subject, example: Example) -> None:
         plan = matcher.match(evidence, fewest - 2)
         plan.check()
     except Exception:
-        return  # it does not go further: it said so
+        return  # it refuses to go below `fewest`, as it should
     demand(
         plan.kept != fewest - 2,
         f"{n} tokens not to be matched down to {fewest - 2}, since fewest({n}) is {fewest}; the schedules "

@@ -139,7 +139,7 @@ class _Python(TorchFunctionMode):
     """Watches the methods that read memory without an operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Refuse them."""
+        """Raise if the function reads values."""
         if func in _VALUES:
             raise _WaitsError(f"Tensor.{func.__name__}() was called")
         return func(*args, **(kwargs or {}))
@@ -149,7 +149,7 @@ class _Operations(TorchDispatchMode):
     """Watches operations that torch itself marks: their result, or its shape, depends on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Refuse them."""
+        """Raise if the function reads values."""
         if func is torch.ops.aten.index.Tensor or func is torch.ops.aten.index_put_.default:
             indices = (index for index in args[1] if index is not None)
             waits = any(index.dtype in (torch.bool, torch.uint8) for index in indices)

@@ -62,9 +62,9 @@ def nan_harmless(subject: Subject, example: Example) -> None:
 def nan_lowest(subject: Subject, example: Example) -> None:
     """A token with NaN or inf scores lowest: a selection drops it, and a pair without one merges first.
 
-    Nor does it spread: an output that it is no part of is finite. What looks at no feature cannot know
-    it, and must only not spread it; what computes attention itself is let off, since the softmax makes
-    every token NaN when one key is, and so is what sees only the first of the tokens (`Among`).
+    Nor does it spread: an output that does not contain it is finite. A part that reads no features must
+    only not spread it. Exempt are parts that compute attention, since one NaN key makes the softmax of all
+    tokens NaN, and parts that see only the first of the tokens (`Among`).
     """
     n = example.patches
     bad = list(range(0, n, 5))[: n - 1]
@@ -107,7 +107,7 @@ def nan_lowest(subject: Subject, example: Example) -> None:
 
 
 def _drops(matcher: Matcher) -> bool:
-    """Whether it selects out of all the tokens, and drops the others."""
+    """Whether the matcher selects from all tokens and drops the others."""
     return (
         isinstance(matcher, SelectAssign)
         and isinstance(matcher.join, Drop)
@@ -116,7 +116,7 @@ def _drops(matcher: Matcher) -> bool:
 
 
 def _blind(recipe: Recipe, example: Example, keep: int) -> bool:
-    """Whether a matcher decides the same when all that is known of the tokens is turned round."""
+    """Whether a matcher's decisions stay the same when the order of all evidence is reversed."""
     matcher = recipe.steps[0].matcher
     there, turned = (e.evidence(recipe.needs) for e in (example, example.backwards()))
     return same_decisions(matcher.match(there, keep), matcher.match(turned, keep))

@@ -119,7 +119,7 @@ def saved_and_loaded(subject: Recipe) -> None:
 def repr_is_code(subject: Recipe) -> None:
     """The repr of a recipe is code that builds an equal one, and equal ones have the same hash.
 
-    Torch modules are let off: their weights are in no repr. So are two classes of one name (the schedule
+    Exempt are torch modules, whose repr lacks the weights, and two classes of one name (the schedule
     Mean and the merger Mean): pasted code has to import one of them under another name.
     """
     parts = [part for step in subject.steps for part in _parts(step)]

@@ -129,7 +129,7 @@ def counts_pure(subject: Schedule, sites: Sites) -> None:
 
 
 def _factor(subject: Schedule) -> float:
-    """What Once may have on `keep`, for recipes of several steps; 1 for everybody else."""
+    """The factor of `Once` on `keep`, for recipes of several steps; 1 for other schedules."""
     return subject.keep if isinstance(subject, Once) else 1.0
 
 
@@ -143,7 +143,7 @@ def _ask(subject: Schedule, sites: Sites) -> tuple[int, ...]:
 
 
 def _fits(subject: Schedule, sites: Sites) -> bool:
-    """Whether a schedule is made for so many sites: it says so whatever is wanted of it."""
+    """Whether a schedule accepts this number of sites; that does not depend on `keep`."""
     try:
         subject.counts(sites.tokens, sites.sites, sites.tokens, sites.fewest)
     except BudgetError:
@@ -164,7 +164,7 @@ def _counts(subject: Schedule, sites: Sites) -> tuple[int, ...] | None:
 
 
 def _answer(subject: Schedule, sites: Sites) -> object:
-    """The counts, or the error."""
+    """Return the counts, or the error as text."""
     try:
         return _ask(subject, sites)
     except BadArgumentError as error:

@@ -109,7 +109,7 @@ def input_untouched(subject: Subject, example: Example) -> None:
     before = {name: getattr(example, name).clone() for name in names}
     example.reduce(asked(subject, example))
     changed = {name: getattr(example, name) for name in names}
-    # The next property is tried on what was drawn, not on what a part has made of it.
+    # Restored, so that the next property is checked on the data that were drawn.
     spoilt = [name for name in names if not same(before[name], changed[name])]
     found = {name: text(changed[name]) for name in spoilt}
     for name in spoilt:

@@ -80,6 +80,17 @@ _LLM: dict[str, Any] = {
 }
 
 
+def answering(model: Any) -> Any:
+    """Give a model random weights and answers of full length, without special tokens; in eval mode."""
+    randomise(model).eval()
+    with torch.no_grad():  # logits of 0, so that no answer has a placeholder or an end in it
+        model.lm_head.weight[: len(SPECIAL)] = 0
+    generation = model.generation_config
+    generation.pad_token_id, generation.bos_token_id = PAD, BOS
+    generation.eos_token_id = None  # an answer is as long as it may be
+    return model
+
+
 def tower(name: str, **overrides: Any) -> Any:
     """The tower of that name (one of `TOWERS`), always the same for the same options, in eval mode.
 
@@ -162,13 +173,7 @@ def _llava(
             **overrides,
         }
     )
-    model = randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config)).eval()
-    with torch.no_grad():  # logits of 0, so that no answer has a placeholder or an end in it
-        model.lm_head.weight[: len(SPECIAL)] = 0
-    generation = model.generation_config
-    generation.pad_token_id, generation.bos_token_id = PAD, BOS
-    generation.eos_token_id = None  # an answer is as long as it may be
-    return model
+    return answering(getattr(transformers, f"{name}ForConditionalGeneration")(config))
 
 
 _SHARP = re.compile(r"\b(q_proj|k_proj|query|key)\.weight$")

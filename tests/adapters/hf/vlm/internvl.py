@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import torch
 import transformers
 
-from tests.adapters.hf.models import _LLM, BOS, IMAGE, PAD, SPECIAL, WORDS, _tokenizer, randomise
+from tests.adapters.hf.models import _LLM, IMAGE, WORDS, _tokenizer, answering
 
 SIDE, PATCH, TOKENS = 56, 7, 16
 """Pixels along a tile and a patch; tokens of a tile: 8 x 8 patches, 2 x 2 of them a token."""
@@ -40,13 +39,7 @@ def internvl(**overrides: Any) -> Any:
         tie_word_embeddings=False,
         **overrides,
     )
-    model = randomise(transformers.InternVLForConditionalGeneration(config)).eval()
-    with torch.no_grad():  # logits of 0, so that no answer has a placeholder or an end in it
-        model.lm_head.weight[: len(SPECIAL)] = 0
-    generation = model.generation_config
-    generation.pad_token_id, generation.bos_token_id = PAD, BOS
-    generation.eos_token_id = None  # an answer is as long as it may be
-    return model
+    return answering(transformers.InternVLForConditionalGeneration(config))
 
 
 @cache

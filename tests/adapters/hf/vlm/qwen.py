@@ -15,12 +15,11 @@ from tests.adapters.hf.models import (
     EOS,
     IMAGE,
     PAD,
-    SPECIAL,
     VIDEO,
     WORDS,
     _tokenizer,
+    answering,
     photos,
-    randomise,
     video,
 )
 
@@ -89,13 +88,7 @@ def _made(name: str, overrides: dict[str, Any]) -> Any:
         tie_word_embeddings=False,
         **overrides,
     )
-    model = randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config)).eval()
-    with torch.no_grad():  # logits of 0, so that no answer has a placeholder or an end in it
-        model.lm_head.weight[: len(SPECIAL)] = 0
-    generation = model.generation_config
-    generation.pad_token_id, generation.bos_token_id = PAD, BOS
-    generation.eos_token_id = None  # an answer is as long as it may be
-    return model
+    return answering(getattr(transformers, f"{name}ForConditionalGeneration")(config))
 
 
 @cache

@@ -6,6 +6,7 @@ from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
 from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
+from tokenzoo_adapters.hf.vlm.models.paligemma import PALIGEMMA
 from tokenzoo_adapters.hf.vlm.models.qwen2_5_vl import QWEN2_5_VL
 from tokenzoo_adapters.hf.vlm.models.qwen2_vl import QWEN2_VL
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
@@ -17,4 +18,5 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
     INTERNVL,
+    PALIGEMMA,
 )

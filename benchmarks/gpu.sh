@@ -4,7 +4,7 @@
 # named at the end, and the others run.
 #
 #   benchmarks/gpu.sh                    in a checkout, with the package installed
-#   TOME=path benchmarks/gpu.sh          beside a checkout of ToMe's own repository
+#   TOME=path benchmarks/gpu.sh          against a checkout of ToMe's own repository
 #   DRY=1 benchmarks/gpu.sh              print the commands
 #   ATTENTION=flash_attention_2 OUT=folder PYTHON=python3.12 TOKENZOO=.venv/bin/tokenzoo benchmarks/gpu.sh
 

@@ -9,7 +9,7 @@ Random tensors in the shapes of SigLIP so400m. Two tables:
               roofline: the least time that its operations and its bytes take at the rates of one large
               matrix product and of one copy in the same round, as a share of its time
     growth    time relative to the smallest size in the same round, and the most memory that was taken
-              beside the inputs (on the CPU by a process of its own, read from Linux); the exponents are the
+              in addition to the inputs (on the CPU by a process of its own, read from Linux); the exponents are the
               slopes of the log-log plot from each size to the next, 1 for what grows linearly
 
 `selection` is all that evoprune does at one site. `block again` is the noise. Time grows with the square of
@@ -215,7 +215,7 @@ def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def peak(kernel: str, n: int, given: argparse.Namespace) -> float:
-    """Megabytes that one call takes beside its inputs, at most."""
+    """Megabytes that one call takes in addition to its inputs, at most."""
     arguments = (kernel, n, given.device, given.dtype, given.threads)
     if given.device != "cpu":
         return _peak(*arguments)

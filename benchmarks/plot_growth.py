@@ -27,7 +27,7 @@ NAMES = {
 
 
 def draw(rows: Sequence[dict[str, Any]], where: str) -> Figure:
-    """Time relative to the smallest size, and memory beside the inputs; dotted: linear, quadratic."""
+    """Time relative to the smallest size, and memory without the inputs; dotted: linear, quadratic."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for kernel in dict.fromkeys(row["kernel"] for row in rows):
@@ -43,7 +43,7 @@ def draw(rows: Sequence[dict[str, Any]], where: str) -> Figure:
     left.loglog(sizes, [r**2 for r in ratio], ":", color="grey", label="quadratic")
     right.loglog(sizes, ratio, ":", color="grey", label="linear")
     left.set_title(f"time, relative to {sizes[0]} tokens ({where})")
-    right.set_title("memory beside the inputs, MB")
+    right.set_title("memory without the inputs, MB")
     for axes in (left, right):
         axes.set_xticks(sizes, [str(n) for n in sizes], minor=False)
         axes.set_xlabel("tokens")

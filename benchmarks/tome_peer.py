@@ -1,4 +1,4 @@
-"""ToMe's own patch beside our `tome`, at equal r, in one run: the same logits, and times as ratios.
+"""ToMe's own patch against our `tome`, at equal r, in one run: the same logits, and times as ratios.
 
     git clone https://github.com/facebookresearch/ToMe tome
     python benchmarks/tome_peer.py --tome tome                # -> docs/results/tome-peer-cpu.json
@@ -15,7 +15,7 @@ Then, in every round, each is called once: the bare model, twice, for the noise;
 round, throughputs to the patch's. `blocks alone` runs the model's own blocks on as many tokens as `tome`
 leaves, without choosing them: what no selection, however fast, gets below with these blocks.
 
-Beside each time is how many pages of memory the kernel had to hand out in that call: what is larger than
+Next to each time is how many pages of memory the kernel had to hand out in that call: what is larger than
 the allocator keeps (in glibc 32 MiB) comes fresh each time, and a map of attention soon is. `MALLOC_...`
 variables, which change that, are recorded. `--linear onednn` gives all of them linear layers by oneDNN.
 """
@@ -137,7 +137,7 @@ def attached(model: nn.Module, **options: Any) -> nn.Module:
 
 
 def alone(model: Any, counts: Sequence[int], x: Tensor) -> Tensor:
-    """The bare blocks, on the first tokens only: `counts` patch tokens behind each."""
+    """The bare blocks, on the first tokens only: `counts` patch tokens after each."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
     for block, count in zip(model.blocks, counts, strict=True):
         x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))

@@ -4,7 +4,7 @@
     python examples/llava_onevision_video.py --video clip.mp4 --frames 16 --keep 64
     python examples/llava_onevision_video.py --tiny           # downloads nothing, answers nonsense
 
-`--keep` counts the tokens of one frame. The bare model reads 729, and pools them to 196 behind the
+`--keep` counts the tokens of one frame. The bare model reads 729, and pools them to 196 after the
 encoder. Where frames are reduced in the encoder that pooling is left out, as in the paper: `--keep 196` is
 the same prompt but for what the encoder saves, and anything below is a shorter prompt, too.
 

@@ -171,7 +171,7 @@ class Tap(TorchFunctionMode):
     ) -> Tensor:
         attend: Callable[..., Tensor] = F.scaled_dot_product_attention
         if torch.compiler.is_compiling():
-            # Behind a graph break this very mode is entered while the graph runs: it must not see it again.
+            # After a graph break this very mode is entered while the graph runs: it must not see it again.
             attend = torch.ops.aten.scaled_dot_product_attention
         known = self.places if self.key_bias is None else self.key_bias  # [b, n]
         if known is not None and key.shape[-2] != known.shape[-1]:

@@ -4,51 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from tokenzoo._core.old_members import OldName, adopt_old_names
+from tokenzoo.attachment import Attachment as Attachment
 from tokenzoo.block_path import BlockPath as BlockPath
-from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
 from tokenzoo.layouts import BatchedLayout, TokenLayout
 from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
-
-
-class Attachment(Protocol):
-    """What an adapter can ask about the recipe that was attached (`tokenzoo.hooks.handle.Attached`)."""
-
-    @property
-    def recipe(self) -> Any:
-        """The `Recipe`."""
-        ...
-
-    @property
-    def active(self) -> bool:
-        """Whether a pass would reduce."""
-        ...
-
-    @property
-    def restores(self) -> bool:
-        """Whether all tokens are there again after each block (`restore=True`)."""
-        ...
-
-    @property
-    def options(self) -> Any:
-        """The `Options` of `attach` (`tokenzoo.hooks.reduction`)."""
-        ...
-
-    def plan(self, tokens: int | None = None) -> TokenBudget:
-        """The tokens at every point, for an image of so many."""
-        ...
-
-    def note_prompts(self, counts: tuple[int, ...]) -> None:
-        """Receive how many visual tokens of each prompt are left in the language model."""
-        ...
-
 
 Value = TypeVar("Value")
 

@@ -9,8 +9,8 @@ Random tensors in the shapes of SigLIP so400m. Two tables:
               roofline: the least time that its operations and its bytes take at the rates of one large
               matrix product and of one copy in the same round, as a share of its time
     growth    time relative to the smallest size in the same round, and the most memory that was taken
-              in addition to the inputs (on the CPU by a process of its own, read from Linux); the exponents are the
-              slopes of the log-log plot from each size to the next, 1 for what grows linearly
+              in addition to the inputs (on the CPU by a process of its own, read from Linux); the exponents
+              are the slopes of the log-log plot from each size to the next, 1 for what grows linearly
 
 `selection` is all that evoprune does at one site. `block again` is the noise. Time grows with the square of
 the tokens whatever is done, as attention's does.

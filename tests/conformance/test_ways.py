@@ -208,7 +208,10 @@ def test_half_precision(name: str, recipe: str, dtype: torch.dtype) -> None:
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in SPECS[name].give(model).items()
     }
-    bare = run(name, model, given)
+    try:
+        bare = run(name, model, given)
+    except RuntimeError as error:  # timm 1.0.23: rotary angles by head, in half precision
+        pytest.skip(f"the bare model does not run: {error}")
     with method(name, recipe).attach(model) as attached:
         found = run(name, model, given)
         for one in () if recipe in LLM else attached.passes:

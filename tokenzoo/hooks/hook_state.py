@@ -26,6 +26,5 @@ class HookState(PerThread):
 
     def clear(self) -> None:
         """Forget the last run."""
-        here = self.here  # not by the properties: this runs twice a block
-        here.state = here.tap = here.windows = here.reduced = here.branch = here.whole = None
-        here.evidence = here.called = None
+        self.state = self.tap = self.windows = self.reduced = self.branch = self.whole = None
+        self.evidence = self.called = None

@@ -21,10 +21,15 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tokenzoo-energy"
 TEXT = (ROOT / "docs" / "plugins.md").read_text()
 
-# Runs all texts of Python in one process and says what each has printed, the error included.
+# Runs all texts of Python in one process and says what each has printed, the error included. Whether parts
+# have the properties of their kind is the business of tests/properties: here a few examples do.
 RUN = """
-import contextlib, io, json, sys
+import contextlib, functools, io, json, sys
+from tokenzoo import testing
 
+for check in ("scorer", "matcher", "merger", "schedule"):
+    given = functools.partial(getattr(testing, f"check_{check}"), examples=10)
+    setattr(testing, f"check_{check}", given)
 said, names = [], {"__name__": "blocks"}
 sys.modules["blocks"] = type(sys)("blocks")       # dataclasses look up the module of a class
 for text in json.loads(sys.stdin.read()):

@@ -147,12 +147,12 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) 
         assert float((found[name] - grad).abs().max()) <= tolerance * largest, name
 
 
-def trains_and_evaluates(kind: str, rank: int, size: int) -> None:
+def trains_and_evaluates(kind: str, rank: int, size: int, **options: Any) -> None:
     """Outputs are those of the same model on one process, gradients the mean of those of all batches."""
-    whole, _ = attached(kind)
+    whole, _ = attached(kind, **options)
     outputs = [whole.step(seed=seed) for seed in range(size)]
     wanted = {name: grad / size for name, grad in whole.gradients().items()}
-    subject, recipe = attached(kind)
+    subject, recipe = attached(kind, **options)
     subject.shard()
     for _ in range(2):
         assert gap(subject.step(seed=rank), outputs[rank]) <= 1e-5
@@ -172,6 +172,12 @@ def test_attach_then_shard(kind: str) -> None:
     trains_and_evaluates(kind, 0, 1)
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", ["timm, mean", "siglip"])
+def test_attach_then_shard_with_all_tokens_restored(kind: str) -> None:
+    trains_and_evaluates(kind, 0, 1, restore=True)
+
+
 def test_two_processes(tmp_path: Path) -> None:
     """This one, and one more."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -188,7 +194,7 @@ def test_two_processes(tmp_path: Path) -> None:
 def together(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     with processes(folder, rank, 2):
-        for kind in ("timm", "siglip", "llava"):
+        for kind in ("timm", "llava"):  # the last has a tower of SigLIP's kind, and a language model
             trains_and_evaluates(kind, rank, 2)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.parts import Assigner, walk
+from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.decoder.language_model import MROPE, SUPPORTED, LanguageModel
-from tokenzoo_adapters.hf.decoder.steps import DecoderSteps
+from tokenzoo_adapters.hf.decoder.steps import FROM_ATTENTION, DecoderSteps
 from tokenzoo_adapters.hf.names import cache_of, is_static
 
 STATIC = (
@@ -44,6 +45,8 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
             f"the language model {language.kind} is not followed at the stage 'llm'; "
             f"{', '.join(SUPPORTED)} are. Take a recipe that reduces before the language model"
         )
+    if steps.need(FROM_ATTENTION):
+        hf_attention.check(language.module)  # before the proof runs an attention that cannot be recorded
     compact = [layer for layer, step in steps.by_layer.items() if step.positions == "compact"]
     if language.kind in MROPE and compact:
         raise AttachError(

@@ -6,6 +6,7 @@ attention includes the others. A value is computed on first access, and once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import exact
+from tokenzoo._core.tensors import gather_tokens
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.token_map import TokenMap, take
@@ -57,6 +59,7 @@ class Evidence:
         frames: number of frames of equally many tokens each, or None.
         depth: position of the block, i / L for block i of L; None: not at a block.
         text: `[b, t, c]` embeddings of the question, or None.
+        text_mask: `[b, t]` bool, False where `text` is padding; None: there is no padding.
         held: `[b, n]` bool, protected at an earlier site, or None.
         layers: the evidence of other layers, by index or name; under `TEXT` and `EMBEDDED`, that of other
             tokens.
@@ -74,6 +77,7 @@ class Evidence:
         frames: int | None = None,
         depth: float | None = None,
         text: Tensor | None = None,
+        text_mask: Tensor | None = None,
         held: Tensor | None = None,
         layers: Mapping[Layer, Evidence] | None = None,
     ) -> None:
@@ -81,6 +85,7 @@ class Evidence:
         self.mass = mass
         self.prefix = prefix
         self.held = held
+        self.text_mask = text_mask
         self._grid = grid
         self._frames = frames
         self._depth = depth
@@ -231,7 +236,7 @@ class Evidence:
 
         def gather(name: str) -> Callable[[], Tensor]:
             axis = 3 if name == "text_attention" else 2
-            return lambda: _gather(self._value(name), index, axis)
+            return lambda: gather_tokens(self._value(name), index, axis)
 
         return Evidence(
             take(self.x, index),
@@ -240,6 +245,7 @@ class Evidence:
             prefix=self.prefix,
             depth=self._depth,
             text=self._text,
+            text_mask=self.text_mask,
             held=None if self.held is None else take(self.held, index),
             layers={
                 name: layer if name in _OTHERS else layer.take(index)
@@ -267,9 +273,16 @@ class Evidence:
             frames=self._frames,
             depth=self._depth,
             text=self._text,
+            text_mask=self.text_mask,
             held=self.held,
             layers=self._layers if layers is None else layers,
         )
+
+    def with_text(self, text: Tensor, text_mask: Tensor) -> Evidence:
+        """Return this evidence with the text `[b, t, c]`; `text_mask [b, t]` is False at padding."""
+        other = copy.copy(self)
+        other._text, other.text_mask = text, text_mask
+        return other
 
     def through(self, plan: TokenMap) -> Evidence:
         """Gather this evidence for the outputs of a token map, from their representatives."""
@@ -285,15 +298,3 @@ def layer_of(need: str) -> Layer | None:
 def needed(on: str) -> str:
     """Return the need that `Evidence.features(on)` reads."""
     return "keys" if on == "all_keys" else on
-
-
-def _gather(value: Tensor, index: Tensor, axis: int) -> Tensor:
-    """Gather tokens of `[b, n]`, `[b, h, n]`, or four dimensions with n at `axis`, at `index [b, m]`."""
-    if value.ndim == 2:
-        return value.gather(1, index)
-    if value.ndim == 3:
-        return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
-    at = index[:, None, :, None] if axis == 2 else index[:, None, None]
-    size = [-1, *value.shape[1:]]
-    size[axis] = -1
-    return value.gather(axis, at.expand(size))

@@ -11,6 +11,7 @@ import torch
 from tests.mutants import LikesNaN
 from tokenzoo.affinity import Elementwise, Exp, Linear
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.evidence import Evidence
 from tokenzoo.kernels import neighbour_density
 from tokenzoo.parts import Discount, PairScorer, Scorer, Sum
 from tokenzoo.scorers import (
@@ -22,6 +23,7 @@ from tokenzoo.scorers import (
     ReceivedAttention,
     Similarity,
     TextRelevance,
+    TextSoftmax,
 )
 from tokenzoo.testing.strategies import Example
 
@@ -163,6 +165,19 @@ def test_text_relevance_is_the_scaled_mean_cosine(negated: bool) -> None:
     assert bool((found > 0).all())
     flat = Example.drawn(kind="equal").evidence()
     assert bool((TextRelevance().score(flat) > 0).all())
+
+
+@pytest.mark.parametrize("scorer", [TextRelevance(), TextSoftmax()], ids=repr)
+def test_padding_of_a_text_does_not_count(scorer: Scorer) -> None:
+    """Texts of different lengths in a batch: each image's scores are those with its own text alone."""
+    junk = torch.full((2, 3, 5), torch.nan)
+    text = torch.cat([EVIDENCE.text, junk.to(EVIDENCE.text)], 1)  # [b, t + 3, c]
+    mask = torch.tensor([[True, True, False, False, False], [True, False, False, False, False]])
+    found = scorer.score(EVIDENCE.with_text(text, mask))
+    for row, words in enumerate((2, 1)):
+        alone = Evidence(EVIDENCE.x[row : row + 1], mass=EVIDENCE.mass[row : row + 1])
+        own, every = EVIDENCE.text[row : row + 1, :words], torch.ones(1, words, dtype=torch.bool)
+        assert torch.equal(scorer.score(alone.with_text(own, every))[0], found[row])
 
 
 def test_random_scores_are_a_function_of_seed_position_and_count() -> None:

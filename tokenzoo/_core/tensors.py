@@ -1,4 +1,4 @@
-"""Checks of tensors from callers: dense, and of the usual dtypes."""
+"""Tensors from callers are dense and of the usual dtypes; values of some of the tokens."""
 
 from __future__ import annotations
 
@@ -60,3 +60,15 @@ def holds(dtype: torch.dtype, number: float) -> bool:
         return info.min <= number <= info.max
     most = torch.finfo(dtype).max
     return -most <= number <= most or (isinstance(number, float) and not math.isfinite(number))
+
+
+def gather_tokens(value: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Gather tokens of `[b, n]`, `[b, h, n]`, or four dimensions with n at `axis`, at `index [b, m]`."""
+    if value.ndim == 2:
+        return value.gather(1, index)
+    if value.ndim == 3:
+        return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
+    at = index[:, None, :, None] if axis == 2 else index[:, None, None]
+    size = [-1, *value.shape[1:]]
+    size[axis] = -1
+    return value.gather(axis, at.expand(size))

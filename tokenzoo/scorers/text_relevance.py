@@ -18,7 +18,8 @@ from tokenzoo.tokens import unit
 class TextRelevance(Scorer):
     """Mean cosine of a token with the text embeddings, scaled to (0, 1] in each image (CDPruner).
 
-    CDPruner negates the cosine: in CLIP, patches that the text describes have a LOW cosine.
+    CDPruner negates the cosine: in CLIP, patches that the text describes have a LOW cosine. Padding of the
+    text (`Evidence.text_mask`) does not count.
 
     Args:
         layer: layer of the features in the space of the text (CLIP's projected patches); None: the tokens
@@ -39,7 +40,7 @@ class TextRelevance(Scorer):
         """Return scores `[b, n]` in (0, 1]."""
         x = unit(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
-        cosine = products(x, unit(evidence.text)).mean(-1)  # [b, n]
+        cosine = mean_product(x, unit(evidence.text), evidence.text_mask)  # [b, n]
         relevance = -cosine if self.negated else cosine
         known = relevance.isfinite()  # a NaN token does not affect the scale, and stays NaN
         low = relevance.where(known, torch.inf).amin(-1, keepdim=True)
@@ -54,6 +55,21 @@ def products(x: Tensor, text: Tensor) -> Tensor:
     """Return the inner products of tokens `[b, n, c]` and text embeddings `[b, t, c]`: `[b, n, t]`."""
     dtype = torch.promote_types(x.dtype, text.dtype)
     return x.to(dtype) @ text.to(dtype).mT
+
+
+def mean_product(x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean inner product of each token with the text embeddings: `[b, n]`.
+
+    Args:
+        x: tokens `[b, n, c]`.
+        text: embeddings `[b, t, c]`.
+        mask: `[b, t]` bool, False at padding, which does not count; None: there is none.
+    """
+    product = products(x, text)
+    if mask is None:
+        return product.mean(-1)
+    count = mask.sum(-1, keepdim=True)  # [b, 1]
+    return product.where(mask[:, None], 0).sum(-1) / count.clamp_min(1)
 
 
 def check_one_space(x: Tensor, text: Tensor) -> None:

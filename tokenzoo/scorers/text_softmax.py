@@ -10,12 +10,14 @@ from torch import Tensor
 from tokenzoo._core.precision import precise
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer
-from tokenzoo.scorers.text_relevance import check_one_space, products
+from tokenzoo.scorers.text_relevance import check_one_space, mean_product
 
 
 @dataclass(frozen=True)
 class TextSoftmax(Scorer):
     """Softmax over the tokens j of -<x_j, text>, not normalised, mean over the text embeddings.
+
+    Padding of the text (`Evidence.text_mask`) does not count.
 
     Args:
         layer: layer of the features in the space of the text (CLIP's projected patches); None: the tokens
@@ -33,7 +35,7 @@ class TextSoftmax(Scorer):
         """Return scores `[b, n]`; those of tokens without NaN add up to 1."""
         x = precise(evidence.at(self.layer).x)  # [b, n, c]
         check_one_space(x, evidence.text)
-        product = products(x, precise(evidence.text)).mean(-1)  # [b, n]
+        product = mean_product(x, precise(evidence.text), evidence.text_mask)  # [b, n]
         known = product.isfinite()
         logits = (-product if self.negated else product).where(
             known, torch.finfo(product.dtype).min

@@ -90,6 +90,7 @@ def _only(needs: frozenset[str], example: Example) -> Evidence:
             frames=there.frames if "frames" in declared else None,
             depth=there.depth if "depth" in declared else None,
             text=there.text if "text" in declared else None,
+            text_mask=there.text_mask,
             layers=layers,
         )
 

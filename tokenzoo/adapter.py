@@ -151,6 +151,20 @@ class Adapter(Part, ABC):
         del stage
         return self.provides
 
+    def text(self, stage: str) -> tuple[Tensor, Tensor]:
+        """The text that came with each image of the current pass, where `provides_at` lists "text".
+
+        It is called once in a pass, when a step at this stage that needs "text" removes tokens.
+
+        Returns:
+            Embeddings `[i, t, c]` of i images, crops or frames, in the order of the pass; c is that of the
+            tokens at this stage. And `[i, t]` bool, False at padding.
+
+        Raises:
+            AttachError: no text came with the images.
+        """
+        raise AttachError(f"{type(self).__name__} knows no text of its images at {stage!r}")
+
     def layer(self, name: Layer) -> int | None:
         """Index, among `blocks()`, of the block that a recipe means by `cls_attention@name`, or None.
 

@@ -172,7 +172,7 @@ def test_the_page_has_every_recipe_and_model() -> None:
     alone = [
         name for name, row in table.items() if not any("runs" in cell for cell in row.values())
     ]
-    assert set(alone) <= {"trim", "cdpruner"}  # which need the text in the space of the image
+    assert alone == []
 
 
 def test_an_error_that_is_not_ours_is_no_answer(monkeypatch) -> None:

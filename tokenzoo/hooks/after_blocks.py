@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
+from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.reduction import Options, Place, evidence_of, reduce_parts
 from tokenzoo.hooks.state import ReductionState
 from tokenzoo.layouts import SizeBucket, TokenLayout
 from tokenzoo.layouts.base import masses
+
+Text = tuple[Tensor, Tensor]
+"""Embeddings `[i, t, c]` of the text of each image, crop or frame, and `[i, t]` bool, False at padding."""
 
 
 def reduce_features(
@@ -47,7 +51,12 @@ def reduce_features(
 
 
 def reduce_projected(
-    output: Tensor, state: ReductionState, reaching: int, place: Place, options: Options
+    output: Tensor,
+    state: ReductionState,
+    reaching: int,
+    place: Place,
+    options: Options,
+    text: Callable[[], Text] | None = None,
 ) -> tuple[Tensor, ReductionState]:
     """The step of the stage "projected", on what the projector makes of the tokens.
 
@@ -57,6 +66,7 @@ def reduce_projected(
         reaching: prefix tokens that reach the projector.
         place: of the projector.
         options: of the attachment.
+        text: returns the text of each image, crop or frame; None: the step needs none.
 
     Returns:
         The tokens that are left, and the state; its layout is that of the tower, with fewer tokens.
@@ -67,6 +77,8 @@ def reduce_projected(
     evidence = _renewed(None, parts, layout)
     if step is not None and any(one.tokens > place.keep(one) for one in layout.buckets):
         options.tick()
+        if text is not None:
+            evidence = _with_text(evidence, layout, text())
         after, parts, _ = reduce_parts(
             step, replace(state, layout=layout), parts, evidence, place, options
         )
@@ -75,6 +87,27 @@ def reduce_projected(
         tower = tower.reduced(after.layout.buckets)
     buckets = [replace(one, evidence=None, layers=()) for one in tower.buckets]
     return output, replace(state, layout=tower.with_buckets(buckets), finished=True)
+
+
+def _with_text(evidence: list[Evidence], layout: TokenLayout, text: Text) -> list[Evidence]:
+    """The evidence of each bucket, about the text of its images.
+
+    Raises:
+        AttachError: there are texts for another number of images.
+    """
+    embeddings, mask = text
+    images = sum(len(one.x) for one in evidence)
+    if len(embeddings) != images:
+        raise AttachError(
+            f"the projector was given {images} images, crops or frames, and the prompts of the call have "
+            f"{len(embeddings)}: call the model with its prompts and the images of these alone"
+        )
+    found: list[Evidence] = []
+    for one, bucket in zip(evidence, layout.buckets, strict=True):
+        index = list(bucket.images) if bucket.images else slice(None)
+        device = one.x.device
+        found.append(one.with_text(embeddings[index].to(device), mask[index].to(device)))
+    return found
 
 
 def _renewed(

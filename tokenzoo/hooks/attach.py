@@ -243,6 +243,8 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
             hint = ""
             if "cls_attention" in missing and "received_attention" in shown:
                 hint = ": without a CLS token, ReceivedAttention() in place of CLSAttention()"
+            if "text" in missing and "text" in adapter.provides_at("projected"):
+                hint = ": text is there in the language model's space, at Stage.PROJECTED"
             raise MissingEvidenceError(
                 f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} shows "
                 f"{', '.join(sorted(shown))} there. Choose a part that needs one of these{hint}"
@@ -284,5 +286,5 @@ def _shown_by_another(need: str, stage: str, adapter: Adapter) -> bool:
     if layer is None or stage not in ("features", "projected"):
         return False
     # Its queries and keys travel on, and what was computed of them: not the attention itself.
-    shown = adapter.provides_at(stage) - {"attention", "grid", "x", "mass"}
+    shown = adapter.provides_at(stage) - {"attention", "grid", "x", "mass", "text"}
     return name in shown and adapter.layer(layer) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Passes:
         self.prepare = prepare
         stages = (Stage.BLOCK, Stage.FEATURES, Stage.PROJECTED)
         self.steps = PassSteps.of(*(recipe.step_at(stage) for stage in stages))
+        projected = self.steps.projected
+        self.reads_text = projected is not None and "text" in projected.needs
         self.small = recipe.step_at(Stage.IMAGE) is not None
         self.depth = len(adapter.blocks())
         # By block, layer names under which later steps ask for its evidence.
@@ -172,7 +175,8 @@ class Passes:
             state = self._start(given)
         place = Place("projected", self.depth - 1, adapter.projector)
         reaching, options = adapter.projected_prefix, self.options
-        output, state = reduce_projected(output, state, reaching, place, options)
+        text = partial(adapter.text, "projected") if self.reads_text else None
+        output, state = reduce_projected(output, state, reaching, place, options, text)
         if owned:  # the tower hands it on as its last hidden state
             set_state(args[0], state)
         self._keep(state)

@@ -34,7 +34,8 @@ def cdpruner(
         relevance: the layer whose features share a space with the text; None: the tokens themselves. The
             paper compares CLIP's projected patches: `at={"clip": {"x": ...}}` with relevance="clip".
             (paper: "clip")
-        negated: in CLIP the low cosines mark the patches that the text speaks of. (authors' code: True)
+        negated: in CLIP the low cosines mark the patches that the text speaks of; of other spaces nothing
+            is known. (authors' code: True)
         match_reference: scale over the batch, and fail beyond the rank, as in the authors' code.
 
     Departures:
@@ -42,6 +43,12 @@ def cdpruner(
           depends on its batch mates. `match_reference=True` does, too.
         - The count is exact beyond the rank of the kernel; theirs falls short, by as much as rounding
           decides. So does `match_reference=True`.
+        - Attached, relevance is in the language model's space: the cosine of projected tokens with the
+          embeddings that the language model has of the prompt's tokens (without placeholders, padding and
+          special tokens). The authors compare CLIP's projected patches with the question, by CLIP's text
+          tower. What is known of CLIP (`negated`) need not hold there, and no accuracy is claimed. The
+          authors' own relevance works on features: `zoo.reduce(x, text=..., at={"clip": ...},
+          ...)` with relevance="clip".
 
     Licence:
         Apache-2.0 (Theia-4869/CDPruner)

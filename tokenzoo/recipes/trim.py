@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tokenzoo.matchers import Fuse, Outliers, SelectAssign, TopK
-from tokenzoo.mergers import Fused
+from tokenzoo.matchers import Drop, Fuse, Outliers, SelectAssign, TopK
+from tokenzoo.mergers import Fused, Identity
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
@@ -15,6 +15,7 @@ def trim(
     *,
     keep: int | float = 0.25,
     adaptive: bool = False,
+    mean: bool = True,
     relevance: int | str | None = None,
     negated: bool = True,
     match_reference: bool = False,
@@ -23,7 +24,8 @@ def trim(
 
     In CLIP, patches and text share one space, so the product with the prompt measures the relevance of a
     patch. Outliers are kept with their own features, in raster order; the mean of all others comes
-    last.
+    last. Attached to a multimodal model it works after the projector, where tokens and the words of the
+    prompt share the language model's space.
 
     Formula:
         score_j = softmax over the tokens j of -<p_j, t>,  p: CLIP's projected patches, t: the prompt
@@ -34,9 +36,12 @@ def trim(
         keep: patch tokens to keep, the mean counted: a count or a fraction; with `adaptive` the most.
             (paper: a fifth on average)
         adaptive: keep as many as stand out. (paper: True)
+        mean: one of the tokens is the mean of the others; False: the others are dropped, which works in
+            models where a new token has no place (Qwen2-VL). (paper: True)
         relevance: the layer whose features share a space with the text; None: the tokens themselves. The
             paper compares CLIP's projected patches: `at={"clip": {"x": ...}}` with relevance="clip".
-        negated: in CLIP the low products mark the patches that the text speaks of. (authors' code: True)
+        negated: in CLIP the low products mark the patches that the text speaks of; of other spaces nothing
+            is known. (authors' code: True)
         match_reference: quartiles of the whole batch, as in the authors' code.
 
     Departures:
@@ -44,6 +49,13 @@ def trim(
           mates; `match_reference=True` does, too.
         - The paper speaks of a cosine; the code, and this, take the plain product.
         - It needs a space that image and text share, and no attention: an encoder may be without CLS.
+        - Attached, it differs in three ways. The authors reduce before the projector; this works after it.
+          They compare patches with one embedding of the prompt, by CLIP's text tower; this compares
+          projected tokens with the embeddings that the language model has of the prompt's tokens (without
+          placeholders, padding and special tokens), and takes the mean product. What is known of CLIP
+          (`negated`) need not hold there, and no accuracy is claimed. The authors' own relevance works on
+          features: `zoo.reduce(x, text=..., at={"clip": ...})`.
+        - Attached, `adaptive` is refused: prompts are written for a number that is known before.
 
     Licence:
         Apache-2.0 (FreedomIntelligence/TRIM)
@@ -54,5 +66,6 @@ def trim(
     scorer = TextSoftmax(relevance, negated)
     over = "batch" if match_reference else "image"
     stay = Outliers(scorer, over=over) if adaptive else TopK(scorer)
-    match = SelectAssign(stay, Fuse())
-    return Recipe(Step(Stage.FEATURES, Once(), match, Fused()), keep=keep)
+    join, merger = (Fuse(), Fused()) if mean else (Drop(), Identity())
+    match = SelectAssign(stay, join)
+    return Recipe(Step(Stage.PROJECTED, Once(), match, merger), keep=keep)

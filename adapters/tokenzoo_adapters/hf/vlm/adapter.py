@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -30,6 +30,7 @@ from tokenzoo_adapters.hf.vlm.delegation import answers_as
 from tokenzoo_adapters.hf.vlm.interface import Placed
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
+from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
 
@@ -57,6 +58,7 @@ class VisionLanguageAdapter(Adapter):
         stages: all after the image; not in the tower where several of its hidden states are read as one.
         dynamic_size: whether its tower takes several sizes without an argument of the call.
         group: patches of the tower that the projector makes one token of.
+        prompt_text: of the call whose images are encoded.
     """
 
     spec: VisionLanguageSpec
@@ -68,6 +70,7 @@ class VisionLanguageAdapter(Adapter):
     stages: frozenset[str]
     dynamic_size: bool
     group: int = 1
+    prompt_text: PromptText = field(default_factory=PromptText, repr=False)
 
     # It takes no mean of the tower's hidden states.
     all_tokens = ""
@@ -100,8 +103,15 @@ class VisionLanguageAdapter(Adapter):
         """In the prompt, what a decoder layer shows; elsewhere what the tower does."""
         if stage == "llm":
             return IN_PROMPT
-        # After the tower its attention is carried along as keys, queries and means.
-        return self.provides - {"attention"} if stage == "projected" else self.provides
+        if stage == "projected":
+            # After the tower its attention is carried along as keys, queries and means.
+            return (self.provides - {"attention"}) | {"text"}
+        return self.provides
+
+    def text(self, stage: str) -> tuple[Tensor, Tensor]:
+        """Embeddings of the prompt of each image, crop or frame (`prompt_text.py`)."""
+        del stage
+        return self.prompt_text.of_images(self.model, self.base)
 
     def passthrough_modules(self) -> tuple[str, ...]:
         """The tower's final norm, where it is read after that."""
@@ -114,6 +124,8 @@ class VisionLanguageAdapter(Adapter):
         try:
             follows = self.tower.connect(attached)
             undo += [] if follows is None else [follows]
+            if any("text" in step.needs for step in attached.recipe.steps):
+                undo.append(self.prompt_text.install(base.get_submodule(spec.projector)))
             hooks = PromptHooks(self, attached)
             undo.append(hooks.install())
             undo.append(generate_wrapper.install(hooks))
@@ -172,24 +184,33 @@ class VisionLanguageAdapter(Adapter):
             )
         return found
 
-    def place(self, given: Mapping[str, Any], spans: Spans, start: Tensor | None = None) -> Placed:
+    def place(
+        self,
+        given: Mapping[str, Any],
+        spans: Spans,
+        start: Tensor | None = None,
+        said: PromptCall | None = None,
+    ) -> Placed:
         """Encode the images of a call, and find the positions of what is left of them.
 
         Args:
             given: the arguments, with the short prompt `[b, m]`.
             spans: its images and videos.
             start: `[b, 1]`, where positions begin; None: at 0.
+            said: whose text the images are chosen by; None: these arguments.
         """
         tower, new = packed_tower(self.tower), dict(given)
         encoded: dict[str, Any] = {}
         kept: dict[int, list[Any]] = {}
-        for modality in self.spec.modalities:
-            pixels = new.pop(modality.pixels, None)
-            if pixels is None:
-                continue
-            encode = getattr(self.base, modality.features)
-            encoded[modality.kind] = encode(pixels, new[modality.sizes], return_dict=True)
-            kept[int(getattr(self.base.config, modality.placeholder))] = tower.rows.left()
+        with self.prompt_text.call(said or PromptCall(given, spans)):
+            for modality in self.spec.modalities:
+                pixels = new.pop(modality.pixels, None)
+                if pixels is None:
+                    continue
+                encode = getattr(self.base, modality.features)
+                encoded[modality.kind] = encode(pixels, new[modality.sizes], return_dict=True)
+                token = int(getattr(self.base.config, modality.placeholder))
+                kept[token] = tower.rows.left()
         if encoded:
             new[ENCODED] = encoded
         positions, after = mrope.positions(self.base, new, spans, kept, start)

@@ -80,7 +80,8 @@ def visual(
     bare = full_tokens(config, image_size, crops)
     if tokens == full:
         short, newlines = bare, _lines(config, image_size, crops)[0]
-    return VisualSpan(bare, short, units=_crops(where), fixed=newlines, patches=full)
+    encoded = 1 + sum(map(len, where))
+    return VisualSpan(bare, short, _crops(where), fixed=newlines, patches=full, encoded=encoded)
 
 
 def pooled(tokens: int) -> int:

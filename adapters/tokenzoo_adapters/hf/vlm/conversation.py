@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import AttachError
-from tokenzoo_adapters.hf.names import MASK, POSITIONS
+from tokenzoo_adapters.hf.names import MASK, POSITIONS, cache_of
 from tokenzoo_adapters.hf.vlm.cached_prompt import CachedPrompt
 from tokenzoo_adapters.hf.vlm.interface import PromptAdapter
+from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall
 from tokenzoo_adapters.hf.vlm.shortening import ShortCall, count_on, per_token, shorten_call
 from tokenzoo_adapters.hf.vlm.spec import Spans
 
@@ -49,6 +50,8 @@ def continued(
         short = shorten_call(adapter, new, spans, pad_left=True)
         new = short.given
         lost = lost if short.cached is None else lost + short.cached.lost
+    answered = int(cache_of(prompt).get_seq_length()) - cached.short.shape[1]
+    said = PromptCall(new, spans, answered)
     rows = torch.ones_like(new["input_ids"]) if mask is None else new[MASK]
     joined = {
         "input_ids": torch.cat([cached.short, new["input_ids"]], 1),
@@ -56,11 +59,10 @@ def continued(
     }
     whole = {**new, **joined}
     if positions is not None and after is not None and new["input_ids"].shape[1]:
-        placed = adapter.place(new, spans, after)
+        placed = adapter.place(new, spans, after, said)
         after = placed.after
         positions = torch.cat([positions, placed.positions.to(positions)], -1)
         whole = {**placed.given, **joined, POSITIONS: positions, "mm_token_type_ids": None}
         count_on(adapter, after, joined[MASK].sum(1, keepdim=True))
-    return ShortCall(
-        whole, CachedPrompt(ids, joined["input_ids"], joined[MASK], lost, positions, after)
-    )
+    now = CachedPrompt(ids, joined["input_ids"], joined[MASK], lost, positions, after)
+    return ShortCall(whole, now, said=said)

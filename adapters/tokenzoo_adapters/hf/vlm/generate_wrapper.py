@@ -20,6 +20,7 @@ from tokenzoo_adapters.hf.vlm.cached_prompt import CACHED, CachedPrompt
 from tokenzoo_adapters.hf.vlm.conversation import continued
 from tokenzoo_adapters.hf.vlm.generate_callbacks import CallerPrompt
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
+from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall
 from tokenzoo_adapters.hf.vlm.shortening import place_call, shorten_call
 
 
@@ -58,7 +59,7 @@ def _generated(hooks: PromptHooks, given: dict[str, Any]) -> Any:
     prompt: dict[str, Any] = {**given, "input_ids": given.pop(key), "inputs": None}
     cache = cache_of(prompt)
     cached: CachedPrompt | None = getattr(cache, CACHED, None)
-    spans = hooks.spans(prompt)
+    spans, text = hooks.spans(prompt), hooks.adapter.prompt_text
     if cached is None:
         # Where nothing is to go the cache remembers too: an image may come later, and follow this.
         call = shorten_call(hooks.adapter, prompt, spans, pad_left=True, remember=hooks.mrope)
@@ -74,9 +75,11 @@ def _generated(hooks: PromptHooks, given: dict[str, Any]) -> Any:
         short.update(generate_callbacks.restoring(hooks.model, short, callers))
     hooks.state.spans, hooks.state.shape = spans, (b, n)
     try:
+        text.begin(call.said or PromptCall(call.given, spans))
         output = original(hooks.model, **short)
     finally:
         hooks.state.spans = hooks.state.shape = None
+        text.end()
     return _restored(output, prompt["input_ids"], short["input_ids"], cache, call.cached)
 
 

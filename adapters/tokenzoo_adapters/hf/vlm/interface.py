@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
+from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.spec import Spans, VisionLanguageSpec
 
 
@@ -47,12 +48,23 @@ class PromptAdapter(Protocol):
         """The bare model in it, without the language modelling head."""
         ...
 
+    @property
+    def prompt_text(self) -> PromptText:
+        """The text of the call whose images are encoded."""
+        ...
+
     def visuals(
         self, given: Mapping[str, Any], plan: Callable[[int], int]
     ) -> dict[int, list[VisualSpan]]:
         """The images and videos of a call, with the tokens that `plan` leaves of each."""
         ...
 
-    def place(self, given: Mapping[str, Any], spans: Spans, start: Tensor | None = None) -> Placed:
+    def place(
+        self,
+        given: Mapping[str, Any],
+        spans: Spans,
+        start: Tensor | None = None,
+        said: PromptCall | None = None,
+    ) -> Placed:
         """Encode the images of a call, and place what is left of them."""
         ...

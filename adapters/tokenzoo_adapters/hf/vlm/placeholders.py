@@ -40,6 +40,8 @@ class VisualSpan:
         units: images, crops or frames that these tokens come from, each with as many.
         fixed: how many of `short` belong to none of the units (CLS, newlines).
         patches: patch tokens of one unit where the tower begins; 0: not known.
+        encoded: images, crops or frames that the tower is given; 0: the units. Crops without any of the
+            image are encoded, and are no units.
     """
 
     full: int
@@ -47,11 +49,12 @@ class VisualSpan:
     units: int = 1
     fixed: int = 0
     patches: int = 0
+    encoded: int = 0
 
     def __post_init__(self) -> None:
         for name in ("full", "short", "units"):
             check_count(name, getattr(self, name))
-        for name in ("fixed", "patches"):
+        for name in ("fixed", "patches", "encoded"):
             check_count(name, getattr(self, name), 0)
 
     def entering(self, recipe: Recipe, layer: int) -> int:

@@ -29,6 +29,7 @@ from tokenzoo_adapters.hf.vlm.cached_prompt import (
     in_cache,
 )
 from tokenzoo_adapters.hf.vlm.interface import PromptAdapter
+from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall
 from tokenzoo_adapters.hf.vlm.shortening import kind_of, place_call, shorten_call
 from tokenzoo_adapters.hf.vlm.spec import Spans
 
@@ -85,6 +86,7 @@ class PromptHooks:
         del model
         self.state.cached = None
         self.decoder.prompt(None)
+        self.adapter.prompt_text.end()
         if not self.attached.active:
             return None
         given = self.takes.given(args, kwargs, self.name)
@@ -97,6 +99,7 @@ class PromptHooks:
             if self.mrope:
                 short = place_call(self.adapter, short, given, spans, cache_of(given))
             given, self.state.cached = short.given, short.cached
+            self.adapter.prompt_text.begin(PromptCall(given, spans))
         if self.state.shape is None:
             given = in_cache(given, moves=not self.mrope)
         if self.decoder.works:
@@ -110,6 +113,7 @@ class PromptHooks:
     ) -> None:
         """Let the cache that a call made remember the prompt."""
         del model, args
+        self.adapter.prompt_text.end()
         cached, self.state.cached = self.state.cached, None
         self.decoder.prompt(None)
         cache = cache_in(output, self.name) if cached is not None or self.decoder.works else None

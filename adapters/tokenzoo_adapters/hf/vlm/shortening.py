@@ -23,6 +23,7 @@ from tokenzoo_adapters.hf.vlm.cached_prompt import (
 )
 from tokenzoo_adapters.hf.vlm.interface import PromptAdapter
 from tokenzoo_adapters.hf.vlm.placeholders import Shortened, shorten
+from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall
 from tokenzoo_adapters.hf.vlm.spec import Spans
 
 FILLS = {MASK: 0, "labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
@@ -37,11 +38,13 @@ class ShortCall:
         given: its arguments.
         cached: what a cache that it makes has to remember; None: the prompt is the caller's.
         index: `[b, m]`, the caller's column that each column is, -1 at padding; None: all, in order.
+        said: whose text its images are chosen by, if a cache holds some of the prompt; None: `given`.
     """
 
     given: dict[str, Any]
     cached: CachedPrompt | None = None
     index: Tensor | None = None
+    said: PromptCall | None = None
 
 
 def shorten_call(

@@ -94,7 +94,7 @@ def test_as_many_tokens_as_the_bare_model_packs(name: str, crops: str) -> None:
         # Of an image of N patches a newline comes after each line.
         newlines = int((packed < 0).sum())
         seen = packing.visual(config, size, True, n, n)
-        assert seen == VisualSpan(len(packed), len(packed), seen.units, newlines, n)
+        assert seen == VisualSpan(len(packed), len(packed), seen.units, newlines, n, len(ones))
 
     check()
 
@@ -105,8 +105,8 @@ def test_an_image_that_is_not_cut(name: str) -> None:
     packed = bare(name, config, (300, 200), torch.ones(1, 64, 1))
     assert packing.full_tokens(config, (300, 200), False) == len(packed) == 65
     assert packing.short_tokens(config, (300, 200), False, 16) == 17
-    assert packing.visual(config, (300, 200), False, 64, 16) == VisualSpan(65, 17, 1, 1, 64)
-    assert packing.visual(config, (300, 200), False, 64, 64) == VisualSpan(65, 65, 1, 1, 64)
+    assert packing.visual(config, (300, 200), False, 64, 16) == VisualSpan(65, 17, 1, 1, 64, 1)
+    assert packing.visual(config, (300, 200), False, 64, 64) == VisualSpan(65, 65, 1, 1, 64, 1)
 
 
 def real_processor(name: str, crops: str) -> Any:
@@ -262,7 +262,7 @@ def test_a_narrow_image_can_take_more_than_in_the_bare_model() -> None:
     config = configuration("llava_next", "small")
     config.image_grid_pinpoints = [[2 * 56, 2 * 56]]
     seen = packing.visual(config, (40, 400), True, 64, 40)
-    assert seen == VisualSpan(64 + 2 * 17, 5 * 40 + 2, units=5, fixed=2, patches=64)
+    assert seen == VisualSpan(64 + 2 * 17, 5 * 40 + 2, units=5, fixed=2, patches=64, encoded=5)
 
 
 @pytest.mark.parametrize(("name", "crops"), CONFIGS)

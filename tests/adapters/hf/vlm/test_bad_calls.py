@@ -44,7 +44,7 @@ from tokenzoo.errors import (
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
-from tokenzoo.scorers import FeatureNorm
+from tokenzoo.scorers import FeatureNorm, TextRelevance
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 BOTH = Batch((TWO,), ((TEMPLE, FLOWER),))
@@ -280,9 +280,11 @@ def test_an_attention_that_cannot_be_seen(recipe: str) -> None:
 
 
 @EACH
-def test_text_that_is_not_there(kind: str) -> None:
-    says = r"needs text at Stage\.PROJECTED; \w+ shows "
-    refused(whole(kind), "cdpruner", MissingEvidenceError, says)
+def test_text_in_the_space_of_the_tower(kind: str) -> None:
+    match = SelectAssign(TopK(TextRelevance()), Drop())
+    recipe = Recipe(Step(Stage.FEATURES, Once(), match, Identity()), keep=4)
+    says = r"needs text at Stage\.FEATURES; \w+ shows .* one of these: text is .* Stage\.PROJECTED"
+    refused(whole(kind), recipe, MissingEvidenceError, says)
 
 
 @pytest.mark.parametrize("recipe", ["fastervlm", "visionzip"])

@@ -1,0 +1,264 @@
+"""Recipes that choose by the text of a prompt, after the projector of a whole model: `trim` and `cdpruner`.
+
+In `planted` models the projector makes noise, but for two tokens of each image, which are the embeddings of
+two words: the word that is in the prompt says which of them is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tokenzoo
+from tests.adapters.hf.models import IMAGE, VIDEO, WORDS, video
+from tests.adapters.hf.models import inputs as llava_inputs
+from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm.calls import (
+    CACHE,
+    FLOWER,
+    KINDS,
+    TALL,
+    TEMPLE,
+    answer,
+    cache_of,
+    ends,
+    entering,
+    logits,
+    real_gap,
+    remains,
+)
+from tests.adapters.hf.vlm.test_qwen_generate import said
+from tests.adapters.models import gap
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo.errors import AttachError
+
+MODELS = {
+    **KINDS,
+    "qwen2_5_vl": qwen.qwen2_5_vl,
+    "internvl": internvl.internvl,
+    "paligemma": paligemma.paligemma,
+}
+EACH = pytest.mark.parametrize("kind", MODELS)
+RECIPES = pytest.mark.parametrize("name", ["trim", "cdpruner"])
+SIDES = pytest.mark.parametrize("side", ["left", "right"])
+NARROW = TEMPLE.crop(
+    (0, 0, 400, 10)
+)  # some crops of it are letterbox alone, and have no placeholders
+PROMPTS = ("<image> flower", "<image> dome <image> dome dome")
+IMAGES = ((NARROW,), (FLOWER, TALL))
+WORD = {word: WORDS.index(word) for word in ("flower", "dome")}
+
+
+@cache
+def whole(kind: str) -> Any:
+    """The model of that name, the same for all tests: they leave it bare."""
+    return MODELS[kind]()
+
+
+def inputs(
+    kind: str, prompts: Sequence[str], images: Sequence[Sequence[Any]], side: str = "left"
+) -> Any:
+    """What the processor of that model returns."""
+    flat = [image for some in images for image in some]
+    if kind == "qwen2_5_vl":
+        return qwen.inputs(whole(kind), prompts, flat, padding_side=side)
+    if kind in KINDS:
+        return llava_inputs(whole(kind), prompts, images, padding_side=side)
+    if kind == "internvl":
+        return internvl.inputs(prompts, flat, side)
+    given = [f"{'<image> ' * p.count('<image>')}{p.replace('<image>', '')}" for p in prompts]
+    return paligemma.inputs(given, flat, side)
+
+
+def built(kind: str, name: str, keep: int | float, **options: Any) -> tokenzoo.Method:
+    """Qwen's tokens keep their order: there the others cannot become a token of their own."""
+    alone = {"mean": False} if (kind, name) == ("qwen2_5_vl", "trim") else {}
+    return tokenzoo.build(name, keep=keep, **alone, **options)
+
+
+def planted(kind: str) -> Any:
+    """A copy of a model whose projector makes noise, and of each image two words."""
+    model = copy.deepcopy(whole(kind))
+    base = model.model
+    embed = base.get_input_embeddings()
+    with torch.no_grad():  # opposites: the text of one excludes the other
+        embed.weight[WORD["dome"]] = -embed.weight[WORD["flower"]]
+
+    def plant(projector: nn.Module, args: Any, output: Tensor) -> Tensor:
+        words = embed(torch.tensor([*WORD.values()])).detach()
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        noise = 0.2 * words.std() * noise
+        if kind == "qwen2_5_vl":
+            counts = [h * w // 4 for t, h, w in base.visual.grid_thw.tolist() for _ in range(t)]
+            begins = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
+            noise[begins], noise[begins + 1] = words[0], words[1]
+        else:
+            noise[:, 3], noise[:, 8] = words[0], words[1]
+        return noise
+
+    def see(tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        tower.grid_thw = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+
+    if kind == "qwen2_5_vl":
+        base.visual.register_forward_pre_hook(see, with_kwargs=True)
+        base.visual.merger.register_forward_hook(plant)
+    else:
+        base.multi_modal_projector.register_forward_hook(plant)
+    return model
+
+
+def kept(model: Any, call: dict[str, Any], ids: Tensor) -> dict[str, list[int]]:
+    """How often each word stands in the place of a placeholder, by row of `ids [b, m]`."""
+    embeds, embed = call["inputs_embeds"], model.model.get_input_embeddings()
+    here = (ids == IMAGE) | (ids == VIDEO)
+    words = {word: embed(torch.tensor(token)) for word, token in WORD.items()}
+    return {
+        word: ((torch.cosine_similarity(embeds, own, -1) > 0.999) & here).sum(1).tolist()
+        for word, own in words.items()
+    }
+
+
+@EACH
+@RECIPES
+@SIDES
+def test_each_image_is_chosen_from_by_its_own_prompt(kind: str, name: str, side: str) -> None:
+    model, given = planted(kind), inputs(kind, PROMPTS, IMAGES, side)
+    method = built(kind, name, 2 if name == "trim" and kind != "qwen2_5_vl" else 1, negated=False)
+    with method.attach(model) as attached, entering(model) as calls:
+        logits(model, given)
+        short = attached.shorten(dict(given))["input_ids"]
+        visuals = attached.adapter.visuals(given, lambda tokens: attached.plan(tokens).visual)
+        found = kept(model, calls[0], short)
+    # Of every image, tile or crop one token stays; crops of letterbox alone have no placeholders.
+    units = [one.units for one in visuals[IMAGE]]
+    assert found["flower"][0] + found["dome"][1] == sum(units)
+    assert found["flower"][1] == found["dome"][0] == 0
+    assert found["flower"][0] == (units[0] if kind != "internvl" else sum(units) - found["dome"][1])
+    if kind in ("llava_next", "llava_onevision"):
+        assert visuals[IMAGE][0].encoded > units[0]
+    assert remains(model) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "image"),
+    [
+        ("llava_onevision", FLOWER),
+        ("qwen2_5_vl", FLOWER),
+        ("qwen2_5_vl", FLOWER.resize((28, 28))),  # four tokens: nothing is chosen from these
+    ],
+)
+def test_images_and_videos_of_a_call(kind: str, image: Any) -> None:
+    """The projector runs once for each kind."""
+    model, prompts, film = planted(kind), ["<image> flower", "<video> dome dome"], video(4)
+    if kind == "qwen2_5_vl":
+        given = qwen.inputs(model, prompts, [image], [film])
+    else:
+        given = llava_inputs(model, prompts, [[image], []], [film])
+    method = tokenzoo.build("trim", keep=4, mean=False, negated=False)
+    with method.attach(model) as attached, entering(model) as calls:
+        logits(model, given)
+        found = kept(model, calls[0], attached.shorten(dict(given))["input_ids"])
+    slices = 4 if kind in KINDS else 2
+    assert found["flower"][0] >= 1
+    assert (found["dome"][0], found["dome"][1]) == (int(image is not FLOWER), slices)
+    assert found["flower"][1] == 0
+
+
+@EACH
+@RECIPES
+@SIDES
+def test_keeping_all_changes_nothing(kind: str, name: str, side: str) -> None:
+    model, given = whole(kind), inputs(kind, PROMPTS, IMAGES, side)
+    expected = logits(model, given)
+    with built(kind, name, 1.0).attach(model):
+        assert real_gap(logits(model, given), expected, given["attention_mask"]) <= 1e-4
+        # Nothing is chosen, so no prompt is needed.
+        model.model.get_image_features(**{k: v for k, v in given.items() if k in PIXELS})
+    assert torch.equal(logits(model, given), expected)
+    assert remains(model) == []
+
+
+PIXELS = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
+
+
+@EACH
+@RECIPES
+def test_counts_and_rows_of_a_batch(kind: str, name: str) -> None:
+    """As planned; what a row is alone, in a copy too; `generate` encodes the images once."""
+    model, given = whole(kind), inputs(kind, PROMPTS, IMAGES)
+    rows = [inputs(kind, PROMPTS[i : i + 1], IMAGES[i : i + 1]) for i in (0, 1)]
+    passes: list[Any] = []
+    with built(kind, name, 5).attach(model) as attached:
+        together = logits(model, given)
+        assert {one.features for one in attached.passes} == {5}
+        for row, end in enumerate(ends(given) * 0 - 1):
+            assert gap(logits(model, rows[row])[0, end], together[row, end]) <= 1e-4
+        twin = copy.deepcopy(model)
+        projector = model.get_submodule(attached.adapter.projector)
+        counting = projector.register_forward_hook(lambda *_: passes.append(None))
+        assert torch.equal(answer(model, given)[:, 0], together[:, -1].argmax(-1))
+        assert len(passes) == 1
+        answer(model, given, num_beams=2)
+        counting.remove()
+    assert torch.equal(logits(twin, given), together)
+
+
+def next_turn(kind: str, before: Tensor, new: Any) -> dict[str, Any]:
+    """The arguments of `generate`: all that was said, and what is said now."""
+    ids = torch.cat([before, new["input_ids"]], 1)
+    given = {**new, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return given if kind == "llava" else {**given, "mm_token_type_ids": (ids == IMAGE).long()}
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_a_conversation_and_labels(kind: str) -> None:
+    """What a cache holds, and what is to be learnt, is no question."""
+    model = planted(kind)
+    say = torch.nn.functional.one_hot(torch.tensor(WORD["flower"]), len(WORDS)).float()
+    saying = model.lm_head.register_forward_hook(lambda _, args, output: output * 0 + say)
+    first = inputs(kind, ["<image> flower flower"], [[FLOWER]])
+    second = inputs(kind, ["<image> dome dome dome dome"], [[TALL]])
+    with built(kind, "cdpruner", 1, negated=False).attach(model), entering(model) as calls:
+        one = said(model, first)
+        calls.clear()
+        said(model, next_turn(kind, one.sequences, second), **{CACHE: cache_of(one)})
+        embeds = calls[0]["inputs_embeds"]
+        own = model.model.get_input_embeddings()(torch.tensor(WORD["dome"]))
+        # Four as words, and one in the place of the image.
+        assert int((torch.cosine_similarity(embeds, own, -1) > 0.999).sum()) == 5
+        saying.remove()
+        taught = inputs(kind, ["<image> dome flower flower"], [[FLOWER]])
+        labels = torch.where(taught["input_ids"] == WORD["flower"], WORD["flower"], -100)
+        calls.clear()
+        model(**taught, labels=labels).loss.backward()
+        embeds = calls[0]["inputs_embeds"]
+        assert int((torch.cosine_similarity(embeds, own, -1) > 0.999).sum()) == 2
+
+
+@EACH
+def test_a_prompt_without_words(kind: str) -> None:
+    model = whole(kind)
+    words = inputs(kind, PROMPTS, IMAGES)
+    special = [WORDS.index(word) for word in ("<pad>", "<s>", "<image>")]
+    given = dict(words)
+    mask = torch.isin(given["input_ids"], torch.tensor(special))
+    given["attention_mask"] = given["attention_mask"] * mask  # of every row the words are padding
+    with built(kind, "cdpruner", 5).attach(model) as attached:
+        expected = logits(model, words)
+        for call in (logits, answer):
+            with pytest.raises(AttachError, match=r"row 0 of input_ids has an image and no text"):
+                call(model, given)
+        pixels = {name: value for name, value in given.items() if name in PIXELS}
+        with pytest.raises(AttachError, match=r"images are encoded without one: call the model"):
+            attached.model.model.get_image_features(**pixels)
+        embeds = model.model.get_input_embeddings()(words["input_ids"])
+        with pytest.raises(AttachError, match=r"no input_ids"):
+            model(inputs_embeds=embeds, attention_mask=words["attention_mask"], **pixels)
+        assert torch.equal(logits(model, words), expected)
+    assert remains(model) == []

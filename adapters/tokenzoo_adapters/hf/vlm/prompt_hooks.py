@@ -99,7 +99,8 @@ class PromptHooks:
             if self.mrope:
                 short = place_call(self.adapter, short, given, spans, cache_of(given))
             given, self.state.cached = short.given, short.cached
-            self.adapter.prompt_text.begin(PromptCall(given, spans))
+            if spans:
+                self.adapter.prompt_text.begin(PromptCall(given, spans))
         if self.state.shape is None:
             given = in_cache(given, moves=not self.mrope)
         if self.decoder.works:

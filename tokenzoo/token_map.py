@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo._core.precision import exporting, transformed
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.sorting import ordered
 from tokenzoo._core.tensors import holds
@@ -144,7 +145,10 @@ class TokenMap:
             return values.new_zeros(b, width).scatter_add(1, slots, values)[:, :m]
         slots = slots + torch.arange(0, b * width, width, device=slots.device)[:, None]
         flat = values.reshape(b * n, *values.shape[2:])
-        sums = flat.new_zeros(b * width, *values.shape[2:]).index_add(0, slots.flatten(), flat)
+        sums = flat.new_zeros(b * width, *values.shape[2:])
+        # In place: no copy of the zeros. Inside vmap the slots alone may be batched, and they could not be.
+        add = sums.index_add if exporting() or transformed() else sums.index_add_
+        sums = add(0, slots.flatten(), flat)
         return sums.view(b, width, *values.shape[2:])[:, :m]
 
     def of_kept(self, values: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def unit(vectors: Tensor) -> Tensor:
         return vectors / length
     if vectors.requires_grad:
         return rounded(vectors / length, 2.0**-UNIT_BITS)
-    # The same, with fewer passes over memory.
-    return (vectors * (2.0**UNIT_BITS / length)).round() * 2.0**-UNIT_BITS
+    # The same in place, on the copy that `precise` has made: fresh memory costs more than the arithmetic.
+    return vectors.mul_(2.0**UNIT_BITS / length).round_().mul_(2.0**-UNIT_BITS)
 
 
 @dataclass(frozen=True)

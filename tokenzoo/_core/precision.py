@@ -36,6 +36,20 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
+def transformed() -> bool:
+    """Whether this runs inside a transform of torch.func (vmap, grad, jacrev), also of a compiled one.
+
+    There, a tensor can stand for several: it has no memory that a kernel could read, and tensors made
+    outside of the transform cannot be written to.
+    """
+    return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler: torch enters a transform
+# while it traces one, and compiles what it has traced anew for another.
+transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def exact(values: Tensor) -> bool:
     """Whether scores of such values are computed in float64: on the CPU, not in exported programs."""
     return values.device.type == "cpu" and not exporting()
@@ -50,9 +64,10 @@ def comparable(scores: Tensor) -> Tensor:
     """Return `scores` rounded for comparison: to `SCORE_BITS` digits if they are float64."""
     if scores.dtype != torch.float64:
         return scores
-    # Dekker's splitting gives the leading digits in three operations.
+    # Dekker's splitting gives the leading digits in three operations, and NaN where one overflows.
     large = scores * (2.0 ** (53 - SCORE_BITS) + 1)
-    return torch.where(large.isfinite(), large - (large - scores), scores)
+    leading = large - (large - scores)
+    return torch.where(leading.isnan(), scores, leading)
 
 
 def fixed_point(vectors: Tensor) -> Tensor:

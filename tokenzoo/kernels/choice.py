@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import exporting as exporting
+from tokenzoo._core.precision import transformed as transformed
 from tokenzoo._core.validation import check_choice
 from tokenzoo.errors import BadArgumentError
 
@@ -78,21 +79,6 @@ def wants_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in tensors if tensor is not None
     )
-
-
-def transformed() -> bool:
-    """Whether this runs inside a transform of torch.func (vmap, grad, jacrev), also of a compiled one.
-
-    There, a tensor can stand for several: it has no memory that a kernel could read, and tensors made
-        outside
-    of the transform cannot be written to.
-    """
-    return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
-
-
-# As torch.compiler.assume_constant_result does, which would import the compiler: torch enters a transform
-# while it traces one, and compiles what it has traced anew for another.
-transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def plain(*tensors: Tensor | None) -> bool:

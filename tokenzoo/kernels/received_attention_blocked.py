@@ -61,5 +61,6 @@ def blocked(
                 # In-place softmax is not guaranteed; a second buffer costs little.
                 map_ = weights[: g * q * n].view(g * q, n)
                 torch.softmax(tile.view(g * q, n), -1, out=map_)
-                total[image].addmv_(map_.mT, share[image, own].repeat(g))
+                weight = share[image, own]
+                total[image].addmv_(map_.mT, weight if g == 1 else weight.repeat(g))
     return total.div_(h)

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from tests.adapters.hf import models as hf
+from tests.adapters.hf.vlm import paligemma as pg
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError, UnknownNameError, UnsupportedModelError
@@ -168,6 +169,29 @@ def test_the_prompt_has_the_models_own_placeholders(name: str) -> None:
         assert torch.equal(given["mm_token_type_ids"] == 1, given["input_ids"] == hf.IMAGE)
 
 
+def test_a_type_without_sections_of_its_positions_is_made_small() -> None:
+    """Qwen2-VL's default is in the code of its model."""
+    narrow = {"embed_dim": 48, "num_heads": 4, "mlp_ratio": 2}
+    verdict = examine("transformers:qwen2_vl", keep=0.5, depth=2, vision_config=narrow)
+    assert (verdict.verdict, verdict.reason, verdict.identity) == ("works", "", 0)
+
+
+@pytest.mark.parametrize("text", ["gemma", "gemma2"])
+def test_paligemma_has_a_small_gemma_and_a_prefix(text: str, tmp_path: Path) -> None:
+    """Its projector's width is an entry of two configurations, and all of the prompt is a prefix."""
+    pg.paligemma(text).save_pretrained(tmp_path)
+    verdict = examine(str(tmp_path), keep=0.5)
+    assert (verdict.verdict, verdict.reason, verdict.identity) == ("works", "", 0)
+    assert (verdict.family, verdict.tokens) == ("PaliGemmaForConditionalGeneration", pg.TOKENS)
+    model = model_loading.create(str(tmp_path)).model
+    given = transformers_loading.inputs(model, find_adapter(model), 2)
+    assert given["token_type_ids"].shape == given["input_ids"].shape
+    assert not given["token_type_ids"].any()
+    full = model_loading.create("transformers:paligemma", depth=2, device="meta").model
+    assert full.model.multi_modal_projector.linear.out_features == 64
+    assert len(full.model.language_model.layers) == 4
+
+
 def test_no_word_of_a_prompt_is_a_placeholder() -> None:
     """The tiny models have theirs among the words that a prompt may have."""
     assert 5 <= hf.VIDEO < 50
@@ -196,9 +220,14 @@ def test_another_type_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("qwen3_vl", "deepstack"), ("glm4v", "Glm4vModel is not followed. Followed are")],
+    [
+        ("qwen3_vl", "deepstack"),
+        ("glm4v", "Glm4vForConditionalGeneration is not followed. Followed are"),
+        ("gemma3", "Gemma3ForConditionalGeneration: only its vision tower can be reduced"),
+        ("mistral3", "Mistral3ForConditionalGeneration is not followed"),
+    ],
 )
-def test_a_type_like_qwens_is_refused(name: str, reason: str) -> None:
+def test_a_multimodal_type_without_an_adapter_is_refused(name: str, reason: str) -> None:
     verdict = examine(f"transformers:{name}")
     assert verdict.verdict == "refused"
     assert reason in verdict.reason

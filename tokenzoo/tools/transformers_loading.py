@@ -7,6 +7,7 @@ on the language model's size, and one of 7B would not fit on every machine.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,10 @@ SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 AXES = [2, 3, 3]  # of the 8 pairs of a head: time, row, column
 GRID = (11, 13)  # tokens of a packed image: no window divides it
-PACKED = ("qwen2_vl", "qwen2_5_vl")
-"""Types of multimodal models whose images are packed into one sequence of patches."""
+WIDTHS = ("out_hidden_size", "projection_dim", "text_hidden_size")
+"""Entries of a vision config with the width of the language model."""
+PREFIX = ("paligemma",)
+"""Types of models whose `token_type_ids` are 0 in the prompt; in others they are 1 at images."""
 
 
 def is_folder(name: str) -> bool:
@@ -64,7 +67,7 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
             if hasattr(vision, "fullatt_block_indexes"):  # both kinds of blocks, as in the long one
                 full = [i for i in vision.fullatt_block_indexes if i < depth]
                 vision.fullatt_block_indexes = full or [depth - 1]
-        whole = hasattr(config, "vision_feature_layer") or config.model_type in PACKED
+        whole = _is_multimodal(config)
         if whole:
             _shrink(config)
         kind: Any = auto.AutoModelForImageTextToText if whole else auto.AutoModel
@@ -101,26 +104,42 @@ def trained(folder: str, options: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def _is_multimodal(config: Any) -> bool:
+    """Whether the configuration is of a vision tower and a language model that writes about images."""
+    known = _transformers("models.auto.modeling_auto").MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    parts = ("vision_config", "text_config")
+    return config.model_type in known and all(getattr(config, part, None) for part in parts)
+
+
 def _shrink(config: Any) -> None:
     """Make the language model of a multimodal configuration a small one."""
     text: Any = config.text_config
-    for key, value in {**SMALL, **HEADS}.items():
+    vision: Any = config.vision_config
+    layers, width = SMALL["num_hidden_layers"], SMALL["hidden_size"]
+    head = width // HEADS["num_attention_heads"]
+    for key, value in {**SMALL, **HEADS, "head_dim": head}.items():
         setattr(text, key, value)
     text.vocab_size = max(text.vocab_size, *(token + 1 for token in _placeholders(config)))
-    text.head_dim = SMALL["hidden_size"] // HEADS["num_attention_heads"]
-    if hasattr(text, "layer_types"):
-        text.layer_types = ["full_attention"] * SMALL["num_hidden_layers"]
-    if config.model_type in PACKED:
-        text.rope_parameters = {**text.rope_parameters, "mrope_section": AXES}
-        # The tower's output has the width of the language model; each type names that width differently.
-        vision: Any = config.vision_config
-        end = "out_hidden_size" if hasattr(vision, "out_hidden_size") else "hidden_size"
-        setattr(vision, end, SMALL["hidden_size"])
+    types = getattr(text, "layer_types", None) or ()
+    if types:
+        text.layer_types = (
+            ["full_attention"] * layers if "full_attention" in types else [*types[:layers]]
+        )
+    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    # A packed tower has positions with time, row and column, and a config may leave their default out.
+    if "mrope_section" in rope or hasattr(vision, "spatial_merge_size"):
+        text.rope_parameters = {**rope, "mrope_section": AXES}
+    for part, keys in ((config, ("hidden_size", *WIDTHS)), (vision, WIDTHS)):
+        for key in keys:
+            if hasattr(part, key):
+                setattr(part, key, width)
+    if hasattr(vision, "embed_dim") and not hasattr(vision, "out_hidden_size"):  # Qwen2-VL
+        vision.hidden_size = width
 
 
 def _placeholders(config: Any) -> list[int]:
     """Return the placeholder tokens of an image and of a video; 0: none."""
-    return [getattr(config, f"{kind}_token_id", 0) for kind in ("image", "video")]
+    return [getattr(config, f"{kind}_token_id", None) or 0 for kind in ("image", "video")]
 
 
 def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
@@ -155,8 +174,21 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
         shape = (batch, crops, 3, size, size)
         given["image_sizes"] = torch.tensor([[size, size]] * batch)
     given["pixel_values"] = torch.randn(*shape, generator=generator)
-    given["input_ids"] = _prompt(model.config, adapter, given, batch, generator)
-    return given
+    return _with_prompt(model, adapter, given, batch, generator)
+
+
+def _with_prompt(
+    model: Any, adapter: Any, given: dict[str, Any], batch: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """Add prompts, and the types of their tokens under the names that the model takes: `[batch, n]`."""
+    given["input_ids"] = ids = _prompt(model.config, adapter, given, batch, generator)
+    images = (ids == model.config.image_token_id).to(ids.dtype)
+    types = {
+        "mm_token_type_ids": images,
+        "token_type_ids": images * (model.config.model_type not in PREFIX),
+    }
+    taken = inspect.signature(model.forward).parameters
+    return {**given, **{name: value for name, value in types.items() if name in taken}}
 
 
 def _prompt(
@@ -181,9 +213,7 @@ def _packed(
     if not hasattr(adapter, "visuals"):
         return {"hidden_states": pixels, "grid_thw": grids}
     given: dict[str, Any] = {"pixel_values": pixels, "image_grid_thw": grids}
-    given["input_ids"] = ids = _prompt(model.config, adapter, given, batch, generator)
-    given["mm_token_type_ids"] = (ids == model.config.image_token_id).to(ids.dtype)
-    return given
+    return _with_prompt(model, adapter, given, batch, generator)
 
 
 def _flat(vision: Any, batch: int, generator: torch.Generator) -> dict[str, Any]:

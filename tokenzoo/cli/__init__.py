@@ -8,6 +8,7 @@
     tokenzoo viz IMAGE...          which patches share a token, drawn over photographs
     tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model
     tokenzoo bench MODEL           time of a whole model's parts, relative to the bare model, and floors
+    tokenzoo eval                  what recipes keep of a model's answers, with intervals and controls
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
 command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`,
@@ -35,6 +36,7 @@ COMMANDS = {
     "viz": "viz",
     "export": "export",
     "bench": "bench",
+    "eval": "eval",
 }
 FAILED = 2
 

@@ -1,0 +1,119 @@
+"""`tokenzoo eval`: what recipes keep of a model's answers, next to the time and operations that they save.
+
+One row for each task, recipe and budget is appended to the results file as soon as it is measured. The same
+command goes on where an earlier run was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tokenzoo._core.validation import check_count
+from tokenzoo.cli.eval_report import table
+from tokenzoo.cli.options import output_file, parse_keeps, split
+from tokenzoo.evaluation import Job, ResultsFile, Row, Subject, TaskOptions, jobs, run
+from tokenzoo.evaluation.tasks import TASKS, prepare
+from tokenzoo.zoo import list_recipes
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+ROUNDS, QUICK_ROUNDS = 5, 2
+SEEDS = 3
+
+
+@app.command("eval")
+def run_it(
+    task: Annotated[
+        list[str] | None, typer.Option(help=f"Tasks: all, or {', '.join(TASKS)}. [default: digits]")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Recipes: all, or a list of names. [default: evoprune,tome and controls]"
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Budgets: counts (64) and shares (0.25, 25%). [default: 0.5,0.25,0.125]"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The results file, JSON lines; rows that it has are not run again.")
+    ] = Path("results.jsonl"),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or parquet file with the images of the task.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model, where the task takes one.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples that are scored.")] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels on a side of an image.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of a recipe that is random.")] = SEEDS,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of the timing; 0: none. [default: 5; quick: 2]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Fewer samples and rounds, for a first look.")
+    ] = False,
+) -> None:
+    """Measure what recipes keep of a model's answers, and the time that they take.
+
+    Each row holds the score of every sample, so that recipes can be compared on the same ones.
+    Intervals hold 95 %. A recipe that does not fit the model gives a row with the reason.
+    """
+    names = split(task or ["digits"], "task")
+    names = tuple(TASKS) if names == ("all",) else names
+    recipes = chosen(recipe or ["evoprune,tome,random,uniform,pool,downsample"])
+    keeps = [one.value for one in parse_keeps(keep or ["0.5,0.25,0.125"])]
+    check_count("rounds", 0 if rounds is None else rounds, least=0)
+    rounds = (QUICK_ROUNDS if quick else ROUNDS) if rounds is None else rounds
+    wanted = jobs(recipes, keeps, check_count("seeds", seeds))
+    if threads is not None:
+        torch.set_num_threads(check_count("threads", threads))
+    file = ResultsFile(output_file(out, (".jsonl",)))
+    file.rows()  # a damaged file is an error before anything is loaded
+    options = TaskOptions(model, data, samples, size, seed, quick)
+    subjects = [prepare(name, options) for name in names]
+    rows = sweep(file, subjects, wanted, rounds)
+    console = Console()
+    for subject in subjects:
+        console.print(table([row for row in rows if row.key.task == subject.task]))
+    typer.echo(f"{out}: {len(file.rows())} rows")
+
+
+def chosen(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the recipes that were asked for; "all" is all that are registered."""
+    names = split(texts, "recipe")
+    return tuple(list_recipes()) if names == ("all",) else names
+
+
+def sweep(
+    file: ResultsFile, subjects: Sequence[Subject], wanted: Sequence[Job], rounds: int
+) -> list[Row]:
+    """Run what the file does not hold yet, under a progress bar; return all rows that were asked for."""
+    facts = {(one.task, one.model_name): one.facts for one in subjects}
+    done = file.check(facts)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(subjects) * (len(wanted) + 1))
+        for subject in subjects:
+            here = [key for key in done if (key.task, key.model) in facts]
+            progress.update(bar, description=subject.task)
+            progress.advance(bar, sum(key.task == subject.task for key in here))
+            for row in run(subject, wanted, rounds=rounds, done=done):
+                file.append(row)
+                done[row.key] = row
+                progress.advance(bar)
+    asked = {job.key(subject) for subject in subjects for job in wanted}
+    return [row for row in done.values() if row.key in asked or row.key.recipe is None]

@@ -1,0 +1,160 @@
+"""Images of a user: a folder of photographs, a folder a class, or a parquet file; always the same ones.
+
+Pillow reads the images and pyarrow the parquet files (`pip install 'tokenzoo[eval]'`).
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenzoo._core.validation import is_kind
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation.focus_vit import need
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_COLUMNS, LABEL_COLUMN = ("image", "img"), "label"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels.
+
+    Attributes:
+        images: `[s, 3, size, size]` in 0..1.
+        labels: `[s]` int64, indices into `classes`.
+        classes: names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def photographs(folder: Path, count: int | None, size: int, seed: int = 0) -> Tensor:
+    """Read photographs of a folder and the folders in it, `[s, 3, size, size]` in 0..1.
+
+    Args:
+        folder: that is searched.
+        count: how many at most, drawn at random; None: all.
+        size: pixels on a side: the shorter side is scaled to it, and the middle is cut out.
+        seed: of the draw.
+
+    Raises:
+        BadArgumentError: no such folder, no image in it, or a file that is not an image; names it.
+    """
+    paths = image_files(folder)
+    if count is not None and count < len(paths):
+        paths = sorted(random.Random(seed).sample(paths, count))
+    return torch.stack([read_image(path, path, size) for path in paths])
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and in the folders in it, sorted.
+
+    Raises:
+        BadArgumentError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise BadArgumentError(f"{folder} is not a folder; name a folder with photographs")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise BadArgumentError(f"{folder} holds no image; there are {', '.join(SUFFIXES)}")
+    return paths
+
+
+def read_image(source: Any, name: object, size: int) -> Tensor:
+    """Read one image, `[3, size, size]` in 0..1: the middle, after the shorter side was scaled to `size`.
+
+    Args:
+        source: a path or an open binary file.
+        name: of the image, for the message.
+        size: pixels on a side.
+
+    Raises:
+        BadArgumentError: it cannot be read as an image.
+    """
+    pil = need("PIL.Image")
+    ops = need("PIL.ImageOps")
+    try:
+        with pil.open(source) as file:
+            image = ops.fit(ops.exif_transpose(file).convert("RGB"), (size, size), pil.BICUBIC)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise BadArgumentError(f"{name} cannot be read as an image: {error}") from error
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(size, size, 3).permute(2, 0, 1) / 255
+
+
+def labelled(path: Path, per_class: int, size: int, seed: int = 0) -> Labelled:
+    """Read labelled images, equally many of each class.
+
+    Args:
+        path: a folder with a folder for each class, or a parquet file with the columns `image` or `img`
+            (bytes, or a struct with `bytes`) and `label`.
+        per_class: images of each class, drawn at random.
+        size: pixels on a side, see `read_image`.
+        seed: of the draw.
+
+    Raises:
+        BadArgumentError: it is neither, or a class has fewer images; names the class.
+    """
+    groups = _of_parquet(path) if path.is_file() else _of_folders(path)
+    names = sorted(groups)
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for index, name in enumerate(names):
+        if len(groups[name]) < per_class:
+            raise BadArgumentError(
+                f"class {name!r} of {path} has {len(groups[name])} images, {per_class} are needed: ask for "
+                "fewer samples"
+            )
+        for place in sorted(random.Random(seed).sample(range(len(groups[name])), per_class)):
+            source = groups[name][place]
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            images.append(read_image(opened, f"image {place} of class {name!r}", size))
+            labels.append(index)
+    return Labelled(torch.stack(images), torch.tensor(labels), tuple(names))
+
+
+def _of_folders(path: Path) -> dict[str, Sequence[Any]]:
+    """Return the files of each class."""
+    if not path.is_dir():
+        raise BadArgumentError(f"{path}: there is no such file or folder")
+    folders = sorted(one for one in path.iterdir() if one.is_dir())
+    if not folders:
+        raise BadArgumentError(
+            f"{path} has no folders; there is one for each class, with its images in it"
+        )
+    return {one.name: image_files(one) for one in folders}
+
+
+def _of_parquet(path: Path) -> dict[str, Sequence[Any]]:
+    """Return the encoded images of each class."""
+    parquet = need("pyarrow.parquet")
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise BadArgumentError(f"{path} cannot be read as parquet: {error}") from error
+    column = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+    if column is None or LABEL_COLUMN not in table.column_names:
+        raise BadArgumentError(
+            f"{path} has the columns {table.column_names}; needed are {' or '.join(IMAGE_COLUMNS)}, and "
+            f"{LABEL_COLUMN}"
+        )
+    found: dict[str, list[Any]] = {}
+    for image, label in zip(
+        table.column(column).to_pylist(), table.column(LABEL_COLUMN).to_pylist(), strict=True
+    ):
+        found.setdefault(str(label), []).append(image["bytes"] if is_kind(image, dict) else image)
+    return dict(found)

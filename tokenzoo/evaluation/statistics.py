@@ -1,0 +1,114 @@
+"""Intervals of a score, and paired comparisons of two recipes on the same samples; all hold 95 %."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from tokenzoo.errors import BadArgumentError, MissingDependencyError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over samples with its interval.
+
+    Attributes:
+        value: the mean.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """The mean difference of two recipes on the same samples.
+
+    Attributes:
+        p: probability of a difference at least as large if there were none, two-sided: McNemar's exact
+            test for hits, the paired t-test otherwise. Not corrected for several tests.
+    """
+
+    p: float
+
+
+def scipy_stats() -> Any:
+    """Return `scipy.stats`.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        return import_module("scipy.stats")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "intervals need scipy: pip install 'tokenzoo[eval]'"
+        ) from error
+
+
+def estimate(scores: Sequence[float]) -> Estimate:
+    """Return the mean of scores with its interval: Wilson's for hits (the ints 0 and 1), else Student's.
+
+    Raises:
+        BadArgumentError: fewer than two scores.
+    """
+    n = _check(scores)
+    if hits_only(scores):
+        hits = round(sum(scores))
+        ci = scipy_stats().binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+        return Estimate(hits / n, float(ci.low), float(ci.high))
+    mean, half = _student(scores)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def difference(ours: Sequence[float], other: Sequence[float]) -> Difference:
+    """Return the mean of ours - other, sample by sample.
+
+    Raises:
+        BadArgumentError: fewer than two scores, or not equally many.
+    """
+    if len(ours) != len(other):
+        raise BadArgumentError(
+            f"{len(ours)} scores and {len(other)}: a paired comparison needs the same samples"
+        )
+    _check(ours)
+    changes = [a - b for a, b in zip(ours, other, strict=True)]
+    mean, half = _student(changes)
+    if hits_only([*ours, *other]):
+        wins, losses = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
+        p = float(scipy_stats().binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    elif half == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = float(scipy_stats().ttest_1samp(changes, 0.0).pvalue)
+    return Difference(mean, mean - half, mean + half, p)
+
+
+def hits_only(scores: Sequence[float]) -> bool:
+    """Whether the scores are hits and misses: ints, as `json` reads them."""
+    return all(isinstance(score, int) for score in scores)
+
+
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean, and half of its interval by Student's t."""
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    t = float(scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1))
+    return mean, t * (variance / n) ** 0.5
+
+
+def _check(scores: Sequence[float]) -> int:
+    if len(scores) < 2:
+        raise BadArgumentError(f"{len(scores)} scores; an interval needs at least 2 samples")
+    return len(scores)

@@ -1,0 +1,183 @@
+"""A sweep: each recipe at each budget on one subject, row by row."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenzoo import plugins
+from tokenzoo.errors import TokenzooError
+from tokenzoo.evaluation.results import REFUSED, Key, Row
+from tokenzoo.evaluation.task import Outcome, Subject
+from tokenzoo.hooks.handle import Attached
+from tokenzoo.tools.benchmark.candidates import copy_of
+from tokenzoo.tools.timing import interleaved
+from tokenzoo.zoo import Method, build
+
+DIGITS = 6  # significant digits of a score in a row
+LIBRARIES = ("tokenzoo", "torch", "timm", "transformers")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe at a budget.
+
+    Attributes:
+        recipe: its name.
+        keep: patch tokens, an int is a count and a float a share.
+        seed: passed on to a recipe that has a seed.
+        options: other options of the recipe.
+    """
+
+    recipe: str
+    keep: int | float
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def key(self, subject: Subject) -> Key:
+        """Return the key of its row."""
+        options = json.dumps(dict(self.options), sort_keys=True)
+        return Key(subject.task, subject.model_name, self.recipe, self.keep, self.seed, options)
+
+    def method(self) -> Method:
+        """Build the recipe.
+
+        Raises:
+            TokenzooError: see `tokenzoo.build`.
+        """
+        seed = {"seed": self.seed} if has_seed(self.recipe) else {}
+        return build(self.recipe, keep=self.keep, **seed, **self.options)
+
+
+def has_seed(recipe: str) -> bool:
+    """Whether another seed makes this recipe choose other tokens."""
+    return "seed" in signature(plugins.find("recipes", recipe)).parameters
+
+
+def jobs(recipes: Sequence[str], keeps: Sequence[int | float], seeds: int = 1) -> list[Job]:
+    """Return every recipe at every budget; one that has a seed, with `seeds` of them.
+
+    Raises:
+        UnknownNameError: there is no such recipe; names the nearest.
+    """
+    return [
+        Job(recipe, keep, seed)
+        for keep in keeps
+        for recipe in recipes
+        for seed in range(seeds if has_seed(recipe) else 1)
+    ]
+
+
+def run(
+    subject: Subject,
+    wanted: Sequence[Job],
+    *,
+    rounds: int = 5,
+    done: Container[Key] = (),
+    samples: range | None = None,
+) -> Iterator[Row]:
+    """Yield the row of the bare model, then that of each job, unless it is done already.
+
+    Args:
+        subject: the task, its model and samples.
+        wanted: the jobs.
+        rounds: of the timing; 0: no time is measured.
+        done: keys of rows that exist.
+        samples: those that are scored; None: all.
+    """
+    which = range(subject.samples) if samples is None else samples
+    key = Key(subject.task, subject.model_name)
+    with torch.inference_mode():
+        bare = subject.score(subject.model, which, key.label)
+    if key not in done:
+        yield Row(key, subject.facts, flops=1.0, versions=versions(), **_scores(bare, bare))
+    for job in wanted:
+        if job.key(subject) not in done:
+            yield row_of(subject, job, bare, which, rounds)
+
+
+def row_of(subject: Subject, job: Job, bare: Outcome, samples: range, rounds: int) -> Row:
+    """Run one job; a recipe that cannot run on the model gives a row with the reason."""
+    key = job.key(subject)
+    try:
+        with attach(job, subject, subject.model) as attached:
+            with torch.inference_mode():
+                outcome = subject.score(subject.model, samples, key.label)
+            plan = attached.plan(attached.passes[0].tokens) if attached.passes else None
+    except TokenzooError as error:
+        reason = f"{type(error).__name__}: {error}"
+        return Row(key, subject.facts, REFUSED, reason, versions=versions())
+    return Row(
+        key,
+        subject.facts,
+        tokens=None if plan is None else plan.visual,
+        flops=None if plan is None else round(plan.flops, 4),
+        time=_timed(subject, job, rounds),
+        versions=versions(),
+        **_scores(outcome, bare),
+    )
+
+
+def attach(job: Job, subject: Subject, model: Any) -> Attached:
+    """Attach the recipe of a job as the task wants it.
+
+    A warning that the configured image size is out of reach says nothing here: the pass itself decides.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="keep=.*out of reach", category=UserWarning)
+        return job.method().attach(model, **subject.attach)
+
+
+def _timed(subject: Subject, job: Job, rounds: int) -> list[float]:
+    """Return median and quartiles of the time, relative to the bare model in the same rounds.
+
+    The model with the recipe is a copy that shares the weights, so that both can run in turn.
+    """
+    if rounds == 0:
+        return []
+    model = copy_of(subject.model)
+    with attach(job, subject, model), torch.inference_mode():
+        calls: dict[str, Callable[[], object]] = {
+            "bare": lambda: subject.call(subject.model),
+            "recipe": lambda: subject.call(model),
+        }
+        timing = interleaved(calls, rounds=rounds, baseline="bare")["recipe"]
+    return [round(value, 4) for value in (timing.ratio, timing.low, timing.high)]
+
+
+def _scores(outcome: Outcome, bare: Outcome) -> dict[str, Any]:
+    """Return the fields of a row that hold what each sample scored."""
+    agreement: Sequence[float] = []
+    if outcome.answers is not None and bare.answers is not None:
+        same = outcome.answers == bare.answers  # [s, ...]
+        agreement = _rounded(same.flatten(1).all(1) if same.ndim > 1 else same)
+    return {
+        "scores": {name: _rounded(values) for name, values in outcome.scores.items()},
+        "agreement": agreement,
+    }
+
+
+def _rounded(values: Tensor) -> list[float]:
+    """Return bools as the ints 0 and 1, so that a reader sees that they are hits, and floats rounded."""
+    if values.dtype == torch.bool:
+        return [int(value) for value in values]
+    return [float(f"{float(value):.{DIGITS}g}") for value in values.double()]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the scores, where installed."""
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

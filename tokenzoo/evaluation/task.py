@@ -1,0 +1,97 @@
+"""What a task gives to a sweep: a model, samples, and the score of each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokenzoo._core.validation import check_count, check_flag
+
+QUICK = 4  # with --quick, a task has that many times fewer samples
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the user chooses about a task; None: the task's own default.
+
+    Args:
+        model: name of the model, as `tokenzoo.tools.model_loading.create` takes it.
+        data: folder or parquet file of the images.
+        samples: number of samples that are scored.
+        size: pixels on a side of an image.
+        seed: of everything that is drawn: samples, collages.
+        quick: fewer samples, for a first look.
+
+    Raises:
+        BadArgumentError: a number below 1, or another type.
+    """
+
+    model: str | None = None
+    data: Path | None = None
+    samples: int | None = None
+    size: int | None = None
+    seed: int = 0
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "size"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_count("seed", self.seed, least=0)
+        check_flag("quick", self.quick)
+
+    def count(self, default: int) -> int:
+        """Return the number of samples: the chosen one, or the default."""
+        if self.samples is not None:
+            return self.samples
+        return max(default // QUICK, 2) if self.quick else default
+
+
+def batches(x: Tensor, size: int) -> list[Tensor]:
+    """Cut `[s, ...]` into parts of `size`; the last may be shorter."""
+    return [x[start : start + size] for start in range(0, len(x), size)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model did on s samples.
+
+    Attributes:
+        scores: by metric, `[s]`: bool if an answer is right or wrong, else float; the higher, the better.
+            The first metric is the main one.
+        answers: `[s, ...]`, compared with the bare model's: the share of samples whose answers are all
+            equal is the agreement. None: the task has no discrete answers.
+    """
+
+    scores: Mapping[str, Tensor]
+    answers: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A task that is ready to be run.
+
+    Args:
+        task: name of the task.
+        model_name: name of the model, for the rows.
+        model: bare, in eval mode. Recipes are attached to it and detached again.
+        samples: number of samples.
+        score: from a model, a range of samples and a label, the `Outcome` on these samples. The label
+            names what is attached: what was computed under a label may be used again under it.
+        call: one forward pass of a model on a fixed batch; it is timed.
+        facts: what else decides the scores (data, sizes, seeds), for the rows.
+        attach: further arguments of `attach`.
+    """
+
+    task: str
+    model_name: str
+    model: Any
+    samples: int
+    score: Callable[[Any, range, str], Outcome]
+    call: Callable[[Any], object]
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    attach: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -1,0 +1,62 @@
+"""`digits`: collages of handwritten digits, read by the ViT that is shipped with tokenzoo.
+
+Two questions of each collage: which digit is marked (one detail), and how many there are of each digit (the
+whole image). See `tokenzoo.tools.digits`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
+from tokenzoo.tools import digits
+
+SAMPLES = 1000
+BATCH = 25  # a small model is fastest where its activations fit into the cache
+
+
+def prepare(task: str, options: TaskOptions) -> Subject:
+    """Return the task, on collages of the digits that had no part in the training.
+
+    Raises:
+        BadArgumentError: another model, data or size was asked for.
+        MissingDependencyError: without timm or scikit-learn.
+    """
+    for name in ("model", "data", "size"):
+        if getattr(options, name) is not None:
+            raise BadArgumentError(
+                f"{name}={getattr(options, name)!r} with the task {task}: its model and collages are "
+                f"fixed; leave {name} away"
+            )
+    samples = options.count(SAMPLES)
+    data = digits.collages("test", samples, seed=options.seed)
+
+    def score(model: Any, which: range, label: str) -> Outcome:
+        del label
+        images = data.images[which.start : which.stop]
+        logits = torch.cat([model(batch) for batch in batches(images, BATCH)])  # [s, 60]
+        guess = logits[:, 10:].reshape(-1, 10, digits.COUNT_CLASSES).argmax(2)  # [s, 10]
+        counts = data.counts[which.start : which.stop].clamp(max=digits.COUNT_CLASSES - 1)
+        marked = logits[:, :10].argmax(1)  # [s]
+        right = guess == counts  # [s, 10]
+        return Outcome(
+            {
+                "all counts": right.all(1),
+                "counts": right.double().mean(1),
+                "marked": marked == data.answer[which.start : which.stop],
+            },
+            torch.cat([guess, marked[:, None]], 1),
+        )
+
+    return Subject(
+        task,
+        "digits-vit",
+        digits.load_digits_vit(),
+        samples,
+        score,
+        call=lambda model: model(data.images[:BATCH]),
+        facts={"split": "test", "samples": samples, "seed": options.seed},
+    )

@@ -64,10 +64,10 @@ class Row:
     status: str = OK
     reason: str = ""
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict[str, list[float]])
-    agreement: Sequence[float] = ()
+    agreement: Sequence[float] = field(default_factory=list[float])
     tokens: int | None = None
     flops: float | None = None
-    time: Sequence[float] = ()
+    time: Sequence[float] = field(default_factory=list[float])
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def line(self) -> str:

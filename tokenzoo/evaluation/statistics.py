@@ -90,7 +90,8 @@ def difference(ours: Sequence[float], other: Sequence[float]) -> Difference:
     elif half == 0:
         p = 1.0 if mean == 0 else 0.0
     else:
-        p = float(scipy_stats().ttest_1samp(changes, 0.0).pvalue)
+        t = abs(mean) / half * _quantile(len(changes))
+        p = float(2 * scipy_stats().t.sf(t, len(changes) - 1))
     return Difference(mean, mean - half, mean + half, p)
 
 
@@ -104,8 +105,12 @@ def _student(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     mean = sum(values) / n
     variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    t = float(scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1))
-    return mean, t * (variance / n) ** 0.5
+    return mean, _quantile(n) * (variance / n) ** 0.5
+
+
+def _quantile(n: int) -> float:
+    """Return how many standard errors of a mean of n are half of its interval."""
+    return float(scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def _check(scores: Sequence[float]) -> int:

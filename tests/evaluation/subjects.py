@@ -1,0 +1,34 @@
+"""A small subject: a random ViT that classifies random images, which takes milliseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.adapters.models import VIT
+from tokenzoo.evaluation import Outcome, Subject
+from tokenzoo.evaluation.task import batches
+
+SAMPLES, TOKENS = 6, 49
+
+
+def subject(**options: Any) -> Subject:
+    """Six images of 7 x 7 patches, labelled with the bare model's own answers, one of them wrong."""
+    model = VIT.build(**{"depth": 4, "img_size": 112, **options})
+    images = torch.randn(SAMPLES, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 10
+
+    def score(model: Any, which: range, label: str) -> Outcome:
+        del label
+        part = slice(which.start, which.stop)
+        logits = torch.cat([model(batch) for batch in batches(images[part], 4)])  # [s, 10]
+        answers = logits.argmax(1)
+        loud = logits.gather(1, labels[part, None])[:, 0]
+        return Outcome({"right": answers == labels[part], "logit": loud}, answers)
+
+    return Subject(
+        "toy", "vit", model, SAMPLES, score, lambda model: model(images[:2]), {"seed": 0}
+    )

@@ -1,0 +1,101 @@
+"""A sweep: what its rows say, what it leaves on the model, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tokenzoo
+from tests.adapters.models import one_thread as one_thread
+from tests.evaluation.subjects import SAMPLES, TOKENS, subject
+from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.evaluation import ResultsFile, Row, TaskOptions, jobs, run
+from tokenzoo.evaluation.tasks import prepare
+
+RECIPES = ["evoprune", "random", "fastv"]
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [replace(row, time=[]) for row in rows]
+
+
+def test_rows_are_those_of_the_attached_model() -> None:
+    toy = subject()
+    wanted = jobs(RECIPES, [0.5, 40], seeds=2)
+    bare, *rows = run(toy, wanted, rounds=0)
+    assert [job.key(toy) for job in wanted] == [row.key for row in rows]
+    assert bare.scores["right"] == [0, 1, 1, 1, 1, 1]
+    assert bare.agreement == [1] * SAMPLES
+    for job, row in zip(wanted, rows, strict=True):
+        if job.recipe == "fastv":
+            assert (row.status, row.scores) == ("refused", {})
+            assert "AttachError" in row.reason
+            continue
+        plan = tokenzoo.build(job.recipe, keep=job.keep).plan(
+            TOKENS, 4, prefix=1, width=toy.model.embed_dim
+        )
+        assert (row.tokens, row.flops) == (plan.visual, round(plan.flops, 4))
+        options = {"seed": job.seed} if job.recipe == "random" else {}
+        with tokenzoo.build(job.recipe, keep=job.keep, **options).attach(toy.model):
+            outcome = toy.score(toy.model, range(SAMPLES), "")
+        assert row.scores["right"] == outcome.scores["right"].int().tolist()
+        assert row.scores["logit"] == pytest.approx(outcome.scores["logit"].tolist(), rel=1e-5)
+    assert len({tuple(row.scores["logit"]) for row in rows if row.key.recipe == "random"}) == 4
+    assert torch.equal(toy.score(toy.model, range(1), "").scores["right"], torch.tensor([False]))
+
+
+def test_a_part_of_the_samples() -> None:
+    whole = list(run(subject(), jobs(["tome"], [16]), rounds=0))
+    part = list(run(subject(), jobs(["tome"], [16]), rounds=0, samples=range(2, 5)))
+    assert [row.scores["right"] for row in part] == [row.scores["right"][2:5] for row in whole]
+
+
+@pytest.mark.filterwarnings("error:keep=")
+def test_a_budget_is_that_of_the_pass() -> None:
+    """The model is made for 196 tokens and shown 49: 20 is in reach, and 5 gives a row with the reason."""
+    toy = subject(img_size=224, dynamic_img_size=True)
+    _, near, far = run(toy, jobs(["evoprune"], [20, 5]), rounds=0)
+    assert (near.status, near.tokens) == ("ok", 20)
+    assert (far.status, far.reason.partition(":")[0]) == ("refused", "BudgetError")
+    assert not hasattr(toy.model, "_tokenzoo_attached")
+
+
+def test_time_is_relative_to_the_bare_model() -> None:
+    row = list(run(subject(), jobs(["evoprune"], [16]), rounds=3))[1]
+    ratio, low, high = row.time
+    assert 0 < low <= ratio <= high
+
+
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    wanted = jobs(RECIPES, [0.25, 16])
+    whole = list(run(subject(), wanted, rounds=0))
+    file = ResultsFile(tmp_path / "results.jsonl")
+    for stop in (3, 2, None):
+        toy = subject()
+        done = file.check({(toy.task, toy.model_name): toy.facts})
+        for number, row in enumerate(run(toy, wanted, rounds=0, done=done)):
+            if number == stop:
+                break
+            file.append(row)
+    assert file.rows() == whole
+
+
+def test_jobs_of_an_unknown_recipe() -> None:
+    with pytest.raises(UnknownNameError, match="evoprun"):
+        jobs(["evoprun"], [0.5])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"samples": 0}, {"size": 0}, {"seed": -1}, {"quick": 1}, {"samples": 2.0}]
+)
+def test_options_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(BadArgumentError, match=next(iter(wrong))):
+        TaskOptions(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(BadArgumentError, match="digit'"):
+        prepare("digit", TaskOptions())

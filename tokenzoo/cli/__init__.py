@@ -9,6 +9,7 @@
     tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model
     tokenzoo bench MODEL           time of a whole model's parts, relative to the bare model, and floors
     tokenzoo eval                  what recipes keep of a model's answers, with intervals and controls
+    tokenzoo tune MODEL            the recipe that keeps most of what your model says of your images
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
 command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`,
@@ -37,6 +38,7 @@ COMMANDS = {
     "export": "export",
     "bench": "bench",
     "eval": "eval",
+    "tune": "tune",
 }
 FAILED = 2
 

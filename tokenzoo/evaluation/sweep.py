@@ -120,7 +120,7 @@ def row_of(subject: Subject, job: Job, bare: Outcome, samples: range, rounds: in
         subject.facts,
         tokens=None if plan is None else plan.visual,
         flops=None if plan is None else round(plan.flops, 4),
-        time=_timed(subject, job, rounds),
+        time=time_of(subject, job, rounds),
         versions=versions(),
         **_scores(outcome, bare),
     )
@@ -136,7 +136,7 @@ def attach(job: Job, subject: Subject, model: Any) -> Attached:
         return job.method().attach(model, **subject.attach)
 
 
-def _timed(subject: Subject, job: Job, rounds: int) -> list[float]:
+def time_of(subject: Subject, job: Job, rounds: int) -> list[float]:
     """Return median and quartiles of the time, relative to the bare model in the same rounds.
 
     The model with the recipe is a copy that shares the weights, so that both can run in turn.

@@ -1,0 +1,176 @@
+"""`tune`: targets, halving, who wins, and what is promised of the winner."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tokenzoo
+from tests.adapters.hf import models as hf
+from tests.adapters.models import GAP, VIT
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo.budget import TokenBudget
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation import Job, Subject
+from tokenzoo.evaluation import tune as tuning
+from tokenzoo.evaluation.tune import VARIANTS, Candidate, Target, parse_target, rungs, tune
+from tokenzoo.evaluation.unlabelled import divergence, subject_of, unlabelled
+
+IMAGES = torch.randn(24, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+
+
+def toy(images: int = 24) -> Subject:
+    model = VIT.build(depth=6, img_size=112)
+    return subject_of(model, IMAGES[:images], "vit", {})
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is what the plan costs, and a tenth more."""
+
+    def time_of(subject: Subject, job: Job, rounds: int) -> list[float]:
+        del rounds
+        with job.method().attach(subject.model) as attached:
+            return [1.1 * attached.plan(49).flops] * 3
+
+    monkeypatch.setattr(tuning, "time_of", time_of)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("0.5x", Target("time", 0.5)),
+        (".25x", Target("time", 0.25)),
+        ("64", Target("tokens", 64)),
+        (" 1 ", Target("tokens", 1)),
+        ("0.25", Target("tokens", 0.25)),
+    ],
+)
+def test_targets(text: str, target: Target) -> None:
+    found = parse_target(text)
+    assert (found, type(found.value)) == (target, type(target.value))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "1x", "0x", "2x", "0", "1.5", "-3", "50%", "9" * 30, "nan"]
+)
+def test_no_targets(text: str) -> None:
+    with pytest.raises(BadArgumentError, match=r"0\.5x"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize("samples", [8, 9, 16, 24, 31, 32, 100])
+def test_rungs_show_every_image_once(samples: int) -> None:
+    steps = list(rungs(samples))
+    assert (steps[0][0], steps[-1][1]) == (0, samples)
+    assert all(before[1] == after[0] for before, after in pairwise(steps))
+    assert all(more - seen >= 8 for seen, more in steps)
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_time_is_met_with_the_most_tokens(tmp_path: Path) -> None:
+    found = tune(toy(), Target("time", 0.7), ["evoprune", "tome", "fastv"], rounds=1)
+    assert set(found.refused) >= {"fastv"}
+    assert {"random", "uniform", "pool"} <= {one.job.recipe for one in found.finalists}
+    for one in (*found.finalists, *found.dropped):
+        assert one.time[0] <= 0.7 * tuning.SLACK
+        assert one.budget.flops > 0.45
+    assert len(found.dropped) >= 2
+    assert all(len(one.scores) == 24 for one in found.finalists)
+    assert {len(one.scores) for one in found.dropped} == {8, 16}
+    winner = found.winner
+    winner.job.method().save(tmp_path / "recipe.json")
+    model = VIT.build(depth=6, img_size=112)
+    with tokenzoo.load(tmp_path / "recipe.json").attach(model) as attached, torch.no_grad():
+        model(IMAGES[:1])
+        assert attached.counts == winner.budget.blocks
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_count_is_the_same_for_all() -> None:
+    found = tune(toy(8), Target("tokens", 16), ["tome"], rounds=1)
+    assert {one.budget.visual for one in (*found.finalists, *found.dropped)} == {16}
+    assert found.against is not None
+    fastest, *others = found.front
+    assert all(fastest.time[0] <= one.time[0] and fastest.mean < one.mean for one in others)
+
+
+@pytest.mark.usefixtures("steady")
+def test_out_of_reach() -> None:
+    with pytest.raises(BadArgumentError, match=r"no recipe meets the target on vit"):
+        tune(toy(8), Target("time", 0.05), ["evoprune"], rounds=1)
+
+
+def ranked(*scores: float, times: tuple[float, ...], names: tuple[str, ...]) -> list[Candidate]:
+    budget = TokenBudget.__new__(TokenBudget)  # only its place is needed
+    return [
+        Candidate(Job(name, 16), budget, [time], tuple(score + 0.01 * i for i in range(8)))
+        for score, time, name in zip(scores, times, names, strict=True)
+    ]
+
+
+def test_the_winner_is_the_fastest_of_those_that_are_alike() -> None:
+    near = ranked(0.9, 0.9, 0.8, times=(0.6, 0.5, 0.1), names=("tome", "evoprune", "pitome"))
+    assert tuning._winner(near).job.recipe == "evoprune"
+    control = ranked(0.9, 0.8, times=(0.6, 0.5), names=("pool", "evoprune"))
+    assert tuning._winner(control).job.recipe == "pool"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(k, one) for k, some in VARIANTS.items() for one in some]
+)
+def test_variants_are_options_of_their_recipes(name: str, options: dict[str, object]) -> None:
+    assert tokenzoo.build(name, keep=16, **options).options == {"keep": 16, **options}
+
+
+def test_likeness_of_a_classifier() -> None:
+    subject = toy(8)
+    whole = subject.score(subject.model, range(8), "")
+    assert torch.allclose(whole.scores["likeness"], torch.ones(8).double())
+    with tokenzoo.build("random", keep=4).attach(subject.model):
+        less = subject.score(subject.model, range(2, 5), "")
+    assert less.answers is not None
+    assert less.answers.shape == (3,)
+    assert bool((less.scores["likeness"] < 1).all())
+    even, sure = torch.zeros(1, 2), torch.tensor([[0.0, -100.0]])
+    assert divergence(sure, even).item() == pytest.approx(0.6931472)
+
+
+@pytest.mark.parametrize("kind", ["features", "dense"])
+def test_likeness_of_features(kind: str) -> None:
+    if kind == "features":
+        model = GAP.build(depth=4, img_size=112, num_classes=0)
+        subject = subject_of(model, IMAGES[:8], "gap", {})
+    else:
+        model = hf.tower("dinov2")
+        subject = subject_of(model, hf.pixels(model, batch=8)["pixel_values"], "dinov2", {})
+    assert subject.score(model, range(8), "").answers is None
+    with tokenzoo.build("tome", keep=0.5).attach(model, **subject.attach):
+        found = subject.score(model, range(8), "").scores["likeness"]
+    assert found.shape == (8,)
+    assert bool((found < 0.9999).all())
+
+
+def photographs(folder: Path, count: int) -> Path:
+    for index in range(count):
+        Image.new("RGB", (40, 30), (index * 20, 100, 50)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    subject = unlabelled("vit_tiny_patch16_224", photographs(tmp_path, 9), size=None, count=8)
+    assert (subject.samples, subject.facts["size"]) == (8, [224, 224])
+    with pytest.raises(BadArgumentError, match="7 images"):
+        unlabelled("vit_tiny_patch16_224", tmp_path, count=7)
+    (tmp_path / "3.png").write_bytes(b"no image")
+    with pytest.raises(BadArgumentError, match=r"3\.png"):
+        unlabelled("vit_tiny_patch16_224", tmp_path)
+    with pytest.raises(BadArgumentError, match="not a folder"):
+        unlabelled("vit_tiny_patch16_224", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadArgumentError, match="holds no image"):
+        unlabelled("vit_tiny_patch16_224", tmp_path / "empty")

@@ -1,0 +1,130 @@
+"""`tokenzoo tune`: the recipe that keeps most of what your model says of your images, at a given time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tokenzoo._core.validation import check_count
+from tokenzoo.cli.eval import chosen
+from tokenzoo.cli.options import output_file
+from tokenzoo.evaluation.statistics import estimate
+from tokenzoo.evaluation.tune import Candidate, Tuned, parse_target, tune
+from tokenzoo.evaluation.unlabelled import FOCUS, unlabelled
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("tune")
+def run_it(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model of timm with trained weights (NAME.TAG), a checkpoint folder of transformers, "
+            f"or {FOCUS}."
+        ),
+    ],
+    images: Annotated[
+        Path, typer.Option(help="A folder with images like those that the model will see.")
+    ],
+    target: Annotated[
+        str,
+        typer.Option(help="0.5x: half of the bare model's time; 64 tokens; or 0.25 of the tokens."),
+    ] = "0.5x",
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Recipes. [default: all; the controls always run]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The recipe file that is written.")] = Path(
+        "recipe.json"
+    ),
+    count: Annotated[int | None, typer.Option(help="Images at most. [default: all]")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels on a side. [default: the model's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of images.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Rounds of the timing.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+) -> None:
+    """Find the recipe that keeps most of what a model says, without labels, and write it as a recipe file.
+
+    Each recipe is scored by how near the model's outputs stay to the bare model's, on your images, and
+    timed on this machine. `tokenzoo.load("recipe.json").attach(model)` uses the winner.
+    """
+    wanted = parse_target(target)
+    output_file(out, (".json",))
+    names = None if recipe is None else chosen(recipe)
+    if threads is not None:
+        torch.set_num_threads(check_count("threads", threads))
+    check_count("rounds", rounds)
+    subject = unlabelled(model, images, size=size, count=count, seed=seed)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        found = tune(
+            subject,
+            wanted,
+            names,
+            rounds=rounds,
+            tell=lambda text: progress.update(bar, description=text),
+        )
+    found.winner.job.method().save(out)
+    Console().print(table(found, subject.samples))
+    for line in said(found, out):
+        typer.echo(line)
+
+
+def table(found: Tuned, samples: int) -> Table:
+    """Return the candidates that saw all images, the best first."""
+    made = Table(
+        title=f"likeness to the bare model on {samples} images",
+        caption="* a control; > on the Pareto front; +- half of the 95 % interval",
+    )
+    for name in ("", "recipe", "tokens", "operations", "time", "likeness", "same answer"):
+        made.add_column(name, justify="left" if name == "recipe" else "right")
+    front = found.front
+    for one in found.finalists:
+        likeness = estimate(one.scores)
+        same = f"{100 * sum(one.agreement) / len(one.agreement):.1f} %" if one.agreement else ""
+        made.add_row(
+            ">" if one in front else "",
+            described(one),
+            str(one.budget.visual),
+            f"{one.budget.flops:.2f}",
+            f"{one.time[0]:.2f}",
+            f"{likeness.value:.4f} +-{(likeness.high - likeness.low) / 2:.4f}",
+            same,
+        )
+    return made
+
+
+def described(one: Candidate) -> str:
+    """Return the name of a candidate with its options."""
+    options = ", ".join(f"{name}={value}" for name, value in one.job.options.items())
+    return one.job.recipe + "*" * one.control + (f" ({options})" if options else "")
+
+
+def said(found: Tuned, out: Path) -> Sequence[str]:
+    """Return what is said below the table."""
+    lines: list[str] = []
+    if found.refused:
+        lines.append(f"do not run here, or not at this target: {', '.join(sorted(found.refused))}")
+    winner = found.winner
+    lines.append(
+        f"{described(winner)} with {winner.budget.visual} tokens, at {winner.time[0]:.2f} of the time, "
+        f"is in {out}: the fastest of those that cannot be told from the best"
+    )
+    if winner.control:
+        lines.append("a control is the best: no method is worth its complexity on these images")
+    elif found.against is not None:
+        gap = found.against
+        lines.append(
+            f"against the best control: {gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), "
+            f"p = {gap.p:.2g}"
+        )
+    return lines

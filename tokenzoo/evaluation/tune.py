@@ -1,0 +1,309 @@
+"""`tune`: the recipe, with options, that keeps most of what a model says at a given time or token count.
+
+The judge needs no labels: a candidate is scored by how near the outputs are to the bare model's (see
+`unlabelled`). Successive halving: all candidates see a few images, the better half sees twice as many, and
+so on; controls are never sorted out, so that a winner is always seen next to them. For a target time, each
+candidate gets the most tokens with which it was measured to be fast enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from tokenzoo._core.quoting import quote
+from tokenzoo.budget import TokenBudget
+from tokenzoo.errors import BadArgumentError, TokenzooError
+from tokenzoo.evaluation.results import OK, Row
+from tokenzoo.evaluation.statistics import Difference, difference
+from tokenzoo.evaluation.sweep import Job, attach, time_of
+from tokenzoo.evaluation.task import Outcome, Subject
+from tokenzoo.zoo import build, list_recipes
+
+CONTROLS = ("random", "uniform", "pool", "downsample")
+# Options that matter, by recipe; every other recipe runs with its defaults.
+VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "evoprune": (
+        {},
+        {"ctr": 0.1},
+        {"stride": 4},
+        {"lam": 0.0, "stride": 4},
+        {"lam": 0.0, "ctr": 0.0},
+    ),
+}
+FIRST = 8  # images of the first rung
+SLACK = (
+    1.03  # a time that is this much above the target still meets it: the noise of a quiet machine
+)
+TRIES = 4  # measurements of one candidate's time
+
+
+@dataclass(frozen=True)
+class Target:
+    """What every candidate has to meet.
+
+    Attributes:
+        kind: "time" or "tokens".
+        value: time relative to the bare model; or patch tokens, an int is a count and a float a share.
+    """
+
+    kind: Literal["time", "tokens"]
+    value: int | float
+
+
+def parse_target(text: str) -> Target:
+    """Read `0.5x` as half of the bare model's time, `64` as a count of tokens, `0.25` as a share of them.
+
+    Raises:
+        BadArgumentError: it is none of these.
+    """
+    typed = text.strip()
+    number = re.fullmatch(r"(\d+|\d*\.\d+)(x?)", typed)
+    if number is not None:
+        value = float(number[1])
+        if number[2] and 0 < value < 1:
+            return Target("time", value)
+        if not number[2] and number[1].isdigit() and 1 <= value < 2**31:
+            return Target("tokens", int(number[1]))
+        if not number[2] and 0 < value < 1:
+            return Target("tokens", value)
+    raise BadArgumentError(
+        f"target {quote(text)}; it is a time relative to the bare model (0.5x), a count of tokens (64) or "
+        "a share of them (0.25)"
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe with options and the budget that meets the target.
+
+    Attributes:
+        job: recipe, options and tokens.
+        budget: the plan.
+        time: median and quartiles, relative to the bare model.
+        scores: likeness on the images that it has seen so far.
+        agreement: the same answers as the bare model's; [] without answers.
+    """
+
+    job: Job
+    budget: TokenBudget
+    time: Sequence[float]
+    scores: tuple[float, ...] = ()
+    agreement: tuple[float, ...] = ()
+
+    @property
+    def control(self) -> bool:
+        """Whether it is a baseline for methods."""
+        return self.job.recipe in CONTROLS
+
+    @property
+    def mean(self) -> float:
+        """The mean likeness."""
+        return sum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The result.
+
+    Attributes:
+        finalists: the candidates that saw all images, the best first.
+        dropped: the others, the best first.
+        refused: why a recipe has no candidate, by its name.
+        winner: the fastest of those that cannot be told from the best; a control only if the best is one.
+        against: the winner's paired difference to the best control.
+    """
+
+    finalists: Sequence[Candidate]
+    dropped: Sequence[Candidate]
+    refused: Mapping[str, str]
+    winner: Candidate
+    against: Difference | None
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The Pareto front, the fastest first: no other finalist is both faster and better."""
+        found: list[Candidate] = []
+        for one in sorted(self.finalists, key=lambda other: (other.time[0], -other.mean)):
+            if not found or one.mean > found[-1].mean:
+                found.append(one)
+        return found
+
+
+Tell = Callable[[str], object]
+
+
+def tune(
+    subject: Subject,
+    target: Target,
+    recipes: Sequence[str] | None = None,
+    *,
+    rounds: int = 5,
+    tell: Tell = lambda text: None,
+) -> Tuned:
+    """Find the recipe that keeps most at the target.
+
+    Args:
+        subject: the model and the images, see `unlabelled`.
+        target: time or tokens.
+        recipes: names; None: all. The controls always run too.
+        rounds: of the timing.
+        tell: receives what is being done, for a progress bar.
+
+    Raises:
+        BadArgumentError: no recipe meets the target on this model; says how near they come.
+    """
+    names = list(dict.fromkeys([*(recipes or list_recipes()), *CONTROLS]))
+    refused: dict[str, str] = {}
+    found: list[Candidate] = []
+    patches = patch_tokens(subject)
+    for name in names:
+        for options in VARIANTS.get(name, ({},)):
+            tell(f"time of {name}")
+            try:
+                found.append(_meeting(subject, name, options, target, patches, rounds))
+            except TokenzooError as error:
+                refused[name] = str(error)
+    methods = [one for one in found if not one.control]
+    if not methods:
+        reasons = "; ".join(f"{name}: {quote(why)}" for name, why in list(refused.items())[:3])
+        raise BadArgumentError(f"no recipe meets the target on {subject.model_name}: {reasons}")
+    left, dropped = _halved(subject, found, tell)
+    left.sort(key=lambda one: -one.mean)
+    dropped.sort(key=lambda one: -one.mean)
+    winner = _winner(left)
+    control = next((one for one in left if one.control and one is not winner), None)
+    against = None if control is None else difference(winner.scores, control.scores)
+    return Tuned(left, dropped, refused, winner, against)
+
+
+def _winner(ranked: Sequence[Candidate]) -> Candidate:
+    """The fastest of those that cannot be told from the best (paired, 95 %)."""
+    best = ranked[0]
+    alike = [
+        one
+        for one in ranked
+        if one.control == best.control and difference(best.scores, one.scores).low <= 0
+    ]
+    return min(alike, key=lambda one: one.time[0])
+
+
+def patch_tokens(subject: Subject) -> int:
+    """Return the patch tokens of an image, as a pass of the model has them.
+
+    Raises:
+        UnsupportedModelError, AttachError: no recipe can run on the model.
+    """
+    with build("tome", keep=1.0).attach(subject.model) as attached, torch.inference_mode():
+        subject.call(subject.model)
+        return attached.passes[0].tokens
+
+
+def _meeting(
+    subject: Subject,
+    name: str,
+    options: Mapping[str, Any],
+    target: Target,
+    patches: int,
+    rounds: int,
+) -> Candidate:
+    """Return the candidate with the most tokens that meets the target.
+
+    Raises:
+        TokenzooError: it cannot run on the model, or cannot be that fast.
+    """
+    if target.kind == "tokens":
+        job = Job(name, target.value, options=options)
+        return Candidate(job, _plan(subject, job, patches), time_of(subject, job, rounds))
+    share, nearest = float(target.value), float("inf")
+    for _ in range(TRIES):
+        keep = _tokens_for(subject, name, options, share, patches)
+        job = Job(name, keep, options=options)
+        budget, time = _plan(subject, job, patches), time_of(subject, job, rounds)
+        if time[0] <= target.value * SLACK:
+            return Candidate(job, budget, time)
+        nearest = min(nearest, time[0])
+        share *= target.value / time[0]
+    raise BadArgumentError(
+        f"{name} came down to {nearest:.2f} of the time, not to {target.value:g}"
+    )
+
+
+def _plan(subject: Subject, job: Job, patches: int) -> TokenBudget:
+    with attach(job, subject, subject.model) as attached:
+        return attached.plan(patches)
+
+
+def _tokens_for(
+    subject: Subject, name: str, options: Mapping[str, Any], share: float, patches: int
+) -> int:
+    """Return the most tokens whose plan costs no more than this share of the operations.
+
+    Raises:
+        BudgetError: the recipe cannot save so much.
+    """
+    method = build(name, flops=share, **options)
+    with method.attach(subject.model, **subject.attach) as attached:
+        return attached.plan(patches).visual
+
+
+def _halved(
+    subject: Subject, candidates: Sequence[Candidate], tell: Tell
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Score candidates on more and more images; return those that saw all, and the others."""
+    left, dropped = list(candidates), list[Candidate]()
+    with torch.inference_mode():
+        bare = subject.score(subject.model, range(subject.samples), "bare")
+    for seen, more in rungs(subject.samples):
+        shown: list[Candidate] = []
+        for one in left:
+            tell(f"{one.job.recipe} on {more - seen} images")
+            shown.append(_scored(subject, one, range(seen, more), bare))
+        ranked = sorted(shown, key=lambda one: -one.mean)
+        methods = [one for one in ranked if not one.control]
+        half = methods if more == subject.samples else methods[: max((len(methods) + 1) // 2, 2)]
+        left = [one for one in ranked if one.control or one in half]
+        dropped += [one for one in ranked if one not in left]
+    return left, dropped
+
+
+def rungs(samples: int) -> Iterator[tuple[int, int]]:
+    """Yield the images of each rung, from and to: 8, then as many more as were seen, to the last."""
+    seen = 0
+    while seen < samples:
+        more = min(max(2 * seen, FIRST), samples)
+        if samples - more < FIRST:  # no rung of a few images at the end
+            more = samples
+        yield seen, more
+        seen = more
+
+
+def _scored(subject: Subject, one: Candidate, which: range, bare: Outcome) -> Candidate:
+    with attach(one.job, subject, subject.model), torch.inference_mode():
+        outcome = subject.score(subject.model, which, one.job.key(subject).label)
+    scores = next(iter(outcome.scores.values()))
+    agreement = one.agreement
+    if outcome.answers is not None and bare.answers is not None:
+        same = outcome.answers == bare.answers[which.start : which.stop]
+        agreement = (*agreement, *(float(hit) for hit in same))
+    return replace(
+        one, scores=(*one.scores, *(float(score) for score in scores)), agreement=agreement
+    )
+
+
+def row_of(subject: Subject, one: Candidate) -> Row:
+    """Return a candidate as a row of results."""
+    return Row(
+        one.job.key(subject),
+        subject.facts,
+        OK,
+        scores={"likeness": list(one.scores)},
+        agreement=list(one.agreement),
+        tokens=one.budget.visual,
+        flops=round(one.budget.flops, 4),
+        time=list(one.time),
+    )

@@ -15,9 +15,10 @@ from rich.table import Table
 from tokenzoo._core.validation import check_count
 from tokenzoo.cli.eval import chosen
 from tokenzoo.cli.options import output_file
+from tokenzoo.evaluation.models import FOCUS
 from tokenzoo.evaluation.statistics import estimate
 from tokenzoo.evaluation.tune import Candidate, Tuned, parse_target, tune
-from tokenzoo.evaluation.unlabelled import FOCUS, unlabelled
+from tokenzoo.evaluation.unlabelled import unlabelled
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

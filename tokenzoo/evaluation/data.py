@@ -96,13 +96,13 @@ def read_image(source: Any, name: object, size: int) -> Tensor:
     return pixels.reshape(size, size, 3).permute(2, 0, 1) / 255
 
 
-def labelled(path: Path, per_class: int, size: int, seed: int = 0) -> Labelled:
-    """Read labelled images, equally many of each class.
+def labelled(path: Path, count: int, size: int, seed: int = 0) -> Labelled:
+    """Read labelled images, equally many of each class, sorted by class.
 
     Args:
         path: a folder with a folder for each class, or a parquet file with the columns `image` or `img`
             (bytes, or a struct with `bytes`) and `label`.
-        per_class: images of each class, drawn at random.
+        count: images in all, drawn at random; as many of each class as it has room for, at least 1.
         size: pixels on a side, see `read_image`.
         seed: of the draw.
 
@@ -111,6 +111,7 @@ def labelled(path: Path, per_class: int, size: int, seed: int = 0) -> Labelled:
     """
     groups = _of_parquet(path) if path.is_file() else _of_folders(path)
     names = sorted(groups)
+    per_class = max(count // len(names), 1)
     images: list[Tensor] = []
     labels: list[int] = []
     for index, name in enumerate(names):

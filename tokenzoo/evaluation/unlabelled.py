@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation import data, focus_vit
+from tokenzoo.evaluation import data
+from tokenzoo.evaluation.models import normalised, vision_model
 from tokenzoo.evaluation.task import Outcome, Subject, batches
-from tokenzoo.tools import model_loading
 
-FOCUS = "focus-vit-s"  # the trained ViT-S of `focus_vit`
 LEAST = 8  # images
 BATCH = 4
 
@@ -31,8 +30,7 @@ def unlabelled(
     """Return the subject.
 
     Args:
-        model: a name that `model_loading.create` takes, with pretrained weights where the library has them;
-            a folder with a checkpoint of transformers; or "focus-vit-s".
+        model: its name, see `models.vision_model`.
         folder: with the images.
         size: pixels on a side; None: the model's own.
         count: how many images at most; None: all.
@@ -40,33 +38,18 @@ def unlabelled(
 
     Raises:
         BadArgumentError: fewer than 8 images, or no such folder.
-        UnknownNameError, MissingDependencyError: see `model_loading.create`.
+        UnknownNameError, MissingDependencyError: see `models.vision_model`.
     """
-    known, side, mean, std = loaded(model, size)
-    images = data.photographs(folder, count, side, seed)
+    known = vision_model(model, size)
+    images = data.photographs(folder, count, known.size, seed)
     if len(images) < LEAST:
         raise BadArgumentError(
             f"{len(images)} images of {folder} are too few; at least {LEAST} are needed to tell recipes "
             "apart, and 100 are better"
         )
-    return subject_of(known, (images - mean) / std, model, {"data": folder.name, "seed": seed})
-
-
-def loaded(model: str, size: int | None) -> tuple[Any, int, Tensor, Tensor]:
-    """Return the model, pixels on a side, and mean and standard deviation `[3, 1, 1]` of its images."""
-    mean, std = (torch.tensor(one)[:, None, None] for one in (focus_vit.MEAN, focus_vit.STD))
-    if model == FOCUS:
-        return focus_vit.load_focus_vit().backbone, size or focus_vit.SIZE, mean, std
-    plain = ":" not in model and not Path(model).is_dir()
-    known = plain and "." in model  # a name of timm with a tag, which has trained weights
-    options: dict[str, Any] = {"pretrained": True} if known else {}
-    tower = model_loading.create(model, **options)
-    config = getattr(tower.model, "pretrained_cfg", None)
-    if config:
-        mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    vision = getattr(getattr(tower.model, "config", None), "image_size", focus_vit.SIZE)
-    own = tower.size[1] if tower.size else vision
-    return tower.model, size or int(own), mean, std
+    return subject_of(
+        known.model, normalised(images, known), model, {"data": folder.name, "seed": seed}
+    )
 
 
 def subject_of(model: Any, images: Tensor, name: str, facts: dict[str, Any]) -> Subject:

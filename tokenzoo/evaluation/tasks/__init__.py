@@ -12,6 +12,8 @@ from tokenzoo.evaluation.task import Subject, TaskOptions
 TASKS = {
     "digits": "digits",
     "dense": "dense",
+    "knn": "probe",
+    "linear": "probe",
 }
 
 

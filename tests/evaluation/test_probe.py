@@ -1,0 +1,130 @@
+"""`knn` and `linear`: features are those of the attached model; a merged token counts as its patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import tokenzoo
+from tests.adapters.hf import models as hf
+from tests.adapters.models import VIT, gap, images
+from tests.adapters.models import one_thread as one_thread
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation import TaskOptions, data, jobs, run
+from tokenzoo.evaluation.tasks import prepare, probe
+
+COLOURS = {"blue": (20, 40, 220), "green": (20, 200, 40), "red": (220, 40, 20)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine pictures of each of three classes, which their colour tells apart."""
+    for name, colour in COLOURS.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(9):
+            shade = tuple(max(0, one - 2 * index) for one in colour)
+            Image.new("RGB", (30, 20), shade).save(tmp_path / "set" / name / f"{index}.png")
+    return tmp_path / "set"
+
+
+def parquet(folder: Path, column: str, struct: bool) -> Path:
+    files = data.image_files(folder)
+    content = [{"bytes": one.read_bytes()} if struct else one.read_bytes() for one in files]
+    labels = [sorted(COLOURS).index(one.parent.name) for one in files]
+    pq.write_table(pa.table({column: content, "label": labels}), folder.parent / "set.parquet")
+    return folder.parent / "set.parquet"
+
+
+@pytest.mark.parametrize("task", ["knn", "linear"])
+def test_colours_are_told_apart(folder: Path, task: str) -> None:
+    options = TaskOptions("vit_tiny_patch16_224", folder, samples=9)
+    subject = prepare(task, options)
+    assert (subject.samples, subject.facts["reference"]) == (9, 18)
+    bare, row = run(subject, jobs(["random"], [49]), rounds=0)
+    assert bare.scores["mean"] == [1] * 9
+    assert (row.status, row.tokens, list(row.scores)) == ("ok", 49, ["cls", "mean"])
+    assert prepare("linear", options).model is subject.model  # both tasks share what is computed
+
+
+def test_features_of_a_label_are_computed_once(folder: Path) -> None:
+    subject = prepare("knn", TaskOptions("vit_tiny_patch16_224", folder, samples=9))
+    calls: list[int] = []
+    subject.model.patch_embed.register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        for which in (range(3), range(3, 9)):
+            assert len(subject.score(subject.model, which, "one").scores["cls"]) == len(which)
+        once = len(calls)
+        assert once > 0
+        subject.score(subject.model, range(9), "another")
+    assert len(calls) == 2 * once
+
+
+def test_reference_and_test_share_no_picture(folder: Path) -> None:
+    store = probe.loaded("vit_tiny_patch16_224", folder, None, 9, 0)
+    pictures = torch.cat([store.reference.images, store.test.images]).flatten(1)
+    assert len(torch.unique(pictures, dim=0)) == 27
+    assert store.test.labels.bincount().tolist() == [3, 3, 3]
+    assert store.reference.labels.bincount().tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_a_merged_token_counts_as_its_patches(kind: str) -> None:
+    """Merged before the first attention changes anything: the mean is that of all patches."""
+    if kind == "timm":
+        model, prefix = VIT.build(depth=2, img_size=64), 1
+        x = images(model)
+    else:
+        model, prefix = hf.tower("clip", num_hidden_layers=2), 1
+        x = hf.pixels(model)["pixel_values"]
+    with torch.no_grad():
+        whole = probe.read(model, x, prefix)
+        with tokenzoo.build("tome", keep=1.0).attach(model):
+            assert gap(probe.read(model, x, prefix)["mean"], whole["mean"]) <= 1e-5
+        with tokenzoo.build("tome", keep=0.5).attach(model) as attached:
+            tokens = probe.tokens_of(model, x)
+            mass = attached.mass[:, prefix:, None]
+            wanted = (tokens[:, prefix:] * mass).sum(1) / mass.sum(1)
+            assert mass.max() > 1
+            assert gap(probe.read(model, x, prefix)["mean"], wanted) <= 1e-6
+            assert gap(tokens[:, prefix:].mean(1), wanted) > 1e-3
+
+
+@pytest.mark.parametrize(("column", "struct"), [("image", True), ("img", False)])
+def test_a_parquet_file_has_the_same_images(folder: Path, column: str, struct: bool) -> None:
+    found = data.labelled(parquet(folder, column, struct), 12, 32, seed=3)
+    wanted = data.labelled(folder, 12, 32, seed=3)
+    assert torch.equal(found.images, wanted.images)
+    assert found.labels.tolist() == wanted.labels.tolist()
+    assert wanted.classes == tuple(COLOURS)
+
+
+def test_what_cannot_be_read(folder: Path) -> None:
+    with pytest.raises(BadArgumentError, match=r"'blue' .* has 9 images, 10 are needed"):
+        data.labelled(folder, 30, 32)
+    with pytest.raises(BadArgumentError, match="no such file or folder"):
+        data.labelled(folder / "none", 1, 32)
+    with pytest.raises(BadArgumentError, match="has no folders"):
+        data.labelled(folder / "red", 1, 32)
+    (folder.parent / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BadArgumentError, match="cannot be read as parquet"):
+        data.labelled(folder.parent / "broken.parquet", 1, 32)
+    with pytest.raises(BadArgumentError, match=r"columns .*'picture'.*image or img"):
+        data.labelled(parquet(folder, "picture", False), 1, 32)
+
+
+def test_what_cannot_be_asked(folder: Path) -> None:
+    with pytest.raises(BadArgumentError, match="needs labelled images"):
+        prepare("knn", TaskOptions("vit_tiny_patch16_224"))
+    for name in ("blue", "green"):
+        for path in (folder / name).iterdir():
+            path.unlink()
+        (folder / name).rmdir()
+    with pytest.raises(BadArgumentError, match="has 1 class;"):
+        prepare("knn", TaskOptions("vit_tiny_patch16_224", folder, samples=3))
+    with pytest.raises(BadArgumentError, match="ResNet does not return its tokens"):
+        probe.tokens_of(type("ResNet", (), {"__call__": lambda self, x: x})(), torch.ones(1))

@@ -1,0 +1,64 @@
+"""Frozen vision models by name, with trained weights where the library has them, and their images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenzoo.evaluation import focus_vit
+from tokenzoo.tools import model_loading
+
+FOCUS = "focus-vit-s"
+"""The trained ViT-S of `focus_vit`."""
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """A model and its images.
+
+    Attributes:
+        model: bare, in eval mode.
+        size: pixels on a side.
+        mean: of the channels, `[3, 1, 1]`.
+        std: standard deviation of the channels, `[3, 1, 1]`.
+    """
+
+    model: Any
+    size: int
+    mean: Tensor
+    std: Tensor
+
+
+def vision_model(name: str, size: int | None = None) -> VisionModel:
+    """Return a model by its name.
+
+    Args:
+        name: "focus-vit-s"; a model of timm with the tag of its trained weights
+            ("vit_small_patch14_dinov2.lvd142m"); or what else `model_loading.create` takes, with random
+            weights.
+        size: pixels on a side; None: the model's own.
+
+    Raises:
+        UnknownNameError, MissingDependencyError, BadArgumentError: see `model_loading.create`.
+    """
+    mean, std = (torch.tensor(one)[:, None, None] for one in (focus_vit.MEAN, focus_vit.STD))
+    if name == FOCUS:
+        return VisionModel(focus_vit.load_focus_vit().backbone, size or focus_vit.SIZE, mean, std)
+    trained = ":" not in name and "." in name and not Path(name).is_dir()
+    options: dict[str, Any] = {"pretrained": True} if trained else {}
+    tower = model_loading.create(name, **options)
+    config = getattr(tower.model, "pretrained_cfg", None)
+    if config:
+        mean, std = (torch.tensor(config[what])[:, None, None] for what in ("mean", "std"))
+    own = getattr(getattr(tower.model, "config", None), "image_size", focus_vit.SIZE)
+    own = tower.size[1] if tower.size else own
+    return VisionModel(tower.model, size or int(own), mean, std)
+
+
+def normalised(images: Tensor, model: VisionModel) -> Tensor:
+    """Normalise images `[s, 3, H, W]` in 0..1 as the model expects them."""
+    return (images - model.mean) / model.std

@@ -32,6 +32,10 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert [type(one) for one in file.rows()[0].scores["all"]] == [int, int]
 
 
+def test_a_row_of_the_first_files_has_no_command(tmp_path: Path) -> None:
+    assert written(tmp_path, ROW.line().replace(', "command": ""', "")).rows() == [ROW]
+
+
 def test_one_token_and_all_of_them_are_two_keys() -> None:
     one, all_ = (Key("digits", "vit", "tome", keep) for keep in (1, 1.0))
     assert one.label != all_.label

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation.statistics import difference, estimate
+from tokenzoo.evaluation.statistics import difference, estimate, holm
 
 
 def test_hits_have_wilsons_interval() -> None:
@@ -48,3 +48,9 @@ def test_too_few_scores_or_other_samples() -> None:
         estimate([1.0])
     with pytest.raises(BadArgumentError, match="2 scores and 3"):
         difference([1, 1], [1, 1, 1])
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

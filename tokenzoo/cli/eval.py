@@ -6,9 +6,11 @@ command goes on where an earlier run was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -16,9 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenzoo._core.validation import check_count
-from tokenzoo.cli.eval_report import table
+from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
 from tokenzoo.evaluation import Job, ResultsFile, Row, Subject, TaskOptions, jobs, run
+from tokenzoo.evaluation.summary import summarize
 from tokenzoo.evaluation.tasks import TASKS, prepare
 from tokenzoo.zoo import list_recipes
 
@@ -30,6 +33,7 @@ SEEDS = 3
 
 @app.command("eval")
 def run_it(
+    ctx: typer.Context,
     task: Annotated[
         list[str] | None, typer.Option(help=f"Tasks: all, or {', '.join(TASKS)}. [default: digits]")
     ] = None,
@@ -80,10 +84,13 @@ def run_it(
     file.rows()  # a damaged file is an error before anything is loaded
     options = TaskOptions(model, data, samples, size, seed, quick)
     subjects = [prepare(name, options) for name in names]
-    rows = sweep(file, subjects, wanted, rounds)
+    typed = {name: value for name, value in ctx.params.items() if was_typed(ctx, name)}
+    rows = sweep(file, subjects, wanted, rounds, command(typed))
     console = Console()
-    for subject in subjects:
-        console.print(table([row for row in rows if row.key.task == subject.task]))
+    for found in summarize(rows, controls_of(rows)):
+        console.print(table(found, console.width))
+        for line in below(found):
+            console.print(line, markup=False, highlight=False)
     typer.echo(f"{out}: {len(file.rows())} rows")
 
 
@@ -93,8 +100,28 @@ def chosen(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(list_recipes()) if names == ("all",) else names
 
 
+def was_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was given in the command, and is not a default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def command(options: Mapping[str, Any]) -> str:
+    """Return the command with these options for a shell; of files and folders, only the last name."""
+    words = ["tokenzoo", "eval"]
+    for name, value in options.items():
+        words.append("--" + name.replace("_", "-"))
+        if isinstance(value, Path) or (isinstance(value, str) and Path(value).exists()):
+            words.append(Path(value).name)
+        elif isinstance(value, list | tuple):
+            words.append(",".join(str(item) for item in cast("Sequence[Any]", value)))
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
+
+
 def sweep(
-    file: ResultsFile, subjects: Sequence[Subject], wanted: Sequence[Job], rounds: int
+    file: ResultsFile, subjects: Sequence[Subject], wanted: Sequence[Job], rounds: int, command: str
 ) -> list[Row]:
     """Run what the file does not hold yet, under a progress bar; return all rows that were asked for."""
     facts = {(one.task, one.model_name): one.facts for one in subjects}
@@ -111,7 +138,8 @@ def sweep(
             here = [key for key in done if (key.task, key.model) in facts]
             progress.update(bar, description=subject.task)
             progress.advance(bar, sum(key.task == subject.task for key in here))
-            for row in run(subject, wanted, rounds=rounds, done=done):
+            for found in run(subject, wanted, rounds=rounds, done=done):
+                row = replace(found, command=command)
                 file.append(row)
                 done[row.key] = row
                 progress.advance(bar)

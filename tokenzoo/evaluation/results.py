@@ -57,6 +57,7 @@ class Row:
         flops: operations of the blocks, relative to the bare model.
         time: median, lower and upper quartile of the time relative to the bare model; [] if not measured.
         versions: of the libraries.
+        command: the command that measured it; "" if it was not measured by one.
     """
 
     key: Key
@@ -69,6 +70,7 @@ class Row:
     flops: float | None = None
     time: Sequence[float] = field(default_factory=list[float])
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    command: str = ""
 
     def line(self) -> str:
         """Return the row as one line of JSON, with its line end."""
@@ -83,6 +85,8 @@ class Row:
         """
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
+        # The first files had no commands.
+        content = {"command": "", **content}
         given: dict[str, Any] = {one.name: content[one.name] for one in fields(cls)}
         if given["status"] not in (OK, REFUSED):
             raise ValueError(f"its status is {given['status']!r}")

@@ -1,0 +1,87 @@
+"""`tokenzoo eval`: the command that a row carries, and the table."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.cli.test_commands import call
+from tests.evaluation.subjects import subject
+from tokenzoo.cli import eval as command_file
+from tokenzoo.cli.eval_report import below, controls_of, table
+from tokenzoo.evaluation import Key, ResultsFile, Row
+from tokenzoo.evaluation.summary import summarize
+
+
+def test_rows_carry_what_was_typed_without_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_file, "prepare", lambda name, options: subject())
+    out, data = tmp_path / "my results.jsonl", tmp_path / "images"
+    data.mkdir()
+    result = call(
+        *("eval", "--task", "digits", "--recipe", "tome,random", "--recipe", "pool"),
+        *("--keep", "25%", "--rounds", 0, "--seeds", 1, "--quick", "--out", out),
+        *("--data", data, "--model", data),
+    )
+    assert result.exit_code == 0, result.output
+    [command] = {row.command for row in ResultsFile(out).rows()}
+    assert sorted(shlex.split(command)) == sorted(
+        shlex.split(
+            "tokenzoo eval --task digits --recipe tome,random,pool --keep 25% --quick --seeds 1 "
+            "--out 'my results.jsonl' --data images --model images --rounds 0"
+        )
+    )
+
+
+def printed(*rows: Row, width: int = 80) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    [found] = summarize(rows, controls_of(rows))
+    console.print(table(found, width))
+    return [*console.export_text().splitlines(), *below(found)]
+
+
+def row(recipe: str | None, *metrics: str, **options: Any) -> Row:
+    keep = None if recipe is None else 0.125
+    scores = {name: [1, 0, 1, 1] for name in metrics}
+    given = {"tokens": 128, "flops": 0.5, "time": [0.5] * 3, "agreement": [1, 0, 1, 1], **options}
+    return Row(Key("read", "vit", recipe, keep), {}, **{"scores": scores, **given})
+
+
+def test_a_line_of_the_table_has_each_value() -> None:
+    lines = printed(*(row(name, "all words", "hard words") for name in (None, "evoprune", "pool")))
+    assert lines[0].split() == ["read,", "vit:", "4", "samples"]
+    expected = ["0.125", "128", "0.50", "0.50", "0.750", "+-0.327", "100.0%", "75.0%", "0.750"]
+    bare = [one for one in expected[1:] if one != "100.0%"]
+    assert ["bare", *bare] in [line.split() for line in lines]
+    assert [">", "evoprune", *expected] in [line.split() for line in lines]
+    assert [">", "pool*", *expected] in [line.split() for line in lines]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("metrics", [1, 2, 12])
+def test_the_table_fits_and_names_what_does_not(width: int, metrics: int) -> None:
+    """No cell is cut off or broken; the metrics that have no room are named below."""
+    names = [f"kind{place}" for place in range(metrics)]
+    lines = printed(row(None, *names), row("evoprune", *names), width=width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    assert "…" not in text
+    [line] = [one for one in lines if "evoprune" in one]
+    shown = line.split().count("0.750")
+    _, _, missing = text.partition("in the file too: ")
+    assert missing == ", ".join(names[shown:])
+    assert bool(missing) == (metrics == 12)
+
+
+def test_recipes_that_do_not_run_are_named_once() -> None:
+    no = row("fastv", status="refused", reason="AttachError: no language model")
+    plugin = row("of-a-plugin-elsewhere", "word")
+    lines = printed(row(None, "word"), plugin, no, row("visionzip", status="refused"))
+    assert lines[-1] == "do not run on this model: fastv, visionzip (reason in the file)"
+    assert not any("fastv" in line for line in lines[:-1])

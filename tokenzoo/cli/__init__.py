@@ -9,6 +9,7 @@
     tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model
     tokenzoo bench MODEL           time of a whole model's parts, relative to the bare model, and floors
     tokenzoo eval                  what recipes keep of a model's answers, with intervals and controls
+    tokenzoo report RESULTS...     a page with plots and tables of what eval measured, or Markdown
     tokenzoo tune MODEL            the recipe that keeps most of what your model says of your images
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
@@ -38,6 +39,7 @@ COMMANDS = {
     "export": "export",
     "bench": "bench",
     "eval": "eval",
+    "report": "report",
     "tune": "tune",
 }
 FAILED = 2

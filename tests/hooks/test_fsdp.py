@@ -194,7 +194,10 @@ def test_two_processes(tmp_path: Path) -> None:
 def together(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     with processes(folder, rank, 2):
-        for kind in ("timm", "llava"):  # the last has a tower of SigLIP's kind, and a language model
+        for kind in (
+            "timm",
+            "llava",
+        ):  # the last has a tower of SigLIP's kind, and a language model
             trains_and_evaluates(kind, rank, 2)
 
 

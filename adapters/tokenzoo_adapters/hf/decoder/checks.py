@@ -46,7 +46,9 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
             f"{', '.join(SUPPORTED)} are. Take a recipe that reduces before the language model"
         )
     if steps.need(FROM_ATTENTION):
-        hf_attention.check(language.module)  # before the proof runs an attention that cannot be recorded
+        hf_attention.check(
+            language.module
+        )  # before the proof runs an attention that cannot be recorded
     compact = [layer for layer, step in steps.by_layer.items() if step.positions == "compact"]
     if language.kind in MROPE and compact:
         raise AttachError(

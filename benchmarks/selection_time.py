@@ -57,7 +57,7 @@ def one_step(name: str, tokens: int, keep: int) -> Method:
     """A recipe, or the first step of one, that keeps so many of the tokens, or the fewest it can."""
     recipe = tokenzoo.build(name).recipe
     step = recipe.steps[0]
-    return tokenzoo.build(tokenzoo.Recipe(step, keep=max(keep, step.matcher.fewest(tokens, 1))))
+    return tokenzoo.build(tokenzoo.Recipe(step, keep=max(keep, step.matcher.min_tokens(tokens, 1))))
 
 
 def grid_of(tokens: int) -> tuple[int, int]:

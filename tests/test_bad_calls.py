@@ -263,7 +263,7 @@ class _Keeps(tokenzoo.Matcher):
     def __init__(self, plan: Any) -> None:
         self.plan = plan
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         return 1
 
     def match(self, evidence: Any, keep: int) -> Any:

@@ -85,7 +85,7 @@ class SoftMatch(tokenzoo.Matcher):
         most = self.weights(evidence.x).argmax(1)  # [b, n]
         return TokenMap(most.new_full((most.shape[0], keep), -1), most)
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         return min(tokens, len(self.weights.queries))
 
 

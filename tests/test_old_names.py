@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tokenzoo
+from tests.mutants.matchers import FirstTokens
 from tokenzoo import mergers, scorers, testing
 from tokenzoo.errors import BadArgumentError
 
@@ -72,3 +74,18 @@ def test_a_recipe_file_with_old_options_is_read(by_name: bool, tmp_path: Path) -
     with pytest.warns(DeprecationWarning, match="old name goes") as caught:
         assert tokenzoo.load(path).recipe == made.recipe
     assert len(caught) == 2
+
+
+def test_a_matcher_takes_and_gives_the_old_name() -> None:
+    with pytest.warns(DeprecationWarning, match="Halves.fewest is called Halves.min_tokens"):
+
+        @dataclass(frozen=True)
+        class Halves(FirstTokens):
+            def fewest(self, tokens: int, prefix: int = 0) -> int:
+                del prefix
+                return (tokens + 1) // 2
+
+    assert Halves().min_tokens(9) == Halves().fewest(9) == 5
+    old: Any = FirstTokens()
+    with pytest.warns(DeprecationWarning, match="Matcher.fewest is called Matcher.min_tokens"):
+        assert old.fewest(9) == 1

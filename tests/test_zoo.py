@@ -210,7 +210,7 @@ def test_recipes_are_described_with_parts_needs_and_promises(name: str) -> None:
             assert need in text
         for promise in step.merger.conserves:
             assert promise in text
-        assert f"100 tokens can become {step.matcher.fewest(100)} at one site" in text
+        assert f"100 tokens can become {step.matcher.min_tokens(100)} at one site" in text
 
 
 def test_what_must_be_materialised_is_said() -> None:

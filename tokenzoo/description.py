@@ -86,7 +86,7 @@ def composition(recipe: Recipe) -> list[str]:
 
 
 def _reach(step: Step) -> str:
-    return f"100 tokens can become {step.matcher.fewest(100)} at one site"
+    return f"100 tokens can become {step.matcher.min_tokens(100)} at one site"
 
 
 def _scoring(step: Step) -> str:

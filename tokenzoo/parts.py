@@ -35,6 +35,7 @@ Letters in shapes: b batch, h heads, n tokens, m tokens kept, p candidates, c ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +46,7 @@ from tokenzoo._core.kinds import OneOf as OneOf
 from tokenzoo._core.kinds import Positive as Positive
 from tokenzoo._core.kinds import Range as Range
 from tokenzoo._core.kinds import Share as Share
+from tokenzoo._core.old_members import OldName, adopt_old_names
 from tokenzoo._core.part import Part as Part
 from tokenzoo._core.part import needs_of as needs_of
 from tokenzoo._core.part import walk as walk
@@ -119,6 +121,12 @@ class Assigner(Part, ABC):
 class Matcher(Part, ABC):
     """Decides which tokens stay, and which of the others join them."""
 
+    fewest = OldName("min_tokens")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        adopt_old_names(cls, {"fewest": "min_tokens"})
+
     @property
     def ragged(self) -> bool:
         """Whether the count depends on the data; only such a matcher is called with keep = n."""
@@ -126,10 +134,10 @@ class Matcher(Part, ABC):
 
     @abstractmethod
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Reduce n tokens to exactly `keep`; `fewest(n) <= keep <= n`."""
+        """Reduce n tokens to exactly `keep`; `min_tokens(n) <= keep <= n`."""
 
     @abstractmethod
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Return the fewest tokens that can stay at one site: (n + 1) // 2 for pairs, 1 for a selection."""
 
 

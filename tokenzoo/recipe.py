@@ -61,7 +61,7 @@ class Step:
         """Return the patch tokens after each site; see `Schedule.counts`."""
 
         def fewest(n: int) -> int:
-            return self.matcher.fewest(n, prefix)
+            return self.matcher.min_tokens(n, prefix)
 
         counts = self.schedule.counts(tokens, sites, keep, fewest)
         whole = is_kind(counts, tuple) and all(type(count) is int for count in counts)

@@ -232,7 +232,7 @@ def _reachable(recipe: Recipe, tokens: Tokens, held: int) -> int:
     """
     step, total = recipe.steps[0], tokens.x.shape[1] - tokens.prefix
     keep = recipe.wanted(total)
-    fewest = held + (step.matcher.fewest(total - held, tokens.prefix) if total > held else 0)
+    fewest = held + (step.matcher.min_tokens(total - held, tokens.prefix) if total > held else 0)
     if keep < fewest:
         protected = f", {held} of them protected" if held else ""
         raise BudgetError(

@@ -33,7 +33,7 @@ def test_every_recipe_is_given_what_it_needs(name: str) -> None:
     reduced = zoo.reduce(**bench.shown(zoo, 60, 2))
     kept = zoo.recipe.wanted(60)
     assert reduced.x.shape == (2, 1 + kept, 16)
-    assert kept == max(12, zoo.recipe.steps[0].matcher.fewest(60, 1))
+    assert kept == max(12, zoo.recipe.steps[0].matcher.min_tokens(60, 1))
 
 
 def test_loops_are_seen() -> None:

@@ -294,7 +294,7 @@ def test_restored_features_change_no_logit(case: Case, name: str) -> None:
 class MergeAndDrop(Matcher):
     """Of the first n - keep tokens every second one is dropped, the others join the first that stays."""
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
@@ -523,7 +523,7 @@ class Wrong(Matcher):
 
     how: str
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:

@@ -186,7 +186,7 @@ def test_the_best_proposals_merge() -> None:
     assert plan.dst.tolist() == [[1, 0, 3, 1, 2, 3]]
     assert Bipartite(GivenPairs()).match(evidence, 3).keep.tolist() == [[1, 3, 5]]
     assert Bipartite(GivenPairs()).match(evidence, 6).keep.tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert Bipartite(GivenPairs()).fewest(6) == 3
+    assert Bipartite(GivenPairs()).min_tokens(6) == 3
 
 
 def test_tome_order_is_proposers_then_receivers() -> None:
@@ -209,7 +209,7 @@ def test_bipartite_holds_merges_and_orders(example: Example, share: float) -> No
     evidence = example.evidence()
     b, n = evidence.x.shape[:2]
     match = Bipartite(cosine, protect=Protect(length, share))
-    for keep in range(match.fewest(n), n + 1):
+    for keep in range(match.min_tokens(n), n + 1):
         plan = match.match(evidence, keep)
         plan.check()
         assert plan.kept == keep
@@ -519,8 +519,8 @@ def test_new_tokens_come_last_and_count(order: str) -> None:
     assert plan.kept == 3
     assert plan.keep[0, -1] == -1
     assert plan.dst[0, [0, 2, 4]].tolist() == [2, 2, 2]
-    assert [match.fewest(n) for n in (1, 2, 9)] == [1, 2, 2]
-    assert [SelectAssign(TopK(Given()), Drop()).fewest(n) for n in (1, 2, 9)] == [1, 1, 1]
+    assert [match.min_tokens(n) for n in (1, 2, 9)] == [1, 2, 2]
+    assert [SelectAssign(TopK(Given()), Drop()).min_tokens(n) for n in (1, 2, 9)] == [1, 1, 1]
 
 
 # ------------------------------------------------------------------------------------- grids

@@ -108,7 +108,7 @@ def test_a_depth_decides() -> None:
     first, last = Bipartite(Similarity("x")), SelectAssign(TopK(FeatureNorm()), Drop())
     match = ByDepth(first, last, 0.5)
     assert match.needs == {"depth"}
-    assert match.fewest(11) == 6
+    assert match.min_tokens(11) == 6
     for depth, part in ((0.0, first), (0.49, first), (0.5, last), (0.9, last)):
         evidence = Evidence(X, mass=EVIDENCE.mass, depth=depth)
         found, wanted = match.match(evidence, 8), part.match(evidence, 8)

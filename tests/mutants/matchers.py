@@ -25,7 +25,7 @@ def _first(evidence: Evidence, keep: int) -> TokenMap:
 class FirstTokens(Matcher):
     """Keeps the first tokens; the last of them takes in the others. Blind, and honest."""
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """One."""
         return 1
 
@@ -114,7 +114,7 @@ class Boaster(FirstTokens):
 class Modest(FirstTokens):
     """Says that it can halve at most, and goes down to one token."""
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Half: schedules then stop early, or refuse what could be done."""
         return (tokens + 1) // 2
 
@@ -123,7 +123,7 @@ class Modest(FirstTokens):
 class Nobody(FirstTokens):
     """Says that no token at all can stay."""
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """None."""
         return 0
 

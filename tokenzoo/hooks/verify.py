@@ -35,7 +35,7 @@ class EverySecond(Matcher):
     def __post_init__(self) -> None:
         self.require(*self.wanted)
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Half of the tokens, rounded down."""
         return tokens // 2
 

@@ -50,7 +50,7 @@ class Bipartite(Matcher):
                 "where held ones go"
             )
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Return the tokens minus the most that the split can merge."""
         del prefix
         return tokens - self.split.limit(tokens)

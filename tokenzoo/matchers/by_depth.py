@@ -33,9 +33,9 @@ class ByDepth(Matcher):
         """Whether the count of one of the two depends on the data."""
         return self.first.ragged or self.last.ragged
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Return the fewest tokens that both can leave."""
-        return max(self.first.fewest(tokens, prefix), self.last.fewest(tokens, prefix))
+        return max(self.first.min_tokens(tokens, prefix), self.last.min_tokens(tokens, prefix))
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Match with the matcher of this block.
@@ -43,7 +43,7 @@ class ByDepth(Matcher):
         Raises:
             BadArgumentError: one of the two cannot reduce to `keep`.
         """
-        n, least = evidence.x.shape[1], self.fewest(evidence.x.shape[1], evidence.prefix)
+        n, least = evidence.x.shape[1], self.min_tokens(evidence.x.shape[1], evidence.prefix)
         if keep < least:
             raise BadArgumentError(
                 f"keep={keep} of {n} tokens; where one block has {self.first!r} and another "

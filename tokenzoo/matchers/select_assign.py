@@ -44,7 +44,7 @@ class SelectAssign(Matcher):
         """Whether the count depends on the data; `keep` is then the maximum."""
         return self.stay.ragged
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Return 1 plus the number of new tokens of the assigner."""
         del prefix
         return min(tokens, 1 + self.join.extra)

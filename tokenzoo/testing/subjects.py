@@ -188,7 +188,7 @@ def asked(subject: Subject, example: Example) -> Recipe:
     recipe = recipe_of(subject)
     n = example.patches
     keep = example.keep
-    fewest = recipe.steps[0].matcher.fewest(n, example.prefix)
+    fewest = recipe.steps[0].matcher.min_tokens(n, example.prefix)
     if resolve_keep(keep, n) < fewest:
         keep = fewest
     return Recipe(*recipe.steps, keep=keep, proportional_attention=recipe.proportional_attention)

@@ -206,7 +206,7 @@ class Reads(Matcher):
     def __post_init__(self) -> None:
         self.require(*self.wanted)
 
-    def fewest(self, tokens: int, prefix: int = 0) -> int:
+    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Return 1."""
         return 1
 

@@ -72,40 +72,42 @@ def plans_compose(subject: Subject, example: Example) -> None:
     demand(torch.equal(both.keep, kept), f"p.then(q) to keep {text(kept)}", both.keep)
 
 
-@property_of(*MATCHERS, "recipe", read="tokenzoo.parts.Matcher.fewest")
+@property_of(*MATCHERS, "recipe", read="tokenzoo.parts.Matcher.min_tokens")
 def fewest_honest(subject: Subject, example: Example) -> None:
-    """`fewest` is an int from 1 to the number of tokens; so many can really stay, and not far fewer.
+    """`min_tokens` is an int from 1 to the number of tokens; so many can really stay, and not far fewer.
 
     One token fewer is let pass: of an odd number, one side of a split has one more than the other.
     """
     recipe = recipe_of(subject)
     matcher = recipe.steps[0].matcher
     for n in range(1, example.patches + 1):
-        fewest = matcher.fewest(n, example.prefix)
+        fewest = matcher.min_tokens(n, example.prefix)
         demand(
             type(fewest) is int and 1 <= fewest <= n,
-            f"fewest({n}) as an int from 1 to {n}",
+            f"min_tokens({n}) as an int from 1 to {n}",
             repr(fewest),
         )
     n = example.patches
-    fewest = matcher.fewest(n, example.prefix)
+    fewest = matcher.min_tokens(n, example.prefix)
     evidence = example.evidence(recipe.needs)
     for keep in (fewest, n):
         plan = quietly(
             lambda keep=keep: matcher.match(evidence, keep),
-            f"{n} tokens matched down to {keep}, where fewest({n}) is {fewest}",
+            f"{n} tokens matched down to {keep}, where min_tokens({n}) is {fewest}",
         )
-        demand(plan.kept == keep, f"{keep} of {n} tokens where fewest({n}) is {fewest}", plan.kept)
+        demand(
+            plan.kept == keep, f"{keep} of {n} tokens where min_tokens({n}) is {fewest}", plan.kept
+        )
     if fewest < 3:
         return
     try:
         plan = matcher.match(evidence, fewest - 2)
         plan.check()
     except Exception:
-        return  # it refuses to go below `fewest`, as it should
+        return  # it refuses to go below `min_tokens`, as it should
     demand(
         plan.kept != fewest - 2,
-        f"{n} tokens not to be matched down to {fewest - 2}, since fewest({n}) is {fewest}; the schedules "
-        "rely on it",
+        f"{n} tokens not to be matched down to {fewest - 2}, since min_tokens({n}) is {fewest}; the "
+        "schedules rely on it",
         f"a good plan that keeps {plan.kept}: say that so few can stay",
     )

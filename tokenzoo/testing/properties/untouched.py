@@ -33,7 +33,7 @@ def protected_untouched(subject: Subject, example: Example) -> None:
     protected = [int(row.sum()) for row in rows]  # in each image, another number
 
     def least(count: int) -> int:
-        return count + (recipe.steps[0].matcher.fewest(n - count, p) if count < n else 0)
+        return count + (recipe.steps[0].matcher.min_tokens(n - count, p) if count < n else 0)
 
     wish = max(resolve_keep(example.keep, n), *(least(count) for count in {0, *protected}))
     out = example.reduce(

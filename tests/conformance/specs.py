@@ -17,7 +17,7 @@ from torch import Tensor
 import tokenzoo
 from tests.adapters import models as of_timm
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import qwen
+from tests.adapters.hf.vlm import internvl, paligemma, qwen
 from tests.adapters.hf.vlm.test_qwen_tower import MIXED
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 
@@ -122,7 +122,13 @@ def hf_tower(name: str, **options: Any) -> Spec:
 
 @cache
 def prompts(kind: str) -> Inputs:
-    """A padded batch: a row with an image, and one without."""
+    """A padded batch: a row with an image, and one without; of PaliGemma all have one."""
+    if kind == "internvl":
+        return dict(internvl.inputs(["what is the <image> ?", "the cat"], hf.photos()[2:3]))
+    if kind == "paligemma":
+        return dict(
+            paligemma.inputs(["<image> what is the dog ?", "<image> the cat"], hf.photos()[:2])
+        )
     if kind.startswith("qwen"):
         make = getattr(qwen, kind)
         return dict(qwen.inputs(make(), ["what is the <image> ?", "the cat"], hf.photos()[2:3]))
@@ -169,6 +175,38 @@ def qwen_vl(kind: str) -> Spec:
     )
 
 
+def internvl_vl() -> Spec:
+    return Spec(
+        lambda depth: internvl.internvl(vision={"num_hidden_layers": depth}),
+        lambda model: prompts("internvl"),
+        logits,
+        second="model.language_model.layers.2.mlp",
+        places=(
+            "model.vision_tower.encoder.layer.2.attention",
+            "model.multi_modal_projector",
+            "model.language_model.layers.3",
+        ),
+        recipes=WHOLE[
+            ::-1
+        ],  # the ways of running with the first, which folds its groups in the tower
+        checkpoint=hf_checkpoint,
+        whole=True,
+    )
+
+
+def paligemma_vl(text: str, **vision: Any) -> Spec:
+    return Spec(
+        lambda depth: paligemma.paligemma(text, vision={"num_hidden_layers": depth, **vision}),
+        lambda model: prompts("paligemma"),
+        logits,
+        second="model.language_model.layers.2.mlp",
+        places=("model.vision_tower.encoder.layers.2.self_attn", "model.multi_modal_projector"),
+        recipes=("evoprune", "tome", "divprune"),  # the adapter follows no Gemma
+        checkpoint=hf_checkpoint,
+        whole=True,
+    )
+
+
 def qwen_tower(kind: str) -> Spec:
     return Spec(
         lambda depth: getattr(qwen, kind)(vision={"depth": depth}).model.visual,
@@ -211,6 +249,9 @@ SPECS: dict[str, Spec] = {
     "siglip without a head": hf_tower("siglip", vision_use_head=False),
     **{kind: llava(kind) for kind in ("llava", "llava_next", "llava_onevision")},
     **{kind: qwen_vl(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
+    "internvl": internvl_vl(),
+    "paligemma": paligemma_vl("gemma"),
+    "paligemma2": paligemma_vl("gemma2", vision_use_head=True),
     **{f"{kind} tower": qwen_tower(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
 }
 DEPTH = 5

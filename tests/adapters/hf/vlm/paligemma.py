@@ -33,13 +33,15 @@ def paligemma(text: str = "gemma", **overrides: Any) -> Any:
 
     Args:
         text: "gemma" or "gemma2" (PaliGemma 2).
-        **overrides: for the configuration.
+        **overrides: for the configuration; `vision` is a dict for its tower.
     """
+    overrides = dict(overrides)
+    vision = {**_SIZES, "vision_use_head": False, **overrides.pop("vision", {})}
     language = {**_LLM, "head_dim": 16, "vocab_size": len(WORDS) + MARKS}
     if text == "gemma2":
         language |= {"sliding_window": WINDOW, "query_pre_attn_scalar": 16}
     config = transformers.PaliGemmaConfig(
-        vision_config={"model_type": "siglip_vision_model", **_SIZES, "vision_use_head": False},
+        vision_config={"model_type": "siglip_vision_model", **vision},
         text_config={"model_type": text, **language},
         **{
             "image_token_index": IMAGE,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -22,11 +20,9 @@ from tests.adapters.hf.vlm.calls import (
     TALL,
     TWO,
     WIDE,
-    answer,
     ends,
     entering,
     logits,
-    real_gap,
     remains,
 )
 from tests.adapters.models import gap
@@ -80,19 +76,6 @@ def batch(side: str = "left") -> Any:
 
 
 @EACH
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_keeping_all_changes_nothing(stage: str, side: str) -> None:
-    model, given = bare(), batch(side)
-    expected = logits(model, given)
-    with STAGES[stage](keep=1.0).attach(model):
-        found = logits(model, given)
-        answers = answer(model, batch())
-    assert real_gap(found, expected, given["attention_mask"]) <= 1e-4
-    assert torch.equal(answers, answer(model, batch()))
-    assert torch.equal(logits(model, given), expected)
-
-
-@EACH
 @pytest.mark.parametrize("keep", [5, 7])
 def test_every_tile_keeps_what_is_planned(stage: str, keep: int) -> None:
     model, given = iv.internvl(), batch()
@@ -117,44 +100,6 @@ def test_every_tile_keeps_what_is_planned(stage: str, keep: int) -> None:
     assert torch.equal(logits(model, given), expected)
     assert remains(model) == []
     assert {path: set(vars(module)) for path, module in model.named_modules()} == before
-
-
-@EACH
-def test_a_row_of_a_batch_is_what_it_is_alone(stage: str) -> None:
-    model, given = bare(), batch()
-    rows = [iv.inputs(ONE, IMAGES[:1]), iv.inputs(TWO, IMAGES[1:]), iv.inputs(NONE)]
-    with STAGES[stage](keep=5).attach(model):
-        together = logits(model, given)
-        for row, alone in enumerate(rows):
-            assert gap(together[row, -1], logits(model, alone)[0, -1]) <= 1e-4
-
-
-@EACH
-def test_generate_decodes_as_without_a_cache(stage: str) -> None:
-    model, given = bare(), batch()
-    with STAGES[stage](keep=5).attach(model):
-        said = answer(model, given)
-        whole = dict(given)
-        for step in range(said.shape[1]):
-            nxt = logits(model, whole, use_cache=False)[:, -1].argmax(1, keepdim=True)
-            if stage not in SHORTER and step:
-                break  # there, what is kept depends on the end of the prompt
-            assert torch.equal(nxt[:, 0], said[:, step])
-            whole["input_ids"] = torch.cat([whole["input_ids"], nxt], 1)
-            whole["attention_mask"] = torch.cat([whole["attention_mask"], nxt > -1], 1).long()
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_folds_its_own_groups(copied: Callable[[Any], Any]) -> None:
-    model, given = iv.internvl(), batch()
-    with STAGES["block"](keep=4).attach(model):
-        other, expected = (
-            copied(model),
-            logits(model, given),
-        )  # transformers' own hooks do not pickle
-    with torch.no_grad():
-        model.model.multi_modal_projector.linear_2.weight.zero_()
-    assert torch.equal(logits(other, given), expected)
 
 
 def test_its_tower_alone_has_patches() -> None:

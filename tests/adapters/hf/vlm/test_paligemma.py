@@ -98,35 +98,6 @@ def test_every_image_keeps_what_is_planned(text: str, stage: str, keep: int) -> 
     assert {path: set(vars(module)) for path, module in model.named_modules()} == before
 
 
-@TEXT
-@EACH
-def test_a_row_of_a_batch_is_what_it_is_alone(text: str, stage: str) -> None:
-    model, given = bare(text), batch(suffix=SUFFIX)
-    rows = [
-        pg.inputs(PROMPTS[0], IMAGES[:1], suffix=SUFFIX[:1]),
-        pg.inputs(PROMPTS[1], IMAGES[1:], suffix=SUFFIX[1:]),
-    ]
-    with STAGES[stage](keep=5).attach(model):
-        together = logits(model, given)
-        for row, alone in enumerate(rows):
-            assert gap(together[row, -1], logits(model, alone)[0, -1]) <= 1e-4
-
-
-@TEXT
-@EACH
-def test_generate_decodes_as_without_a_cache(text: str, stage: str) -> None:
-    model, given = bare(text), batch()
-    with STAGES[stage](keep=5).attach(model):
-        said = answer(model, given)
-        whole = dict(given)
-        for step in range(said.shape[1]):
-            nxt = logits(model, whole, use_cache=False)[:, -1].argmax(1, keepdim=True)
-            assert torch.equal(nxt[:, 0], said[:, step])
-            whole["input_ids"] = torch.cat([whole["input_ids"], nxt], 1)
-            for name in ("attention_mask", TYPES):  # an answer is no part of the prefix
-                whole[name] = torch.cat([whole[name], torch.ones_like(nxt)], 1)
-
-
 def embedded(model: Any, given: Any, features: Tensor) -> Any:
     """What a bare model returns for a prompt whose images have these features, `[b, n, words]`."""
     embeds = model.get_input_embeddings()(given["input_ids"])

@@ -144,25 +144,6 @@ def continued(model: Any, out: Any, given: Any, new: Any) -> dict[str, Any]:
 
 
 @EACH
-@pytest.mark.parametrize("name", ["evoprune", "uniform", "two stages"])
-def test_a_padded_batch_is_asked_again(kind: str, name: str) -> None:
-    """New images in the second turn, against one prompt of all that was said."""
-    model = whole(kind)
-    first = qwen.inputs(model, ["see <image> there", "<image> ?"], [TALL, FLOWER])
-    assert not first["attention_mask"].all()
-    second = qwen.inputs(model, ["and <image> ?"] * 2, [WIDE, WIDE])
-    every = qwen.inputs(model, ["<image> and <image>"] * 2, [TALL, WIDE, FLOWER, WIDE])
-    with attached_to(model, name):
-        one = said(model, first)
-        given = continued(model, one, first, second)
-        two = said(model, given, **{CACHE: cache_of(one)})
-        pixels = {name: every[name] for name in ("pixel_values", "image_grid_thw")}
-        at_once = said(model, {**given, **pixels})
-        assert gap(torch.stack(two.logits), torch.stack(at_once.logits)) <= 1e-4
-        assert torch.equal(two.sequences, at_once.sequences)
-
-
-@EACH
 @pytest.mark.parametrize("name", ["evoprune", "two stages"])
 @pytest.mark.parametrize(
     "image", [FLOWER, FLOWER.resize((28, 28)), None], ids=["image", "thumbnail", "words"]
@@ -210,15 +191,6 @@ def test_two_conversations_take_turns(kind: str) -> None:
             told = said(model, given, **{CACHE: cache_of(out)})
             assert torch.equal(told.sequences, expected.sequences)
             assert gap(torch.stack(told.logits), torch.stack(expected.logits)) <= 1e-5
-
-
-def test_another_prompts_cache_is_refused() -> None:
-    model = whole("qwen2_5_vl")
-    with attached_to(model, "evoprune"):
-        out = said(model, single(model))
-        other = qwen.inputs(model, "what is near <image> ?", [TALL])
-        with pytest.raises(AttachError, match="the cache was made of another prompt"):
-            said(model, other, **{CACHE: cache_of(out)})
 
 
 # --- where it runs ---

@@ -81,7 +81,7 @@ def refused_table(verdicts: Sequence[CompatibilityReport]) -> str:
     quoted = "\n".join(f"- {ending}" for ending in endings if ending)
     return (
         "\n".join(lines)
-        + f"\n\nEach error goes on with what is followed, and what to do:\n\n{quoted}"
+        + f"\n\nEach error continues with what is supported and what to do:\n\n{quoted}"
     )
 
 

@@ -776,7 +776,7 @@ MODELS: dict[str, tuple[Any, Callable[[Any], object], type[TokenzooError], str]]
         VIT,
         build(Recipe(step(stage=Stage.IMAGE), step())).attach,
         ATTACH,
-        "stands alone",
+        "stage 'image' must be the only step",
     ),
     "a block's number": (VIT, build(Recipe(step(stage=Stage.BLOCK(3)))).attach, ATTACH, "schedule"),
     "no CLS": (

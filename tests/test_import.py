@@ -90,7 +90,7 @@ def test_the_kit_for_tests_is_what_needs_hypothesis(said) -> None:
 
 
 def test_the_variable_of_the_kernels_is_checked_where_it_is_used(said) -> None:
-    words = "BadArgumentError: TOKENZOO_KERNELS='cuda'; it is 'auto', 'torch' or 'triton'"
+    words = "BadArgumentError: TOKENZOO_KERNELS='cuda'; it must be 'auto', 'torch' or 'triton'"
     assert words in said["variable"][1]
 
 

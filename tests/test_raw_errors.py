@@ -266,12 +266,12 @@ def test_no_more_of_a_file_is_read_than_a_recipe_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "option", "value", "words"),
     [
-        ("matcher", "pairs", None, "pairs=None; it is a PairScorer"),
-        ("matcher", "split", 3, "split=3; it is a Split"),
-        ("schedule", "start", True, "start=True; it is an int >= 0"),
-        ("schedule", "every", 2**63, "every=9223372036854775808; it is an int >= 1"),
-        (None, "merger", [], "merger=(); it is a Merger"),
-        (None, "schedule", 0, "schedule=0; it is a Schedule"),
+        ("matcher", "pairs", None, "pairs=None; it must be a PairScorer"),
+        ("matcher", "split", 3, "split=3; it must be a Split"),
+        ("schedule", "start", True, "start=True; it must be an int >= 0"),
+        ("schedule", "every", 2**63, "every=9223372036854775808; it must be an int >= 1"),
+        (None, "merger", [], "merger=(); it must be a Merger"),
+        (None, "schedule", 0, "schedule=0; it must be a Schedule"),
     ],
 )
 def test_a_wrong_part_in_a_part_is_found_when_it_is_loaded(
@@ -291,7 +291,11 @@ def test_a_wrong_part_in_a_part_is_found_when_it_is_loaded(
 
 @pytest.mark.parametrize(
     ("made", "words"),
-    [(lambda: 3, "makes 3"), (lambda: None, "makes None"), (lambda: 1 / 0, "ZeroDivisionError")],
+    [
+        (lambda: 3, "returns 3"),
+        (lambda: None, "returns None"),
+        (lambda: 1 / 0, "ZeroDivisionError"),
+    ],
 )
 def test_a_plugins_recipe_that_is_none_is_named_wherever_it_is_made(made: Any, words: str) -> None:
     class Plugin:
@@ -320,8 +324,8 @@ def test_a_plugins_recipe_is_checked_by_its_annotations() -> None:
             return {"mine": mine}
 
     with plugins.registered(Plugin(), "mine"):
-        refused(lambda: build("mine", power="a"), "power='a'; it is an int")
-        refused(lambda: build("mine", power=2.0), "power=2.0; it is an int")
+        refused(lambda: build("mine", power="a"), "power='a'; it must be an int")
+        refused(lambda: build("mine", power=2.0), "power=2.0; it must be an int")
         assert build("mine", power=4).name == "mine"
 
 

@@ -435,7 +435,7 @@ def test_missing_evidence_is_named_with_what_is_there(
     with pytest.raises(MissingEvidenceError) as caught:
         tokenzoo.build(recipe, keep=6).reduce(X)
     message = str(caught.value)
-    assert f"needs {', '.join(missing)}, and the tensors given provide mass, x" in message
+    assert f"needs {', '.join(missing)}, and the tensors passed provide mass, x" in message
     assert all(part in message for part in advice), message
 
 

@@ -132,8 +132,8 @@ class Adapter(Part, ABC):
         del places
         if any(isinstance(value, Tensor) or value is True for value in (*extra, *options.values())):
             raise AttachError(
-                "a block was called with an attention mask; a mask is made for all tokens, and fewer are "
-                "there: call the model without one, or detach first"
+                "a block was called with an attention mask, which covers all tokens, but fewer are "
+                "left: call the model without a mask, or detach first"
             )
         return extra, options
 
@@ -199,7 +199,7 @@ class Adapter(Part, ABC):
         grid = self.grid(tokens)
         if self.group > 1 and (grid is None or patches % self.group):
             raise AttachError(
-                f"{patches} patches enter the first block, which are no whole grid of groups of "
+                f"{patches} patches enter the first block and do not form a whole grid of groups of "
                 f"{self.group} patches: give the model images whose sides are whole numbers of groups"
             )
         return BatchedLayout.of(
@@ -242,8 +242,8 @@ class Adapter(Part, ABC):
             BadArgumentError: fewer than the model has by itself, or this adapter takes none.
         """
         raise BadArgumentError(
-            f"prefix={prefix!r}: {type(self).__name__} knows how many prefix tokens its model has "
-            f"({self.prefix}) and takes no other number; leave it out"
+            f"prefix={prefix!r}: {type(self).__name__} sets the number of prefix tokens itself "
+            f"({self.prefix}); leave prefix= out"
         )
 
     def install(self, proportional: bool) -> Callable[[], None] | None:
@@ -274,7 +274,7 @@ class Adapter(Part, ABC):
         """
         del attached, inputs
         raise AttachError(
-            f"{type(self).__name__} is about a vision tower, which reads no prompts: attach to the whole "
+            f"{type(self).__name__} adapts a vision tower, which has no prompts: attach to the whole "
             "model"
         )
 

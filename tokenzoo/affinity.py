@@ -122,7 +122,7 @@ class Affinity:
             BadArgumentError: `on` has another value.
         """
         if on not in ("source", "target", "both"):
-            raise BadArgumentError(f"on={on!r}; it is 'source', 'target' or 'both'")
+            raise BadArgumentError(f"on={on!r}; it must be 'source', 'target' or 'both'")
         source, target = self.source, self.target
         if on != "target":
             source = weight if source is None else source * weight
@@ -223,7 +223,7 @@ class Affinity:
         """Add two linear scores by concatenating their channels."""
         if not (isinstance(self.curve, Linear) and isinstance(other.curve, Linear)):
             raise BadArgumentError(
-                "only linear pair scores add up: take .nonnegative() cosines or plain ones"
+                "only linear pair scores can be added: use .nonnegative() cosines or plain ones"
             )
         left, right = zip(self._spread(), other._spread(), strict=True)
         return Affinity(torch.cat(left, -1), torch.cat(right, -1))
@@ -232,7 +232,7 @@ class Affinity:
         """Multiply two exponential scores by concatenating the channels of their exponents."""
         if not (isinstance(self.curve, Exp) and isinstance(other.curve, Exp)):
             raise BadArgumentError(
-                "only exponential pair scores multiply; a token score enters by .discount(lam)"
+                "only exponential pair scores can be multiplied; combine a token score by .discount(lam)"
             )
         left = torch.cat([self.left * self.curve.beta, other.left * other.curve.beta], -1)
         product = Affinity(left, torch.cat([self.right, other.right], -1), curve=Exp())
@@ -246,7 +246,7 @@ class Affinity:
     def _spread(self) -> tuple[Tensor, Tensor]:
         """Return the factors of a linear score as one inner product, weights included."""
         if not isinstance(self.curve, Linear):
-            raise BadArgumentError("only a linear score is one inner product")
+            raise BadArgumentError("only a linear score can be written as one inner product")
         ones = torch.ones_like(self.left[..., 0])
         left = _with_channel(self.left, ones)
         shift = torch.full_like(self.right[..., 0], self.curve.shift)

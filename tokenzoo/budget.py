@@ -36,8 +36,8 @@ def resolve_keep(keep: int | float, tokens: int) -> int:
     if isinstance(keep, float) and 0 < keep <= 1:
         return max(1, round_half_up(tokens * keep))
     raise BadArgumentError(
-        f"keep={quote(keep)}; it is an int >= 1, a count of tokens{limits(keep)}, or a float in (0, 1], a "
-        "fraction of them: pass keep=64 for 64 tokens, keep=0.25 for a quarter, keep=1.0 for all"
+        f"keep={quote(keep)}; it must be an int >= 1, a count of tokens{limits(keep)}, or a float in (0, "
+        "1], a fraction: pass keep=64 for 64 tokens, keep=0.25 for a quarter, keep=1.0 for all"
     )
 
 
@@ -111,7 +111,7 @@ class TokenBudget:
             check_count("reach", count, least=0)
         if self.reach and len(self.reach) != len(self.blocks):
             raise BadArgumentError(
-                f"reach={self.reach} for {len(self.blocks)} blocks; it is one number for each, or ()"
+                f"reach={self.reach} for {len(self.blocks)} blocks; it must be one number for each, or ()"
             )
         for name, counts in (
             ("blocks", self.blocks),

@@ -144,7 +144,7 @@ def _check_tensor(name: str, value: Any, x: Tensor) -> Tensor:
     if not any(_fits(value, shape, {"b": b, "N": n}) for shape in shapes):
         wanted = " or ".join("[" + ", ".join(shape) + "]" for shape in shapes)
         raise BadArgumentError(
-            f"{name} has shape {shape_of(value)}; it is a tensor {wanted} with b = {b} images and "
+            f"{name} has shape {shape_of(value)}; it must be a tensor {wanted} with b = {b} images and "
             f"N = {n} tokens, prefix tokens included, and at least one head and channel"
         )
     value = _check_real(name, value, x)
@@ -207,8 +207,8 @@ def _check_real(name: str, value: Tensor, x: Tensor) -> Tensor:
     """Return a tensor that is floating-point and on the device of x."""
     if value.dtype not in FLOATS or value.device != x.device:
         raise BadArgumentError(
-            f"{name} has dtype {value.dtype} on {value.device}; it is floating-point, of 16 bits or more, "
-            f"on the device of x, {x.device}"
+            f"{name} has dtype {value.dtype} on {value.device}; it must be floating-point, of 16 bits or "
+            f"more, on the device of x, {x.device}"
         )
     return value
 
@@ -231,7 +231,9 @@ def _check_grid(grid: Any, tokens: int) -> tuple[int, int] | None:
         return None
     sizes = tuple(cast("tuple[Any, ...]", grid)) if isinstance(grid, list | tuple) else ()
     if len(sizes) != 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise BadArgumentError(f"grid={quote(grid)}; it is (rows, columns) of the patch tokens")
+        raise BadArgumentError(
+            f"grid={quote(grid)}; it must be (rows, columns) of the patch tokens"
+        )
     rows, columns = int(sizes[0]), int(sizes[1])
     if rows * columns != tokens:
         raise BadArgumentError(
@@ -245,7 +247,7 @@ def _check_frames(frames: Any, tokens: int) -> int | None:
         return None
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1 or tokens % frames:
         raise BadArgumentError(
-            f"frames={quote(frames)}; it is a number of frames that divides the {tokens} patch tokens"
+            f"frames={quote(frames)}; it must be a number of frames that divides the {tokens} patch tokens"
         )
     return frames
 

@@ -60,7 +60,7 @@ class PackedAdapter(Adapter, ABC):
         layout = PackedLayout.of(grids, known, group=self.patches)
         if layout.rows() != x.shape[0]:
             raise AttachError(
-                f"{x.shape[0]} patches enter the first block, and the images of this pass have "
+                f"{x.shape[0]} patches enter the first block, but the images of this call have "
                 f"{layout.rows()}: call the whole tower, with its grid_thw"
             )
         return layout

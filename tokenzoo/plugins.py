@@ -82,7 +82,7 @@ def _load(entry: EntryPoint) -> Any:
     except Exception as error:
         raise PluginError(
             f"the plugin {entry.name!r} of the distribution {_distribution(entry)!r} ({entry.value}) does "
-            f"not import: {type(error).__name__}: {error}. Mend or uninstall it, or leave it out with "
+            f"not import: {type(error).__name__}: {error}. Fix or uninstall it, or leave it out with "
             "TOKENZOO_PLUGINS"
         ) from error
 
@@ -180,7 +180,7 @@ def names(kind: Kind, pattern: str = "*") -> list[str]:
     """
     if len(check_kind("pattern", pattern, str)) > LONGEST_PATTERN:
         raise BadArgumentError(
-            f"pattern={quote(pattern)}; it is a shell pattern of at most {LONGEST_PATTERN} characters"
+            f"pattern={quote(pattern)}; it must be a shell pattern of at most {LONGEST_PATTERN} characters"
         )
     return sorted(name for name in collect(kind) if fnmatch(name, pattern))
 
@@ -218,11 +218,13 @@ def make_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
         if getattr(factory, "__module__", "").partition(".")[0] == DISTRIBUTION:
             raise
         raise PluginError(
-            f"the recipe {name!r} fails with {type(error).__name__}: {error}. Mend its function, which "
-            "returns a Recipe, or raises a BadArgumentError about an option that cannot work"
+            f"the recipe {name!r} fails with {type(error).__name__}: {error}. Fix its function, which must "
+            "return a Recipe, or raise a BadArgumentError about an invalid option"
         ) from error
     if not isinstance(made, Recipe):
-        raise PluginError(f"the recipe {name!r} makes {quote(made)}; its function returns a Recipe")
+        raise PluginError(
+            f"the recipe {name!r} returns {quote(made)}; its function must return a Recipe"
+        )
     return made
 
 

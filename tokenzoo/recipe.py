@@ -68,8 +68,8 @@ class Step:
         falling = whole and sorted((tokens, *counts, 1), reverse=True) == [tokens, *counts, 1]
         if not falling or len(counts) != sites:
             raise BadArgumentError(
-                f"{self.schedule!r} gives counts={counts!r} for {tokens} tokens and {sites} sites; it must "
-                f"be a tuple of {sites} ints from {tokens} down to 1, non-increasing"
+                f"{self.schedule!r} returns counts={counts!r} for {tokens} tokens and {sites} sites; it "
+                f"must be a tuple of {sites} ints from {tokens} down to 1, non-increasing"
             )
         return counts
 
@@ -105,7 +105,7 @@ class Recipe:
     ) -> None:
         for step in steps:
             if not is_kind(step, Step):
-                raise BadArgumentError(f"Recipe({quote(step)}); it takes one or more Step(...)")
+                raise BadArgumentError(f"Recipe({quote(step)}): Recipe takes one or more Step(...)")
         orders = [step.stage.order for step in steps]
         if not steps or orders != sorted(orders) or len(set(orders)) < len(orders):
             raise BadArgumentError(
@@ -150,7 +150,8 @@ class Recipe:
         """
         if self.flops is not None:
             raise BadArgumentError(
-                f"flops={self.flops!r} is about the blocks of a tower; tensors alone have none: pass keep="
+                f"flops={self.flops!r} is a budget for the blocks of a tower; tensors alone have none: "
+                "pass keep="
             )
         return tokens if self.keep is None else resolve_keep(self.keep, tokens)
 
@@ -182,7 +183,7 @@ class Recipe:
         """
         check_count("tokens", tokens)
         if check_count("depth", depth) > DEEPEST:
-            raise BadArgumentError(f"depth={depth}; it is an int >= 1, at most {DEEPEST}")
+            raise BadArgumentError(f"depth={depth}; it must be an int >= 1, at most {DEEPEST}")
         check_count("prefix", prefix, least=0)
         check_count("width", width)
         if type(hidden) is not int or hidden != 0:
@@ -206,8 +207,8 @@ class Recipe:
             cheapest = min(cheapest, budget.flops)
         raise BudgetError(
             f"flops={flops!r} is out of reach for {tower.tokens} patch tokens and {tower.depth} blocks: "
-            f"with as few tokens as can be, {cheapest:.3f} of the operations are left. Ask for that, or "
-            "take a schedule that begins earlier"
+            f"at the minimum of tokens, {cheapest:.3f} of the operations are left. Pass flops of that or "
+            "more, or choose a schedule that starts earlier"
         )
 
     def _budget(self, tower: _Tower, keep: int) -> TokenBudget:
@@ -263,7 +264,7 @@ def _check_flops(flops: object, keep: object, steps: tuple[Step, ...]) -> None:
     """Raise unless flops= is in (0, 1], keep= is None and all schedules use keep."""
     if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 < flops <= 1:
         raise BadArgumentError(
-            f"flops={quote(flops)}; it is a share of the blocks' operations: a number in (0, 1]"
+            f"flops={quote(flops)}; it must be a share of the blocks' operations: a number in (0, 1]"
         )
     if keep is not None:
         raise BadArgumentError(
@@ -271,5 +272,5 @@ def _check_flops(flops: object, keep: object, steps: tuple[Step, ...]) -> None:
         )
     if not all(step.schedule.uses_keep for step in steps):
         raise BadArgumentError(
-            f"flops={flops!r} with a schedule that fixes its removals itself; there is nothing to choose"
+            f"flops={flops!r} with a schedule that fixes its removals itself: leave flops= out"
         )

@@ -136,12 +136,12 @@ def reduce(
     """Apply a recipe of one step to tensors, without a model; see `Method.reduce` for the arguments."""
     if len(recipe.steps) != 1:
         raise BadArgumentError(
-            f"this recipe has {len(recipe.steps)} steps, and tensors are one site; take one of them: "
+            f"this recipe has {len(recipe.steps)} steps, but tensors are one site; use one step: "
             "tokenzoo.build(Recipe(recipe.steps[0], keep=...)).reduce(x, ...)"
         )
     if recipe.keep is None:
         recipe.wanted(1)  # raises its own error about flops=
-        raise BadArgumentError("keep=None; on tensors the schedule is not consulted: pass keep=")
+        raise BadArgumentError("keep=None; on tensors the schedule is not used: pass keep=")
     step = recipe.steps[0]
     tokens = Tokens.of(x, mass=mass, prefix=prefix)
     check_layers({} if at is None else at)
@@ -193,7 +193,7 @@ def check_needs(step: Step, evidence: Evidence, *, subset: bool = False) -> None
             for name in missing
         )
         raise MissingEvidenceError(
-            f"{step.matcher!r} needs {', '.join(missing)}, and the tensors given provide "
+            f"{step.matcher!r} needs {', '.join(missing)}, and the tensors passed provide "
             f"{', '.join(sorted(evidence.provides))}: pass {arguments}{WITHOUT if subset else ''}"
         )
 
@@ -209,7 +209,7 @@ def check_protected(protected: Tensor, tokens: Tokens) -> None:
     dtype = getattr(protected, "dtype", None)
     if shape_of(protected) != shape or dtype != torch.bool:
         raise BadArgumentError(
-            f"protected has shape {shape_of(protected)} and dtype {dtype}; it is one bool "
+            f"protected has shape {shape_of(protected)} and dtype {dtype}; it must be one bool "
             f"for each token: shape {shape}, dtype torch.bool"
         )
     if transformed():

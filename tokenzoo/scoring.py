@@ -74,8 +74,8 @@ def token_scores(scorer: Scorer, evidence: Evidence) -> Tensor:
     wanted = tuple(evidence.x.shape[:2])
     if shape_of(scores) != wanted:
         raise BadArgumentError(
-            f"{scorer!r} gives scores of shape {shape_of(scores)}; a scorer gives one number per token, "
-            f"here a tensor {list(wanted)}"
+            f"{scorer!r} returns scores of shape {shape_of(scores)}; a scorer returns one number per "
+            f"token, here a tensor {list(wanted)}"
         )
     return scores.to(torch.promote_types(evidence.x.dtype, torch.float32))
 
@@ -155,7 +155,7 @@ class Sum(Scorer):
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise BadArgumentError("terms=(); it is a tuple of one or more normalised scores")
+            raise BadArgumentError("terms=(); it must be a tuple of one or more normalised scores")
 
     def score(self, evidence: Evidence) -> Tensor:
         """Return the sum of the terms, `[b, n]`."""

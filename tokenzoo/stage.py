@@ -38,7 +38,9 @@ class Stage:
         if self.layer is None:
             return
         if self.name not in ("block", "llm"):
-            raise BadArgumentError(f"stage {self.name!r} has no layers; 'block' and 'llm' have")
+            raise BadArgumentError(
+                f"stage {self.name!r} has no layers; only 'block' and 'llm' have"
+            )
 
     def __call__(self, layer: int) -> Stage:
         """Return this stage at one layer: `Stage.LLM(16)`."""

@@ -79,7 +79,7 @@ class TokenMap:
         for name, size in (("batch", batch), ("tokens", tokens)):
             # By its type alone: a comparison would be a guard on what torch.export leaves open.
             if not is_kind(size, int | torch.SymInt):
-                raise BadArgumentError(f"{name}={quote(size)}; it is an int >= 0")
+                raise BadArgumentError(f"{name}={quote(size)}; it must be an int >= 0")
         index = torch.arange(tokens, device=device).expand(batch, tokens)  # [b, n]
         return cls(index, index, complete=True)
 
@@ -186,10 +186,10 @@ class TokenMap:
         whole = (*self.dst.shape, *y.shape[2:])
         number = isinstance(fill, int | float)
         if number and not holds(y.dtype, fill):
-            raise BadArgumentError(f"fill={quote(fill)}; it is a number that {y.dtype} holds")
+            raise BadArgumentError(f"fill={quote(fill)}; it must be a number that {y.dtype} holds")
         if not number and (not is_kind(fill, Tensor) or fill.shape != whole):
             raise BadArgumentError(
-                f"fill has shape {shape_of(fill)}; it is one number, or a tensor {list(whole)}"
+                f"fill has shape {shape_of(fill)}; it must be one number, or a tensor {list(whole)}"
             )
         flat = y.flatten(2) if y.ndim > 2 else y
         spread = take(flat, self.targets)
@@ -211,7 +211,7 @@ class TokenMap:
         """
         if check_kind("later", later, TokenMap).tokens != self.kept:
             raise BadArgumentError(
-                f"a token map that ends with {self.kept} tokens cannot be followed by one that begins "
+                f"a token map that ends with {self.kept} tokens cannot be composed with one that begins "
                 f"with {later.tokens}"
             )
         # A token that is new here, or becomes new later, stands for no input token: -1 stays -1.
@@ -281,8 +281,8 @@ class TokenMap:
             integral = is_kind(index, Tensor) and index.dtype == torch.int64
             if not integral or index.ndim != 2:
                 raise BadArgumentError(
-                    f"{name} has shape {shape_of(index)} and dtype {getattr(index, 'dtype', None)}; it is "
-                    "an int64 tensor [images, tokens]"
+                    f"{name} has shape {shape_of(index)} and dtype {getattr(index, 'dtype', None)}; it "
+                    "must be an int64 tensor [images, tokens]"
                 )
         b, m = self.keep.shape
         n = self.tokens

@@ -172,7 +172,7 @@ def build(recipe: str | Recipe, **options: Any) -> Method:
         return Method(_with(recipe, **options) if options else recipe)
     if not is_kind(recipe, str):
         raise BadArgumentError(
-            f"build({quote(recipe)}); it takes the name of a recipe, or a Recipe"
+            f"build({quote(recipe)}): build takes the name of a recipe, or a Recipe"
         )
     factory = plugins.find("recipes", recipe)
     known = inspect.signature(factory).parameters

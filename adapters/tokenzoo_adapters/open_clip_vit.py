@@ -109,13 +109,13 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
     reasons = {
         f"has blocks {', '.join(sorted(kinds))}, not ResidualAttentionBlock": kinds
         != {"ResidualAttentionBlock"},
-        "pools by an attention with queries of its own": model.attn_pool is not None,
+        "pools by an attention with learned queries": model.attn_pool is not None,
         "puts the batch second": not model.transformer.batch_first,
     }
     for reason, holds in reasons.items():
         if holds:
             raise UnsupportedModelError(
-                f"open_clip's {type(model).__name__} {reason}, which is not followed. What works on it: "
+                f"open_clip's {type(model).__name__} {reason}, which is not supported. What works on it: "
                 "zoo.reduce(features), after the tower"
             )
     return OpenClipViT(model)

@@ -73,6 +73,6 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
         return None
     raise UnsupportedModelError(
         f"torchvision's {type(model).__name__}: it is not a plain vision transformer (windows, a pyramid "
-        "or convolutions need the whole grid). Followed is torchvision's VisionTransformer. What works on "
+        "or convolutions need the whole grid). Supported is torchvision's VisionTransformer. What works on "
         "it: zoo.reduce(features), after the tower"
     )

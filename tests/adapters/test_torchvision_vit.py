@@ -224,7 +224,7 @@ def test_a_whole_clip_says_where_its_tower_is() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"attentional_pool": True}, "an attention with queries of its own"),
+        ({"attentional_pool": True}, "an attention with learned queries"),
         ({"block_type": "custom"}, "CustomResidualAttentionBlock"),
     ],
 )

@@ -145,7 +145,7 @@ def _refusing():
         ("feature_nrm", ["no recipe or part 'feature_nrm'", "'feature_norm'", "PACKAGE:PART"]),
         ("mine:needy", ["mine:needy: _needy takes power"]),
         ("mine:failing", ["mine:failing cannot be made", "ZeroDivisionError: no part today"]),
-        ("mine:refusing", ["mine:refusing: on='elsewhere'; it is 'x'"]),
+        ("mine:refusing", ["mine:refusing: on='elsewhere'; it must be 'x'"]),
         ("mine:word", ["mine:word: 'feature_norm', a str, cannot be checked"]),
         ("tokenzoo:Scorer", ["tokenzoo:Scorer cannot be made", "abstract"]),
         ("top_k", ["matcher 'top_k': TopK takes scorer"]),

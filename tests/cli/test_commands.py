@@ -109,8 +109,8 @@ def test_a_file_that_cannot_be_written_is_an_error_now(tmp_path) -> None:
     assert output_file(tmp_path / "a.PNG", (".png",)) == tmp_path / "a.PNG"
     (tmp_path / "folder.png").mkdir()
     for name, complaint in {
-        "a.jpg": "would be written as .png",
-        "none/a.png": "there is no folder",
+        "a.jpg": "must end in .png",
+        "none/a.png": "does not exist; create it",
         "folder.png": "is a folder",
     }.items():
         with pytest.raises(BadArgumentError, match=complaint):
@@ -307,12 +307,12 @@ def test_keeping_everything_is_the_bare_model(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--keep", "0"], "keep '0'; it is a count of tokens from 1 on"),
+        (["--keep", "0"], "keep '0'; it must be a count of tokens from 1 on"),
         (["--recipes", "tome,evoprun"], "did you mean 'evoprune'"),
         (["--images", "4", "--rounds", "5"], "--rounds 5 with --images 4"),
-        (["--out", "a.jpg"], "would be written as .png"),
-        (["--out", "no/such/folder/a.png"], "there is no folder"),
-        (["--json", "a.txt"], "would be written as .json"),
+        (["--out", "a.jpg"], "must end in .png"),
+        (["--out", "no/such/folder/a.png"], "does not exist; create it"),
+        (["--json", "a.txt"], "must end in .json"),
     ],
 )
 def test_demo_refuses_before_it_works(options, complaint, monkeypatch) -> None:

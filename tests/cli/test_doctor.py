@@ -197,9 +197,9 @@ def test_where_nothing_can_be_seen_nothing_is_shown(model) -> None:
             ["test_vit.nope"],
             "timm has no model 'test_vit.nope'; the nearest are test_vit.r160_in1k",
         ),
-        (["hub:a/b"], "no library 'hub'"),
+        (["hub:a/b"], "unknown library 'hub'"),
         (["test_vit", "--recipe", "evoprun"], "did you mean 'evoprune'"),
-        (["test_vit", "--keep", "0"], "it is a count of tokens from 1 on"),
+        (["test_vit", "--keep", "0"], "it must be a count of tokens from 1 on"),
         (["test_vit", "--keep", "3", "--depth", "2"], "keep=3 of 100 tokens is out of reach"),
     ],
 )

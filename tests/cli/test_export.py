@@ -115,8 +115,8 @@ def test_no_file_is_exit_code_1(monkeypatch: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("digits", "out.pt"), "would be written as .onnx"),
-        (("digits", "out.onnx", "--image-size", 96), "images of 64 x 64"),
+        (("digits", "out.pt"), "must end in .onnx"),
+        (("digits", "out.onnx", "--image-size", 96), "do not apply to the model 'digits'"),
         (("digits", "out.onnx", "--recipe", "divprune"), "works at Stage.PROJECTED"),
         (("test_vi", "out.onnx"), "the nearest are test_vit"),
         (("test_vit", "out.onnx", "--weights", "none.safetensors"), "cannot be loaded"),

@@ -119,8 +119,8 @@ def test_where_none_fits_the_answer_is_no() -> None:
         (["--model", "qwen2_v"], "has no model 'qwen2_v'"),
         (["--model", "qwen2_v"], "Types of transformers near it: qwen2_vl"),
         (["--model", "resnet18"], "it is not a vision transformer"),
-        (["scorers", "--stage", "block"], "there are none under 'scorers'"),
-        (["adapters", "--model", "llava"], "there are none under 'adapters'"),
+        (["scorers", "--stage", "block"], "leave them out with 'scorers'"),
+        (["adapters", "--model", "llava"], "leave them out with 'adapters'"),
     ],
 )
 def test_what_is_not_known_is_an_error_of_ours(arguments, complaint) -> None:

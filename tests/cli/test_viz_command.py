@@ -185,11 +185,11 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
     [
         (["nowhere.jpg"], "nowhere.jpg cannot be read as an image"),
         (["text.txt"], "text.txt cannot be read as an image"),
-        (["collage:"], "a collage has a seed: collage:0"),
-        (["collage:-1"], "a collage has a seed: collage:0"),
+        (["collage:"], "a collage needs a seed, as in collage:0"),
+        (["collage:-1"], "a collage needs a seed, as in collage:0"),
         (["collage:0", "--recipe", "evoprun"], "did you mean 'evoprune'"),
         (["collage:0", "--recipe", "divprune"], "this recipe works at Stage.PROJECTED"),
-        (["collage:0", "--keep", "0"], "it is a count of tokens from 1 on"),
+        (["collage:0", "--keep", "0"], "it must be a count of tokens from 1 on"),
         (["collage:0", "--model", "test_vi"], "the nearest are test_vit"),
         (["collage:0", "--model", "open_clip:ViT-B-32"], "'digits' or the name of a model of timm"),
         (["collage:0", "--model", "resnet18"], "it is not a vision transformer"),
@@ -200,7 +200,7 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
         (["collage:0", "--model", "test_vit", "--weights", "t.safetensors"], "cannot be loaded"),
         (["collage:0", "--model", "test_vit", "--weights", "other.pth"], "exactly this model"),
         (["collage:0", "--model", "test_vit", "--weights", "a.pth", "--pretrained"], "choose one"),
-        (["collage:0", "--out", "a.jpg"], "would be written as .png"),
+        (["collage:0", "--out", "a.jpg"], "must end in .png"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_message(arguments, complaint, tmp_path, monkeypatch) -> None:

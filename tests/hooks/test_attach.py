@@ -100,7 +100,7 @@ def test_an_unknown_model() -> None:
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", None, torch.nn.functional.relu])
 def test_what_is_no_module(model: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"is no torch\.nn\.Module"):
+    with pytest.raises(UnsupportedModelError, match=r"is not a torch\.nn\.Module"):
         tokenzoo.build("evoprune").attach(model)
 
 
@@ -630,7 +630,7 @@ def test_maps_of_fewer_tokens_than_the_grid_are_refused(name: str) -> None:
         _, bare = model.forward_intermediates(x, indices=[0, 7])
         attached = tokenzoo.build(name, keep=49).attach(model)
         for options in ({}, {"intermediates_only": True}, {"return_prefix_tokens": True}):
-            with pytest.raises(AttachError, match=r"restore=True, or take output_fmt='NLC'"):
+            with pytest.raises(AttachError, match=r"restore=True, or use output_fmt='NLC'"):
                 model.forward_intermediates(x, indices=[7], **options)
         with pytest.raises(AttachError, match="restore=True"):
             model.forward_intermediates(x, indices=[7], output_dict=True)

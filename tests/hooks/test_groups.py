@@ -426,7 +426,7 @@ def test_compiled_and_exported_as_it_runs(prefix: int, rotary: bool, name: str) 
 def test_images_that_are_no_whole_groups_are_refused() -> None:
     model = Tower(1, False)
     attached = tokenzoo.build("random", keep=5).attach(model)
-    with pytest.raises(AttachError, match=r"40 patches enter .* no whole grid of groups"):
+    with pytest.raises(AttachError, match=r"40 patches enter .* whole grid of groups of"):
         model(image(5, 8))
     with pytest.raises(AttachError, match="did not reach the last block"):
         _ = attached.counts

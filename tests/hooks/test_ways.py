@@ -254,7 +254,7 @@ def test_modes_that_there_are_not(bad: Any) -> None:
     model = tiny()
     with pytest.raises(BadArgumentError) as caught:
         tokenzoo.build("tome").attach(model, when=bad)
-    assert f"when={bad!r}; it is 'always', 'eval' or 'train'" in str(caught.value)
+    assert f"when={bad!r}; it must be 'always', 'eval' or 'train'" in str(caught.value)
     assert traces(model) == []
 
 
@@ -791,7 +791,7 @@ def test_flops_of_smaller_images() -> None:
     run(model, x)
     assert attached.counts == (77,) * 8
     attached.detach()
-    with pytest.raises(BudgetError, match=r"one of 116.* 112 and 117"):
+    with pytest.raises(BudgetError, match=r"resized to 116.* 112 and 117"):
         tokenzoo.build("downsample", flops=0.5).attach(model)
     assert traces(model) == []
     assert torch.equal(run(model, x), bare)

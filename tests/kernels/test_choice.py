@@ -19,7 +19,7 @@ def test_without_a_gpu_it_is_torch() -> None:
 
 
 def test_another_word_is_refused() -> None:
-    words = r"form='cuda'; it is 'auto', 'torch' or 'triton'"
+    words = r"form='cuda'; it must be 'auto', 'torch' or 'triton'"
     with pytest.raises(BadArgumentError, match=words), forced("cuda"):
         pass
     assert choice._form == "auto"

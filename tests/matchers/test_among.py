@@ -152,15 +152,18 @@ def test_with_itself_alone_as_neighbour_all_are_equally_dense() -> None:
     ("make", "named"),
     [
         (lambda: Among(FeatureNorm()), "stay=FeatureNorm"),
-        (lambda: Among(BEST, 1.5), "share=1.5; it is a fraction in [0, 1]"),
+        (lambda: Among(BEST, 1.5), "share=1.5; it must be a fraction in [0, 1]"),
         (lambda: Among(GridCentres()), "grid, and a part of an image has none"),
         (lambda: Among(Outliers(FeatureNorm())), "its count comes from the data"),
         (lambda: JoinFirst(BEST), "join=TopK"),
         (lambda: JoinFirst(Drop(), True), "share=True"),
         (lambda: JoinFirst(Fuse()), "makes new tokens"),
-        (lambda: TopK(FeatureNorm(), kept="image"), "kept='image'; it is 'position' or 'score'"),
-        (lambda: DensityPeak(k=1.5), "k=1.5; it is a fraction in [0, 1]"),
-        (lambda: DensityPeak(k=0), "k=0; it is an int >= 1"),
+        (
+            lambda: TopK(FeatureNorm(), kept="image"),
+            "kept='image'; it must be 'position' or 'score'",
+        ),
+        (lambda: DensityPeak(k=1.5), "k=1.5; it must be a fraction in [0, 1]"),
+        (lambda: DensityPeak(k=0), "k=0; it must be an int >= 1"),
     ],
 )
 def test_bad_arguments(make: Any, named: str) -> None:

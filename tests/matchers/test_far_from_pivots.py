@@ -166,11 +166,11 @@ def test_the_order_of_a_set_waits_for_the_device_and_the_default_does_not() -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scorer": 3}, "scorer=3; it is a Scorer"),
-        ({"pivots": 0}, "pivots=0; it is an int >= 1"),
-        ({"text_pivots": -1}, "text_pivots=-1; it is an int >= 0"),
-        ({"text_pivots": 2.0}, "text_pivots=2.0; it is an int >= 0"),
-        ({"order": "hash"}, "order='hash'; it is 'score' or 'set'"),
+        ({"scorer": 3}, "scorer=3; it must be a Scorer"),
+        ({"pivots": 0}, "pivots=0; it must be an int >= 1"),
+        ({"text_pivots": -1}, "text_pivots=-1; it must be an int >= 0"),
+        ({"text_pivots": 2.0}, "text_pivots=2.0; it must be an int >= 0"),
+        ({"order": "hash"}, "order='hash'; it must be 'score' or 'set'"),
         (
             {"scorer": CLSAttention(layer=-2), "text_pivots": 1},
             "CLSAttention(heads='mean', layer=-2), which reads another layer",

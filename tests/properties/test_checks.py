@@ -108,8 +108,8 @@ def test_each_check_takes_its_kinds_and_names_the_right_one_for_others(
         return
     with pytest.raises(BadArgumentError) as caught:
         FUNCTIONS[name](subject)
-    assert f"{name}({subject!r}): it is a" in str(caught.value)
-    assert str(caught.value).endswith(f"{kind}, and {CHECKS[kind]} is for those")
+    assert f"{name}({subject!r}): this is a" in str(caught.value)
+    assert str(caught.value).endswith(f"{kind}; use {CHECKS[kind]}")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,9 @@ def test_check_takes_instances_classes_factories_and_recipes() -> None:
         BadArgumentError, match=r"TopK takes scorer: pass an instance, TopK\(scorer\)"
     ):
         check(TopK)
-    with pytest.raises(BadArgumentError, match=r"needs thoughts, which no site shows; there are "):
+    with pytest.raises(
+        BadArgumentError, match=r"needs thoughts, which no site provides; there are "
+    ):
         check(Needy())
 
 
@@ -176,9 +178,9 @@ def test_an_adapter_needs_a_model(make: Any) -> None:
 def test_an_adapter_needs_a_batch() -> None:
     with pytest.raises(BadArgumentError, match="at least two inputs"):
         check_adapter(nn.Identity(), image=torch.zeros(1, 3, 4, 4))
-    with pytest.raises(BadArgumentError, match="no function that makes one"):
+    with pytest.raises(BadArgumentError, match="nor a function that makes one"):
         check_adapter(3, image=torch.zeros(2, 3, 4, 4))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(BadArgumentError, match="which is no torch module"):
+    with pytest.raises(BadArgumentError, match="which is not a torch module"):
         check_adapter(lambda: 3, image=torch.zeros(2, 3, 4, 4))  # pyright: ignore[reportArgumentType]
 
 
@@ -191,7 +193,7 @@ def test_an_error_of_the_part_is_told_as_a_broken_law() -> None:
 
 
 def test_a_model_that_nobody_knows() -> None:
-    with pytest.raises(UnsupportedModelError, match="no adapter knows"):
+    with pytest.raises(UnsupportedModelError, match="no adapter supports"):
         check_adapter(nn.Identity(), image=torch.zeros(2, 3), examples=1)
 
 

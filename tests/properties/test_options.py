@@ -83,33 +83,37 @@ class Plain(Part):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("k", 0, "k=0; it is an int >= 1"),
-        ("k", True, "k=True; it is an int >= 1"),
-        ("k", 2.0, "k=2.0; it is an int >= 1"),
-        ("k", 2**31, "k=2147483648; it is an int >= 1, and below 2 ** 31 in size"),
-        ("share", 1.5, "share=1.5; it is a fraction in [0, 1]"),
-        ("share", math.nan, "share=nan; it is a fraction in [0, 1]"),
-        ("how", "c", "how='c'; it is 'a', 'b' or 1"),
-        ("how", True, "how=True; it is 'a', 'b' or 1"),
-        ("how", 1.0, "how=1.0; it is 'a', 'b' or 1"),
-        ("word", "z", "word='z'; it is 'x' or 'y'"),
-        ("word", ["x"], "word=['x']; it is 'x' or 'y'"),
-        ("most", math.nan, "most=nan; it is a number from 0 to inf"),
-        ("inner", Similarity(), "it is a Scorer or None"),
-        ("inner", Random, "inner=<class 'tokenzoo.scorers.random.Random'>; it is a Scorer or None"),
-        ("both", 1.5, "both=1.5; it is a fraction in [0, 1]"),
-        ("both", "a", "both='a'; it is an int or a fraction in [0, 1]"),
-        ("pair", (1,), "pair=(1,); it is a tuple of 2: an int, a str"),
-        ("pair", ("a", 1), "pair='a'; it is an int"),
-        ("many", (0.5, 2.0), "many=2.0; it is a fraction in [0, 1]"),
-        ("many", 0.5, "many=0.5; it is a tuple, each item a fraction in [0, 1]"),
-        ("old", 1.5, "old=1.5; it is an int or None"),
-        ("flag", 1, "flag=1; it is True or False"),
-        ("bare", math.inf, "bare=inf; it is a finite number"),
-        ("bare", 1e39, "bare=1e+39; it is a finite number, and at most 3.4e+38 in size"),
-        ("bare", 10**29, "it is a finite number, and below 2 ** 31 in size"),
-        ("said", 0, "said=0; it is one or more"),
-        ("listed", (1,), "listed=(1,); it is a list or None"),
+        ("k", 0, "k=0; it must be an int >= 1"),
+        ("k", True, "k=True; it must be an int >= 1"),
+        ("k", 2.0, "k=2.0; it must be an int >= 1"),
+        ("k", 2**31, "k=2147483648; it must be an int >= 1, and below 2 ** 31 in size"),
+        ("share", 1.5, "share=1.5; it must be a fraction in [0, 1]"),
+        ("share", math.nan, "share=nan; it must be a fraction in [0, 1]"),
+        ("how", "c", "how='c'; it must be 'a', 'b' or 1"),
+        ("how", True, "how=True; it must be 'a', 'b' or 1"),
+        ("how", 1.0, "how=1.0; it must be 'a', 'b' or 1"),
+        ("word", "z", "word='z'; it must be 'x' or 'y'"),
+        ("word", ["x"], "word=['x']; it must be 'x' or 'y'"),
+        ("most", math.nan, "most=nan; it must be a number from 0 to inf"),
+        ("inner", Similarity(), "it must be a Scorer or None"),
+        (
+            "inner",
+            Random,
+            "inner=<class 'tokenzoo.scorers.random.Random'>; it must be a Scorer or None",
+        ),
+        ("both", 1.5, "both=1.5; it must be a fraction in [0, 1]"),
+        ("both", "a", "both='a'; it must be an int or a fraction in [0, 1]"),
+        ("pair", (1,), "pair=(1,); it must be a tuple of 2: an int, a str"),
+        ("pair", ("a", 1), "pair='a'; it must be an int"),
+        ("many", (0.5, 2.0), "many=2.0; it must be a fraction in [0, 1]"),
+        ("many", 0.5, "many=0.5; it must be a tuple, each item a fraction in [0, 1]"),
+        ("old", 1.5, "old=1.5; it must be an int or None"),
+        ("flag", 1, "flag=1; it must be True or False"),
+        ("bare", math.inf, "bare=inf; it must be a finite number"),
+        ("bare", 1e39, "bare=1e+39; it must be a finite number, and at most 3.4e+38 in size"),
+        ("bare", 10**29, "it must be a finite number, and below 2 ** 31 in size"),
+        ("said", 0, "said=0; it must be one or more"),
+        ("listed", (1,), "listed=(1,); it must be a list or None"),
     ],
 )
 def test_a_plugins_part_is_checked_by_its_annotations(option: str, value: Any, words: str) -> None:
@@ -160,14 +164,14 @@ class Written(Part, nn.Module):
         (lambda: Written(0), "width=0"),
         (lambda: Written(1, 0.5, 2.0), "rest=2.0"),
         (lambda: Written(1, a=2.0), "named=2.0"),
-        (lambda: Discounted(pairs=None, by="x"), "pairs=None; it is a PairScorer"),  # pyright: ignore[reportArgumentType]
-        (lambda: Discounted(Similarity(), "x"), "by='x'; it is a Discount"),  # pyright: ignore[reportArgumentType]
+        (lambda: Discounted(pairs=None, by="x"), "pairs=None; it must be a PairScorer"),  # pyright: ignore[reportArgumentType]
+        (lambda: Discounted(Similarity(), "x"), "by='x'; it must be a Discount"),  # pyright: ignore[reportArgumentType]
         (lambda: Sum(()), "terms=()"),
-        (lambda: Sum((FeatureNorm(),)), "it is a Normalized"),  # pyright: ignore[reportArgumentType]
+        (lambda: Sum((FeatureNorm(),)), "it must be a Normalized"),  # pyright: ignore[reportArgumentType]
         (lambda: ReceivedAttention(layer=math.nan), "layer=nan"),  # pyright: ignore[reportArgumentType]
         (lambda: ReceivedAttention(layer=[1]), "layer=[1]"),  # pyright: ignore[reportArgumentType]
-        (lambda: Then((0.5, Drop()), ("rest", TopK(Random()))), "it is a Selector"),  # pyright: ignore[reportArgumentType]
-        (lambda: Explicit((1, 2**40)), "removals=1099511627776; it is an int >= 0, and below"),
+        (lambda: Then((0.5, Drop()), ("rest", TopK(Random()))), "it must be a Selector"),  # pyright: ignore[reportArgumentType]
+        (lambda: Explicit((1, 2**40)), "removals=1099511627776; it must be an int >= 0, and below"),
         (lambda: Geometric((0.5, True)), "at=True"),
         (lambda: Stage("llm", True), "layer=True"),
         (lambda: Stage(["llm"]), "name=['llm']"),  # pyright: ignore[reportArgumentType]

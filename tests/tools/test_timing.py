@@ -111,7 +111,7 @@ def test_cuda_is_waited_for_before_and_after_where_it_is_in_use(clock, monkeypat
         ({"rounds": 0, "baseline": "a"}, "rounds=0"),
         ({"rounds": True, "baseline": "a"}, "rounds=True"),
         ({"rounds": 1, "warmup": -1, "baseline": "a"}, "warmup=-1"),
-        ({"rounds": 1, "baseline": "c"}, "baseline='c'; it is one of the functions: a, b"),
+        ({"rounds": 1, "baseline": "c"}, "baseline='c'; it must be one of the functions: a, b"),
     ],
 )
 def test_bad_arguments_are_named(options, complaint) -> None:

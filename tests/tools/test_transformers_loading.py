@@ -214,7 +214,7 @@ def test_types_and_what_is_none() -> None:
 def test_another_type_is_refused_by_name() -> None:
     verdict = examine("transformers:bert")
     assert verdict.verdict == "refused"
-    assert "BertModel is not followed" in verdict.reason
+    assert "BertModel is not supported" in verdict.reason
     assert "LlavaForConditionalGeneration" in verdict.reason
 
 
@@ -222,9 +222,9 @@ def test_another_type_is_refused_by_name() -> None:
     ("name", "reason"),
     [
         ("qwen3_vl", "deepstack"),
-        ("glm4v", "Glm4vForConditionalGeneration is not followed. Followed are"),
+        ("glm4v", "Glm4vForConditionalGeneration is not supported. Supported are"),
         ("gemma3", "Gemma3ForConditionalGeneration: only its vision tower can be reduced"),
-        ("mistral3", "Mistral3ForConditionalGeneration is not followed"),
+        ("mistral3", "Mistral3ForConditionalGeneration is not supported"),
     ],
 )
 def test_a_multimodal_type_without_an_adapter_is_refused(name: str, reason: str) -> None:

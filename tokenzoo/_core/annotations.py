@@ -53,7 +53,7 @@ class Kind:
         for kind, item in self.inside(value):
             if not kind.holds(item):
                 return kind.complaint(kind.name or name, item)
-        return f"{name}={quote(value)}; it is {self.words}{limits(value)}"
+        return f"{name}={quote(value)}; it must be {self.words}{limits(value)}"
 
 
 def kind_of(annotation: Any) -> Kind | None:

@@ -70,7 +70,7 @@ def rename_options(
         if new != name:
             if new in options:
                 raise BadArgumentError(
-                    f"{owner} has {name}= and {new}=, which are one option: leave {name}= out"
+                    f"{owner} got both {name}= and {new}=, which are the same option: pass only {new}="
                 )
             warn_renamed(f"the option {name!r} of {owner}", repr(new), stacklevel=stacklevel + 1)
         renamed[new] = value

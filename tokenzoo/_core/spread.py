@@ -81,7 +81,7 @@ def spread(
         raise BudgetError(
             f"keep={keep} of {tokens} tokens is out of reach: with all {len(active)} reducing "
             f"sites at their limit, the fewest possible is {least}. Ask for keep={least} or more, "
-            "or take a schedule with more sites or a matcher that takes more at one site"
+            "or choose a schedule with more sites or a matcher that removes more at one site"
         )
     asks = _smallest_asks(tokens, keep, active, fewest)
     removals = _give_back(tokens, keep, asks, fewest)

@@ -38,7 +38,7 @@ def check_dense(name: str, value: object) -> None:
     elif value.layout is not torch.strided:
         found, do = f"of the layout {value.layout}", f"pass {name}.to_dense()"
     if found:
-        raise BadArgumentError(f"{name} is {found}; it is a dense tensor: {do}")
+        raise BadArgumentError(f"{name} is {found}; it must be a dense tensor: {do}")
 
 
 def check_dtype(name: str, value: Tensor, dtypes: Sequence[torch.dtype], kind: str) -> None:

@@ -25,7 +25,9 @@ def check_count(name: str, value: object, least: int = 1) -> int:
         BadArgumentError: otherwise.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < INT_END:
-        raise BadArgumentError(f"{name}={quote(value)}; it is an int >= {least}{limits(value)}")
+        raise BadArgumentError(
+            f"{name}={quote(value)}; it must be an int >= {least}{limits(value)}"
+        )
     return value
 
 
@@ -40,7 +42,9 @@ def check_number(name: str, value: float, low: float, high: float) -> float:
         BadArgumentError: otherwise.
     """
     if not _is_number(value) or not low <= value <= high:
-        raise BadArgumentError(f"{name}={quote(value)}; it is a number from {low:g} to {high:g}")
+        raise BadArgumentError(
+            f"{name}={quote(value)}; it must be a number from {low:g} to {high:g}"
+        )
     return value
 
 
@@ -53,7 +57,7 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     if not _is_number(value) or not Range(0, above=not zero).holds(value):
         sign = ">=" if zero else ">"
         raise BadArgumentError(
-            f"{name}={quote(value)}; it is a finite number {sign} 0{limits(value)}"
+            f"{name}={quote(value)}; it must be a finite number {sign} 0{limits(value)}"
         )
     return value
 
@@ -65,7 +69,7 @@ def check_finite(name: str, value: float) -> float:
         BadArgumentError: otherwise.
     """
     if not _is_number(value) or not Range().holds(value):
-        raise BadArgumentError(f"{name}={quote(value)}; it is a finite number{limits(value)}")
+        raise BadArgumentError(f"{name}={quote(value)}; it must be a finite number{limits(value)}")
     return value
 
 
@@ -76,7 +80,7 @@ def check_fraction(name: str, value: float) -> float:
         BadArgumentError: otherwise.
     """
     if not _is_number(value) or not 0 <= value <= 1:
-        raise BadArgumentError(f"{name}={quote(value)}; it is a fraction in [0, 1]")
+        raise BadArgumentError(f"{name}={quote(value)}; it must be a fraction in [0, 1]")
     return value
 
 
@@ -88,7 +92,7 @@ def check_choice(name: str, value: str, *choices: str) -> str:
     """
     if not is_kind(value, str) or value not in choices:
         *some, last = map(repr, choices)
-        raise BadArgumentError(f"{name}={quote(value)}; it is {', '.join(some)} or {last}")
+        raise BadArgumentError(f"{name}={quote(value)}; it must be {', '.join(some)} or {last}")
     return value
 
 
@@ -99,7 +103,7 @@ def check_flag(name: str, value: object) -> bool:
         BadArgumentError: otherwise.
     """
     if not isinstance(value, bool):
-        raise BadArgumentError(f"{name}={quote(value)}; it is True or False")
+        raise BadArgumentError(f"{name}={quote(value)}; it must be True or False")
     return value
 
 
@@ -110,7 +114,7 @@ def check_kind(name: str, value: object, kind: type[_T]) -> _T:
         BadArgumentError: otherwise.
     """
     if not isinstance(value, kind):
-        raise BadArgumentError(f"{name}={quote(value)}; it is a {kind.__name__}")
+        raise BadArgumentError(f"{name}={quote(value)}; it must be a {kind.__name__}")
     return value
 
 

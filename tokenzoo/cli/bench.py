@@ -129,9 +129,10 @@ def run_it(
             "[default: eager]"
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images, or prompts.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images or prompts.")] = 1,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Of the video in a prompt. [default: the shape's]")
+        int | None,
+        typer.Option(min=1, help="Frames of the video in a prompt. [default: the model's]"),
     ] = None,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Blocks of the vision tower. [default: all]")
@@ -139,25 +140,29 @@ def run_it(
     layers: Annotated[
         int | None, typer.Option(min=1, help="Layers of the language model. [default: all]")
     ] = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="A small model of this kind.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Use a small model of this kind.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     attention: Annotated[
-        str, typer.Option(help="Of transformers' models: sdpa, flash_attention_2, ...")
+        str, typer.Option(help="Attention of transformers' models: sdpa, flash_attention_2, ...")
     ] = "sdpa",
-    rounds: Annotated[int, typer.Option(min=1, help="Each calls every model once.")] = 5,
-    warmup: Annotated[int, typer.Option(min=1, help="Calls of each model before them.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch. [default: its own]")] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timing rounds; each calls every model once.")
+    ] = 5,
+    warmup: Annotated[
+        int, typer.Option(min=1, help="Untimed calls of each model before the first round.")
+    ] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch. [default: torch's]")
+    ] = None,
     written_out: Annotated[
         bool,
         typer.Option(
-            "--unfused", help="A row more: evoprune whose importance needs the whole attention map."
+            "--unfused", help="Add a row: evoprune with importance from the whole attention map."
         ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="A file for all figures, as JSON.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--plot", help="A picture to write, as PNG.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="PNG file for a plot.")] = None,
 ) -> None:
     """Measure recipes on a whole model against the bare one: time of its parts, floors, memory.
 

@@ -41,13 +41,15 @@ def run(
         str,
         typer.Argument(
             metavar="PACKAGE:PART",
-            help="A part or recipe of a module that can be imported (also from this folder), or a name in "
+            help="A part or recipe of an importable module (also in this folder), or a name in "
             "`tokenzoo list`.",
         ),
     ],
-    examples: Annotated[int, typer.Option(min=1, help="Tried for each property.")] = EXAMPLES,
+    examples: Annotated[
+        int, typer.Option(min=1, help="Number of examples for each property.")
+    ] = EXAMPLES,
 ) -> None:
-    """Hold a part or a recipe to every property of its kind, on examples that are the same in every run.
+    """Test a part or a recipe against every property of its kind, on the same examples in every run.
 
     PART is an instance, or a class or function that makes one without arguments.
     """

@@ -85,12 +85,14 @@ def run(
     ] = None,
     images: Annotated[int, typer.Option(min=2, help="Number of test collages.")] = 256,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Timing rounds; the collages are shared out among them.")
+        int, typer.Option(min=1, help="Timing rounds; the collages are split among them.")
     ] = 8,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("demo.png"),
-    seed: Annotated[int, typer.Option(help="Of the collages.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch. [default: its own]")] = None,
-    json: Annotated[Path | None, typer.Option(help="A file for all figures, as JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the collages.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch. [default: torch's]")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
 ) -> None:
     """Compare recipes on a shipped model: cost, time, accuracy, and a picture of what merged.
 

@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command("describe")
 def run(
-    name: Annotated[str, typer.Argument(help="Of a recipe or part: see `tokenzoo list`.")],
+    name: Annotated[str, typer.Argument(help="Name of a recipe or part: see `tokenzoo list`.")],
 ) -> None:
     """Describe a recipe or part: function, options, required evidence, guarantees."""
     title, _, body = describe(name).partition("\n")

@@ -1,4 +1,4 @@
-"""`tokenzoo doctor`: what is installed and seen here; with a model's name, whether a recipe works on it."""
+"""`tokenzoo doctor`: what is installed; with a model's name, whether a recipe works on it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def run(
     recipe: Annotated[str, typer.Option(help="The recipe to try.")] = "evoprune",
     keep: Annotated[str, typer.Option(help="Tokens to keep: 64, 0.25 or 25%.")] = "0.25",
     depth: Annotated[
-        int | None, typer.Option(min=1, help="Make it with so many blocks. [default: its own]")
+        int | None, typer.Option(min=1, help="Number of blocks of the model. [default: its own]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is installed and seen here; or whether a recipe works on a model, and if not, why.
+    """Print what is installed; with MODEL, whether a recipe works on it, and if not, why.
 
     The model is made with random weights, and the recipe is attached and run; nothing is downloaded. Exit
     code 0: it works; 1: it is refused, or broken, which would be a bug of ours.
@@ -78,12 +78,12 @@ def _say(console: Console, v: CompatibilityReport, what: str) -> None:
         console.print(Text(v.reason), soft_wrap=True)
     if v.identity is None:
         return
-    same = "as planned" if v.counts == v.planned else f"planned were {_list(v.planned)}"
+    same = "as planned" if v.counts == v.planned else f"{_list(v.planned)} were planned"
     rows = {
         "identity error": f"{v.identity:.1e} of the largest output, with all tokens kept",
         "tokens": f"{v.tokens} -> {_list(v.counts)} ({same})"
         if v.counts
-        else f"{v.tokens} all through the tower, which this recipe leaves alone",
+        else f"{v.tokens} all through the vision tower, in which this recipe does not reduce",
         "FLOPs": "" if v.flops is None else f"{v.flops:.3f} of the blocks', as planned",
     }
     for name, value in rows.items():

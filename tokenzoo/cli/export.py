@@ -41,7 +41,7 @@ def run(
         str,
         typer.Argument(
             help="A model of timm; torchvision:NAME, open_clip:NAME, transformers:TYPE; the folder of a "
-            "transformers checkpoint; or digits: the shipped one.",
+            "transformers checkpoint; or digits, the shipped model.",
             show_default=False,
         ),
     ],
@@ -50,10 +50,10 @@ def run(
     keep: Annotated[str, typer.Option(help="Tokens to keep: 64, 0.25 or 25%.")] = "0.25",
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Images that the file takes at once. [default: any number]"),
+        typer.Option(min=1, help="Fixed batch size of the file. [default: any]"),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Of the images. [default: the model's own]")
+        int | None, typer.Option(min=1, help="Size of the images in pixels. [default: the model's]")
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The model's weights: .safetensors or .pth.")
@@ -93,7 +93,7 @@ def _made(name: str, weights: Path | None, size: int | None, batch: int) -> tupl
     """
     if name == "digits":
         if weights is not None or size is not None:
-            raise BadArgumentError("the model 'digits' has its own weights, and images of 64 x 64")
+            raise BadArgumentError("--weights and --image-size do not apply to the model 'digits'")
         return digits.load_digits_vit(), torch.randn(batch, 3, 64, 64), True
     folder = transformers_loading.is_folder(name)
     source = "transformers" if folder else name.rpartition(":")[0] or "timm"

@@ -28,15 +28,16 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def run(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")] = "recipes",
     stage: Annotated[
-        str | None, typer.Option(help="Recipes that work there: block, features, llm, ...")
+        str | None,
+        typer.Option(help="Recipes with a step at this stage: block, features, llm, ..."),
     ] = None,
     needs_no: Annotated[
         list[str] | None,
-        typer.Option(help="Recipes that do without this evidence: cls, text, grid, keys, ..."),
+        typer.Option(help="Recipes that do not need this evidence: cls, text, grid, keys, ..."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Recipes that fit this model: a name as of doctor, or qwen2_vl."),
+        typer.Option(help="Recipes that work on this model: a name as for doctor, or qwen2_vl."),
     ] = None,
 ) -> None:
     """List what is installed, plugins' included; `tokenzoo describe NAME` says more.
@@ -48,7 +49,7 @@ def run(
     filters = wanted(stage, needs_no or [], model)
     if filters.asks and kind != "recipes":
         raise BadArgumentError(
-            f"--stage, --needs-no and --model choose among recipes; there are none under {kind!r}"
+            f"--stage, --needs-no and --model filter recipes only; leave them out with {kind!r}"
         )
     console = Console(highlight=False)
     if kind == "adapters":

@@ -51,8 +51,8 @@ def parse_keep(text: str) -> KeepOption:
         resolve_keep(value, 1)
     except BadArgumentError:
         raise BadArgumentError(
-            f"keep {quote(text)}; it is a count of tokens from 1 on (64), or a fraction above 0 and up to "
-            "all of them (0.25 or 25%; 1.0 or 100% is all, 1 is one token)"
+            f"keep {quote(text)}; it must be a count of tokens from 1 on (64), or a fraction above 0 and "
+            "up to all of them (0.25 or 25%; 1.0 or 100% is all, 1 is one token)"
         ) from None
     return KeepOption(typed, value)
 
@@ -103,9 +103,9 @@ def output_file(path: Path, suffixes: Sequence[str]) -> Path:
         BadArgumentError: another suffix, a folder that is not there, or a folder in its place.
     """
     if path.suffix.lower() not in suffixes:
-        raise BadArgumentError(f"{path} would be written as {' or '.join(suffixes)}: name it so")
+        raise BadArgumentError(f"{path} must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise BadArgumentError(f"{path} is a folder; name a file")
     if not path.absolute().parent.is_dir():
-        raise BadArgumentError(f"{path}: there is no folder {path.parent}; make it first")
+        raise BadArgumentError(f"{path}: the folder {path.parent} does not exist; create it first")
     return path

@@ -37,7 +37,7 @@ def run(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="A model of timm, or digits: the shipped one.")
+        str, typer.Option(help="A model of timm, or digits, the shipped model.")
     ] = "digits",
     recipe: Annotated[
         list[str] | None,
@@ -45,7 +45,7 @@ def run(
     ] = None,
     keep: Annotated[str, typer.Option(help="Tokens to keep: 64, 0.25 or 25%.")] = "0.25",
     sites: Annotated[
-        bool, typer.Option("--sites", help="A picture after each block that reduces.")
+        bool, typer.Option("--sites", help="Draw a picture after each block that reduces.")
     ] = False,
     weights: Annotated[
         Path | None, typer.Option(help="The model's weights: .safetensors or .pth.")
@@ -54,11 +54,12 @@ def run(
         bool, typer.Option("--pretrained", help="Let timm download trained weights.")
     ] = False,
     see_through: Annotated[
-        float, typer.Option(min=0, max=1, help="How much of the image shines through.")
+        float,
+        typer.Option(min=0, max=1, help="Opacity of the image over the fill, from 0 to 1."),
     ] = 0.35,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("viz.png"),
 ) -> None:
-    """Draw which patches of photographs share a token in the end, or after each block.
+    """Draw which patches of images share a token at the end, or after each block.
 
     Nothing is downloaded unless --pretrained says so; without it and --weights, a model of timm has random
     weights, and its groups mean nothing.

@@ -93,7 +93,9 @@ def reader(name: str, *, weights: Path | None = None, pretrained: bool = False) 
     if weights is not None and pretrained:
         raise BadArgumentError("--weights and --pretrained: choose one")
     if ":" in name or transformers_loading.is_folder(name):
-        raise BadArgumentError(f"model {name!r}; it is 'digits' or the name of a model of timm")
+        raise BadArgumentError(
+            f"model {name!r}; it must be 'digits' or the name of a model of timm"
+        )
     options: dict[str, Any] = {"pretrained": True} if pretrained else {}
     try:
         tower = model_loading.create(name, **options)
@@ -129,8 +131,8 @@ def load(model: nn.Module, path: Path) -> None:
         Exception
     ) as error:  # what a file that is no checkpoint makes of torch.load is of any kind
         raise BadArgumentError(
-            f"{path} cannot be loaded into {type(model).__name__}; it is a .safetensors or .pth file with "
-            f"the state dict of exactly this model: {textwrap.shorten(str(error), 400)}"
+            f"{path} cannot be loaded into {type(model).__name__}; it must be a .safetensors or .pth file "
+            f"with the state dict of exactly this model: {textwrap.shorten(str(error), 400)}"
         ) from error
 
 
@@ -138,7 +140,7 @@ def _collage(name: str) -> Tensor:
     """The collage of a seed, of test digits: `[3, 64, 64]` in -1..1."""
     seed = name.removeprefix(COLLAGE)
     if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
-        raise BadArgumentError(f"{quote(name)}; a collage has a seed: {COLLAGE}0")
+        raise BadArgumentError(f"{quote(name)}: a collage needs a seed, as in {COLLAGE}0")
     return digits.collages("test", 1, seed=int(seed)).images[0]
 
 
@@ -147,7 +149,7 @@ def _open(images: Any, name: str) -> Any:
         return images.open(name).convert("RGB")
     except (OSError, ValueError) as error:  # UnidentifiedImageError is an OSError
         raise BadArgumentError(
-            f"{name} cannot be read as an image ({error}); it is a file that Pillow reads, or {COLLAGE}0"
+            f"{name} cannot be read as an image ({error}); pass an image file, or {COLLAGE}0"
         ) from error
 
 

@@ -51,7 +51,7 @@ def attach(
         check_flag(name, value)
     if on_reduce is not None and not callable(on_reduce):
         raise BadArgumentError(
-            f"on_reduce={quote(on_reduce)}; it is a function that takes an Event"
+            f"on_reduce={quote(on_reduce)}; it must be a function that takes an Event"
         )
     options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce, clock)
     refuse_sharded(model)
@@ -95,14 +95,14 @@ def find_adapter(model: nn.Module) -> Adapter:
         implementations = plugins.manager().hook.tokenzoo_adapter.get_hookimpls()
         names = sorted(implementation.plugin_name for implementation in implementations)
         raise UnsupportedModelError(
-            f"no adapter knows {type(model).__module__}.{type(model).__qualname__}; there are "
+            f"no adapter supports {type(model).__module__}.{type(model).__qualname__}; installed are "
             f"{', '.join(names) or 'none (is tokenzoo installed with pip?)'}. Attach to the vision tower "
             "itself, write an adapter (tokenzoo.Adapter), or use reduce() on its features"
         )
     if not isinstance(adapter, Adapter):
         raise PluginError(
-            f"a plugin returns {quote(adapter)} from tokenzoo_adapter for {type(model).__qualname__}; it "
-            "is an Adapter, or None for a model that it does not know"
+            f"a plugin returns {quote(adapter)} from tokenzoo_adapter for {type(model).__qualname__}; this "
+            "must be an Adapter, or None for a model that it does not support"
         )
     return adapter
 
@@ -116,7 +116,8 @@ def _unwrap(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
-            f"{quote(model)} is no torch.nn.Module: pass the model itself, as timm.create_model returns it"
+            f"{quote(model)} is not a torch.nn.Module: pass the model itself, as timm.create_model returns "
+            "it"
         )
     if type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         return _unwrap(model.module)
@@ -125,8 +126,8 @@ def _unwrap(model: Any) -> nn.Module:
     compiled = _compiled(model)
     if compiled is not None:
         raise AttachError(
-            f"{type(compiled).__name__} is compiled, and torch ignores hooks that come later, without a "
-            "word: attach first, then compile"
+            f"{type(compiled).__name__} is compiled, and torch silently ignores hooks that are added "
+            "later: attach first, then compile"
         )
     return model
 
@@ -145,7 +146,7 @@ def _check_runs(model: nn.Module) -> None:
         )
     if any(torch.is_inference(parameter) for parameter in model.parameters()):
         raise AttachError(
-            "the model's parameters were made in inference mode; make it outside of that"
+            "the model's parameters were made in inference mode; make the model outside of inference_mode()"
         )
 
 
@@ -188,7 +189,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
     """
     if len(recipe.steps) > 1 and recipe.step_at(Stage.IMAGE) is not None:
         raise AttachError(
-            "a step at the image stands alone: what comes after it would be planned for the whole image"
+            "a step at stage 'image' must be the only step: later ones would be planned for the whole image"
         )
     for step in recipe.steps:
         if step.stage.name not in adapter.stages:
@@ -198,24 +199,24 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
             )
         if step.stage.name == "block" and step.stage.layer is not None:
             raise AttachError(
-                f"{step.stage!r}: a step at the blocks takes all of them, by its schedule"
+                f"{step.stage!r}: a step at the blocks names no layer; its schedule chooses the blocks"
             )
         if step.prefix == "drop":
             raise AttachError(
                 f"prefix='drop' at {step.stage!r}: a model reads its CLS and register tokens itself; leave "
-                "prefix='keep' (a language model that reads none of them is given none)"
+                "prefix='keep' (a language model gets no CLS or register tokens either way)"
             )
     inside = any(step.stage.name in ("block", "features") for step in recipe.steps)
     if adapter.all_tokens and inside and not restore:
         raise AttachError(
-            f"{name} must be given all tokens after its blocks: {adapter.all_tokens}. Attach with "
-            "restore=True, which gives them back to it while the blocks work on few; or write an Adapter "
+            f"{name} needs all tokens after its blocks: {adapter.all_tokens}. Attach with "
+            "restore=True, which restores them after the last block; or write an Adapter "
             "whose install() counts masses"
         )
     if restore and adapter.projector:
         raise AttachError(
-            f"restore=True: the projector of {name} reads what comes out of the tower's blocks, and would "
-            f"be given all tokens again: leave restore=False, or attach to a tower without one"
+            f"restore=True: the projector of {name} reads the output of the tower's blocks and would "
+            f"get all tokens again: use restore=False, or attach to a tower without a projector"
         )
     for step in recipe.steps:
         parts = walk(step.matcher)
@@ -225,8 +226,8 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
             who = {f"the attention of {name}": follows, "restore=True": restore}
             for asking in (asking for asking, asks in who.items() if asks):
                 raise AttachError(
-                    f"this recipe makes new tokens, which have no place in the image, and {asking} needs "
-                    "places: take an assigner that joins tokens to kept ones"
+                    f"this recipe makes new tokens, which have no position in the image, and {asking} "
+                    "needs positions: choose an assigner that joins tokens to kept ones"
                 )
     for step in recipe.steps:
         _check_ragged(recipe, step, adapter, name)
@@ -246,8 +247,8 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
             if "text" in missing and "text" in adapter.provides_at("projected"):
                 hint = ": text is there in the language model's space, at Stage.PROJECTED"
             raise MissingEvidenceError(
-                f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} shows "
-                f"{', '.join(sorted(shown))} there. Choose a part that needs one of these{hint}"
+                f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} provides "
+                f"{', '.join(sorted(shown))} at this stage. Choose a part that needs one of these{hint}"
             )
 
 
@@ -264,17 +265,17 @@ def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> No
     wants = "How many tokens stay comes from the data with this recipe, and "
     if not adapter.layout_class.pads:
         raise AttachError(
-            f"{wants}the packed sequence of {name} has no room for tokens that only pad: take the form of "
-            "the recipe with a fixed number"
+            f"{wants}the packed sequence of {name} cannot hold padding tokens: use the variant of "
+            "the recipe with a fixed token count"
         )
     if step.stage.name in ("projected", "llm") or adapter.projector:
         raise AttachError(
-            f"{wants}the prompts of {name} are written for a number that is known before: take the form of "
-            "the recipe with a fixed number, or attach to the vision tower alone"
+            f"{wants}the prompts of {name} need a token count that is known in advance: use the variant of "
+            "the recipe with a fixed token count, or attach to the vision tower alone"
         )
     if step.stage.name == "block" and not recipe.proportional_attention:
         raise AttachError(
-            f"{wants}tokens that only pad have mass 0, of which the attention of later blocks must know: "
+            f"{wants}padding tokens have mass 0, which the attention of later blocks must use: "
             "Recipe(..., proportional_attention=True)"
         )
 

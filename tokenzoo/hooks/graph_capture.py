@@ -32,8 +32,8 @@ def refuse_jit() -> None:
     """
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         raise AttachError(
-            "torch.jit.trace cannot follow an attached recipe: it would write down the token counts of one "
-            f"image size, and hold for no other. {_INSTEAD}"
+            "torch.jit.trace cannot trace an attached recipe: it would record the token counts of one "
+            f"image size and be wrong for any other. {_INSTEAD}"
         )
 
 
@@ -45,9 +45,9 @@ def refuse_symbols(x: Any) -> None:
     """
     if not isinstance(x, Tensor):
         raise AttachError(
-            f"an attached model is called with a {type(x).__name__} in the place of a tensor. torch.fx "
-            "(symbolic_trace, create_feature_extractor, FeatureGraphNet) follows no hooks, and its graph "
-            f"would reduce nothing. {_INSTEAD}"
+            f"an attached model is called with a {type(x).__name__} instead of a tensor. torch.fx "
+            "(symbolic_trace, create_feature_extractor, FeatureGraphNet) does not trace hooks, and its "
+            f"graph would reduce nothing. {_INSTEAD}"
         )
 
 
@@ -85,8 +85,8 @@ def refuse_programs(model: Any) -> None:
     for kind, made in {"GraphModule": "a graph", "ScriptModule": "TorchScript"}.items():
         if kind in kinds:
             raise AttachError(
-                f"{type(model).__name__} is {made}: operations in the place of blocks, around which "
-                f"nothing can be attached. Attach to the model that it was made of. {_INSTEAD}"
+                f"{type(model).__name__} is {made}: it has operations instead of blocks, to which "
+                f"nothing can be attached. Attach to the model from which it was made. {_INSTEAD}"
             )
 
 

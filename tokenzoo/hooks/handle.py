@@ -83,7 +83,7 @@ class Attached:
             tokens = self.adapter.tokens()
         if tokens is None:
             raise AttachError(
-                "this model takes images of any size: say how many patch tokens, plan(196)"
+                "this model takes images of any size: pass the number of patch tokens, as in plan(196)"
             )
         return self._passes.budget(check_count("tokens", tokens))
 
@@ -118,8 +118,8 @@ class Attached:
         """
         if not self._reaches:
             raise AttachError(
-                "this recipe leaves the tower and its projector alone; attached.prompts says how many "
-                "visual tokens of each prompt were left in the language model"
+                "this recipe does not reduce in the tower or its projector; attached.prompts has the "
+                "number of visual tokens of each prompt that were left in the language model"
             )
         return self._passed().features
 
@@ -129,7 +129,9 @@ class Attached:
         mass = self._passed().mass
         self._passes.check_outside()
         if mass is None:
-            raise AttachError("nothing was reduced in the last pass: every token stands for itself")
+            raise AttachError(
+                "nothing was reduced in the last forward pass: every token stands for itself"
+            )
         return mass
 
     @property
@@ -137,10 +139,10 @@ class Attached:
         """From the first tokens to the last ones of the last pass; needs `attach(..., trace=True)`."""
         record = self._passed().record
         if not self.options.trace:
-            raise AttachError("the plans of a pass are kept with attach(..., trace=True)")
+            raise AttachError("token maps are recorded only with attach(..., trace=True)")
         self._passes.check_outside()
         if record is None:
-            raise AttachError("nothing was reduced in the last pass")
+            raise AttachError("nothing was reduced in the last forward pass")
         return record
 
     @property
@@ -222,8 +224,8 @@ class Attached:
         first = next((key for key in memo if key in inside), id(self.model))
         if first != id(self.model):
             raise AttachError(
-                f"a part of {type(self.model).__name__} is copied while a recipe is attached, and would "
-                "reduce for ever: copy the whole model, or attach later (PEFT's modules_to_save copies)"
+                f"a part of {type(self.model).__name__} is copied while a recipe is attached; the copy "
+                "would always reduce: copy the whole model, or attach later (PEFT's modules_to_save copies)"
             )
         twin = object.__new__(type(self))
         memo[id(self)] = twin
@@ -243,9 +245,9 @@ class Attached:
         several = self.passes
         if len(several) != 1:
             raise AttachError(
-                f"the last pass had images of {len(several)} grids ("
-                f"{', '.join(str(one.tokens) for one in several)} tokens): attached.passes says what "
-                "happened to those of each"
+                f"the last forward pass had images of {len(several)} grids ("
+                f"{', '.join(str(one.tokens) for one in several)} tokens): attached.passes has one "
+                "report for each"
             )
         return several[0]
 

@@ -154,7 +154,7 @@ class Passes:
             fired = tuple(counts[i] for counts in state.fired)
             if one.counts and fired != one.counts[-len(self.sites()) :]:
                 raise AttachError(
-                    f"planned were {one.counts} patch tokens after the blocks, there were {fired}: a "
+                    f"{one.counts} patch tokens were planned after the blocks, and there were {fired}: a "
                     "block was skipped, run twice or replaced after the recipe was attached; detach, and "
                     "attach again"
                 )
@@ -186,9 +186,9 @@ class Passes:
         """Raise if the last pass ran inside a transform of torch.func."""
         if self.last.transformed:
             raise AttachError(
-                "the last pass ran inside a transform of torch.func (vmap, grad, jacrev), and its tensors "
-                "are known inside of that only: attached.counts are right; for masses and records run the "
-                "model once without a transform"
+                "the last forward pass ran inside a transform of torch.func (vmap, grad, jacrev), and its "
+                "tensors are valid only inside it: attached.counts is available; for masses and records "
+                "run the model once without a transform"
             )
 
     def _begin(self) -> None:
@@ -244,7 +244,7 @@ def _unknown(tokens: int, prefix: int, patches: int) -> str:
         f"others where {prefix} prefix tokens (CLS, registers) are known. "
     )
     if more < 0:
-        return f"{said}Something dropped {-more} patches before the blocks, which is not followed"
+        return f"{said}Something dropped {-more} patches before the blocks, which is not supported"
     return (
         f"{said}If the {more} more (prompts) come before the patches, declare them: attach(..., "
         f"prefix={prefix + more}). After the patches, or between them, they cannot be told from patches"

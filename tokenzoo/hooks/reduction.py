@@ -212,11 +212,11 @@ def check_finite(tokens: Tokens, where: str) -> None:
     """
     if torch.compiler.is_compiling():
         raise AttachError(
-            "debug=True looks at values, which cannot be compiled with fullgraph=True: attach without it"
+            "debug=True checks values, which cannot be compiled with fullgraph=True: attach without it"
         )
     if transformed():
         raise AttachError(
-            "debug=True looks at values, which a transform of torch.func (vmap, grad) does not show: "
+            "debug=True checks values, which a transform of torch.func (vmap, grad) hides: "
             "attach without it"
         )
     bad = ~tokens.x.isfinite().all(-1)  # [b, n]
@@ -224,5 +224,5 @@ def check_finite(tokens: Tokens, where: str) -> None:
         image, token = (int(place) for place in bad.nonzero()[0])
         raise AttachError(
             f"{int(bad.sum())} tokens with NaN or infinite features {where}; the first is token {token} "
-            f"of image {image}. Look at the weights, the input and, in half precision, at overflows"
+            f"of image {image}. Check the weights, the input and, in half precision, overflows"
         )

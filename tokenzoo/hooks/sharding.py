@@ -40,8 +40,8 @@ def refuse_sharded(model: Any) -> None:
         else:
             continue
         raise AttachError(
-            f"{name or type(module).__name__} is sharded {how}, and a block of it cannot run by itself, as "
-            "attach runs each to prove that it follows it: attach first, then shard"
+            f"{name or type(module).__name__} is sharded {how}, and its blocks cannot run one by one, as "
+            "attach runs them to check the hooks: attach first, then shard"
         )
 
 

@@ -37,8 +37,8 @@ def check_length(x: Tensor, state: ReductionState, name: str) -> None:
     known, found = layout.rows(), layout.length(x)
     if found != known:
         raise AttachError(
-            f"{found} tokens are in {name} where {known} are known ({layout.prefix} of them prefix tokens)"
-            ": a hook put some in, or took some away. Put prompts in before the first block, attach after "
+            f"{name} has {found} tokens where {known} are expected ({layout.prefix} of them prefix tokens)"
+            ": a hook added or removed some. Add prompts before the first block, attach after "
             "that, and declare them: attach(..., prefix=...)"
         )
 

@@ -230,8 +230,8 @@ class Tap(TorchFunctionMode):
         found = [name for name, there in unusual.items() if there]
         if found or in_weight is None:
             raise AttachError(
-                f"an nn.MultiheadAttention is called with {', '.join(found)}; it can be followed only "
-                "without: detach first, or call the model so that it needs none"
+                f"an nn.MultiheadAttention is called with {', '.join(found)}, which is not supported while "
+                "a recipe is attached: detach first, or call the model so that it needs none"
             )
 
         def projected(x: Tensor, part: int) -> Tensor:  # [n, b, c] -> [b, h, n, d]

@@ -151,16 +151,16 @@ def _compare(model: nn.Module, adapter: Adapter, trial: Trial, case: ProofCase, 
     after = get_state(got)
     if after is None:
         raise AttachError(
-            f"a hook on {name} (block {trial.index}), or a wrapper around it, returns a new tensor, on "
-            "which the state of a pass would be lost: let it change the output in place, or only look. "
+            f"a hook on {name} (block {trial.index}), or a wrapper around it, returns a new tensor, which "
+            "loses the state of the forward pass: change the output in place, or leave it unchanged. "
             "Nothing was attached"
         )
     layout, wanted = after.layout, trial.bare[:, rows]
     if layout.length(got) != layout.rows() or layout.buckets[0].tokens != len(rows) - layout.prefix:
         stay = layout.prefix + (len(rows) - layout.prefix) * layout.group
         raise AttachError(
-            f"{name} gives {layout.length(got)} tokens where {stay} stay: it uses its input in a way that "
-            "three hooks cannot follow. Nothing was attached"
+            f"{name} returns {layout.length(got)} tokens where {stay} are kept: it uses its input in a way "
+            "that the hooks do not support. Nothing was attached"
         )
     got = layout.split(got)[0]
     scale = max(1.0, float(trial.bare.abs().max()))

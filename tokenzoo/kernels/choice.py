@@ -62,12 +62,12 @@ def use_triton(*tensors: Tensor | None) -> bool:
     if form == "triton":
         if not _installed:
             raise BadArgumentError(
-                f"{VARIABLE}='triton', and Triton is not installed; install it, or leave it at 'auto'"
+                f"{VARIABLE}='triton', but Triton is not installed; install it, or use 'auto'"
             )
         if not on_gpu and not _interpreted:
             raise BadArgumentError(
                 f"{VARIABLE}='triton' with tensors on {_devices(given)}; Triton runs on CUDA devices, and "
-                "elsewhere only in its interpreter (TRITON_INTERPRET=1): leave it at 'auto'"
+                "elsewhere only in its interpreter (TRITON_INTERPRET=1): use 'auto'"
             )
     elif not (_installed and on_gpu):
         return False

@@ -60,12 +60,12 @@ class BatchedLayout(TokenLayout):
         """
         if group > 1 and (grid is None or grid[0] * grid[1] != tokens):
             raise BadArgumentError(
-                f"grid={grid!r} for {tokens} tokens of {group} patches each; where several patches make a "
-                "token, the tokens are a whole grid: Adapter.grid(tokens) returns its (rows, columns)"
+                f"grid={grid!r} for {tokens} tokens of {group} patches each; if several patches form a "
+                "token, the tokens must fill a grid: Adapter.grid(tokens) returns its (rows, columns)"
             )
         if math.isqrt(group) ** 2 != group:
             raise BadArgumentError(
-                f"group={group}; it is the number of patches in a square: 1, 4, 9, 16, ..."
+                f"group={group}; it must be the number of patches in a square: 1, 4, 9, 16, ..."
             )
         raster = grid if group > 1 else None
         bucket = SizeBucket(tokens, tokens, grid=grid)

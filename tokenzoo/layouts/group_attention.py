@@ -150,7 +150,7 @@ class GroupAttention(SeenAttention):
         """
         if not self.patches.prefix:
             raise MissingEvidenceError(
-                "this tower has no CLS token; take attention.received(), which all its patches give"
+                "this tower has no CLS token; use attention.received(), the attention from all its patches"
             )
         row = self.patches.cls()  # [b, h, n * p]
         return row.reshape(*row.shape[:2], -1, self.group).sum(-1)

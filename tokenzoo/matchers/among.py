@@ -39,9 +39,9 @@ class Among(Selector):
         whole = needs_of(self.stay) & {"attention", "grid", "frames"}
         if whole or self.stay.ragged:
             raise BadArgumentError(
-                f"stay={self.stay!r} among some of the tokens: "
+                f"stay={self.stay!r} cannot choose among a part of the tokens: "
                 f"{'its count comes from the data' if self.stay.ragged else ', '.join(sorted(whole))}, and "
-                "a part of an image has none; pass a selector of a fixed count that needs no whole image"
+                "a part of an image has none; pass a selector with a fixed count that works on a part"
             )
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,9 @@ class JoinFirst(Assigner):
 
     def __post_init__(self) -> None:
         if self.join.extra:
-            raise BadArgumentError(f"join={self.join!r} makes new tokens; pass one that makes none")
+            raise BadArgumentError(
+                f"join={self.join!r} makes new tokens; pass an assigner that does not"
+            )
 
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]

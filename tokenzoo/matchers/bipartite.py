@@ -46,8 +46,8 @@ class Bipartite(Matcher):
         if self.protect is not None and (self.order == "tome" or isinstance(self.split, Parity)):
             raise BadArgumentError(
                 "protect= needs split=Alternate() and order='position': a split by index parity can leave "
-                "fewer pairs than needed among the mergeable tokens, and ToMe's order does not define "
-                "where held ones go"
+                "fewer pairs than needed among the mergeable tokens, and order='tome' does not define "
+                "the place of protected ones"
             )
 
     def min_tokens(self, tokens: int, prefix: int = 0) -> int:

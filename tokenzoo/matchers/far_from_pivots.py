@@ -49,8 +49,8 @@ class FarFromPivots(Selector):
         asked = needs_of(self.scorer)
         if any("@" in need for need in asked):
             raise BadArgumentError(
-                f"text_pivots={self.text_pivots} with {self.scorer!r}, which reads another layer: text "
-                "tokens have none; pass a scorer of this layer, or text_pivots=0"
+                f"text_pivots={self.text_pivots} with {self.scorer!r}, which reads another layer, where "
+                "text tokens have no evidence; pass a scorer of this layer, or text_pivots=0"
             )
         self.require(*(f"{need}@{TEXT}" for need in {"x", *asked}))
 

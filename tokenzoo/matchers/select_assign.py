@@ -35,8 +35,8 @@ class SelectAssign(Matcher):
     def __post_init__(self) -> None:
         if self.ragged and not isinstance(self.join, Drop | Fuse):
             raise BadArgumentError(
-                f"{self.join!r} after {self.stay!r}, which keeps a count that depends on the data: the "
-                "others can only be dropped or fused, Drop() or Fuse()"
+                f"{self.join!r} after {self.stay!r}, which keeps a data-dependent count: the "
+                "others can only be dropped or fused: pass Drop() or Fuse()"
             )
 
     @property

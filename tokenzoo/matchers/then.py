@@ -41,8 +41,8 @@ class Then(Selector):
         last = [share == REST for share, _ in steps]
         if not steps or not last[-1] or any(last[:-1]):
             raise BadArgumentError(
-                f"Then{steps!r}; it is Then((share, selector), ..., (REST, selector)): the last share, and "
-                "no other, is REST"
+                f"Then{steps!r}; it must be Then((share, selector), ..., (REST, selector)): the last "
+                "share, and no other, is REST"
             )
         object.__setattr__(self, "steps", tuple((share, selector) for share, selector in steps))
 

@@ -90,7 +90,7 @@ def evoprune(
         EvoPrune: Early-Stage Visual Token Pruning for Efficient MLLMs, March 2026, arXiv 2603.03681
     """
     if not is_kind(merger, str) or merger not in MERGERS:
-        raise BadArgumentError(f"merger={merger!r}; it is {' or '.join(map(repr, MERGERS))}")
+        raise BadArgumentError(f"merger={merger!r}; it must be {' or '.join(map(repr, MERGERS))}")
     # Checked under the names of the options, which differ from those of the parts.
     check_fraction("ctr", ctr)
     for name, space in (("features", features), ("density", density)):

@@ -40,8 +40,8 @@ def staged_steps(
     given: Any = (layers, factors)
     if any(not isinstance(each, tuple | list) for each in given) or len(layers) != len(factors):
         raise BadArgumentError(
-            f"layers={quote(layers)} and factors={quote(factors)}; each layer has one factor on keep: "
-            "layers=(8, 16, 24), factors=(4.0, 2.0, 1.0)"
+            f"layers={quote(layers)} and factors={quote(factors)}; each layer needs one factor, which "
+            "multiplies keep: layers=(8, 16, 24), factors=(4.0, 2.0, 1.0)"
         )
     for layer, factor in zip(layers, factors, strict=True):
         check_count("layers", layer)
@@ -50,8 +50,8 @@ def staged_steps(
     matches = matches * len(layers) if len(matches) == 1 else matches
     if len(matches) != len(layers):
         raise BadArgumentError(
-            f"{len(matches)} choices for the {len(layers)} layers {quote(layers)}; one for each, or one "
-            "for all"
+            f"{len(matches)} choices for the {len(layers)} layers {quote(layers)}; pass one for each, or "
+            "one for all"
         )
     return tuple(
         Step(Stage.LLM(layer), Once(keep=factor), each, merger, positions=positions)

@@ -83,7 +83,7 @@ def sparsevlm(
         )
     if match_reference is not False:
         raise BadArgumentError(
-            f'match_reference={quote(match_reference)} is about version="2" alone; leave it out'
+            f'match_reference={quote(match_reference)} applies to version="2" only; leave it out'
         )
     best = TopK(Raters(), rest="score", kept="position")
     clusters = Among(TopK(DensityPeak(k=0.1)), recycled)

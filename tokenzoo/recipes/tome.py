@@ -59,15 +59,15 @@ def tome(
         )
     if inflection != 0 and not isinstance(r, int):
         raise BadArgumentError(
-            f"inflection={inflection!r} with r={quote(r)}; it bends an int r over the blocks: pass r=16, "
-            "or leave it 0"
+            f"inflection={inflection!r} with r={quote(r)}; inflection distributes an int r over the "
+            "blocks: pass r=16, or inflection=0"
         )
     match = Bipartite(Similarity("keys"), split=Parity(), order="tome")
     if r is None:
         schedule = Mean()
     elif not is_kind(r, int | tuple | list):
         raise BadArgumentError(
-            f"r={quote(r)}; it is an int, tokens removed per block, or a list of them"
+            f"r={quote(r)}; it must be an int, tokens removed per block, or a list of them"
         )
     else:
         schedule = PerBlock(r, inflection) if isinstance(r, int) else Explicit(tuple(r))

@@ -25,5 +25,5 @@ class Explicit(Fixed):
         """The list, padded with zeros."""
         padding = sites - len(self.removals)
         if padding < 0:
-            raise too_shallow(self, sites, f"give at most {sites} removals")
+            raise too_shallow(self, sites, f"pass at most {sites} removals")
         return self.removals + (0,) * padding

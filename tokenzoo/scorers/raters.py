@@ -47,7 +47,7 @@ class Raters(Scorer):
         if attention.shape[2] != chosen.shape[2]:
             raise BadArgumentError(
                 f"text_attention is of {attention.shape[2]} text tokens and text@{EMBEDDED} of "
-                f"{chosen.shape[2]}; both are about those after the last visual token"
+                f"{chosen.shape[2]}; both must cover the text tokens after the last visual token"
             )
         if self.unturned:
             attention = attention / precise(evidence.text_rotation)[:, None]
@@ -67,7 +67,7 @@ def raters(x: Tensor, text: Tensor) -> Tensor:
     """
     if x.shape[-1] != text.shape[-1]:
         raise BadArgumentError(
-            f"text@{EMBEDDED} has {text.shape[-1]} channels and x@{EMBEDDED} {x.shape[-1]}; both are "
+            f"text@{EMBEDDED} has {text.shape[-1]} channels and x@{EMBEDDED} {x.shape[-1]}; both must be "
             "embeddings of one prompt"
         )
     x, text = precise(x), precise(text)

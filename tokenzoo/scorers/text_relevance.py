@@ -80,7 +80,7 @@ def check_one_space(x: Tensor, text: Tensor) -> None:
     """
     if text.shape[-1] != x.shape[-1]:
         raise BadArgumentError(
-            f"text has {text.shape[-1]} channels and the tokens {x.shape[-1]}; they are "
-            "of one space: pass the features that share it as another layer's, at={'clip': "
+            f"text has {text.shape[-1]} channels and the tokens {x.shape[-1]}; both must be "
+            "in one space: pass features of a shared space as another layer's, at={'clip': "
             "{'x': ...}}, and that layer's name as an option of the recipe"
         )

@@ -35,8 +35,8 @@ class ValueWeighted(Scorer):
             attention = precise(evidence.cls_attention)  # [b, h, n]
             if 1 not in (heads := {attention.shape[1], length.shape[1]}) and len(heads) > 1:
                 raise BadArgumentError(
-                    f"cls_attention has {attention.shape[1]} heads and values {length.shape[1]}; both are "
-                    "of one attention: as many, or one"
+                    f"cls_attention has {attention.shape[1]} heads and values {length.shape[1]}; both must "
+                    "be of the same attention: equal counts, or one head"
                 )
             return (attention * length).sum(1)
         return precise(evidence.received_attention) * length.sum(1)

@@ -119,8 +119,8 @@ def check_adapter(
     """
     if isinstance(make, Part | Recipe | Method | str):
         raise BadArgumentError(
-            f"check_adapter({make!r}): an adapter is tried on a model; pass a function that makes one, and "
-            "what it is called with: check_adapter(make, image=...). check(...) is for everything else"
+            f"check_adapter({make!r}): an adapter is tried on a model; pass a function that makes a model, "
+            "and its input: check_adapter(make, image=...). check(...) is for everything else"
         )
     models = Models(make, image, recipe)
     find_adapter(models.model)
@@ -174,7 +174,7 @@ def _check_needs(instance: Part | Recipe) -> None:
         missing = sorted(step.needs - shown)
         if missing:
             raise BadArgumentError(
-                f"{instance!r} needs {', '.join(missing)}, which no site shows; there are "
+                f"{instance!r} needs {', '.join(missing)}, which no site provides; there are "
                 f"{', '.join(sorted(shown))}, and those of other layers, keys@-2"
             )
 

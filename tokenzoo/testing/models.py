@@ -61,12 +61,13 @@ class Models:
     def __post_init__(self) -> None:
         if not callable(self.make):
             raise BadArgumentError(
-                f"{quote(self.make)} is no model, and no function that makes one: "
+                f"{quote(self.make)} is neither a model nor a function that makes one: "
                 "check_adapter(make, image=...)"
             )
         if not is_kind(self.image, Tensor) or self.image.ndim < 2 or self.image.shape[0] < 2:
             raise BadArgumentError(
-                f"image={shape_of(self.image)}; it is a batch of at least two inputs of the model, a tensor"
+                f"image={shape_of(self.image)}; it must be a batch of at least two inputs of the model, a "
+                "tensor"
             )
 
     def __repr__(self) -> str:
@@ -84,7 +85,9 @@ class Models:
         """The one that the others are copies of."""
         made = self.make if isinstance(self.make, nn.Module) else self.make()
         if not is_kind(made, nn.Module):
-            raise BadArgumentError(f"{self!r}: make() returned {made!r}, which is no torch module")
+            raise BadArgumentError(
+                f"{self!r}: make() returned {made!r}, which is not a torch module"
+            )
         return made.eval()
 
     def fresh(self) -> nn.Module:

@@ -108,7 +108,7 @@ def expect(function: str, subject: object) -> str:
     if CHECKS[kind] != function:
         article = "an" if kind[0] in "aeiou" else "a"
         raise BadArgumentError(
-            f"{function}({quote(subject, 1000)}): it is {article} {kind}, and {CHECKS[kind]} is for those"
+            f"{function}({quote(subject, 1000)}): this is {article} {kind}; use {CHECKS[kind]}"
         )
     return kind
 

@@ -84,8 +84,8 @@ def create(
     source, _, rest = name.rpartition(":")
     if (source or "timm") not in LIBRARIES:
         raise UnknownNameError(
-            f"no library {source!r} for the model {name!r}; there are {', '.join(LIBRARIES)}, and a name "
-            "without one is timm's"
+            f"unknown library {source!r} of the model {name!r}; known are {', '.join(LIBRARIES)}, and a "
+            "name without one is timm's"
         )
     library = LIBRARIES[source or "timm"]
     # Suggest names with a tag (of trained weights) only for a name with a tag.

@@ -127,8 +127,9 @@ def export(
             raise ExportError(
                 f"in ONNX Runtime the outputs of {type(model).__name__} differ from the model's by "
                 f"{error:.1e} of the largest one, more than {tolerance:g}. If that is little, two scores "
-                "may be so close that rounding decides: try other weights or another keep, or raise "
-                "tolerance. Otherwise a part does what ONNX cannot: see what its score() calls"
+                "may be so close that rounding decides: use other weights or another keep, or raise "
+                "tolerance. Otherwise a part calls an operator that ONNX converts wrongly: check its "
+                "score()"
             )
         size = sum(part.stat().st_size for part in Path(folder).iterdir())
         for part in Path(folder).iterdir():
@@ -162,7 +163,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
         raise BadArgumentError(f"path={quote(path)} ({error}); it names a file") from error
     if not there:
         raise BadArgumentError(
-            f"path={quote(path)}; it names a file, in a folder that is there: make {place.parent} first"
+            f"path={quote(path)}; it must name a file in an existing folder: create {place.parent} first"
         )
     return place
 
@@ -187,8 +188,8 @@ def _check_example(example: object) -> None:
     values: list[Any] = tree_leaves(example)
     if not values or not all(isinstance(v, Tensor) and v.ndim and len(v) for v in values):
         raise BadArgumentError(
-            f"example={quote(example)}; it is a batch of images, or a mapping of the model's arguments, "
-            "each of them a tensor with at least one image"
+            f"example={quote(example)}; it must be a batch of images, or a mapping of the model's "
+            "arguments, each of them a tensor with at least one image"
         )
 
 
@@ -202,7 +203,7 @@ def _check(model: nn.Module) -> None:
         )
     if not adapter.layout_class.fixed:
         raise UnsupportedModelError(
-            f"{name} reads images of any sizes as one sequence, whose lengths the host looks up: a file "
+            f"{name} reads images of any size as one sequence, whose lengths the host looks up: a file "
             "would hold those of the example. Towers with images of one size can be exported"
         )
     if model.training:
@@ -278,7 +279,8 @@ def _run(session: Any, given: Given) -> list[Tensor]:
     except Exception as error:  # ONNX Runtime's error classes have no public names
         raise ExportError(
             f"ONNX Runtime cannot run the file on {_images(given)} images: "
-            f"{textwrap.shorten(str(error), 400)} Where the model takes one number only: dynamic=False"
+            f"{textwrap.shorten(str(error), 400)} If the model takes one batch size only, pass "
+            "dynamic=False"
         ) from error
     return [torch.tensor(output) for output in found]
 

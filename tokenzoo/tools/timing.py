@@ -94,10 +94,12 @@ def interleaved(
     check_kind("functions", functions, Mapping)
     for name, function in (*functions.items(), ("between", between or _wait)):
         if not callable(function):
-            raise BadArgumentError(f"{name}={quote(function)}; it is a function without arguments")
+            raise BadArgumentError(
+                f"{name}={quote(function)}; it must be a function without arguments"
+            )
     if not is_kind(baseline, str | int) or baseline not in functions:
         raise BadArgumentError(
-            f"baseline={quote(baseline)}; it is one of the functions: "
+            f"baseline={quote(baseline)}; it must be one of the functions: "
             f"{', '.join(map(str, functions)) or 'none given'}"
         )
     names = list(functions)

@@ -160,7 +160,7 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
             return _flat(vision, batch, generator)
         if size is None:
             raise BadArgumentError(
-                f"the configuration of {type(model).__name__} has no image_size; only models that take "
+                f"the configuration of {type(model).__name__} has no image_size: only models that take "
                 "images are tried"
             )
         height, width = (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)

@@ -85,7 +85,8 @@ def merged_groups(
     if rows < 1 or columns < 1 or plan.tokens != prefix + rows * columns:
         raise BadArgumentError(
             f"the plan begins with {plan.tokens} tokens; prefix={prefix} and a grid of {rows} x {columns} "
-            f"make {prefix + rows * columns}: pass the model's own, and a plan from its first tokens on"
+            f"make {prefix + rows * columns}: pass the model's own prefix and grid, and a plan that begins "
+            "at its first tokens"
         )
     large = _enlarged(image, grid)
     owner = plan.dst[index, prefix:].cpu()  # [rows * columns]
@@ -142,7 +143,7 @@ def gallery(
         )
     for column in columns:
         if not is_kind(column, tuple) or len(column) != 2:
-            raise BadArgumentError(f"column={column!r}; it is a pair of texts: (name, detail)")
+            raise BadArgumentError(f"column={column!r}; it must be a pair of texts: (name, detail)")
     for row in rows:
         for panel in row:
             _check_image(check_kind("panel", panel, Panel).picture)
@@ -221,7 +222,7 @@ def _check_grid(grid: tuple[int, int]) -> tuple[int, int]:
     sizes = tuple(grid) if is_kind(grid, tuple | list) else ()
     if len(sizes) != 2 or any(type(size) is not int for size in sizes):
         raise BadArgumentError(
-            f"grid={quote(grid)}; it is (rows, columns) of the patches, two ints"
+            f"grid={quote(grid)}; it must be (rows, columns) of the patches, two ints"
         )
     return sizes
 

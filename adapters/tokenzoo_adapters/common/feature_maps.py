@@ -13,12 +13,12 @@ from tokenzoo.errors import AttachError
 
 MAPS = (
     "forward_intermediates cannot make maps of the grid's size: fewer tokens are left; attach with "
-    "restore=True, or take output_fmt='NLC', or blocks before the first reduction"
+    "restore=True, or use output_fmt='NLC', or blocks before the first reduction"
 )
 LAYERS = (
-    "get_intermediate_layers gives features of the whole grid, and fewer tokens are left: attach with "
-    "restore=True, or take blocks before the first reduction; forward_intermediates(output_fmt='NLC') "
-    "gives the tokens that are there"
+    "get_intermediate_layers returns features of the whole grid, but fewer tokens are left: attach with "
+    "restore=True, or use blocks before the first reduction; forward_intermediates(output_fmt='NLC') "
+    "returns the tokens that are left"
 )
 
 

@@ -46,7 +46,7 @@ def smaller_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
         lower = next((n for n in range(tokens, 0, -1) if best(n)), 1)
         upper = next((n for n in range(tokens, rows * columns + 1) if best(n)), rows * columns)
         raise BudgetError(
-            f"an image of {rows} x {columns} patches cannot be made one of {tokens}: no rectangle near its "
-            f"shape has so many; the nearest counts are {lower} and {upper}"
+            f"an image of {rows} x {columns} patches cannot be resized to {tokens}: no rectangle near its "
+            f"shape has that many; the nearest counts are {lower} and {upper}"
         )
     return found

@@ -122,8 +122,8 @@ def _registration(config: Any) -> AttentionRegistration:
     base = name.partition(OURS)[0]
     if base not in FOLLOWED:
         raise AttachError(
-            f"the attention of {type(config).__name__} is {name!r}; seen are {', '.join(FOLLOWED)}: call "
-            'model.set_attn_implementation("sdpa"), then attach'
+            f"the attention of {type(config).__name__} is {name!r}; supported are {', '.join(FOLLOWED)}: "
+            'call model.set_attn_implementation("sdpa"), then attach'
         )
     found = _registrations.get(id(config))
     registered = found is not None and found.base == base and name != base
@@ -135,7 +135,7 @@ def _register(base: str) -> None:
     models = sys.modules.get("transformers.modeling_utils")
     masks = sys.modules.get("transformers.masking_utils")
     if models is None or masks is None:
-        raise AttachError("this is for a model of transformers, and transformers is not loaded")
+        raise AttachError("this needs a model of transformers, and transformers is not loaded")
     models.AttentionInterface.register(name_of(base), partial(_attend, base))
     function = masks.ALL_MASK_ATTENTION_FUNCTIONS[base]
     masks.AttentionMaskInterface.register(name_of(base), partial(_mask, function))
@@ -169,8 +169,8 @@ def _function(kind: type, base: str) -> Callable[..., Result]:
     function = getattr(home, "eager_attention_forward", None)
     if function is None:
         raise AttachError(
-            f"{kind.__module__}.{kind.__qualname__} has no eager_attention_forward in its module, as "
-            'others in transformers have; call model.set_attn_implementation("sdpa"), then attach'
+            f"{kind.__module__}.{kind.__qualname__} has no eager_attention_forward in its module, unlike "
+            'others in transformers: call model.set_attn_implementation("sdpa"), then attach'
         )
     return function
 
@@ -200,7 +200,8 @@ def _attend(
         causal = getattr(module, "is_causal", False) if causal is None else causal
         if tap.key_bias is not None and attention_mask is None and causal and query.shape[2] > 1:
             raise AttachError(
-                "log mass in a causal attention without a mask: proportional_attention is for vision towers"
+                "proportional_attention=True in a causal attention without a mask: it is for vision towers "
+                "only"
             )
         if tap.key_bias is not None and attention_mask is None and fits(query):
             function = partial(function, module)

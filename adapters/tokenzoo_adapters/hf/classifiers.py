@@ -155,8 +155,8 @@ def unknown(model: nn.Module) -> str:
 
 
 CALLED = (
-    "{model} reads all tokens that its vision tower returns, and a merged one would count once: attach to "
-    "the whole model, which counts masses; or attach with restore=True, which gives all tokens back"
+    "{model} reads all tokens that its vision tower returns, and a merged token would count once: attach "
+    "to the whole model, which counts masses; or attach with restore=True, which restores all tokens"
 )
 
 

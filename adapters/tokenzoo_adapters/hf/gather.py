@@ -94,7 +94,7 @@ def layer_mask(
         return added.masked_fill(~seen, torch.finfo(x.dtype).min)
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
         raise AttachError(
-            f"the language model was given the mask {type(mask).__name__}, which is not followed at the "
+            f"the language model got a mask of type {type(mask).__name__}, which is not supported at the "
             "stage 'llm': model.set_attn_implementation('sdpa') before attach"
         )
     if mask.ndim == 2:

@@ -93,7 +93,7 @@ class Takes:
         if own is None and not self.wraps:
             known = " nor ".join(CACHES)
             raise AttachError(
-                f"{what} has no argument {known}, and was given a cache. {_other_version()}"
+                f"{what} has no argument {known}, but was called with a cache. {_other_version()}"
             )
         under = own or next(name for name in CACHES if named.get(name) is not None)
         rest = {name: value for name, value in named.items() if name not in CACHES}
@@ -137,11 +137,12 @@ def cache_of(given: Mapping[str, Any], what: str = "this call") -> Any:
             continue
         if found is not None:
             raise AttachError(
-                f"{what} was given two caches, {' and '.join(CACHES)}, which name one argument: pass one"
+                f"{what} was called with two caches, {' and '.join(CACHES)}, which are the same argument: "
+                "pass one"
             )
         if not is_cache(value):
             raise AttachError(
-                f"{name} is a {type(value).__name__}; it is a cache of transformers: DynamicCache()"
+                f"{name} is a {type(value).__name__}; it must be a cache of transformers: DynamicCache()"
             )
         found = value
     for name, value in given.items():
@@ -163,8 +164,8 @@ def cache_in(output: Any, what: str = "the model") -> Any:
         if is_cache(value):
             if name not in CACHES:
                 raise AttachError(
-                    f"{what} returned a {type(value).__name__} in its field {name!r}; a cache is known as "
-                    f"{' and '.join(CACHES)}. {_other_version()}"
+                    f"{what} returned a {type(value).__name__} in its field {name!r}; known names of a "
+                    f"cache are {' and '.join(CACHES)}. {_other_version()}"
                 )
             return value
     return None
@@ -242,14 +243,14 @@ def _carries(value: object) -> bool:
 def _unknown(name: str, what: str, own: str | None) -> str:
     known = f"{own}=" if own else " or ".join(f"{one}=" for one in CACHES)
     return (
-        f"{what} was given a cache as {name}; it is known as {' and '.join(CACHES)} alone, and this one "
-        f"would not be followed. Pass it as {known}. {_other_version()}"
+        f"{what} was called with a cache as {name}; the known names are {' and '.join(CACHES)}, and this "
+        f"one would be ignored. Pass it as {known}. {_other_version()}"
     )
 
 
 def _other_version() -> str:
     version = getattr(sys.modules.get("transformers"), "__version__", "which is not loaded")
     return (
-        f"If transformers itself names it so (this is transformers {version}; 5.20 to 5.24 are followed), "
-        "take one of these, or a newer tokenzoo"
+        f"If transformers itself uses this name (this is transformers {version}; 5.20 to 5.24 are "
+        "supported), install one of these, or a newer tokenzoo"
     )

@@ -49,8 +49,8 @@ def _refusal(model: Any) -> str:
     ]
     if any(hasattr(module, "deepstack_visual_indexes") for module in model.modules()):
         return (
-            f"{name} is not followed: the language model adds the features of inner blocks of the tower to "
-            "its own tokens (deepstack), and these blocks have other tokens left. What works on it: "
+            f"{name} is not supported: the language model adds the features of inner blocks of the tower "
+            "to its own tokens (deepstack), and these blocks have other tokens left. What works on it: "
             "zoo.reduce(features), after the tower"
         )
     if not inside:
@@ -58,7 +58,7 @@ def _refusal(model: Any) -> str:
         followed += [entry.model for entry in OUTER_MODELS]
         followed += [spec.whole for spec in SPECS]
         return (
-            f"{name} is not followed. Followed are {', '.join(followed)}. What works on it: "
+            f"{name} is not supported. Supported are {', '.join(followed)}. What works on it: "
             "zoo.reduce(features), after the tower"
         )
     reason = "only its vision tower can be reduced"

@@ -60,8 +60,8 @@ class _Shrink:
             return args, options
         if options.get("bool_masked_pos") is not None or len(args) > 1:
             raise AttachError(
-                "a model whose images are shrunk takes pixel_values alone, and other arguments by name; "
-                "bool_masked_pos is made for all patches"
+                "a model with a step at stage 'image' takes pixel_values only, and other arguments by "
+                "name; bool_masked_pos is not supported: it has one value for each patch of the whole image"
             )
         height, width = small[0] * (height // grid[0]), small[1] * (width // grid[1])
         more = {"interpolate_pos_encoding": True} if self.asks else {}

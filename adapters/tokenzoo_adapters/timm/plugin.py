@@ -25,7 +25,7 @@ FOLLOWED: dict[str, tuple[str, type[TimmViT]]] = {
 
 # Modules of timm that are not supported, by the reason.
 REFUSED: dict[str, str] = {
-    "its attention works in windows of a fixed grid, which merging would tear": (
+    "its attention works in windows of a fixed grid, which merging would break": (
         "vision_transformer_sam hieradet_sam2 hiera swin_transformer swin_transformer_v2 "
         "swin_transformer_v2_cr gcvit nest tiny_vit efficientvit_msra davit"
     ),
@@ -71,6 +71,6 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
     reason = _REASONS.get(family.rpartition(".")[2], _OTHERS)
     followed = ", ".join(known for known, _ in FOLLOWED.values())
     raise UnsupportedModelError(
-        f"{name}: {reason}. Followed are timm's {followed} (ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, EVA, "
-        f"PE, BEiT and their kin). {INSTEAD}"
+        f"{name}: {reason}. Supported are timm's {followed} (ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, EVA, "
+        f"PE, BEiT and their variants). {INSTEAD}"
     )

@@ -145,7 +145,7 @@ class TimmViT(Adapter):
         grid = self._size()
         if grid is None:
             raise AttachError(
-                "this model has no configured image size, from which a smaller one could be found"
+                "this model has no configured image size, which a step at stage 'image' needs"
             )
         return timm_shrink.shrink(self.model, grid, wanted)
 
@@ -169,7 +169,7 @@ class TimmViT(Adapter):
         if not attention <= self.ATTENTION:
             known = " or ".join(sorted(self.ATTENTION))
             raise UnsupportedModelError(
-                f"{name} has attention {', '.join(sorted(attention))}; {known} is followed, which calls "
+                f"{name} has attention {', '.join(sorted(attention))}; {known} is supported, which calls "
                 f"the fused attention once. {INSTEAD}"
             )
         pool = getattr(self.model, "attn_pool", None)

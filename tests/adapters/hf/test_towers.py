@@ -424,7 +424,7 @@ def test_larger_models_say_what_to_attach_to(
 
 @pytest.mark.parametrize("kind", ["Dinov2Backbone", "SwinModel", "BeitModel", "BertModel"])
 def test_other_models_are_refused_with_what_is_followed(kind: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"{kind} is not followed.*SiglipVisionModel"):
+    with pytest.raises(UnsupportedModelError, match=rf"{kind} is not supported.*SiglipVisionModel"):
         tokenzoo.build("tome").attach(whole(kind))
 
 

@@ -58,7 +58,7 @@ class Candidate:
             )
         if not callable(self.prepare):
             raise BadArgumentError(
-                f"prepare={self.prepare!r}; it is a function of a model and of the clock"
+                f"prepare={self.prepare!r}; it must be a function of a model and of the clock"
             )
         if self.keep is not None:
             resolve_keep(self.keep, 1)
@@ -91,5 +91,5 @@ def check_candidates(candidates: Sequence[Candidate]) -> None:
     double = [name for name in names if names.count(name) > 1]
     if double:
         raise BadArgumentError(
-            f"{double[0][0]!r} is there twice with keep={double[0][2]!r}: give them two names"
+            f"{double[0][0]!r} is there twice with keep={double[0][2]!r}: give each its own name"
         )

@@ -29,7 +29,8 @@ def check_mode(mode: str, work: Workload) -> None:
         return
     if work.device.type != "cuda":
         raise BadArgumentError(
-            f"mode='graph' on {work.setting.device}; CUDA graphs need device='cuda': take eager or compile"
+            f"mode='graph' on {work.setting.device}; CUDA graphs need device='cuda': use mode='eager' or "
+            "'compile'"
         )
     if work.multimodal:
         raise BadArgumentError(

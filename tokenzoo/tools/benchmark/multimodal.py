@@ -109,7 +109,9 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
     """
     shape = SHAPES[name]
     if sizes.frames is not None and not shape.frames:
-        raise BadArgumentError(f"frames={sizes.frames} of {name}, which is shown an image")
+        raise BadArgumentError(
+            f"frames={sizes.frames} of {name}, which takes an image: leave frames= out"
+        )
     frames = sizes.frames or shape.frames
     vision = dict(shape.tiny if sizes.tiny else shape.vision)
     text = dict(TINY_LANGUAGE if sizes.tiny else shape.text)

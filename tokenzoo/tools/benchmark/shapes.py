@@ -59,8 +59,8 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
         return Workload(name, model, given, True, sizes, setting, adapter_of(model))
     if sizes.frames is not None or (sizes.layers is not None):
         raise BadArgumentError(
-            f"{name} has no video and no language model whose size could be told: leave out frames and "
-            f"layers, or take one of {', '.join(multimodal.SHAPES)}"
+            f"{name} has no video and no language model whose size could be set: leave out frames and "
+            f"layers, or use one of {', '.join(multimodal.SHAPES)}"
         )
     if sizes.tiny and name not in IMAGES:
         raise BadArgumentError(f"there is no tiny {name}; there is one of {', '.join(NAMES)}")
@@ -71,7 +71,8 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
         options["attn_implementation"] = setting.attention
     elif setting.attention != "sdpa":
         raise BadArgumentError(
-            f"attention={setting.attention!r} of {name}, whose library has one of its own: leave it out"
+            f"attention={setting.attention!r} of {name}, whose library chooses its own attention: leave it "
+            "out"
         )
     if sizes.depth is not None:
         options["depth"] = sizes.depth

@@ -67,9 +67,13 @@ class Setting:
         try:
             kind = torch.device(self.device).type
         except RuntimeError as error:
-            raise BadArgumentError(f"device={self.device!r}; it is cpu, cuda or cuda:N") from error
+            raise BadArgumentError(
+                f"device={self.device!r}; it must be cpu, cuda or cuda:N"
+            ) from error
         if kind == "cuda" and not torch.cuda.is_available():
-            raise BadArgumentError(f"device={self.device!r}; this torch sees no CUDA device: cpu")
+            raise BadArgumentError(
+                f"device={self.device!r}; this torch sees no CUDA device: use device='cpu'"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -93,10 +93,10 @@ class LayerCall:
         compact = self.steps.by_layer[at].positions == "compact"
         if angles is None or (compact and positions is None):
             raise AttachError(
-                f"the layers of {self.language.name} are given no "
-                f"{ANGLES if angles is None else POSITIONS}, which a step at layer {at} gathers: this "
-                "transformers is not followed in the language model. Take 5.20 to 5.24, or a recipe that "
-                "reduces before the language model"
+                f"the layers of {self.language.name} get no "
+                f"{ANGLES if angles is None else POSITIONS}, which a step at layer {at} needs: this "
+                "version of transformers is not supported in the language model. Install 5.20 to 5.24, or "
+                "use a recipe that reduces before the language model"
             )
         if compact and positions is not None:
             positions = self._compact(at, positions.expand(b, -1), index)
@@ -143,8 +143,8 @@ class LayerCall:
         held = int(self.kv_cache.get_seq_length(self.language.cache_layers[self.layer]))
         if held != expected:
             raise AttachError(
-                f"the cache holds {held} tokens of layer {self.layer}, and {expected} were expected: it "
-                "was cropped, or filled by another model, since. Begin with a new cache"
+                f"the cache holds {held} tokens of layer {self.layer}, but {expected} were expected: it "
+                "was cropped or filled by another model. Start with a new cache"
             )
 
     def prepared(self) -> LayerCall:

@@ -42,8 +42,8 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
     """
     if language.kind not in SUPPORTED:
         raise AttachError(
-            f"the language model {language.kind} is not followed at the stage 'llm'; "
-            f"{', '.join(SUPPORTED)} are. Take a recipe that reduces before the language model"
+            f"the language model {language.kind} is not supported at the stage 'llm'; "
+            f"{', '.join(SUPPORTED)} are. Use a recipe that reduces before the language model"
         )
     if steps.need(FROM_ATTENTION):
         hf_attention.check(
@@ -53,8 +53,8 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
     if language.kind in MROPE and compact:
         raise AttachError(
             f"positions='compact' at layer {compact[0]} of the language model {language.kind}: visual "
-            "tokens have the time, row and column in their image, which are not numbered anew when others "
-            "go. Make the step with positions='keep'"
+            "tokens keep the time, row and column in their image, which are not renumbered when others "
+            "are removed. Make the step with positions='keep'"
         )
     kinds = set(getattr(language.config, "layer_types", None) or ())
     if not kinds and getattr(
@@ -63,19 +63,19 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
         kinds = {"sliding_attention"}
     if kinds - {"full_attention"}:
         raise AttachError(
-            f"the language model has layers with {', '.join(sorted(kinds))}: with a window, fewer tokens "
-            "would mean another window. Take a recipe that reduces before the language model"
+            f"the language model has layers with {', '.join(sorted(kinds))}: fewer tokens would change "
+            "what a window covers. Use a recipe that reduces before the language model"
         )
     for layer, step in steps.by_layer.items():
         if not 1 <= layer < language.depth:
             raise AttachError(
-                f"{step.stage!r}: a step in a language model of {language.depth} layers names one of the "
-                f"layers 1 to {language.depth - 1}, whose input is reduced by the evidence of the layer "
-                "before: Stage.LLM(2)"
+                f"{step.stage!r}: a step in a language model of {language.depth} layers must name one of "
+                f"the layers 1 to {language.depth - 1}, whose input is reduced by the evidence of the "
+                "layer before: Stage.LLM(2)"
             )
         if any(isinstance(part, Assigner) and part.extra for part in walk(step.matcher)):
             raise AttachError(
-                "this recipe makes new tokens, which have no position in a prompt: take an assigner that "
+                "this recipe makes new tokens, which have no position in a prompt: choose an assigner that "
                 "joins tokens to kept ones"
             )
 
@@ -109,6 +109,6 @@ def check_generate(given: Mapping[str, Any], steps: DecoderSteps) -> None:
         if given.get(name) is not None or getattr(config, name, None) is not None:
             raise AttachError(
                 f"generate({name}=...) with a recipe that works in the language model ({steps.names}): it "
-                "cuts the cache of all layers at one length, and theirs differ. Leave it out, or take a "
-                "recipe that reduces before the language model"
+                "cuts the caches of all layers to one length, but their lengths differ. Leave it out, or "
+                "use a recipe that reduces before the language model"
             )

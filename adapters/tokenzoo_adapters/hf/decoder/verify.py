@@ -146,7 +146,7 @@ def _compare(language: Any, name: str, steps: Mapping[int, Step], sample: Sample
         if not gap <= limit:
             raise AttachError(
                 f"{name} differs from itself by {gap:.1e} of its largest output when {what}: it takes its "
-                f"cache, masks or positions in a way that is not followed. {REFUSED}"
+                f"cache, masks or positions in a way that is not supported. {REFUSED}"
             )
 
 
@@ -157,7 +157,7 @@ def _passes(
     trial, n = trial_decoder(language, steps), PROMPT + ANSWER
     own = trial.language.takes.own
     if own is None:
-        raise AttachError(f"{name} has no argument for a cache whose name is known. {REFUSED}")
+        raise AttachError(f"{name} has no argument for a cache with a known name. {REFUSED}")
     ids = torch.zeros(len(PADDED), n, dtype=torch.int64, device="cpu")
     for row, count in enumerate(VISUAL):
         ids[row, FIRST : FIRST + count] = 1
@@ -188,7 +188,7 @@ def _passes(
     if held != wanted:
         raise AttachError(
             f"the cache of {name} holds {held} tokens where {wanted} are left: its layers are not "
-            f"followed. {REFUSED}"
+            f"supported. {REFUSED}"
         )
     return bare, cached, whole
 

@@ -164,7 +164,7 @@ class VisionLanguageAdapter(Adapter):
             value = given.get(name)
             if value is not None and value != getattr(config, name, value):
                 raise AttachError(
-                    f"{name}={value!r} in a call, and the recipe was planned on {getattr(config, name)!r}: "
+                    f"{name}={value!r} in a call, but the recipe was planned on {getattr(config, name)!r}: "
                     f"set it in the model's config (model.config.{name}), then attach"
                 )
         found: dict[int, list[VisualSpan]] = {}
@@ -244,8 +244,9 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
     name = type(model).__name__
     if spec.streams:
         raise UnsupportedModelError(
-            f"{name} hands features of inner blocks of its tower ({spec.streams[0].name}) to its language "
-            "model, which no adapter carries yet. What works on it: zoo.reduce(features), after the tower"
+            f"{name} passes features of inner blocks of its vision tower ({spec.streams[0].name}) to its "
+            "language model, which is not supported yet. What works on it: zoo.reduce(features), after the "
+            "tower"
         )
     tower = _tower(spec, model, base)
     reason = spec.refuse(base, tower)
@@ -273,8 +274,8 @@ def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     whole = find_tower(tower, at=at) or find_qwen_tower(tower, at)
     if whole is None:
         raise UnsupportedModelError(
-            f"{name} has the vision tower {type(tower).__name__}, which is not followed. What works on it: "
-            "zoo.reduce(features), after the tower"
+            f"{name} has the vision tower {type(tower).__name__}, which is not supported. What works on "
+            "it: zoo.reduce(features), after the tower"
         )
     if not isinstance(whole, HFTower):
         return whole
@@ -283,8 +284,8 @@ def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     if not 1 <= depth <= blocks:
         layers = getattr(base.config, spec.reads)
         raise UnsupportedModelError(
-            f"{name} reads the hidden states {layers!r} of a tower of {blocks} blocks: there is no block "
-            "before them that could be reduced"
+            f"{name} reads the hidden states {layers!r} of a vision tower of {blocks} blocks: there is no "
+            "block before them that could be reduced"
         )
     return replace(whole, outer=base, depth=depth)
 

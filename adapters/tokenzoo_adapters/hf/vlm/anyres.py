@@ -116,7 +116,8 @@ def layout(config: Any, image_size: tuple[int, int], count: int) -> Layout:
     if count != whole:
         raise BadArgumentError(
             f"an image of {image_size[0]} x {image_size[1]} pixels has {whole} crops in this model, a base "
-            f"and {len(where)} rows, and {count} were given: pass image_sizes as the processor returns them"
+            f"and {len(where)} rows, but {count} were passed: pass image_sizes as the processor returns "
+            "them"
         )
     return where
 
@@ -137,8 +138,8 @@ def pack(features: Tensor, where: Layout, newline: Tensor) -> Tensor:
     """
     if len(features) != 1 + sum(map(len, where)):
         raise BadArgumentError(
-            f"{len(features)} crops; this layout has {1 + sum(map(len, where))}: a base crop and a grid of "
-            f"{len(where)} rows"
+            f"{len(features)} crops were passed; this layout has {1 + sum(map(len, where))}: a base crop "
+            f"and a grid of {len(where)} rows"
         )
     line = newline.to(features)[None]  # [1, c]
     if not where:
@@ -176,7 +177,7 @@ def _lines(config: Any, image_size: tuple[int, int], crops: bool) -> tuple[int, 
     most = str(said).removeprefix("anyres_max_")
     if not most.isdecimal() or not int(most):
         raise BadArgumentError(
-            f"vision_aspect_ratio={said!r} of the model's config; it is 'anyres_max_N', such as "
+            f"vision_aspect_ratio={said!r} of the model's config; it must be 'anyres_max_N', such as "
             "'anyres_max_9': larger images are shrunk to the tokens of N crops"
         )
     ratio = sqrt(lines * columns / (int(most) * _side(config) ** 2))

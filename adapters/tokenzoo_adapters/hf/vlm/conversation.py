@@ -37,8 +37,8 @@ def continued(
             mask = torch.cat([cached.mask.to(mask), mask[:, n:]], 1)
             return ShortCall({**prompt, MASK: mask}, cached)
         raise AttachError(
-            f"the cache was made of another prompt: input_ids {tuple(ids.shape)} do not begin with the "
-            f"{n} tokens that it was made of. Pass the whole conversation, as generate returned it, or "
+            f"the cache was made from another prompt: input_ids {tuple(ids.shape)} do not begin with the "
+            f"{n} tokens that it was made from. Pass the whole conversation, as generate returned it, or "
             "no cache"
         )
     new = {

@@ -173,8 +173,8 @@ def restoring(model: nn.Module, given: Mapping[str, Any], prompt: CallerPrompt) 
     if missing:
         raise AttachError(
             f"{type(model).__name__} has no {' and no '.join(missing)}, where transformers 5.20 to 5.24 "
-            "collects what generate calls with ids; that would see another prompt than yours. Install one "
-            "of these versions, or detach first"
+            "collects the functions that generate calls with ids; they would get a shortened prompt. "
+            "Install one of these versions, or detach first"
         )
     new: dict[str, Any] = {
         name: Callbacks(given.get(name), prompt)

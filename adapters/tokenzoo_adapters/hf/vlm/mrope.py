@@ -55,7 +55,7 @@ def positions(
         if value is not None and value.shape != ids.shape:
             raise BadArgumentError(
                 f"{name} of shape {tuple(value.shape)} with shortened input_ids {tuple(ids.shape)}: "
-                "it has one value per token; of a conversation with its cache, for all that was said"
+                "it needs one value per token; with a cache, for all tokens of the conversation"
             )
     rows, mask, types = _on_host(ids, given.get(MASK), given.get("mm_token_type_ids"))
     times = torch.ones_like(rows)  # for how many tokens of the whole prompt each column stands

@@ -156,8 +156,8 @@ def _on_host(input_ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The ids, and where they are no padding, both `[b, n]` on the CPU, in one transfer."""
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise BadArgumentError(
-            f"input_ids of shape {tuple(input_ids.shape)}, {input_ids.dtype}; they are token ids [b, n], "
-            "as the processor returns them"
+            f"input_ids of shape {tuple(input_ids.shape)}, {input_ids.dtype}; they must be token ids [b, "
+            "n], as the processor returns them"
         )
     if mask is None:
         ids = input_ids.cpu()
@@ -192,8 +192,8 @@ def _states(
     if not states:
         said = ", ".join(f"id {token}: {fits[0]}" for token, fits in fitting.items())
         raise BadArgumentError(
-            "some placeholders are as many as the processor writes (full), others as many as are planned "
-            f"(short): {said}. Shorten all of a prompt, or leave all as the processor wrote it"
+            "some images have as many placeholders as the processor writes (full), others as many as "
+            f"planned (short): {said}. Shorten a prompt as a whole, or pass it as the processor wrote it"
         )
     return states
 

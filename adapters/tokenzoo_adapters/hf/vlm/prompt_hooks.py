@@ -146,8 +146,8 @@ class PromptHooks:
         ids, mask = given["input_ids"], given.get(MASK)
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise AttachError(
-                f"attention_mask is {kind_of(mask)}, with a recipe that works in the language model: it is "
-                "a tensor [b, n], 0 at padding"
+                f"attention_mask is {kind_of(mask)}; with a recipe that works in the language model it "
+                "must be a tensor [b, n], 0 at padding"
             )
         b, n = self.state.shape or ids.shape
         cache = cache_of(given)

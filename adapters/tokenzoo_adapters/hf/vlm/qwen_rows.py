@@ -67,7 +67,7 @@ class PackedRows:
         """
         if self.state.grids is None:
             raise AttachError(
-                "a block of the tower was called by itself: call the tower, with its grid_thw"
+                "a block of the vision tower was called on its own: call the tower, with its grid_thw"
             )
         return self.state.grids
 
@@ -86,7 +86,7 @@ class PackedRows:
         wanted = sum(t * h * w for t, h, w in rows)
         if isinstance(patches, Tensor) and patches.shape[0] != wanted:
             raise AttachError(
-                f"{patches.shape[0]} patches are given, and images and videos with the grids {rows} "
+                f"{patches.shape[0]} patches were passed, but images and videos with the grids {rows} "
                 f"(slices, rows, columns) have {wanted}: pass both as the processor returns them"
             )
 

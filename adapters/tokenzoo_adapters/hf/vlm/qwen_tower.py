@@ -152,7 +152,7 @@ class HFQwenTower(Adapter):
         layout = PackedLayout.of(grids, known, group=self.group)
         if layout.rows() != x.shape[0]:
             raise AttachError(
-                f"{x.shape[0]} patches enter the first block, and the images of this pass have "
+                f"{x.shape[0]} patches enter the first block, but the images of this call have "
                 f"{layout.rows()}: call the whole tower, with its grid_thw"
             )
         return layout

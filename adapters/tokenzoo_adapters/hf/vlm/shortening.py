@@ -79,8 +79,8 @@ def shorten_call(
         )
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
         raise AttachError(
-            f"attention_mask is {kind_of(mask)}; with input_ids {tuple(ids.shape)} that are to be "
-            "shortened it is a tensor of their shape, 0 at padding"
+            f"attention_mask is {kind_of(mask)}; with input_ids {tuple(ids.shape)} that must be "
+            "shortened it must be a tensor of their shape, 0 at padding"
         )
     short = found = shorten(ids, spans, attention_mask=mask, pad_left=pad_left)
     if short is None:

@@ -46,8 +46,8 @@ def per_grid(call: SpanCall) -> list[VisualSpan]:
     """
     if not isinstance(call.sizes, Tensor):
         raise AttachError(
-            f"the grids of images are a {type(call.sizes).__name__}; they are a tensor [images, 3], as the "
-            "processor returns it: model.generate(**inputs)"
+            f"the grids of images are a {type(call.sizes).__name__}; they must be a tensor [images, 3], as "
+            "the processor returns it: model.generate(**inputs)"
         )
     rows: list[list[int]] = cast("Any", call.sizes).tolist()
     group = call.spec.group(call.base.config)

@@ -294,7 +294,7 @@ def test_the_bare_models_stitch_only_whole_crops(name: str, tokens: int, channel
 def test_an_aspect_ratio_that_says_no_number(said: str) -> None:
     config = configuration("llava_onevision", "small")
     config.vision_aspect_ratio = said
-    text = f"vision_aspect_ratio={said!r} of the model's config; it is 'anyres_max_N'"
+    text = f"vision_aspect_ratio={said!r} of the model's config; it must be 'anyres_max_N'"
     with pytest.raises(BadArgumentError, match=re.escape(text)):
         packing.full_tokens(config, (300, 200), True)
     assert packing.full_tokens(config, (300, 200), False) == 65  # which does not ask for it
@@ -303,12 +303,12 @@ def test_an_aspect_ratio_that_says_no_number(said: str) -> None:
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_an_image_of_another_number_of_crops(count: int) -> None:
     with pytest.raises(
-        BadArgumentError, match=f"400 x 1000 pixels has 4 crops.*, and {count} were"
+        BadArgumentError, match=f"400 x 1000 pixels has 4 crops.*, but {count} were"
     ):
         packing.layout(CONFIGS["llava_next", "small"], (400, 1000), count)
 
 
 def test_a_layout_of_another_number_of_crops() -> None:
     for where, count in (((True, True),), 2), ((), 3):
-        with pytest.raises(BadArgumentError, match=f"{count} crops; this layout has"):
+        with pytest.raises(BadArgumentError, match=f"{count} crops were passed; this layout has"):
             packing.pack(torch.ones(count, 4, 1), where, torch.ones(1))

@@ -146,7 +146,7 @@ def test_other_features_than_were_planned_on(kind: str) -> None:
             logits(model, given, vision_feature_layer=layer), logits(model, given)
         )  # what is in the configuration may be said
         with pytest.raises(
-            AttachError, match=rf"layer=-4 in a call, and .* planned on {layer}: set"
+            AttachError, match=rf"layer=-4 in a call, but .* planned on {layer}: set"
         ):
             logits(model, given, vision_feature_layer=-4)
         strategy = model.config.vision_feature_select_strategy
@@ -248,7 +248,9 @@ def test_a_cache_of_another_prompt(recipe: str) -> None:
         out = model.generate(**given, max_new_tokens=3, return_dict_in_generate=True)
         other = hf.inputs(model, "<image> " + "is the dog a dog ? " * 4, [[FLOWER]])
         assert other["input_ids"].shape[1] > out.sequences.shape[1]
-        with pytest.raises(AttachError, match=r"made of another prompt: .* do not begin with the"):
+        with pytest.raises(
+            AttachError, match=r"made from another prompt: .* do not begin with the"
+        ):
             answer(model, other, **{CACHE: cache_of(out)})
 
 
@@ -262,7 +264,7 @@ def test_a_cache_that_was_cropped(recipe: str) -> None:
         cache.layers[3].keys = cache.layers[3].keys[:, :, :-2]
         cache.layers[3].values = cache.layers[3].values[:, :, :-2]
         mask = torch.cat([given["attention_mask"], torch.ones(1, 1, dtype=torch.int64)], 1)
-        with pytest.raises(AttachError, match=r"cache holds \d+ tokens of layer 3, and \d+ were"):
+        with pytest.raises(AttachError, match=r"cache holds \d+ tokens of layer 3, but \d+ were"):
             model(input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, **{CACHE: cache})
 
 
@@ -283,13 +285,13 @@ def test_an_attention_that_cannot_be_seen(recipe: str) -> None:
 def test_text_in_the_space_of_the_tower(kind: str) -> None:
     match = SelectAssign(TopK(TextRelevance()), Drop())
     recipe = Recipe(Step(Stage.FEATURES, Once(), match, Identity()), keep=4)
-    says = r"needs text at Stage\.FEATURES; \w+ shows .* one of these: text is .* Stage\.PROJECTED"
+    says = r"needs text at Stage\.FEATURES; \w+ provides .* one of these: text is .* Stage\.PROJECTED"
     refused(whole(kind), recipe, MissingEvidenceError, says)
 
 
 @pytest.mark.parametrize("recipe", ["fastervlm", "visionzip"])
 def test_a_tower_without_a_class_token(recipe: str) -> None:
-    says = r"needs cls_attention.* at Stage\.FEATURES; LlavaOnevision\w+ shows"
+    says = r"needs cls_attention.* at Stage\.FEATURES; LlavaOnevision\w+ provides"
     refused(whole("llava_onevision"), recipe, MissingEvidenceError, says)
 
 
@@ -324,7 +326,7 @@ def test_a_class_token_that_would_be_packed_as_a_patch() -> None:
 
 def test_states_of_the_tower_before_its_first_block() -> None:
     model = hf.llava(vision_feature_layer=0)
-    says = r"reads the hidden states 0 of a tower of 6 blocks: there is no block"
+    says = r"reads the hidden states 0 of a vision tower of 6 blocks: there is no block"
     refused(model, "evoprune", UnsupportedModelError, says)
 
 
@@ -387,7 +389,7 @@ def _got_ocr() -> nn.Module:
         ),
         (
             _got_ocr,
-            r"GotOcr2ForConditionalGeneration is not followed\. Followed are .*zoo\.reduce",
+            r"GotOcr2ForConditionalGeneration is not supported\. Supported are .*zoo\.reduce",
         ),
     ],
 )

@@ -136,6 +136,6 @@ def test_what_is_left_are_rows_of_the_bare_model(text: str, stage: Stage, side: 
 @TEXT
 def test_its_language_model_is_refused(text: str) -> None:
     model = bare(text)
-    with pytest.raises(AttachError, match=r"Gemma2?Model is not followed at the stage 'llm'"):
+    with pytest.raises(AttachError, match=r"Gemma2?Model is not supported at the stage 'llm'"):
         tokenzoo.build("fastv", keep=5).attach(model)
     assert remains(model) == []

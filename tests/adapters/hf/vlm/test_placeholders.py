@@ -328,8 +328,8 @@ ERRORS: dict[str, tuple[Any, dict[int, list[VisualSpan]], str]] = {
         r"row 0 of input_ids ends within image or video 1 of 2 .*: 1 of its 2 .* take 2, 2:",
     ),
     "torn over a row": ([[4, 4], [7, 8], [4, 4]], {IMAGE: [VisualSpan(4, 2)]}, r"row 0 .*the others below"),
-    "no rows": ([4, 4], {IMAGE: [VisualSpan(2, 1)]}, r"shape \(2,\), torch.int64; they are token ids"),
-    "embeddings": ([[4.0, 4.0]], {IMAGE: [VisualSpan(2, 1)]}, r"torch.float32; they are token ids"),
+    "no rows": ([4, 4], {IMAGE: [VisualSpan(2, 1)]}, r"shape \(2,\), torch.int64; they must be token ids"),
+    "embeddings": ([[4.0, 4.0]], {IMAGE: [VisualSpan(2, 1)]}, r"torch.float32; they must be token ids"),
 }  # fmt: skip
 
 
@@ -355,11 +355,11 @@ def test_values_that_are_not_one_per_token(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"full": 0}, "full=0; it is an int >= 1"),
+        ({"full": 0}, "full=0; it must be an int >= 1"),
         ({"short": 0}, "short=0"),
         ({"short": 2.0}, "short=2.0"),
         ({"units": 0}, "units=0"),
-        ({"fixed": -1}, "fixed=-1; it is an int >= 0"),
+        ({"fixed": -1}, "fixed=-1; it must be an int >= 0"),
         ({"patches": -1}, "patches=-1"),
     ],
 )

@@ -100,19 +100,19 @@ def test_prompts_of_a_step_after_the_last_block_too() -> None:
 
 def test_prompts_that_a_hook_of_the_first_block_puts_in_are_an_error() -> None:
     model = hooked(VIT.build(img_size=96, depth=4), "blocks.0", 1, before=True)
-    with pytest.raises(AttachError, match=r"blocks\.0 gives 13 tokens where 9 stay"):
+    with pytest.raises(AttachError, match=r"blocks\.0 returns 13 tokens where 9 are"):
         tokenzoo.build("tome", keep=12).attach(model)
     model = VIT.build(img_size=96, depth=4)
     tokenzoo.build("tome", keep=12).attach(model)
     hooked(model, "blocks.0", 1, before=True)
-    with pytest.raises(AttachError, match=r"42 tokens are in blocks\.0 where 37 are known"):
+    with pytest.raises(AttachError, match=r"blocks\.0 has 42 tokens where 37 are"):
         run(model)
 
 
 @pytest.mark.parametrize(
     ("case", "prefix", "what"),
     [
-        (VIT, 0, "prefix=0; it is an int >= 1"),
+        (VIT, 0, "prefix=0; it must be an int >= 1"),
         (VIT, True, "prefix=True"),
         (VIT, 2.0, "prefix=2.0"),
         (BEIT, 6, "a bias for each pair of places"),

@@ -366,7 +366,7 @@ def test_a_conversation_goes_on_with_its_cache(kind: str, name: str) -> None:
         logits(model, third)  # a second call in between, of another conversation
         ids = torch.cat([one.sequences, second["input_ids"]], 1)
         given = {**second, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with pytest.raises(BadArgumentError, match=r"mm_token_type_ids of shape .* for all that"):
+        with pytest.raises(BadArgumentError, match=r"mm_token_type_ids of shape .* for all tokens"):
             said(model, given, **{CACHE: copy.deepcopy(cache_of(one))})
         given["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
         two = said(model, given, **{CACHES[0]: cache_of(one)})
@@ -489,7 +489,7 @@ def _bad(kind: str) -> Sequence[tuple[str, Any, str]]:
         ("input_ids", given["input_ids"][:, 8:], r"have \d+ placeholders"),
         ("image_grid_thw", None, "pixel_values without image_grid_thw"),
         ("video_grid_thw", None, "pixel_values_videos without video_grid_thw"),
-        ("pixel_values", given["pixel_values"][:-4], "patches are given, and images"),
+        ("pixel_values", given["pixel_values"][:-4], "patches were passed, but images"),
         ("input_ids", None, "no input_ids"),
     ]
 

@@ -54,5 +54,7 @@ def test_it_is_copied_by_name(spec: VisionLanguageSpec) -> None:
 
 def test_a_stream_that_nobody_carries_is_refused() -> None:
     spec = replace(LLAVA, streams=(ExtraStream("deepstack_features", "deepstack_visual_indexes"),))
-    with pytest.raises(UnsupportedModelError, match=r"inner blocks of its tower \(deepstack"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"inner blocks of its vision tower \(deepstack"
+    ):
         find_vision_language(llava(), (spec,))

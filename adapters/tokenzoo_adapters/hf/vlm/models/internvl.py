@@ -23,8 +23,8 @@ def another_layer(base: Any, tower: Adapter) -> str | None:
     """As in LLaVA; and the pixel shuffle takes a square of patches from the tower's end."""
     if getattr(base.config, LAYERS) != -1:
         return (
-            f"has {LAYERS}={getattr(base.config, LAYERS)!r}; of InternVL the last hidden state is "
-            "followed: set it to -1"
+            f"has {LAYERS}={getattr(base.config, LAYERS)!r}; of InternVL only the last hidden state is "
+            "supported: set it to -1"
         )
     if getattr(base.config, STRATEGY) != "default":
         return f"has {STRATEGY}={getattr(base.config, STRATEGY)!r}: set it to 'default'"

@@ -285,7 +285,9 @@ def test_an_attention_that_cannot_be_seen(recipe: str) -> None:
 def test_text_in_the_space_of_the_tower(kind: str) -> None:
     match = SelectAssign(TopK(TextRelevance()), Drop())
     recipe = Recipe(Step(Stage.FEATURES, Once(), match, Identity()), keep=4)
-    says = r"needs text at Stage\.FEATURES; \w+ provides .* one of these: text is .* Stage\.PROJECTED"
+    says = (
+        r"needs text at Stage\.FEATURES; \w+ provides .* one of these: text is .* Stage\.PROJECTED"
+    )
     refused(whole(kind), recipe, MissingEvidenceError, says)
 
 

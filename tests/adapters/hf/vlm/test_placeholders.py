@@ -315,7 +315,7 @@ ERRORS: dict[str, tuple[Any, dict[int, list[VisualSpan]], str]] = {
     "modalities": (
         [[4, 4, 5, 5]],
         {IMAGE: [VisualSpan(2, 1)], VIDEO: [VisualSpan(4, 2)]},
-        r"id 4: full, id 5: short\. Shorten all of a prompt",
+        r"id 4: full, id 5: short\. Shorten a prompt as a whole",
     ),
     "torn": (
         [[4, 4, 4, 4, 4, 9], [4, 4, 4, 9, 9, 9]],

@@ -50,6 +50,13 @@ DAMAGED = {
     "a field is missing": (ROW.line().replace('"facts"', '"fact"'), 1),
     "of a later format": (ROW.line().replace('"format": 1', '"format": 2'), 1),
     "of another status": (ROW.line().replace('"ok"', '"done"'), 1),
+    "a score is text": (ROW.line().replace("[1, 0]", '[1, "0"]'), 1),
+    "a score is not finite": (ROW.line().replace("[1, 0]", "[1, NaN]"), 1),
+    "scores without a name": (ROW.line().replace('{"all": [1, 0]}', "[[1, 0]]"), 1),
+    "without scores": (ROW.line().replace('{"all": [1, 0]}', "{}"), 1),
+    "a part of a time": (ROW.line().replace("[0.5, 0.4, 0.6]", "[0.5]"), 1),
+    "options are not JSON": (ROW.line().replace('"options": "{}"', '"options": "lam"'), 1),
+    "a budget is text": (ROW.line().replace('"keep": 0.25', '"keep": "0.25"'), 1),
     "nested": (WHOLE + "[" * 100_000 + "\n", 3),
     "twice": (WHOLE + ROW.line(), 3),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -91,7 +92,29 @@ class Row:
         if given["status"] not in (OK, REFUSED):
             raise ValueError(f"its status is {given['status']!r}")
         given["key"] = Key(**given["key"])
+        _check_values(given)
         return cls(**given)
+
+
+def _check_values(given: Mapping[str, Any]) -> None:
+    """Raise ValueError if what is read of a row is not what a row holds."""
+    key: Key = given["key"]
+    for name in ("facts", "scores", "versions"):
+        if not isinstance(given[name], dict):
+            raise ValueError(f"its {name} are not an object")
+    if not isinstance(json.loads(key.options), dict):
+        raise ValueError(f"its options are {key.options!r}, not an object of JSON")
+    if given["status"] == OK and not given["scores"]:
+        raise ValueError("it has no scores")
+    if len(given["time"]) not in (0, 3):
+        raise ValueError("its time is not a median and two quartiles")
+    single = [one for one in (given["tokens"], given["flops"], key.keep) if one is not None]
+    numbers: list[Any] = [*single, *given["time"], *given["agreement"]]
+    for scores in given["scores"].values():
+        numbers += scores
+    for number in numbers:
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"it has {number!r} where a number belongs")
 
 
 class ResultsFile:

@@ -24,13 +24,17 @@ def test_rows_carry_what_was_typed_without_the_folders(
     monkeypatch.setattr(command_file, "prepare", lambda name, options: subject())
     out, data = tmp_path / "my results.jsonl", tmp_path / "images"
     data.mkdir()
+    file = ResultsFile(out)
+    file.append(row(None, "word"))  # of another task: it stays, and is not shown
     result = call(
         *("eval", "--task", "digits", "--recipe", "tome,random", "--recipe", "pool"),
         *("--keep", "25%", "--rounds", 0, "--seeds", 1, "--quick", "--out", out),
         *("--data", data, "--model", data),
     )
     assert result.exit_code == 0, result.output
-    [command] = {row.command for row in ResultsFile(out).rows()}
+    assert "toy, vit: 6 samples" in result.output
+    assert "read, vit" not in result.output
+    [command] = {row.command for row in file.rows()[1:]}
     assert sorted(shlex.split(command)) == sorted(
         shlex.split(
             "tokenzoo eval --task digits --recipe tome,random,pool --keep 25% --quick --seeds 1 "

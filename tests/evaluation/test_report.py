@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -197,9 +196,7 @@ def test_nothing_to_report(write: Any) -> None:
 
 def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    real = builtins.__import__
-    monkeypatch.setattr(importlib, "import_module", real)
-    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MissingDependencyError, match=r"plotly.*tokenzoo\[eval\]"):
         made(*ROWS)
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenzoo._core.validation import check_count
 from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
-from tokenzoo.evaluation import Job, ResultsFile, Row, Subject, TaskOptions, jobs, run
+from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions, jobs, run
 from tokenzoo.evaluation.summary import summarize
 from tokenzoo.evaluation.tasks import TASKS, prepare
 from tokenzoo.zoo import list_recipes
@@ -88,6 +88,7 @@ def run_it(
     rows = sweep(file, subjects, wanted, rounds, command(typed))
     console = Console()
     for found in summarize(rows, controls_of(rows)):
+        console.print()
         console.print(table(found, console.width))
         for line in below(found):
             console.print(line, markup=False, highlight=False)
@@ -144,4 +145,5 @@ def sweep(
                 done[row.key] = row
                 progress.advance(bar)
     asked = {job.key(subject) for subject in subjects for job in wanted}
-    return [row for row in done.values() if row.key in asked or row.key.recipe is None]
+    asked |= {Key(one.task, one.model_name) for one in subjects}
+    return [row for row in done.values() if row.key in asked]

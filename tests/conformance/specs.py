@@ -116,7 +116,7 @@ def hf_tower(name: str, **options: Any) -> Spec:
         recipes=TOWER if "siglip" in name else WITH_CLS,
         checkpoint=hf_checkpoint,
         offloads="siglip" not in name or bool(options),
-        compiles=name in ("clip", "siglip", "dinov2", "dinov3_vit", "vit") and not options,
+        compiles=name in ("clip", "siglip", "dinov3_vit") and not options,
     )
 
 

@@ -22,9 +22,9 @@ from tokenzoo.evaluation.results import OK, Row
 from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import Job, attach, time_of
 from tokenzoo.evaluation.task import Outcome, Subject
+from tokenzoo.recipes.controls import CONTROLS
 from tokenzoo.zoo import build, list_recipes
 
-CONTROLS = ("random", "uniform", "pool", "downsample")
 # Options that matter, by recipe; every other recipe runs with its defaults.
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "evoprune": (

@@ -75,3 +75,7 @@ def downsample(*, keep: int | float = 0.25) -> Recipe:
     """
     match = SelectAssign(GridCentres(), SameCell())
     return Recipe(Step(Stage.IMAGE, Once(), match, WeightedMean()), keep=keep)
+
+
+CONTROLS = tuple(one.__name__ for one in (random, uniform, pool, downsample))
+"""Their names."""

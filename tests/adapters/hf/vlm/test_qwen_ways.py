@@ -105,9 +105,6 @@ def test_reentrant_checkpoints_are_refused(kind: str, name: str) -> None:
     assert same(gradients(model, x), plainly)
 
 
-# ----------------------------------------------------------------------------------- precision
-
-
 # ---------------------------------------------------------------------- copies and other places
 
 
@@ -143,22 +140,21 @@ def test_two_threads(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_after_attach_it_is_the_same() -> None:
-    """With the graph breaks of the bare tower, which reads the grids on the host, and its windows."""
-    name = "evoprune"
+    """With windows, and the graph breaks of the bare tower, which reads the grids on the host."""
     model = tower("qwen2_5_vl", depth=2, fullatt_block_indexes=[1])
     grids: Grids = ((1, 6, 10),)
     x = pixels(model, grids)
     torch._dynamo.reset()
     counters.clear()
     try:
-        with tokenzoo.build(name, keep=0.6, start=0).attach(model):
+        with tokenzoo.build("evoprune", keep=0.6, start=0).attach(model):
             wanted = run(model, x, grids)
             made = torch.compile(model, backend="eager")
             for _ in range(2):
                 assert gap(run(made, x, grids), wanted) <= 1e-5
             assert counters["stats"]["unique_graphs"] > 0
             with pytest.raises(AttachError, match="attach first, then compile"):
-                build(name).attach(made, replace=True)
+                build("tome").attach(made, replace=True)
     finally:
         torch._dynamo.reset()
 

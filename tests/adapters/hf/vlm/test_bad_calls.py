@@ -275,9 +275,7 @@ def test_a_cache_that_was_cropped(recipe: str) -> None:
 def test_an_attention_that_cannot_be_seen(recipe: str) -> None:
     model = hf.llava()
     model.set_attn_implementation("flex_attention")
-    says = (
-        r"the attention of \w+ is 'flex_attention'; supported are sdpa, eager, .*\"sdpa\"\), then attach"
-    )
+    says = r"the attention of \w+ is 'flex_attention'; supported are sdpa, eager, .*\"sdpa\"\), then attach"
     refused(model, recipe, AttachError, says)
 
 
@@ -338,7 +336,12 @@ def test_states_of_the_tower_before_its_first_block() -> None:
 def test_a_compiled_model(part: str) -> None:
     model = hf.llava()
     model.get_submodule(part).compile(backend="eager")
-    refused(model, "evoprune", AttachError, "is compiled, and torch silently ignores hooks that are added later")
+    refused(
+        model,
+        "evoprune",
+        AttachError,
+        "is compiled, and torch silently ignores hooks that are added later",
+    )
 
 
 def test_a_compiled_wrapper() -> None:

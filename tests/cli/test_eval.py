@@ -13,7 +13,9 @@ from rich.console import Console
 from tests.cli.test_commands import call
 from tests.evaluation.subjects import subject
 from tokenzoo.cli import eval as command_file
+from tokenzoo.cli.eval import data_of
 from tokenzoo.cli.eval_report import below, controls_of, table
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Key, ResultsFile, Row
 from tokenzoo.evaluation.summary import summarize
 
@@ -81,6 +83,26 @@ def test_the_table_fits_and_names_what_does_not(width: int, metrics: int) -> Non
     _, _, missing = text.partition("in the file too: ")
     assert missing == ", ".join(names[shown:])
     assert bool(missing) == (metrics == 12)
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ([], {}),
+        (["a"], {"dense": "a", "knn": "a"}),
+        (["knn=b", "a"], {"knn": "b", "dense": "a"}),
+        (["other=b"], {"dense": "other=b", "knn": "other=b"}),
+    ],
+)
+def test_data_of_each_task(texts: list[str], found: dict[str, str]) -> None:
+    paths = data_of(("digits", "dense", "knn"), texts)
+    assert {name: str(path) for name, path in paths.items()} == found
+
+
+@pytest.mark.parametrize("text", ["digits=a", "linear=a"])
+def test_data_of_a_task_without(text: str) -> None:
+    with pytest.raises(BadArgumentError, match="dense, knn"):
+        data_of(("digits", "dense", "knn"), [text])
 
 
 def test_recipes_that_do_not_run_are_named_once() -> None:

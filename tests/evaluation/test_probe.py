@@ -103,6 +103,16 @@ def test_a_parquet_file_has_the_same_images(folder: Path, column: str, struct: b
     assert wanted.classes == tuple(COLOURS)
 
 
+def test_digits_without_a_file() -> None:
+    found, again = (data.sample_digits(30, 32, seed) for seed in (0, 1))
+    assert found.images.shape == (30, 3, 32, 32)
+    assert found.labels.bincount().tolist() == [3] * 10
+    assert len(torch.unique(found.images.flatten(1), dim=0)) == 30
+    assert not torch.equal(found.images, again.images)
+    with pytest.raises(BadArgumentError, match="of the digit 8, 175 are needed"):
+        data.sample_digits(1750, 32)
+
+
 def test_what_cannot_be_read(folder: Path) -> None:
     with pytest.raises(BadArgumentError, match=r"'blue' .* has 9 images, 10 are needed"):
         data.labelled(folder, 30, 32)
@@ -118,8 +128,6 @@ def test_what_cannot_be_read(folder: Path) -> None:
 
 
 def test_what_cannot_be_asked(folder: Path) -> None:
-    with pytest.raises(BadArgumentError, match="needs labelled images"):
-        prepare("knn", TaskOptions("vit_tiny_patch16_224"))
     for name in ("blue", "green"):
         for path in (folder / name).iterdir():
             path.unlink()

@@ -17,12 +17,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count
 from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions, jobs, run
 from tokenzoo.evaluation.summary import summarize
-from tokenzoo.evaluation.tasks import TASKS, prepare
+from tokenzoo.evaluation.tasks import OWN_IMAGES, TASKS, prepare
 from tokenzoo.zoo import list_recipes
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -51,7 +53,10 @@ def run_it(
         Path, typer.Option(help="The results file, JSON lines; rows that it has are not run again.")
     ] = Path("results.jsonl"),
     data: Annotated[
-        Path | None, typer.Option(help="Folder or parquet file with the images of the task.")
+        list[str] | None,
+        typer.Option(
+            help="PATH, or TASK=PATH: a folder or parquet file with images. [default: scikit-learn's]"
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model, where the task takes one.")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples that are scored.")] = None,
@@ -82,8 +87,11 @@ def run_it(
         torch.set_num_threads(check_count("threads", threads))
     file = ResultsFile(output_file(out, (".jsonl",)))
     file.rows()  # a damaged file is an error before anything is loaded
-    options = TaskOptions(model, data, samples, size, seed, quick)
-    subjects = [prepare(name, options) for name in names]
+    paths = data_of(names, data or [])
+    subjects = [
+        prepare(name, TaskOptions(model, paths.get(name), samples, size, seed, quick))
+        for name in names
+    ]
     typed = {name: value for name, value in ctx.params.items() if was_typed(ctx, name)}
     rows = sweep(file, subjects, wanted, rounds, command(typed))
     console = Console()
@@ -99,6 +107,27 @@ def chosen(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the recipes that were asked for; "all" is all that are registered."""
     names = split(texts, "recipe")
     return tuple(list_recipes()) if names == ("all",) else names
+
+
+def data_of(tasks: Sequence[str], texts: Sequence[str]) -> dict[str, Path]:
+    """Return where the images of each task are, from PATH (for every task that takes images) and TASK=PATH.
+
+    Raises:
+        BadArgumentError: a task that is not run, or that takes no images.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        task, equals, path = text.partition("=")
+        if equals and task in TASKS:
+            if task not in tasks or task in OWN_IMAGES:
+                raise BadArgumentError(
+                    f"data {quote(text)}; it must be for one of the tasks that are run and take images: "
+                    f"{', '.join(name for name in tasks if name not in OWN_IMAGES) or 'there is none'}"
+                )
+            found[task] = Path(path)
+        else:
+            found |= {name: Path(text) for name in tasks if name not in (*found, *OWN_IMAGES)}
+    return found
 
 
 def was_typed(ctx: typer.Context, name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError
@@ -126,6 +127,35 @@ def labelled(path: Path, count: int, size: int, seed: int = 0) -> Labelled:
             images.append(read_image(opened, f"image {place} of class {name!r}", size))
             labels.append(index)
     return Labelled(torch.stack(images), torch.tensor(labels), tuple(names))
+
+
+def sample_digits(count: int, size: int, seed: int = 0) -> Labelled:
+    """Read handwritten digits of scikit-learn, equally many of each, as `labelled` reads images.
+
+    Args:
+        count: images in all.
+        size: pixels on a side; the scans have 8.
+        seed: of the draw.
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+        BadArgumentError: more images than there are.
+    """
+    scans = need("sklearn.datasets").load_digits()
+    images, labels = torch.tensor(scans.images).float() / 16, torch.tensor(scans.target)
+    per_class, picked = max(count // 10, 1), list[Tensor]()
+    generator = torch.Generator().manual_seed(seed)
+    for digit in range(10):
+        places = (labels == digit).nonzero()[:, 0]
+        if len(places) < per_class:
+            raise BadArgumentError(
+                f"scikit-learn has {len(places)} images of the digit {digit}, {per_class} are needed: ask "
+                "for fewer samples"
+            )
+        picked.append(places[torch.randperm(len(places), generator=generator)[:per_class]])
+    index = torch.cat(picked)
+    large = interpolate(images[index][:, None], (size, size), mode="bicubic").clamp(0, 1)
+    return Labelled(large.expand(-1, 3, -1, -1), labels[index], tuple(map(str, range(10))))
 
 
 def _of_folders(path: Path) -> dict[str, Sequence[Any]]:

@@ -15,6 +15,8 @@ TASKS = {
     "knn": "probe",
     "linear": "probe",
 }
+OWN_IMAGES = ("digits",)
+"""Tasks whose images cannot be chosen."""
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:

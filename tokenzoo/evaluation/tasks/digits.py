@@ -22,7 +22,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
     """Return the task, on collages of the digits that had no part in the training.
 
     Raises:
-        BadArgumentError: another model, data or size was asked for.
+        BadArgumentError: another model, other data or another size was given.
         MissingDependencyError: without timm or scikit-learn.
     """
     for name in ("model", "data", "size"):

@@ -65,17 +65,14 @@ class Store:
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:
-    """Return the task on the labelled images in `data`; by default with the packaged ViT-S.
+    """Return the task on the labelled images in `data`, or on scikit-learn's digits.
+
+    The default model is the packaged ViT-S.
 
     Raises:
-        BadArgumentError: no data, too few images of a class, or only one class.
+        BadArgumentError: too few images of a class, or only one class.
         MissingDependencyError: scikit-learn, or what the model needs, is not installed.
     """
-    if options.data is None:
-        raise BadArgumentError(
-            f"the task {task} needs labelled images: --data FOLDER with a folder for each class, or a "
-            "parquet file with the columns image and label"
-        )
     name = options.model or FOCUS
     default = SIZE if name == FOCUS else None
     count = options.count(TEST)
@@ -84,14 +81,18 @@ def prepare(task: str, options: TaskOptions) -> Subject:
 
 
 @lru_cache(maxsize=1)
-def loaded(name: str, path: Path, size: int | None, count: int, seed: int) -> Store:
+def loaded(name: str, path: Path | None, size: int | None, count: int, seed: int) -> Store:
     """Return the model and the images; the same store for both tasks."""
     known = vision_model(name, size)
-    images = data.labelled(path, (1 + REFERENCES) * count, known.size, seed)
+    total = (1 + REFERENCES) * count
+    if path is None:
+        source, images = "scikit-learn's digits", data.sample_digits(total, known.size, seed)
+    else:
+        source, images = path.name, data.labelled(path, total, known.size, seed)
     if len(images.classes) < 2:
         raise BadArgumentError(f"{path} has 1 class; at least 2 are needed to tell apart")
     reference, test = divided(images)
-    facts = {"data": path.name, "size": known.size, "samples": len(test.labels), "seed": seed}
+    facts = {"data": source, "size": known.size, "samples": len(test.labels), "seed": seed}
     facts["reference"] = len(reference.labels)
     adapter = find_adapter(known.model)
     parts = [

@@ -143,11 +143,19 @@ def command(options: Mapping[str, Any]) -> str:
         words.append("--" + name.replace("_", "-"))
         if isinstance(value, Path) or (isinstance(value, str) and Path(value).exists()):
             words.append(Path(value).name)
+        elif name == "data":
+            words[-1:] = [word for text in value for word in ("--data", without_folder(text))]
         elif isinstance(value, list | tuple):
             words.append(",".join(str(item) for item in cast("Sequence[Any]", value)))
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)
+
+
+def without_folder(text: str) -> str:
+    """Return PATH, or TASK=PATH, with the last name of the path alone."""
+    task, equals, path = text.partition("=")
+    return f"{task}={Path(path).name}" if equals and task in TASKS else Path(text).name
 
 
 def sweep(

@@ -48,7 +48,6 @@ def test_colours_are_told_apart(folder: Path, task: str) -> None:
     bare, row = run(subject, jobs(["random"], [49]), rounds=0)
     assert bare.scores["mean"] == [1] * 9
     assert (row.status, row.tokens, list(row.scores)) == ("ok", 49, ["cls", "mean"])
-    assert prepare("linear", options).model is subject.model  # both tasks share what is computed
 
 
 def test_features_of_a_label_are_computed_once(folder: Path) -> None:
@@ -62,6 +61,22 @@ def test_features_of_a_label_are_computed_once(folder: Path) -> None:
         assert once > 0
         subject.score(subject.model, range(9), "another")
     assert len(calls) == 2 * once
+
+
+def test_the_second_task_computes_no_features(folder: Path) -> None:
+    subjects = [
+        prepare(name, TaskOptions("vit_tiny_patch16_224", folder, samples=9))
+        for name in ("knn", "linear")
+    ]
+    images: list[int] = []
+    subjects[0].model.patch_embed.register_forward_pre_hook(
+        lambda module, args: images.append(len(args[0]))
+    )
+    rows = [list(run(one, jobs(["tome"], [49]), rounds=0)) for one in subjects]
+    assert (
+        sum(images) == 2 * 27 + 2 * 9
+    )  # both sets, bare and reduced; and a pass of each row's plan
+    assert [row.tokens for row in (rows[0][1], rows[1][1])] == [49, 49]
 
 
 def test_reference_and_test_share_no_picture(folder: Path) -> None:

@@ -42,6 +42,11 @@ class Key:
         """One string for all of it, different for `keep=1` and `keep=1.0`."""
         return json.dumps(list(asdict(self).values()))
 
+    @property
+    def attached(self) -> str:
+        """One string for what is attached to the model, whatever the task."""
+        return json.dumps([self.recipe, self.keep, self.seed, self.options])
+
 
 @dataclass(frozen=True)
 class Row:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo import plugins
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import TokenzooError
 from tokenzoo.evaluation.results import REFUSED, Key, Row
 from tokenzoo.evaluation.task import Outcome, Subject
@@ -96,7 +97,7 @@ def run(
     which = range(subject.samples) if samples is None else samples
     key = Key(subject.task, subject.model_name)
     with torch.inference_mode():
-        bare = subject.score(subject.model, which, key.label)
+        bare = subject.score(subject.model, which, key.attached)
     if key not in done:
         yield Row(key, subject.facts, flops=1.0, versions=versions(), **_scores(bare, bare))
     for job in wanted:
@@ -108,10 +109,9 @@ def row_of(subject: Subject, job: Job, bare: Outcome, samples: range, rounds: in
     """Run one job; a recipe that cannot run on the model gives a row with the reason."""
     key = job.key(subject)
     try:
-        with attach(job, subject, subject.model) as attached:
-            with torch.inference_mode():
-                outcome = subject.score(subject.model, samples, key.label)
-            plan = attached.plan(attached.passes[0].tokens) if attached.passes else None
+        with attach(job, subject, subject.model) as attached, torch.inference_mode():
+            outcome = subject.score(subject.model, samples, key.attached)
+            plan = _plan(subject, attached)
     except TokenzooError as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(key, subject.facts, REFUSED, reason, versions=versions())
@@ -124,6 +124,12 @@ def row_of(subject: Subject, job: Job, bare: Outcome, samples: range, rounds: in
         versions=versions(),
         **_scores(outcome, bare),
     )
+
+
+def _plan(subject: Subject, attached: Attached) -> TokenBudget | None:
+    """Return the plan of a pass of the timed call; None if it reduces nothing in the tower."""
+    subject.call(subject.model)  # scores may come from stored features, without a pass
+    return attached.plan(attached.passes[0].tokens) if attached.passes else None
 
 
 def attach(job: Job, subject: Subject, model: Any) -> Attached:

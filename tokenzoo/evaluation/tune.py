@@ -284,7 +284,7 @@ def rungs(samples: int) -> Iterator[tuple[int, int]]:
 
 def _scored(subject: Subject, one: Candidate, which: range, bare: Outcome) -> Candidate:
     with attach(one.job, subject, subject.model), torch.inference_mode():
-        outcome = subject.score(subject.model, which, one.job.key(subject).label)
+        outcome = subject.score(subject.model, which, one.job.key(subject).attached)
     scores = next(iter(outcome.scores.values()))
     agreement = one.agreement
     if outcome.answers is not None and bare.answers is not None:

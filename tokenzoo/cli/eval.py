@@ -24,7 +24,7 @@ from tokenzoo.cli.options import output_file, parse_keeps, split
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions, jobs, run
 from tokenzoo.evaluation.summary import summarize
-from tokenzoo.evaluation.tasks import OWN_IMAGES, TASKS, prepare
+from tokenzoo.evaluation.tasks import NO_MODEL, OWN_IMAGES, TASKS, prepare
 from tokenzoo.zoo import list_recipes
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -77,7 +77,7 @@ def run_it(
     Intervals hold 95 %. A recipe that does not fit the model gives a row with the reason.
     """
     names = split(task or ["digits"], "task")
-    names = tuple(TASKS) if names == ("all",) else names
+    names = tuple(one for one in TASKS if one not in NO_MODEL) if names == ("all",) else names
     recipes = chosen(recipe or ["evoprune,tome,random,uniform,pool,downsample"])
     keeps = [one.value for one in parse_keeps(keep or ["0.5,0.25,0.125"])]
     check_count("rounds", 0 if rounds is None else rounds, least=0)

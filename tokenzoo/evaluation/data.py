@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.focus_vit import need
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+Transform = Callable[[Any], Tensor]
+"""From an RGB image of Pillow to `[3, H, W]`."""
 IMAGE_COLUMNS, LABEL_COLUMN = ("image", "img"), "label"
 
 
@@ -71,13 +73,14 @@ def image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def read_image(source: Any, name: object, size: int) -> Tensor:
+def read_image(source: Any, name: object, size: int, transform: Transform | None = None) -> Tensor:
     """Read one image, `[3, size, size]` in 0..1: the middle, after the shorter side was scaled to `size`.
 
     Args:
         source: a path or an open binary file.
         name: of the image, for the message.
         size: pixels on a side.
+        transform: applied to the RGB image instead of all this, e.g. that of timm.
 
     Raises:
         BadArgumentError: it cannot be read as an image.
@@ -86,7 +89,10 @@ def read_image(source: Any, name: object, size: int) -> Tensor:
     ops = need("PIL.ImageOps")
     try:
         with pil.open(source) as file:
-            image = ops.fit(ops.exif_transpose(file).convert("RGB"), (size, size), pil.BICUBIC)
+            whole = ops.exif_transpose(file).convert("RGB")
+            if transform is not None:
+                return transform(whole)
+            image = ops.fit(whole, (size, size), pil.BICUBIC)
     except (
         OSError,
         ValueError,
@@ -97,7 +103,9 @@ def read_image(source: Any, name: object, size: int) -> Tensor:
     return pixels.reshape(size, size, 3).permute(2, 0, 1) / 255
 
 
-def labelled(path: Path, count: int, size: int, seed: int = 0) -> Labelled:
+def labelled(
+    path: Path, count: int, size: int, seed: int = 0, transform: Transform | None = None
+) -> Labelled:
     """Read labelled images, equally many of each class, sorted by class.
 
     Args:
@@ -106,6 +114,7 @@ def labelled(path: Path, count: int, size: int, seed: int = 0) -> Labelled:
         count: images in all, drawn at random; as many of each class as it has room for, at least 1.
         size: pixels on a side, see `read_image`.
         seed: of the draw.
+        transform: see `read_image`.
 
     Raises:
         BadArgumentError: it is neither, or a class has fewer images; names the class.
@@ -124,7 +133,8 @@ def labelled(path: Path, count: int, size: int, seed: int = 0) -> Labelled:
         for place in sorted(random.Random(seed).sample(range(len(groups[name])), per_class)):
             source = groups[name][place]
             opened = io.BytesIO(source) if isinstance(source, bytes) else source
-            images.append(read_image(opened, f"image {place} of class {name!r}", size))
+            what = f"image {place} of class {name!r}"
+            images.append(read_image(opened, what, size, transform))
             labels.append(index)
     return Labelled(torch.stack(images), torch.tensor(labels), tuple(names))
 

@@ -14,7 +14,11 @@ TASKS = {
     "dense": "dense",
     "knn": "probe",
     "linear": "probe",
+    "classify": "classify",
 }
+NO_MODEL = ("classify",)
+"""Tasks without a model of their own, which "all" leaves out."""
+
 OWN_IMAGES = ("digits",)
 """Tasks whose images cannot be chosen."""
 

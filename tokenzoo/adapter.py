@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from tokenzoo._core.old_members import OldName, adopt_old_names
 from tokenzoo.attachment import Attachment as Attachment
+from tokenzoo.attachment import EncodedVisual as EncodedVisual
+from tokenzoo.attachment import VisualTokens as VisualTokens
 from tokenzoo.block_path import BlockPath as BlockPath
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
@@ -79,6 +81,9 @@ class Adapter(Part, ABC):
 
     projected_prefix: int = 0
     """Number of prefix tokens that reach the projector."""
+
+    reads_prompts: bool = False
+    """Whether it is a whole model, which reads prompts with images (`visuals`, `shorten`)."""
 
     dynamic_size: bool = False
     """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone:
@@ -276,6 +281,22 @@ class Adapter(Part, ABC):
         raise AttachError(
             f"{type(self).__name__} adapts a vision tower, which has no prompts: attach to the whole "
             "model"
+        )
+
+    def visuals(
+        self, given: Mapping[str, Any], plan: Callable[[int], int]
+    ) -> Mapping[int, Sequence[EncodedVisual]]:
+        """The images and videos of a call, in the order of the prompts, by the id of their placeholder.
+
+        `plan` maps the patch tokens of an image to those of them that enter the language model.
+
+        Raises:
+            AttachError: the model reads no prompts.
+        """
+        del given, plan
+        raise AttachError(
+            f"{type(self).__name__} is about a vision tower, which reads no prompts: ask the adapter "
+            "of the whole model"
         )
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What an adapter can ask about the recipe that was attached to its model."""
+"""What an adapter can ask about the recipe that was attached to its model, and what it says of a prompt."""
 
 from __future__ import annotations
 
@@ -36,4 +36,36 @@ class Attachment(Protocol):
 
     def note_prompts(self, counts: tuple[int, ...]) -> None:
         """Receive how many visual tokens of each prompt are left in the language model."""
+        ...
+
+
+class VisualTokens(Protocol):
+    """One image or video of a prompt."""
+
+    @property
+    def full(self) -> int:
+        """Placeholders that the processor writes for it."""
+        ...
+
+    @property
+    def short(self) -> int:
+        """Its tokens that enter the language model."""
+        ...
+
+    def entering(self, recipe: Any, layer: int) -> int:
+        """Count its tokens that enter a layer, after the steps up to that layer."""
+        ...
+
+
+class EncodedVisual(VisualTokens, Protocol):
+    """One image or video of a prompt, with what the tower encodes of it."""
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of one unit where the tower begins; 0: not known."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """Images, crops or frames that these tokens come from, each with as many."""
         ...

@@ -92,7 +92,7 @@ def call(model: Any) -> tuple[Callable[[], Any], Any]:
         return lambda: model(x), None
     adapter = find_adapter(model)
     given = inputs(model, adapter, 2)
-    visuals = adapter.visuals(given, int) if hasattr(adapter, "visuals") else {}
+    visuals = adapter.visuals(given, int) if adapter.reads_prompts else {}
     return lambda: model(**given), next((of[0] for of in visuals.values()), None)
 
 

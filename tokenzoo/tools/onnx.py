@@ -196,7 +196,7 @@ def _check_example(example: object) -> None:
 def _check(model: nn.Module) -> None:
     """Raise if this model cannot become a file, whatever the recipe."""
     adapter, name = find_adapter(model), type(model).__name__
-    if hasattr(adapter, "visuals"):
+    if adapter.reads_prompts:
         raise UnsupportedModelError(
             f"{name} reads prompts and images, and its prompts are shortened on the host: export its "
             "vision tower alone"

@@ -155,7 +155,8 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     if hasattr(vision, "spatial_merge_size"):
         return _packed(model, vision, adapter, batch, generator)
-    if size is None or not hasattr(adapter, "visuals"):
+    prompts = adapter is not None and adapter.reads_prompts
+    if size is None or not prompts:
         if hasattr(vision, "num_patches"):
             return _flat(vision, batch, generator)
         if size is None:
@@ -210,7 +211,7 @@ def _packed(
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.randn(batch * height * width, values, generator=generator)
     grids = torch.tensor([[1, height, width]] * batch)
-    if not hasattr(adapter, "visuals"):
+    if adapter is None or not adapter.reads_prompts:
         return {"hidden_states": pixels, "grid_thw": grids}
     given: dict[str, Any] = {"pixel_values": pixels, "image_grid_thw": grids}
     return _with_prompt(model, adapter, given, batch, generator)

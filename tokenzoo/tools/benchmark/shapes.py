@@ -88,7 +88,7 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
         given = _moved({"images": pixels}, setting)["images"]
         return Workload(name, model, given, False, sizes, setting, adapter)
     given = _moved(transformers_loading.inputs(model, adapter, sizes.batch), setting)
-    whole = hasattr(adapter, "visuals")
+    whole = adapter is not None and adapter.reads_prompts
     notes = ("with a small language model of its own",) if whole else ()
     return Workload(name, model, given, whole, sizes, setting, adapter, notes)
 

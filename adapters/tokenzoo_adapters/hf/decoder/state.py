@@ -7,35 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from tokenzoo.recipe import Recipe
+from tokenzoo.adapter import VisualTokens as VisualTokens
 
 _STATE = "_tokenzoo_flow"
 
 AttentionCall = tuple[Tensor, Tensor, float]
 """Queries `[b, h, q, d]`, keys `[b, h or fewer, k, d]` and the scale of one attention."""
-
-
-class VisualTokens(Protocol):
-    """One image or video of a prompt."""
-
-    @property
-    def full(self) -> int:
-        """Placeholders that the processor writes for it."""
-        ...
-
-    @property
-    def short(self) -> int:
-        """Its tokens that enter the language model."""
-        ...
-
-    def entering(self, recipe: Recipe, layer: int) -> int:
-        """Count its tokens that enter a layer, after the steps up to that layer."""
-        ...
 
 
 @dataclass(frozen=True)

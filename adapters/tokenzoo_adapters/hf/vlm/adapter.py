@@ -72,6 +72,8 @@ class VisionLanguageAdapter(Adapter):
     group: int = 1
     prompt_text: PromptText = field(default_factory=PromptText, repr=False)
 
+    reads_prompts = True
+
     # It takes no mean of the tower's hidden states.
     all_tokens = ""
 

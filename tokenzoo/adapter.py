@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -13,23 +13,12 @@ from tokenzoo.attachment import Attachment as Attachment
 from tokenzoo.attachment import EncodedVisual as EncodedVisual
 from tokenzoo.attachment import VisualTokens as VisualTokens
 from tokenzoo.block_path import BlockPath as BlockPath
+from tokenzoo.block_path import computed as computed
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.evidence import Layer
 from tokenzoo.layouts import BatchedLayout, TokenLayout
 from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
-
-Value = TypeVar("Value")
-
-
-def computed(read: Callable[[Any], Value]) -> Value:
-    """A property that overrides an attribute of `Adapter`.
-
-    For type checkers it is the attribute itself: they refuse a property in the place of an attribute,
-    although an adapter is only read.
-    """
-    return cast("Any", property(read))
-
 
 OLD_NAMES = {
     "follow": "adapt_block_inputs",

@@ -1,10 +1,14 @@
-"""Where one block of a tower can be spliced."""
+"""How an adapter describes its model: where one block can be spliced, and attributes that are computed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from tokenzoo._core.old_members import OldName, renamed_arguments
+
+Value = TypeVar("Value")
 
 
 @renamed_arguments({"first": "branch1_in", "second": "branch2_in", "last": "branch2_out"})
@@ -34,3 +38,12 @@ class BlockPath:
     first = OldName("branch1_in")
     second = OldName("branch2_in")
     last = OldName("branch2_out")
+
+
+def computed(read: Callable[[Any], Value]) -> Value:
+    """A property that overrides an attribute of `Adapter`.
+
+    For type checkers it is the attribute itself: they refuse a property in the place of an attribute,
+    although an adapter is only read.
+    """
+    return cast("Any", property(read))

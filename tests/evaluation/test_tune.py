@@ -17,7 +17,8 @@ from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Subject
 from tokenzoo.evaluation import tune as tuning
-from tokenzoo.evaluation.tune import VARIANTS, Candidate, Target, parse_target, rungs, tune
+from tokenzoo.evaluation.target import Target, parse_target
+from tokenzoo.evaluation.tune import VARIANTS, Candidate, rungs, tune
 from tokenzoo.evaluation.unlabelled import divergence, subject_of, unlabelled
 
 IMAGES = torch.randn(24, 3, 112, 112, generator=torch.Generator().manual_seed(0))

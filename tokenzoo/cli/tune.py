@@ -17,7 +17,8 @@ from tokenzoo.cli.eval import chosen
 from tokenzoo.cli.options import output_file
 from tokenzoo.evaluation.models import FOCUS
 from tokenzoo.evaluation.statistics import estimate
-from tokenzoo.evaluation.tune import Candidate, Tuned, parse_target, tune
+from tokenzoo.evaluation.target import parse_target
+from tokenzoo.evaluation.tune import Candidate, Tuned, tune
 from tokenzoo.evaluation.unlabelled import unlabelled
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -8,10 +8,9 @@ candidate gets the most tokens with which it was measured to be fast enough.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.evaluation.results import OK, Row
 from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import Job, attach, time_of
+from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject
 from tokenzoo.recipes.controls import CONTROLS
 from tokenzoo.zoo import build, list_recipes
@@ -40,41 +40,6 @@ SLACK = (
     1.03  # a time that is this much above the target still meets it: the noise of a quiet machine
 )
 TRIES = 4  # measurements of one candidate's time
-
-
-@dataclass(frozen=True)
-class Target:
-    """What every candidate has to meet.
-
-    Attributes:
-        kind: "time" or "tokens".
-        value: time relative to the bare model; or patch tokens, an int is a count and a float a share.
-    """
-
-    kind: Literal["time", "tokens"]
-    value: int | float
-
-
-def parse_target(text: str) -> Target:
-    """Read `0.5x` as half of the bare model's time, `64` as a count of tokens, `0.25` as a share of them.
-
-    Raises:
-        BadArgumentError: it is none of these.
-    """
-    typed = text.strip()
-    number = re.fullmatch(r"(\d+|\d*\.\d+)(x?)", typed)
-    if number is not None:
-        value = float(number[1])
-        if number[2] and 0 < value < 1:
-            return Target("time", value)
-        if not number[2] and number[1].isdigit() and 1 <= value < 2**31:
-            return Target("tokens", int(number[1]))
-        if not number[2] and 0 < value < 1:
-            return Target("tokens", value)
-    raise BadArgumentError(
-        f"target {quote(text)}; it is a time relative to the bare model (0.5x), a count of tokens (64) or "
-        "a share of them (0.25)"
-    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ from tokenzoo_adapters.hf.decoder.steps import FROM_ATTENTION, FROM_NEXT_LAYER, 
 from tokenzoo_adapters.hf.gather import attention_of, heads_at
 from tokenzoo_adapters.hf.names import ANGLES, cache_of, cached_keys
 
+IN_PROMPT = frozenset(
+    {
+        *("x", "mass", "keys", "last_attention", "text_attention", "text_rotation"),
+        *("x@text", "keys@text", "x@embedded", "text@embedded", "last_attention@next"),
+    }
+)
+"""Evidence of the layers of a language model about the visual tokens of a prompt."""
+
 
 @dataclass(frozen=True)
 class LayerContext:

@@ -21,6 +21,7 @@ from tokenzoo.adapter import Adapter, Attachment, BlockPath
 from tokenzoo.errors import AttachError, UnsupportedModelError
 from tokenzoo.hooks import undo_all
 from tokenzoo.layouts import TokenLayout
+from tokenzoo_adapters.hf.decoder.evidence import IN_PROMPT
 from tokenzoo_adapters.hf.decoder.layers import check_decoder
 from tokenzoo_adapters.hf.names import ENCODED
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
@@ -33,14 +34,6 @@ from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
-
-IN_PROMPT = frozenset(
-    {
-        *("x", "mass", "keys", "last_attention", "text_attention", "text_rotation"),
-        *("x@text", "keys@text", "x@embedded", "text@embedded", "last_attention@next"),
-    }
-)
-"""Evidence of the layers of a language model about the visual tokens of a prompt."""
 
 
 @answers_as("tower", but=("with_prefix", "shrink"))

@@ -284,8 +284,7 @@ class Adapter(Part, ABC):
         """
         del given, plan
         raise AttachError(
-            f"{type(self).__name__} is about a vision tower, which reads no prompts: ask the adapter "
-            "of the whole model"
+            f"{type(self).__name__} is of a vision tower, which reads no prompts: take the whole model's"
         )
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:

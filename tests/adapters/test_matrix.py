@@ -78,7 +78,7 @@ attached and run by `tests/adapters/test_matrix.py`, which holds that this table
 SHORT = (
     (r"this recipe needs (.+?) at Stage", "needs {}"),
     (r"this recipe works at Stage\.(\w+)", "no stage {}"),
-    (r"this recipe makes (new) tokens, which have no place", "no place for {} tokens"),
+    (r"this recipe makes (new) tokens, which have no position", "no place for {} tokens"),
     (r"How many tokens stay (comes) from the data", "its count {} from the data"),
     (r"positions='(compact)' at layer", "positions cannot be made {}"),
 )

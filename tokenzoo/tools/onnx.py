@@ -38,8 +38,7 @@ Given = Tensor | Mapping[str, Any]
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3
-# Operators of selection, matching and merging; a bare vision transformer has very few of them.
-REDUCING = ("TopK", "ArgMax", "GatherElements", "ScatterElements", "ScatterND")
+REDUCING = ("TopK", "ArgMax", "GatherElements", "ScatterElements", "ScatterND")  # a ViT has few
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,12 @@ def test_a_budget_is_that_of_the_pass() -> None:
     assert not hasattr(toy.model, "_tokenzoo_attached")
 
 
+def test_a_smaller_image_has_the_plan_of_the_whole_one() -> None:
+    row = list(run(subject(), jobs(["downsample"], [16]), rounds=0))[1]
+    assert (row.status, row.tokens) == ("ok", 16)
+    assert 0.3 < (row.flops or 0) < 0.35
+
+
 def test_time_is_relative_to_the_bare_model() -> None:
     row = list(run(subject(), jobs(["evoprune"], [16]), rounds=3))[1]
     ratio, low, high = row.time

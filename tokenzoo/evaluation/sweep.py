@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tokenzoo import plugins
-from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import TokenzooError
 from tokenzoo.evaluation.results import REFUSED, Key, Row
 from tokenzoo.evaluation.task import Outcome, Subject
@@ -98,38 +97,55 @@ def run(
     key = Key(subject.task, subject.model_name)
     with torch.inference_mode():
         bare = subject.score(subject.model, which, key.attached)
+    patches = patch_tokens(subject)
     if key not in done:
         yield Row(key, subject.facts, flops=1.0, versions=versions(), **_scores(bare, bare))
     for job in wanted:
         if job.key(subject) not in done:
-            yield row_of(subject, job, bare, which, rounds)
+            yield row_of(subject, job, bare, which, patches, rounds)
 
 
-def row_of(subject: Subject, job: Job, bare: Outcome, samples: range, rounds: int) -> Row:
-    """Run one job; a recipe that cannot run on the model gives a row with the reason."""
+def row_of(
+    subject: Subject, job: Job, bare: Outcome, samples: range, patches: int, rounds: int
+) -> Row:
+    """Run one job; a recipe that cannot run on the model gives a row with the reason.
+
+    Args:
+        subject: the task.
+        job: the recipe and its budget.
+        bare: what the bare model scores.
+        samples: those that are scored.
+        patches: patch tokens of an image.
+        rounds: of the timing; 0: none.
+    """
     key = job.key(subject)
     try:
         with attach(job, subject, subject.model) as attached, torch.inference_mode():
             outcome = subject.score(subject.model, samples, key.attached)
-            plan = _plan(subject, attached)
+            plan = attached.plan(patches)
     except TokenzooError as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(key, subject.facts, REFUSED, reason, versions=versions())
     return Row(
         key,
         subject.facts,
-        tokens=None if plan is None else plan.visual,
-        flops=None if plan is None else round(plan.flops, 4),
+        tokens=plan.visual,
+        flops=round(plan.flops, 4),
         time=time_of(subject, job, rounds),
         versions=versions(),
         **_scores(outcome, bare),
     )
 
 
-def _plan(subject: Subject, attached: Attached) -> TokenBudget | None:
-    """Return the plan of a pass of the timed call; None if it reduces nothing in the tower."""
-    subject.call(subject.model)  # scores may come from stored features, without a pass
-    return attached.plan(attached.passes[0].tokens) if attached.passes else None
+def patch_tokens(subject: Subject) -> int:
+    """Return the patch tokens of an image, as a pass of the model has them.
+
+    Raises:
+        UnsupportedModelError, AttachError: nothing can be attached to the model.
+    """
+    with build("tome", keep=1.0).attach(subject.model) as attached, torch.inference_mode():
+        subject.call(subject.model)
+        return attached.passes[0].tokens
 
 
 def attach(job: Job, subject: Subject, model: Any) -> Attached:

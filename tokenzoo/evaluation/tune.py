@@ -19,7 +19,7 @@ from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.evaluation.results import OK, Row
 from tokenzoo.evaluation.statistics import Difference, difference
-from tokenzoo.evaluation.sweep import Job, attach, time_of
+from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, time_of
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject
 from tokenzoo.recipes.controls import CONTROLS
@@ -155,17 +155,6 @@ def _winner(ranked: Sequence[Candidate]) -> Candidate:
         if one.control == best.control and difference(best.scores, one.scores).low <= 0
     ]
     return min(alike, key=lambda one: one.time[0])
-
-
-def patch_tokens(subject: Subject) -> int:
-    """Return the patch tokens of an image, as a pass of the model has them.
-
-    Raises:
-        UnsupportedModelError, AttachError: no recipe can run on the model.
-    """
-    with build("tome", keep=1.0).attach(subject.model) as attached, torch.inference_mode():
-        subject.call(subject.model)
-        return attached.passes[0].tokens
 
 
 def _meeting(

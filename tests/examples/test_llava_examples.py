@@ -127,4 +127,4 @@ def test_what_the_page_says_of_the_public_checkpoints():
     assert "432 tokens" in text
     frame, pooled = 27 * 27, 14 * 14
     assert f"{frame} tokens to {pooled}" in text
-    assert f"between {pooled + 1} and {frame - 1} is a longer prompt" in text
+    assert f"between {pooled + 1} and {frame - 1} gives a longer prompt" in text

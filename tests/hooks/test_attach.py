@@ -80,7 +80,7 @@ def dropping(scorer: Any, **options: Any) -> tokenzoo.Recipe:
 
 
 class ConvNet(nn.Module):
-    """A model that no adapter knows."""
+    """A model that no adapter supports."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ConvNet(nn.Module):
 
 def test_an_unknown_model() -> None:
     model = ConvNet()
-    words = ("no adapter knows", f"{__name__}.ConvNet", "timm", "vision tower", "reduce()")
+    words = ("no adapter supports", f"{__name__}.ConvNet", "timm", "vision tower", "reduce()")
     with refused(model, UnsupportedModelError, *words, x=torch.randn(1, 3, 32, 32)):
         tokenzoo.build("evoprune").attach(model)
 
@@ -193,13 +193,13 @@ def test_a_step_at_the_image_stands_alone() -> None:
     model = VIT.build()
     match = SelectAssign(GridCentres(), Drop())
     steps = (Step(stage, Once(), match, Identity()) for stage in (Stage.IMAGE, Stage.BLOCK))
-    with refused(model, AttachError, "stands alone", x=images(model)):
+    with refused(model, AttachError, "must be the only step", x=images(model)):
         tokenzoo.build(Recipe(*steps, keep=49)).attach(model)
 
 
 def test_evidence_that_the_model_does_not_show() -> None:
     model = SIGLIP.build()
-    words = ("needs cls_attention", "VisionTransformer show", "received_attention")
+    words = ("needs cls_attention", "VisionTransformer provide", "received_attention")
     with refused(model, MissingEvidenceError, *words, x=images(model)):
         tokenzoo.build(dropping(CLSAttention(), keep=20)).attach(model)
     with refused(VIT.build(), MissingEvidenceError, "needs cls_attention@-2"):

@@ -208,5 +208,5 @@ SMALL = torch.randn(1, 4)
     ids=["trace", "script", "fx", "export"],
 )
 def test_nothing_is_attached_to_a_program(make: Callable[[nn.Module], Any]) -> None:
-    with refused("Attach to the model that it was made of"):
+    with refused("Attach to the model from which it was made"):
         tokenzoo.build("tome", keep=9).attach(make(nn.Linear(4, 4)))

@@ -62,8 +62,8 @@ def test_what_cannot_be_reported(tmp_path) -> None:
         ((good, "--images", text), "neither PNG nor JPEG"),
         ((good, "--images", tmp_path / "no.png"), "cannot be read"),
         ((good, "--markdown", tmp_path / "a.html"), "must end in .md"),
-        ((good, "-o", tmp_path / "no" / "a.html"), "there is no folder"),
-        ((good, "-o", good), "must end in .md"),
+        ((good, "-o", tmp_path / "no" / "a.html"), "does not exist; create it first"),
+        ((good, "-o", good), "must end in .html"),
     ]:
         result = call("report", *([] if "-o" in arguments else ["-o", out]), *arguments)
         assert result.exit_code == 2, arguments

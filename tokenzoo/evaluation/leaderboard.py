@@ -9,6 +9,8 @@ from tokenzoo.evaluation.report_tables import budget_text, spoken
 from tokenzoo.evaluation.summary import Line, Summary
 
 HEAD = """\
+# Leaderboard
+
 Each table has one task on one model. Scores are means with half of their 95 % interval; time and operations
 are relative to the bare model. In bold: the best recipe at a budget, and those that are not distinguishable
 from it (paired tests, Holm's correction over the task). \\* a control.

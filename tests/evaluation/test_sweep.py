@@ -47,12 +47,6 @@ def test_rows_are_those_of_the_attached_model() -> None:
     assert torch.equal(toy.score(toy.model, range(1), "").scores["right"], torch.tensor([False]))
 
 
-def test_a_part_of_the_samples() -> None:
-    whole = list(run(subject(), jobs(["tome"], [16]), rounds=0))
-    part = list(run(subject(), jobs(["tome"], [16]), rounds=0, samples=range(2, 5)))
-    assert [row.scores["right"] for row in part] == [row.scores["right"][2:5] for row in whole]
-
-
 @pytest.mark.filterwarnings("error:keep=")
 def test_a_budget_is_that_of_the_pass() -> None:
     """The model is made for 196 tokens and shown 49: 20 is in reach, and 5 gives a row with the reason."""

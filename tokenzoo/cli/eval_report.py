@@ -100,7 +100,7 @@ def _cells(line: Line, main: str) -> list[str]:
 
 def with_half(one: Estimate) -> str:
     """Return a mean and half of its interval."""
-    return f"{one.value:.3f} +-{(one.high - one.low) / 2:.3f}"
+    return f"{one.value:.3f} +-{one.half:.3f}"
 
 
 def percent(share: float) -> str:

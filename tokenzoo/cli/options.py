@@ -11,7 +11,7 @@ from tokenzoo import plugins
 from tokenzoo._core.quoting import quote
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.recipes import controls
+from tokenzoo.recipes.controls import CONTROLS
 
 _COUNT = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
@@ -93,7 +93,8 @@ def is_control(recipe: str) -> bool:
     Raises:
         UnknownNameError: there is no such recipe; names the nearest.
     """
-    return plugins.find("recipes", recipe).__module__ == controls.__name__
+    plugins.find("recipes", recipe)
+    return recipe in CONTROLS
 
 
 def output_file(path: Path, suffixes: Sequence[str]) -> Path:

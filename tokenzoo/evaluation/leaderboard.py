@@ -48,7 +48,7 @@ def _task(one: Summary) -> str:
 def _line(line: Line, one: Summary) -> str:
     score = line.estimates[one.metrics[0]]
     name = _safe(line.name) + "\\*" * line.control
-    value = f"{score.value:.3f} ± {(score.high - score.low) / 2:.3f}"
+    value = f"{score.value:.3f} ± {score.half:.3f}"
     if line.among_best:
         name, value = f"**{name}**", f"**{value}**"
     cells = [

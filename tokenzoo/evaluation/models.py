@@ -48,15 +48,22 @@ def vision_model(name: str, size: int | None = None) -> VisionModel:
     mean, std = (torch.tensor(one)[:, None, None] for one in (focus_vit.MEAN, focus_vit.STD))
     if name == FOCUS:
         return VisionModel(focus_vit.load_focus_vit().backbone, size or focus_vit.SIZE, mean, std)
-    trained = ":" not in name and "." in name and not Path(name).is_dir()
-    options: dict[str, Any] = {"pretrained": True} if trained else {}
-    tower = model_loading.create(name, **options)
+    tower = model_loading.create(name, **trained(name))
     config = getattr(tower.model, "pretrained_cfg", None)
     if config:
         mean, std = (torch.tensor(config[what])[:, None, None] for what in ("mean", "std"))
     own = getattr(getattr(tower.model, "config", None), "image_size", focus_vit.SIZE)
     own = tower.size[1] if tower.size else own
     return VisionModel(tower.model, size or int(own), mean, std)
+
+
+def trained(name: str) -> dict[str, Any]:
+    """Return the options with which a model of this name has trained weights; {}: they are random.
+
+    Models of timm have a tag for the weights, after a dot.
+    """
+    tagged = ":" not in name and "." in name and not Path(name).is_dir()
+    return {"pretrained": True} if tagged else {}
 
 
 def normalised(images: Tensor, model: VisionModel) -> Tensor:

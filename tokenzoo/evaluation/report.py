@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation.focus_vit import need
+from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.report_tables import (
     COLUMNS,
     budget_text,

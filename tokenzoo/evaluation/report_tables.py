@@ -45,14 +45,13 @@ def spoken(one: Summary) -> str:
 def line_row(line: Line, one: Summary) -> str:
     """Return a line of a task as a row of the table."""
     score = line.estimates[one.metrics[0]]
-    half = (score.high - score.low) / 2
     cells = [
         _cell(task_id(one), _task_cell(one), "text"),
         _cell(line.key.keep, budget_text(line.key.keep)),
         _cell(line.tokens, str(line.tokens)),
         _cell(line.time[0] if line.time else None, f"{line.time[0]:.2f}" if line.time else ""),
         _cell(line.flops, "" if line.flops is None else f"{line.flops:.2f}"),
-        _cell(score.value, f"{score.value:.3f} <small>±{half:.3f}</small>"),
+        _cell(score.value, f"{score.value:.3f} <small>±{score.half:.3f}</small>"),
         _cell(line.of_bare, _percent(line.of_bare)),
         _cell(line.agreement, _percent(line.agreement)),
         *(_difference(line.against.get(other)) for other in (BARE, CONTROL, REFERENCE)),
@@ -93,8 +92,9 @@ def _difference(one: Difference | None) -> str:
     if one.p <= 1 - LEVEL:
         shown = f"<b>{shown}</b>"
     p = "p &lt; 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
-    half = (one.high - one.low) / 2
-    return _cell(one.value, f'{shown} <small>±{half:.3f}</small> <small class="below">{p}</small>')
+    return _cell(
+        one.value, f'{shown} <small>±{one.half:.3f}</small> <small class="below">{p}</small>'
+    )
 
 
 def kinds_table(one: Summary) -> str:

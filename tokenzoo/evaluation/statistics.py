@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation.needs import need
 
 LEVEL = 0.95
 
@@ -26,6 +25,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def half(self) -> float:
+        """Half of the interval's width."""
+        return (self.high - self.low) / 2
+
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
 
@@ -42,20 +46,6 @@ class Difference(Estimate):
     p: float
 
 
-def scipy_stats() -> Any:
-    """Return `scipy.stats`.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        return import_module("scipy.stats")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "intervals need scipy: pip install 'tokenzoo[eval]'"
-        ) from error
-
-
 def estimate(scores: Sequence[float]) -> Estimate:
     """Return the mean of scores with its interval: Wilson's for hits (the ints 0 and 1), else Student's.
 
@@ -65,7 +55,7 @@ def estimate(scores: Sequence[float]) -> Estimate:
     n = _check(scores)
     if hits_only(scores):
         hits = round(sum(scores))
-        ci = scipy_stats().binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+        ci = need("scipy.stats").binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
         return Estimate(hits / n, float(ci.low), float(ci.high))
     mean, half = _student(scores)
     return Estimate(mean, mean - half, mean + half)
@@ -86,12 +76,16 @@ def difference(ours: Sequence[float], other: Sequence[float]) -> Difference:
     mean, half = _student(changes)
     if hits_only([*ours, *other]):
         wins, losses = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
-        p = float(scipy_stats().binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+        p = (
+            float(need("scipy.stats").binomtest(wins, wins + losses).pvalue)
+            if wins + losses
+            else 1.0
+        )
     elif half == 0:
         p = 1.0 if mean == 0 else 0.0
     else:
         t = abs(mean) / half * _quantile(len(changes))
-        p = float(2 * scipy_stats().t.sf(t, len(changes) - 1))
+        p = float(2 * need("scipy.stats").t.sf(t, len(changes) - 1))
     return Difference(mean, mean - half, mean + half, p)
 
 
@@ -124,7 +118,7 @@ def _student(values: Sequence[float]) -> tuple[float, float]:
 
 def _quantile(n: int) -> float:
     """Return how many standard errors of a mean of n are half of its interval."""
-    return float(scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1))
+    return float(need("scipy.stats").t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def _check(scores: Sequence[float]) -> int:

@@ -82,7 +82,6 @@ def run(
     *,
     rounds: int = 5,
     done: Container[Key] = (),
-    samples: range | None = None,
 ) -> Iterator[Row]:
     """Yield the row of the bare model, then that of each job, unless it is done already.
 
@@ -91,37 +90,32 @@ def run(
         wanted: the jobs.
         rounds: of the timing; 0: no time is measured.
         done: keys of rows that exist.
-        samples: those that are scored; None: all.
     """
-    which = range(subject.samples) if samples is None else samples
     key = Key(subject.task, subject.model_name)
     with torch.inference_mode():
-        bare = subject.score(subject.model, which, key.attached)
+        bare = subject.score(subject.model, range(subject.samples), key.attached)
     patches = patch_tokens(subject)
     if key not in done:
         yield Row(key, subject.facts, flops=1.0, versions=versions(), **_scores(bare, bare))
     for job in wanted:
         if job.key(subject) not in done:
-            yield row_of(subject, job, bare, which, patches, rounds)
+            yield row_of(subject, job, bare, patches, rounds)
 
 
-def row_of(
-    subject: Subject, job: Job, bare: Outcome, samples: range, patches: int, rounds: int
-) -> Row:
+def row_of(subject: Subject, job: Job, bare: Outcome, patches: int, rounds: int) -> Row:
     """Run one job; a recipe that cannot run on the model gives a row with the reason.
 
     Args:
         subject: the task.
         job: the recipe and its budget.
         bare: what the bare model scores.
-        samples: those that are scored.
         patches: patch tokens of an image.
         rounds: of the timing; 0: none.
     """
     key = job.key(subject)
     try:
         with attach(job, subject, subject.model) as attached, torch.inference_mode():
-            outcome = subject.score(subject.model, samples, key.attached)
+            outcome = subject.score(subject.model, range(subject.samples), key.attached)
             plan = attached.plan(patches)
     except TokenzooError as error:
         reason = f"{type(error).__name__}: {error}"

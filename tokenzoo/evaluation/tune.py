@@ -17,7 +17,6 @@ import torch
 from tokenzoo._core.quoting import quote
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, TokenzooError
-from tokenzoo.evaluation.results import OK, Row
 from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, time_of
 from tokenzoo.evaluation.target import Target
@@ -36,9 +35,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ),
 }
 FIRST = 8  # images of the first rung
-SLACK = (
-    1.03  # a time that is this much above the target still meets it: the noise of a quiet machine
-)
+SLACK = 1.03  # a time so much above the target still meets it: the noise of a quiet machine
 TRIES = 4  # measurements of one candidate's time
 
 
@@ -133,6 +130,10 @@ def tune(
                 found.append(_meeting(subject, name, options, target, patches, rounds))
             except TokenzooError as error:
                 refused[name] = str(error)
+    # A recipe that meets the target with some of its options is not refused.
+    refused = {
+        name: why for name, why in refused.items() if all(one.job.recipe != name for one in found)
+    }
     methods = [one for one in found if not one.control]
     if not methods:
         reasons = "; ".join(f"{name}: {quote(why)}" for name, why in list(refused.items())[:3])
@@ -172,12 +173,17 @@ def _meeting(
     """
     if target.kind == "tokens":
         job = Job(name, target.value, options=options)
-        return Candidate(job, _plan(subject, job, patches), time_of(subject, job, rounds))
+        with attach(job, subject, subject.model) as attached:
+            budget = attached.plan(patches)
+        return Candidate(job, budget, time_of(subject, job, rounds))
     share, nearest = float(target.value), float("inf")
     for _ in range(TRIES):
-        keep = _tokens_for(subject, name, options, share, patches)
-        job = Job(name, keep, options=options)
-        budget, time = _plan(subject, job, patches), time_of(subject, job, rounds)
+        # The most tokens whose plan costs no more than this share of the operations.
+        method = build(name, flops=share, **options)
+        with method.attach(subject.model, **subject.attach) as attached:
+            budget = attached.plan(patches)
+        job = Job(name, budget.visual, options=options)
+        time = time_of(subject, job, rounds)
         if time[0] <= target.value * SLACK:
             return Candidate(job, budget, time)
         nearest = min(nearest, time[0])
@@ -185,24 +191,6 @@ def _meeting(
     raise BadArgumentError(
         f"{name} came down to {nearest:.2f} of the time, not to {target.value:g}"
     )
-
-
-def _plan(subject: Subject, job: Job, patches: int) -> TokenBudget:
-    with attach(job, subject, subject.model) as attached:
-        return attached.plan(patches)
-
-
-def _tokens_for(
-    subject: Subject, name: str, options: Mapping[str, Any], share: float, patches: int
-) -> int:
-    """Return the most tokens whose plan costs no more than this share of the operations.
-
-    Raises:
-        BudgetError: the recipe cannot save so much.
-    """
-    method = build(name, flops=share, **options)
-    with method.attach(subject.model, **subject.attach) as attached:
-        return attached.plan(patches).visual
 
 
 def _halved(
@@ -246,18 +234,4 @@ def _scored(subject: Subject, one: Candidate, which: range, bare: Outcome) -> Ca
         agreement = (*agreement, *(float(hit) for hit in same))
     return replace(
         one, scores=(*one.scores, *(float(score) for score in scores)), agreement=agreement
-    )
-
-
-def row_of(subject: Subject, one: Candidate) -> Row:
-    """Return a candidate as a row of results."""
-    return Row(
-        one.job.key(subject),
-        subject.facts,
-        OK,
-        scores={"likeness": list(one.scores)},
-        agreement=list(one.agreement),
-        tokens=one.budget.visual,
-        flops=round(one.budget.flops, 4),
-        time=list(one.time),
     )

@@ -14,7 +14,8 @@ import torch
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
-from tokenzoo.evaluation.focus_vit import need
+from tokenzoo.evaluation.models import trained
+from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
 from tokenzoo.tools import model_loading
 
@@ -94,8 +95,7 @@ def classifier(name: str, size: int | None) -> Any:
             "a checkpoint. The tasks knn and linear take others"
         )
     else:
-        trained = {"pretrained": True} if "." in name else {}
-        made = model_loading.create(name, **trained, **options).model
+        made = model_loading.create(name, **trained(name), **options).model
     if not getattr(made, "num_classes", 0):
         raise BadArgumentError(
             f"{name} has no classes: its head returns features. The tasks knn and linear are for it"

@@ -16,7 +16,8 @@ from torch.nn.functional import avg_pool2d, cosine_similarity, interpolate
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
-from tokenzoo.evaluation.focus_vit import PATCH, SIZE, images_of, load_focus_vit, need
+from tokenzoo.evaluation.focus_vit import PATCH, SIZE, images_of, load_focus_vit
+from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
 
 SAMPLES = 48

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
-from tokenzoo.evaluation.focus_vit import PATCH, need
+from tokenzoo.evaluation.focus_vit import PATCH
 from tokenzoo.evaluation.models import FOCUS, normalised, vision_model
+from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
+from tokenzoo.hooks import get_state
 from tokenzoo.hooks.attach import find_adapter
 
 SIZE = 8 * PATCH  # 64 patches of the packaged ViT-S, which is enough for small pictures
@@ -118,7 +120,7 @@ def read(model: Any, images: Tensor, prefix: int) -> Features:
     found: dict[str, list[Tensor]] = {"mean": []}
     for batch in batches(images, BATCH):
         tokens = tokens_of(model, batch)  # [b, prefix + n, c]
-        mass = masses(model, tokens, prefix)  # [b, n, 1]
+        mass = masses(tokens, prefix)  # [b, n, 1]
         found["mean"].append((tokens[:, prefix:] * mass).sum(1) / mass.sum(1))
         if prefix:
             found.setdefault("cls", []).append(tokens[:, 0])
@@ -143,14 +145,12 @@ def tokens_of(model: Any, images: Tensor) -> Tensor:
     return found
 
 
-def masses(model: Any, tokens: Tensor, prefix: int) -> Tensor:
+def masses(tokens: Tensor, prefix: int) -> Tensor:
     """Return how many patches each patch token stands for, `[b, n, 1]`; 1 where nothing was merged."""
-    attached = getattr(model, "_tokenzoo_attached", None)
-    reports = attached.passes if attached is not None else ()
-    mass = reports[0].mass if reports else None
-    if mass is None:
+    state = get_state(tokens)
+    if state is None or state.mass is None:
         return tokens.new_ones(len(tokens), tokens.shape[1] - prefix, 1)
-    return mass[:, prefix:, None]
+    return state.mass[:, prefix:, None]
 
 
 def subject_of(task: str, name: str, store: Store) -> Subject:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenzoo import plugins
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count
 from tokenzoo.cli.eval_report import below, controls_of, table
@@ -104,9 +105,17 @@ def run_it(
 
 
 def chosen(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the recipes that were asked for; "all" is all that are registered."""
+    """Return the names of the recipes that were given; "all" is all that are registered.
+
+    Raises:
+        UnknownNameError: there is no such recipe; names the nearest.
+    """
     names = split(texts, "recipe")
-    return tuple(list_recipes()) if names == ("all",) else names
+    if names == ("all",):
+        return tuple(list_recipes())
+    for name in names:
+        plugins.find("recipes", name)
+    return names
 
 
 def data_of(tasks: Sequence[str], texts: Sequence[str]) -> dict[str, Path]:

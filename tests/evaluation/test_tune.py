@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +34,11 @@ def toy(images: int = 24) -> Subject:
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is what the plan costs, and a tenth more."""
 
-    def time_of(subject: Subject, job: Job, rounds: int) -> list[float]:
-        del rounds
-        with job.method().attach(subject.model) as attached:
-            return [1.1 * attached.plan(49).flops] * 3
+    def relative_time(subject: Subject, twin: Any, rounds: int) -> list[float]:
+        del twin, rounds
+        return [1.1 * subject.model._tokenzoo_attached.plan(49).flops] * 3
 
-    monkeypatch.setattr(tuning, "time_of", time_of)
+    monkeypatch.setattr(tuning, "relative_time", relative_time)
 
 
 @pytest.mark.parametrize(

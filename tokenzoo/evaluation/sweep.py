@@ -94,29 +94,32 @@ def run(
     key = Key(subject.task, subject.model_name)
     with torch.inference_mode():
         bare = subject.score(subject.model, range(subject.samples), key.attached)
-    patches = patch_tokens(subject)
+    patches, twin = patch_tokens(subject), copy_of(subject.model)
     if key not in done:
         yield Row(key, subject.facts, flops=1.0, versions=versions(), **_scores(bare, bare))
     for job in wanted:
         if job.key(subject) not in done:
-            yield row_of(subject, job, bare, patches, rounds)
+            yield row_of(subject, job, bare, twin, patches, rounds)
 
 
-def row_of(subject: Subject, job: Job, bare: Outcome, patches: int, rounds: int) -> Row:
+def row_of(subject: Subject, job: Job, bare: Outcome, twin: Any, patches: int, rounds: int) -> Row:
     """Run one job; a recipe that cannot run on the model gives a row with the reason.
 
     Args:
         subject: the task.
         job: the recipe and its budget.
         bare: what the bare model scores.
+        twin: a bare copy of the model, see `relative_time`.
         patches: patch tokens of an image.
         rounds: of the timing; 0: none.
     """
     key = job.key(subject)
     try:
-        with attach(job, subject, subject.model) as attached, torch.inference_mode():
-            outcome = subject.score(subject.model, range(subject.samples), key.attached)
+        with attach(job, subject) as attached:
+            with torch.inference_mode():
+                outcome = subject.score(subject.model, range(subject.samples), key.attached)
             plan = attached.plan(patches)
+            time = relative_time(subject, twin, rounds)
     except TokenzooError as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(key, subject.facts, REFUSED, reason, versions=versions())
@@ -125,7 +128,7 @@ def row_of(subject: Subject, job: Job, bare: Outcome, patches: int, rounds: int)
         subject.facts,
         tokens=plan.visual,
         flops=round(plan.flops, 4),
-        time=time_of(subject, job, rounds),
+        time=time,
         versions=versions(),
         **_scores(outcome, bare),
     )
@@ -142,29 +145,31 @@ def patch_tokens(subject: Subject) -> int:
         return attached.passes[0].tokens
 
 
-def attach(job: Job, subject: Subject, model: Any) -> Attached:
-    """Attach the recipe of a job as the task wants it.
+def attach(job: Job, subject: Subject) -> Attached:
+    """Attach the recipe of a job to the subject's model, as the task wants it.
 
     A warning that the configured image size is out of reach says nothing here: the pass itself decides.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="keep=.*out of reach", category=UserWarning)
-        return job.method().attach(model, **subject.attach)
+        return job.method().attach(subject.model, **subject.attach)
 
 
-def time_of(subject: Subject, job: Job, rounds: int) -> list[float]:
-    """Return median and quartiles of the time, relative to the bare model in the same rounds.
+def relative_time(subject: Subject, twin: Any, rounds: int) -> list[float]:
+    """Return median and quartiles of the time of a model with a recipe, relative to the bare model.
 
-    The model with the recipe is a copy that shares the weights, so that both can run in turn.
+    Args:
+        subject: to whose model the recipe is attached.
+        twin: a bare copy of the model, which shares its weights: both run in turn, in the same rounds.
+        rounds: of the timing; 0: no time is measured, [].
     """
     if rounds == 0:
         return []
-    model = copy_of(subject.model)
-    with attach(job, subject, model), torch.inference_mode():
-        calls: dict[str, Callable[[], object]] = {
-            "bare": lambda: subject.call(subject.model),
-            "recipe": lambda: subject.call(model),
-        }
+    calls: dict[str, Callable[[], object]] = {
+        "bare": lambda: subject.call(twin),
+        "recipe": lambda: subject.call(subject.model),
+    }
+    with torch.inference_mode():
         timing = interleaved(calls, rounds=rounds, baseline="bare")["recipe"]
     return [round(value, 4) for value in (timing.ratio, timing.low, timing.high)]
 

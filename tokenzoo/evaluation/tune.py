@@ -18,10 +18,11 @@ from tokenzoo._core.quoting import quote
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.evaluation.statistics import Difference, difference
-from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, time_of
+from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, relative_time
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject
 from tokenzoo.recipes.controls import CONTROLS
+from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.zoo import build, list_recipes
 
 # Options that matter, by recipe; every other recipe runs with its defaults.
@@ -122,12 +123,12 @@ def tune(
     names = list(dict.fromkeys([*(recipes or list_recipes()), *CONTROLS]))
     refused: dict[str, str] = {}
     found: list[Candidate] = []
-    patches = patch_tokens(subject)
+    patches, twin = patch_tokens(subject), copy_of(subject.model)
     for name in names:
         for options in VARIANTS.get(name, ({},)):
             tell(f"time of {name}")
             try:
-                found.append(_meeting(subject, name, options, target, patches, rounds))
+                found.append(_meeting(subject, twin, name, options, target, patches, rounds))
             except TokenzooError as error:
                 refused[name] = str(error)
     # A recipe that meets the target with some of its options is not refused.
@@ -160,6 +161,7 @@ def _winner(ranked: Sequence[Candidate]) -> Candidate:
 
 def _meeting(
     subject: Subject,
+    twin: Any,
     name: str,
     options: Mapping[str, Any],
     target: Target,
@@ -173,19 +175,17 @@ def _meeting(
     """
     if target.kind == "tokens":
         job = Job(name, target.value, options=options)
-        with attach(job, subject, subject.model) as attached:
-            budget = attached.plan(patches)
-        return Candidate(job, budget, time_of(subject, job, rounds))
+        with attach(job, subject) as attached:
+            budget, time = attached.plan(patches), relative_time(subject, twin, rounds)
+        return Candidate(job, budget, time)
     share, nearest = float(target.value), float("inf")
     for _ in range(TRIES):
         # The most tokens whose plan costs no more than this share of the operations.
         method = build(name, flops=share, **options)
         with method.attach(subject.model, **subject.attach) as attached:
-            budget = attached.plan(patches)
-        job = Job(name, budget.visual, options=options)
-        time = time_of(subject, job, rounds)
+            budget, time = attached.plan(patches), relative_time(subject, twin, rounds)
         if time[0] <= target.value * SLACK:
-            return Candidate(job, budget, time)
+            return Candidate(Job(name, budget.visual, options=options), budget, time)
         nearest = min(nearest, time[0])
         share *= target.value / time[0]
     raise BadArgumentError(
@@ -225,7 +225,7 @@ def rungs(samples: int) -> Iterator[tuple[int, int]]:
 
 
 def _scored(subject: Subject, one: Candidate, which: range, bare: Outcome) -> Candidate:
-    with attach(one.job, subject, subject.model), torch.inference_mode():
+    with attach(one.job, subject), torch.inference_mode():
         outcome = subject.score(subject.model, which, one.job.key(subject).attached)
     scores = next(iter(outcome.scores.values()))
     agreement = one.agreement

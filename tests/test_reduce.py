@@ -532,3 +532,21 @@ def test_a_part_that_learns_is_scored_with_gradients() -> None:
     with torch.no_grad():
         zoo(select(Watcher(True)))
     assert seen == [False]
+
+
+@pytest.mark.parametrize("name", tokenzoo.list_recipes())
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+def test_every_recipe_compiles(name: str) -> None:
+    example, recipe = Example.drawn(grid=(4, 6)), tokenzoo.build(name).recipe
+    first = Recipe(recipe.steps[0], keep=0.6)
+
+    at, shown = example.layers(first.needs), example.shown()
+
+    def reduced(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = reduce(first, x, prefix=example.prefix, at=at, **shown)
+        return found.x, found.plan.keep
+
+    torch._dynamo.reset()
+    compiled = torch.compile(reduced, fullgraph=True, backend="eager")(example.x)
+    for found, expected in zip(compiled, reduced(example.x), strict=True):
+        torch.testing.assert_close(found, expected)

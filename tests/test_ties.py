@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import tokenzoo
 from tokenzoo import Recipe
 from tokenzoo._core.precision import fixed_point
+from tokenzoo._core.sorting import first_highest
 from tokenzoo.tokens import unit
 
 RECIPES = ("dpcknn", "kmedoids", "pitome", "fopru", "cdpruner", "sparsevlm")
@@ -86,3 +88,12 @@ def test_inner_products_are_exact_in_any_order(dtype: torch.dtype) -> None:
         again = (mixed * mixed).flip(-1).cumsum(-1)[..., -1]
         assert torch.equal(squares, again)
     torch.testing.assert_close(fixed_point(x), x.double(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_the_first_highest_is_the_same_where_it_is_compiled(dim: int) -> None:
+    rows = [[1, 3, 3, 2], [-math.inf] * 4, [0, math.inf, math.nan, math.nan], [2, 1, 0, 2]]
+    values = torch.tensor([rows, rows[::-1]])
+    compiled = torch.compile(first_highest, backend="eager", fullgraph=True)
+    assert compiled(values, dim).tolist() == first_highest(values, dim).tolist()
+    assert first_highest(values)[0].tolist() == [1, 0, 2, 0]

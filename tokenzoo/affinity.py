@@ -57,11 +57,12 @@ class Exp(Curve):
         return (inner * self.beta).exp()
 
 
-@dataclass(frozen=True)
 class Elementwise(Curve):
     """Any increasing elementwise function; it has no folded form once the targets have weights."""
 
-    function: Callable[[Tensor], Tensor]
+    # Not a dataclass: torch 2.11 cannot compile a frozen one that holds a function.
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
 
     def __call__(self, inner: Tensor) -> Tensor:
         """See `Curve`."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tokenzoo._core.kinds import INT_END
 from tokenzoo._core.precision import precise
-from tokenzoo._core.quoting import quote
+from tokenzoo._core.quoting import LONGEST, quote
 from tokenzoo._core.tensors import FLOATS, check_dense
 from tokenzoo._core.validation import check_number
 from tokenzoo.attention import SeenAttention
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.errors import BadArgumentError, shortened
 from tokenzoo.evidence import TEXT, Evidence, Layer
 from tokenzoo.tokens import Tokens, shape_of
 
@@ -180,7 +180,8 @@ def _layer(tokens: Tokens, layer: Layer, inputs: Mapping[str, Any]) -> Evidence:
     if layer == TEXT:
         return gather_evidence(_text(tokens, values.pop("x", None)), {}, values)
     x = values.pop("x", tokens.x)
-    check_dense(f"at[{quote(layer)}]['x']", x)
+    # Not `quote`, which torch 2.11 cannot compile.
+    check_dense(f"at[{shortened(repr(layer), LONGEST)}]['x']", x)
     if not isinstance(x, Tensor) or x.shape[:2] != tokens.x.shape[:2]:
         raise BadArgumentError(
             f"at[{quote(layer)}]['x'] has shape {shape_of(x)}; it has the same images and "

@@ -26,6 +26,18 @@ def descending(scores: Tensor) -> Tensor:
     return ordered(scores.nan_to_num(nan=worst, posinf=worst, neginf=worst), descending=True)
 
 
+def first_highest(values: Tensor, dim: int = -1) -> Tensor:
+    """Return the index of the highest value along `dim`; of equal ones, the first. NaN is the highest."""
+    if not torch.compiler.is_compiling():
+        return values.max(dim).indices
+    # The index of a maximum that torch.compile fuses with strided operands is another one in torch before
+    # 2.14 (pytorch#178964); the maximum itself is right.
+    values = values.detach().movedim(dim, -1)
+    highest = (values == values.amax(-1, keepdim=True)) | values.isnan()
+    place = torch.arange(values.shape[-1], device=values.device)
+    return place.where(highest, values.shape[-1]).amin(-1)
+
+
 def choose(pool: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Split `pool [b, p]` into its entries at the indices `chosen [b, k]`, and the rest in pool order."""
     taken = torch.zeros_like(pool).scatter(1, chosen, 1)

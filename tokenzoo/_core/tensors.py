@@ -27,7 +27,7 @@ def check_dense(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         return
     found, do = "", ""
-    if is_lazy(value):
+    if not torch.compiler.is_compiling() and is_lazy(value):  # torch.compile cannot trace is_lazy
         found, do = "not initialised", "run its module once"
     elif value.is_nested:
         found, do = "nested", f"pass {name}.to_padded_tensor(0.0), or one image at a time"

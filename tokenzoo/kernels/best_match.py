@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import comparable, precise
+from tokenzoo._core.sorting import first_highest
 from tokenzoo.kernels.choice import exporting, use_triton
 
 # Scores per block: 1 MiB on the CPU, for the cache; elsewhere 16 MiB an image, to bound the memory.
@@ -102,10 +103,8 @@ def blocks(count: int, each: int, most: int) -> list[slice]:
 
 def highest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maximum of each row of `scores [..., p]`, finite, and its first index."""
-    value, index = worst_if_nan(comparable(scores)).max(-1)
-    if scores.dtype == torch.float64:  # it was rounded
-        value = worst_if_nan(scores.gather(-1, index[..., None])[..., 0])
-    return value, index
+    index = first_highest(worst_if_nan(comparable(scores)))
+    return worst_if_nan(scores.gather(-1, index[..., None])[..., 0]), index
 
 
 def worst_if_nan(scores: Tensor) -> Tensor:

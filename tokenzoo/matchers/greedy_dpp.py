@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.kinds import Positive
-from tokenzoo._core.sorting import choose, distinct
+from tokenzoo._core.sorting import choose, distinct, first_highest
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import PairScorer, Scorer, Selector, token_scores
 
@@ -72,7 +72,7 @@ class GreedyDPP(Selector):
         for step in range(k):
             # NaN is the maximum: once the code fails, all gains are NaN, also those of chosen tokens.
             free = gain if self.fails else self._units(gain, bad).masked_fill(taken, -torch.inf)
-            pick = free.argmax(-1, keepdim=True)  # [b, 1]
+            pick = first_highest(free)[:, None]  # [b, 1]
             chosen.append(pick)
             taken = taken.scatter(1, pick, True)
             before = factor[:, :step]  # [b, step, p]

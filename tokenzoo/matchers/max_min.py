@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo._core.sorting import choose, distinct
+from tokenzoo._core.sorting import choose, distinct, first_highest
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import PairScorer, Selector
 from tokenzoo.token_map import take
@@ -62,7 +62,7 @@ class MaxMin(Selector):
             score = nearest.clamp(-3, torch.finfo(nearest.dtype).max)
             if not self.repeats:
                 score = score.masked_fill(taken, -torch.inf)
-            pick = score.argmax(-1, keepdim=True)  # [b, 1]
+            pick = first_highest(score)[:, None]  # [b, 1]
             chosen.append(pick)
             taken = taken.scatter(1, pick, True)
             row = take(distance, pick).squeeze(1).masked_fill(bad, -torch.inf)  # [b, p]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenzoo._core.kinds import Range, Words
 from tokenzoo._core.precision import comparable, precise
-from tokenzoo._core.sorting import choose, descending
+from tokenzoo._core.sorting import choose, descending, first_highest
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import PairScorer, Scorer, Selector, token_scores
 from tokenzoo.token_map import take
@@ -53,7 +53,7 @@ class Medoids(Selector):
         index = torch.arange(k, device=pool.device).expand(b, k)
         for _ in range(self.rounds):
             to = take(apart, medoids)  # [b, k, p]
-            nearest = comparable(to).argmin(1)
+            nearest = first_highest(-comparable(to), 1)
             own = nearest.scatter(1, medoids, index)  # [b, p]: a medoid is in its own cluster
             member = own[:, None] == index[..., None]  # [b, k, p]
             if self.match_reference:
@@ -61,5 +61,5 @@ class Medoids(Selector):
             else:
                 cost = (member.to(distance.dtype) @ distance) * weight[:, None]
             cost = cost.masked_fill(~known[:, None], most)  # the last choice in its cluster
-            medoids = comparable(cost).masked_fill(~member, torch.inf).argmin(-1)
+            medoids = first_highest((-comparable(cost)).masked_fill(~member, -torch.inf))
         return choose(pool, medoids)

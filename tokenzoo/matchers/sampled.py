@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import comparable, precise
-from tokenzoo._core.sorting import choose, descending, ordered
+from tokenzoo._core.sorting import choose, descending, first_highest, ordered
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers.per_window import places
 from tokenzoo.parts import Scorer, Selector, token_scores
@@ -63,7 +63,7 @@ class Sampled(Selector):
             total = total + 0.1 * (take(evidence.mass, pool) == 0).to(total.dtype)
         total = total.masked_fill(~known, torch.inf)  # far from every step
         gap = (total[:, None] - self.steps(k, total)[:, None]).abs()  # [b, k, p]
-        return scores, met.scatter(1, comparable(gap).argmin(-1), True)
+        return scores, met.scatter(1, first_highest(-comparable(gap)), True)
 
     def steps(self, k: int, like: Tensor) -> Tensor:
         """Return the steps `[k]`, in the dtype and on the device of a tensor."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,17 @@ def test_rows_carry_what_was_typed_without_the_folders(
             "--out 'my results.jsonl' --data images --model images --rounds 0"
         )
     )
+
+
+def test_an_engine_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = replace(subject(), task="digits")
+    monkeypatch.setattr(command_file, "prepare", lambda name, options: toy)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out = tmp_path / "results.jsonl"
+    result = call("eval", "--recipe", "tome", "--keep", "16", "--engine", "ray", "--out", out)
+    assert result.exit_code == 1
+    assert "pip install 'tokenzoo[ray]'" in result.output
+    assert not out.exists()
 
 
 def printed(*rows: Row, width: int = 80) -> list[str]:

@@ -7,10 +7,10 @@ command goes on where an earlier run was stopped.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import typer
@@ -24,6 +24,7 @@ from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions, jobs, run
+from tokenzoo.evaluation.on_ray import run_on_ray
 from tokenzoo.evaluation.summary import summarize
 from tokenzoo.evaluation.tasks import NO_MODEL, OWN_IMAGES, TASKS, prepare
 from tokenzoo.zoo import list_recipes
@@ -68,6 +69,10 @@ def run_it(
         int | None, typer.Option(help="Rounds of the timing; 0: none. [default: 5; quick: 2]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    engine: Annotated[
+        Literal["process", "ray"],
+        typer.Option(help="Where the jobs run: in this process, or on a Ray cluster."),
+    ] = "process",
     quick: Annotated[
         bool, typer.Option(help="Fewer samples and rounds, for a first look.")
     ] = False,
@@ -89,12 +94,20 @@ def run_it(
     file = ResultsFile(output_file(out, (".jsonl",)))
     file.rows()  # a damaged file is an error before anything is loaded
     paths = data_of(names, data or [])
-    subjects = [
-        prepare(name, TaskOptions(model, paths.get(name), samples, size, seed, quick))
-        for name in names
-    ]
+    options = {
+        name: TaskOptions(model, paths.get(name), samples, size, seed, quick) for name in names
+    }
+    subjects = [prepare(name, chosen) for name, chosen in options.items()]
+
+    def rows_of(subject: Subject, done: Container[Key]) -> Iterator[Row]:
+        if engine == "process":
+            return run(subject, wanted, rounds=rounds, done=done)
+        return run_on_ray(
+            subject, options[subject.task], wanted, rounds=rounds, done=done, threads=threads or 1
+        )
+
     typed = {name: value for name, value in ctx.params.items() if was_typed(ctx, name)}
-    rows = sweep(file, subjects, wanted, rounds, command(typed))
+    rows = sweep(file, subjects, wanted, rows_of, command(typed))
     console = Console()
     for found in summarize(rows, controls_of(rows)):
         console.print()
@@ -168,7 +181,11 @@ def without_folder(text: str) -> str:
 
 
 def sweep(
-    file: ResultsFile, subjects: Sequence[Subject], wanted: Sequence[Job], rounds: int, command: str
+    file: ResultsFile,
+    subjects: Sequence[Subject],
+    wanted: Sequence[Job],
+    rows_of: Callable[[Subject, Container[Key]], Iterator[Row]],
+    command: str,
 ) -> list[Row]:
     """Run what the file does not hold yet, under a progress bar; return all rows that were asked for."""
     facts = {(one.task, one.model_name): one.facts for one in subjects}
@@ -185,7 +202,7 @@ def sweep(
             here = [key for key in done if (key.task, key.model) in facts]
             progress.update(bar, description=subject.task)
             progress.advance(bar, sum(key.task == subject.task for key in here))
-            for found in run(subject, wanted, rounds=rounds, done=done):
+            for found in rows_of(subject, done):
                 row = replace(found, command=command)
                 file.append(row)
                 done[row.key] = row

@@ -1,4 +1,4 @@
-"""Libraries of the extra `eval`, imported where they are used."""
+"""Libraries of the extras of the evaluation, imported where they are used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from tokenzoo.errors import MissingDependencyError
 
 
-def need(module: str) -> Any:
-    """Import a module of the extra `eval`.
+def need(module: str, extra: str = "eval") -> Any:
+    """Import a module of an extra.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -18,5 +18,5 @@ def need(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{module} is not installed: pip install 'tokenzoo[eval]'"
+            f"{module} is not installed: pip install 'tokenzoo[{extra}]'"
         ) from error

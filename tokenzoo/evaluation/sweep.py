@@ -91,26 +91,55 @@ def run(
         rounds: of the timing; 0: no time is measured.
         done: keys of rows that exist.
     """
-    key = Key(subject.task, subject.model_name)
-    with torch.inference_mode():
-        bare = subject.score(subject.model, range(subject.samples), key.attached)
-    patches, twin = patch_tokens(subject), copy_of(subject.model)
-    if key not in done:
-        yield Row(key, subject.facts, flops=1.0, versions=versions(), **_scores(bare, bare))
+    bare = bare_of(subject)
+    if Key(subject.task, subject.model_name) not in done:
+        yield bare_row(subject, bare)
     for job in wanted:
         if job.key(subject) not in done:
-            yield row_of(subject, job, bare, twin, patches, rounds)
+            yield row_of(subject, job, bare, rounds)
 
 
-def row_of(subject: Subject, job: Job, bare: Outcome, twin: Any, patches: int, rounds: int) -> Row:
+@dataclass(frozen=True, eq=False)
+class Bare:
+    """What the rows of a subject are relative to.
+
+    Attributes:
+        outcome: what the bare model scores.
+        twin: a bare copy of the model, which shares its weights.
+        patches: patch tokens of an image.
+    """
+
+    outcome: Outcome
+    twin: Any
+    patches: int
+
+
+def bare_of(subject: Subject) -> Bare:
+    """Run the bare model of a subject.
+
+    Raises:
+        UnsupportedModelError, AttachError: nothing can be attached to the model.
+    """
+    label = Key(subject.task, subject.model_name).attached
+    with torch.inference_mode():
+        outcome = subject.score(subject.model, range(subject.samples), label)
+    return Bare(outcome, copy_of(subject.model), patch_tokens(subject))
+
+
+def bare_row(subject: Subject, bare: Bare) -> Row:
+    """Return the row of the bare model."""
+    scores = _scores(bare.outcome, bare.outcome)
+    key = Key(subject.task, subject.model_name)
+    return Row(key, subject.facts, flops=1.0, versions=versions(), **scores)
+
+
+def row_of(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
     """Run one job; a recipe that cannot run on the model gives a row with the reason.
 
     Args:
         subject: the task.
         job: the recipe and its budget.
-        bare: what the bare model scores.
-        twin: a bare copy of the model, see `relative_time`.
-        patches: patch tokens of an image.
+        bare: what the row is relative to.
         rounds: of the timing; 0: none.
     """
     key = job.key(subject)
@@ -118,8 +147,8 @@ def row_of(subject: Subject, job: Job, bare: Outcome, twin: Any, patches: int, r
         with attach(job, subject) as attached:
             with torch.inference_mode():
                 outcome = subject.score(subject.model, range(subject.samples), key.attached)
-            plan = attached.plan(patches)
-            time = relative_time(subject, twin, rounds)
+            plan = attached.plan(bare.patches)
+            time = relative_time(subject, bare.twin, rounds)
     except TokenzooError as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(key, subject.facts, REFUSED, reason, versions=versions())
@@ -130,7 +159,7 @@ def row_of(subject: Subject, job: Job, bare: Outcome, twin: Any, patches: int, r
         flops=round(plan.flops, 4),
         time=time,
         versions=versions(),
-        **_scores(outcome, bare),
+        **_scores(outcome, bare.outcome),
     )
 
 

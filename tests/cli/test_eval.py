@@ -53,7 +53,7 @@ def test_an_engine_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "ray", None)
     out = tmp_path / "results.jsonl"
     result = call("eval", "--recipe", "tome", "--keep", "16", "--engine", "ray", "--out", out)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pip install 'tokenzoo[ray]'" in result.output
     assert not out.exists()
 

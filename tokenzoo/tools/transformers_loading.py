@@ -119,7 +119,7 @@ def _shrink(config: Any) -> None:
     head = width // HEADS["num_attention_heads"]
     for key, value in {**SMALL, **HEADS, "head_dim": head}.items():
         setattr(text, key, value)
-    text.vocab_size = max(text.vocab_size, *(token + 1 for token in _placeholders(config)))
+    text.vocab_size = max(text.vocab_size, *(token + 1 for token in placeholders(config)))
     types = getattr(text, "layer_types", None) or ()
     if types:
         text.layer_types = (
@@ -137,8 +137,8 @@ def _shrink(config: Any) -> None:
         vision.hidden_size = width
 
 
-def _placeholders(config: Any) -> list[int]:
-    """Return the placeholder tokens of an image and of a video; 0: none."""
+def placeholders(config: Any) -> list[int]:
+    """Return the tokens of a prompt that stand for an image and for a video; 0: none."""
     return [getattr(config, f"{kind}_token_id", None) or 0 for kind in ("image", "video")]
 
 
@@ -197,7 +197,7 @@ def _prompt(
 ) -> torch.Tensor:
     """Return prompts of six words with an image after the first: `[batch, n]`."""
     (token, visuals), *_ = adapter.visuals(given, int).items()
-    free = torch.tensor([word for word in range(5, 50) if word not in _placeholders(config)])
+    free = torch.tensor([word for word in range(5, 50) if word not in placeholders(config)])
     words = free[torch.randint(len(free), (batch, 6), generator=generator)]
     images = torch.full((batch, visuals[0].full), token)
     return torch.cat([words[:, :1], images, words[:, 1:]], 1)

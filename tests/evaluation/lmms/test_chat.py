@@ -96,6 +96,16 @@ def test_the_limits_of_an_image(tmp_path: Path, llava: str) -> None:
         loaded(llava, recipe="none", max_pixels=9)
 
 
+@pytest.mark.parametrize(("frames", "seen"), [({}, 12), ({"frames": 4}, 4)])
+def test_frames_of_a_video(frames: dict[str, int], seen: int, tmp_path: Path) -> None:
+    pretrained = save(tmp_path, hf.llava_onevision())
+    model = loaded(pretrained, recipe="divprune", keep=9, **frames)
+    video = {"type": "video", "video": hf.video(12)}
+    messages = [{"role": "user", "content": [video, {"type": "text", "text": "this"}]}]
+    (answer,) = model.answer([messages], GREEDY)
+    assert (answer.whole, answer.visual) == (16 * seen + 1, 9 * seen + 1)  # and a newline
+
+
 @pytest.mark.parametrize(
     ("config", "recipe", "error", "words"),
     [

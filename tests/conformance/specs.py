@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -39,7 +41,8 @@ class Spec:
         keep: of a patch's tokens, for all recipes.
         tokens: patch tokens of the inputs; None: of several sizes, or a whole model.
         second: a module of the second block, and other places where a pass may fail.
-        checkpoint: turns gradient checkpointing on; None: this library has none.
+        other: from the model, the arguments of another call, if not those of `give` with other pixels.
+        checkpoint: turns gradient checkpointing on, reentrant or not; None: this library has none.
         compiles: with fullgraph=True, as its bare form; one model of each attention.
         offloads: accelerate can move its weights.
         whole: a multimodal model, which generates.
@@ -53,7 +56,8 @@ class Spec:
     recipes: tuple[str, ...] = TOWER
     keep: float = 0.4
     tokens: int | None = None
-    checkpoint: Callable[[Any], None] | None = None
+    other: Callable[[Any], Inputs] | None = None
+    checkpoint: Callable[[Any, bool], None] | None = None
     compiles: bool = False
     offloads: bool = False
     whole: bool = False
@@ -95,12 +99,17 @@ def timm_case(case: Any) -> Spec:
         recipes=WITH_CLS if case.pooling == "token" else TOWER,
         compiles=case in (of_timm.EVA02, of_timm.BEIT_SHARED, of_timm.RELPOS),
         # Of relative positions some biases have no gradient but rounding.
-        checkpoint=None if relative else lambda model: model.set_grad_checkpointing(),
+        checkpoint=None if relative else timm_checkpoint,
     )
 
 
-def hf_checkpoint(model: Any) -> None:
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+def timm_checkpoint(model: Any, reentrant: bool) -> None:
+    timm.layers.set_reentrant_ckpt(reentrant)
+    model.set_grad_checkpointing()
+
+
+def hf_checkpoint(model: Any, reentrant: bool) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
 
 
 def hf_tower(name: str, **options: Any) -> Spec:
@@ -212,6 +221,7 @@ def qwen_tower(kind: str) -> Spec:
         lambda depth: getattr(qwen, kind)(vision={"depth": depth}).model.visual,
         lambda model: qwen.pixels(model, MIXED),
         grouped,
+        other=lambda model: qwen.pixels(model, ((1, 8, 12), (2, 6, 4))),
         second="blocks.1.mlp",
         places=("blocks.3.attn", "blocks.3", "merger"),
         recipes=(*TOWER, "divprune"),
@@ -284,3 +294,41 @@ def expected(name: str, recipe: str | None) -> list[Tensor]:
 
 def method(name: str, recipe: str, keep: float | None = None) -> Any:
     return tokenzoo.build(recipe, keep=SPECS[name].keep if keep is None else keep)
+
+
+def other(name: str, model: Any) -> Inputs:
+    """The arguments of another call: other pixels, and where a model takes several sizes, other sizes."""
+    spec = SPECS[name]
+    if spec.other is not None:
+        return spec.other(model)
+    given = spec.give(model)
+    return {key: -value if value.is_floating_point() else value for key, value in given.items()}
+
+
+def words() -> Inputs:
+    """A prompt without images."""
+    ids = torch.tensor([[hf.WORDS.index(word) for word in ("the", "cat", "is", "red")]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def same(found: list[Tensor], wanted: list[Tensor], tolerance: float = 0.0) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert (
+            torch.equal(one, other)
+            if tolerance == 0
+            else of_timm.gap(one.float(), other.float()) <= tolerance
+        )
+
+
+# Every recipe of every model, for what depends on both; for the ways of running, each model with one of
+# its recipes in turn, and LLaVA with all of them: they work in its tower, after its projector, in its LLM.
+ALL = [(name, recipe) for name, spec in SPECS.items() for recipe in spec.recipes]
+SOME = [
+    (name, recipe)
+    for i, (name, spec) in enumerate(SPECS.items())
+    for recipe in (spec.recipes if name == "llava" else [spec.recipes[i % len(spec.recipes)]])
+]
+EVERY = pytest.mark.parametrize(("name", "recipe"), ALL)
+EACH = pytest.mark.parametrize(("name", "recipe"), SOME)
+LLM = ("fastv",)  # no pass of a tower has fewer tokens

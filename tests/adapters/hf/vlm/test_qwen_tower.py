@@ -20,6 +20,7 @@ from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import remains
 from tests.adapters.hf.vlm.plain_qwen import Image, Shown
 from tests.adapters.models import gap, one_thread  # noqa: F401
+from tests.pairs import paired
 from tokenzoo import Evidence, Recipe, Stage, Step
 from tokenzoo.errors import AttachError, MissingEvidenceError
 from tokenzoo.hooks.attach import find_adapter
@@ -216,6 +217,8 @@ def test_counts_are_the_plan_for_odd_sizes(kind: str, name: str, keep: float) ->
             assert one.features == plans[one.tokens].visual
             assert keep != 24 or one.features == min(24, one.tokens)
         assert sorted(i for one in attached.passes for i in one.images) == list(range(14))
+        run(model, *alone(model, x, ODD)[0])  # of one group, and no others to reduce
+        assert attached.counts == (1,) * 5
     if keep == 24:  # what is smaller stays whole
         parts = out.split([plans[n].visual for n in sizes(ODD)])
         for own, whole in zip(parts, bare(kind, grids=ODD).split(sizes(ODD)), strict=True):
@@ -272,19 +275,26 @@ TWICE = (0, 4, 0, 3, 0)  # of 14, 9, 15 and 35 groups
 def test_a_reduced_pass_is_the_plain_tower_with_the_same_plans(
     kind: str, base: str, recipe: Recipe
 ) -> None:
+    """And its gradients are."""
     model = tower(kind, base)
     x = pixels(model, MIXED)
     events: list[Event] = []
     with tokenzoo.build(recipe).attach(model, on_reduce=events.append, trace=True) as attached:
-        out = run(model, x, MIXED)
+        out = model(x, grid_thw=torch.tensor(MIXED)).pooler_output
         places, passes = kept(attached), attached.passes
     assert {event.block for event in events} <= {0, 1, 2, 3, 4}
-    with torch.no_grad():
-        found = plain.run(
-            model, x, MIXED, Replay(events, MIXED), proportional=recipe.proportional_attention
-        )
-        expected = plain.merged(model, found)
+    found = plain.run(
+        model, x, MIXED, Replay(events, MIXED), proportional=recipe.proportional_attention
+    )
+    expected = plain.merged(model, found)
     assert gap(out, expected) <= 1e-4
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad((out * weights).sum(), parameters)
+    for grad, own in zip(
+        grads, torch.autograd.grad((expected * weights).sum(), parameters), strict=True
+    ):
+        assert gap(grad, own) <= 1e-3
     assert gap(out, bare(kind, base)[: len(out)]) > 0.1
     masses: dict[int, Tensor] = {}
     for one in passes:
@@ -436,6 +446,23 @@ def test_by_flash_attention_windows_may_be_empty(kind: str, name: str, flash: li
     width = model.config.hidden_size // 4 if kind == "qwen2_5_vl" else model.config.embed_dim // 4
     assert {shape[-1] for shape, _, _ in flash} == ({width} if name == "random" else {width, 16})
     assert gap(run(model, x, MIXED), bare(kind)) <= 1e-5
+
+
+@paired("kind", KINDS, "name", ("evoprune", "tome", "random", "divprune"))
+def test_other_forms_of_a_call(kind: str, name: str) -> None:
+    model = tower(kind)
+    x, grids = pixels(model, MIXED), torch.tensor(MIXED)
+    attached = tokenzoo.build(name, keep=0.4).attach(model)
+    wanted = run(model, x, MIXED)
+    with torch.no_grad():
+        assert torch.equal(model(x, grids).pooler_output, wanted)
+        assert torch.equal(model(hidden_states=x, grid_thw=grids).pooler_output, wanted)
+        assert torch.equal(model(x, grid_thw=grids, return_dict=False)[1], wanted)
+        out = model(x, grid_thw=grids, output_hidden_states=True)
+    assert torch.equal(out.pooler_output, wanted)
+    rows = [sum(one.counts[i] * len(one.images) for one in attached.passes) * 4 for i in range(5)]
+    assert [len(hidden) for hidden in out.hidden_states] == [len(x), *rows]
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
 
 
 # ------------------------------------------------------------------------------ what is told

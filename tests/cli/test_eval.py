@@ -98,6 +98,27 @@ def test_the_table_fits_and_names_what_does_not(width: int, metrics: int) -> Non
     assert bool(missing) == (metrics == 12)
 
 
+def test_scores_on_hard_samples_are_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_file, "prepare", lambda name, options: subject())
+    options = ("--task", "digits", "--keep", "16", "--rounds", 0, "--out", tmp_path / "a.jsonl")
+    without = call("eval", *options, "--recipe", "tome,downsample").output
+    assert "easy samples" not in without
+    shown = call("eval", *options, "--recipe", "tome,downsample", "--hard")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.splitlines()
+    assert "toy, vit: right, hard and easy samples" in [line.strip() for line in lines]
+    [sorter] = [line.split() for line in lines if line.startswith("downsample* ")]
+    [tome] = [line.split() for line in lines if line.startswith("tome ")]
+    assert sorter[:3] == ["downsample*", "16", "16"]
+    assert tome == ["tome", "16", "16", "too", "few", sorter[3], "too", "few", sorter[4]]
+    assert max(map(len, lines)) <= 80
+    options = ("--task", "digits", "--keep", "8", "--rounds", 0, "--out", tmp_path / "a.jsonl")
+    shown = call("eval", *options, "--recipe", "tome", "--hard")
+    assert "no hard samples: keep=8: downsample did not run; add it to --recipe" in shown.output
+
+
 @pytest.mark.parametrize(
     ("texts", "found"),
     [

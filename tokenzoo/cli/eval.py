@@ -20,10 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenzoo import plugins
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count
+from tokenzoo.cli.eval_hard import below_hard, hard_tables
 from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions, jobs, run
+from tokenzoo.evaluation.hard import hard_samples
 from tokenzoo.evaluation.on_ray import run_on_ray
 from tokenzoo.evaluation.summary import summarize
 from tokenzoo.evaluation.tasks import NO_MODEL, OWN_IMAGES, TASKS, prepare
@@ -76,6 +78,13 @@ def run_it(
     quick: Annotated[
         bool, typer.Option(help="Fewer samples and rounds, for a first look.")
     ] = False,
+    hard: Annotated[
+        bool,
+        typer.Option(
+            "--hard",
+            help="Also the scores on the samples that downsample gets wrong at equal tokens.",
+        ),
+    ] = False,
 ) -> None:
     """Measure what recipes keep of a model's answers, and the time that they take.
 
@@ -112,7 +121,14 @@ def run_it(
     for found in summarize(rows, controls_of(rows)):
         console.print()
         console.print(table(found, console.width))
-        for line in below(found):
+        lines = below(found)
+        if hard:
+            groups = hard_samples(found)
+            for made in hard_tables(found, groups):
+                console.print(made)
+                console.print()
+            lines += below_hard(groups)
+        for line in lines:
             console.print(line, markup=False, highlight=False)
     typer.echo(f"{out}: {len(file.rows())} rows")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation.hard import Split, hard_samples
+from tokenzoo.evaluation.report_hard import NOTE, score_text
 from tokenzoo.evaluation.report_tables import budget_text, spoken
 from tokenzoo.evaluation.summary import Line, Summary
 
@@ -37,7 +40,7 @@ def _task(one: Summary) -> str:
         ]
         parts += ["|---|---|---|---|---|---|---|"]
         parts += [_line(line, one) for line in (*([one.bare] if one.bare else []), *one.lines)]
-        parts += [""]
+        parts += ["", *_hard(one)]
     if one.refused:
         parts += [f"Do not run on this model: {_safe(', '.join(one.refused))}.", ""]
     if one.commands:
@@ -61,6 +64,32 @@ def _line(line: Line, one: Summary) -> str:
         "" if line.tokens is None else str(line.tokens),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _hard(one: Summary) -> list[str]:
+    """Return lines of Markdown: a table for each metric, with two columns for each budget."""
+    found = hard_samples(one)
+    if not found.splits:
+        return []
+    lines = [f"### Hard and easy samples of {_safe(one.task)}", "", NOTE, ""]
+    for metric, splits in groupby(found.splits, lambda split: split.metric):
+        lines += [*_hard_table(metric, list(splits)), ""]
+    return (
+        lines + [f"Not split: {_safe(why)}." for why in found.missing] + [""] * bool(found.missing)
+    )
+
+
+def _hard_table(metric: str, splits: Sequence[Split]) -> list[str]:
+    heads = [_safe(metric)]
+    rows = {"bare": [text for split in splits for text in ("", score_text(split.bare))]}
+    for place, split in enumerate(splits):
+        heads += [f"{split.keep} hard, n = {split.hard}", f"{split.keep} easy, n = {split.easy}"]
+        for found in split.lines:
+            name = _safe(found.line.name) + "\\*" * found.line.control
+            row = rows.setdefault(name, [""] * 2 * len(splits))
+            row[2 * place : 2 * place + 2] = score_text(found.hard), score_text(found.easy)
+    made = [heads, ["---"] * len(heads), *([name, *row] for name, row in rows.items())]
+    return [f"| {' | '.join(cells)} |" for cells in made]
 
 
 def _safe(text: str) -> str:

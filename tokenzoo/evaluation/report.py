@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.needs import need
+from tokenzoo.evaluation.report_hard import hard_table
 from tokenzoo.evaluation.report_tables import (
     COLUMNS,
     budget_text,
@@ -63,6 +64,7 @@ def page(found: Sequence[Summary], pictures: Mapping[str, str] | None = None) ->
             for line in (*([one.bare] if one.bare else []), *one.lines)
         ),
         kinds="\n".join(kinds_table(one) for one in found if len(one.metrics) > 1),
+        hard="\n".join(hard_table(one) for one in found),
         pictures=_pictures(pictures or {}),
         refused=_refused(found),
         commands="\n".join(_commands(one) for one in found),

@@ -46,24 +46,25 @@ def line_row(line: Line, one: Summary) -> str:
     """Return a line of a task as a row of the table."""
     score = line.estimates[one.metrics[0]]
     cells = [
-        _cell(task_id(one), _task_cell(one), "text"),
-        _cell(line.key.keep, budget_text(line.key.keep)),
-        _cell(line.tokens, str(line.tokens)),
-        _cell(line.time[0] if line.time else None, f"{line.time[0]:.2f}" if line.time else ""),
-        _cell(line.flops, "" if line.flops is None else f"{line.flops:.2f}"),
-        _cell(score.value, f"{score.value:.3f} <small>±{score.half:.3f}</small>"),
-        _cell(line.of_bare, _percent(line.of_bare)),
-        _cell(line.agreement, _percent(line.agreement)),
+        cell(task_id(one), _task_cell(one), "text"),
+        cell(line.key.keep, budget_text(line.key.keep)),
+        cell(line.tokens, str(line.tokens)),
+        cell(line.time[0] if line.time else None, f"{line.time[0]:.2f}" if line.time else ""),
+        cell(line.flops, "" if line.flops is None else f"{line.flops:.2f}"),
+        cell(score.value, f"{score.value:.3f} <small>±{score.half:.3f}</small>"),
+        cell(line.of_bare, _percent(line.of_bare)),
+        cell(line.agreement, _percent(line.agreement)),
         *(_difference(line.against.get(other)) for other in (BARE, CONTROL, REFERENCE)),
     ]
-    return _row(line, one, cells)
+    return table_row(line, one, cells)
 
 
 def _task_cell(one: Summary) -> str:
     return f'{escape(one.task)} <small class="below">{escape(one.model)}</small>'
 
 
-def _row(line: Line, one: Summary, cells: Sequence[str]) -> str:
+def table_row(line: Line, one: Summary, cells: Sequence[str]) -> str:
+    """Return a line of a task, with its name, as a row of these cells."""
     seeds = f" <small>{line.seeds} seeds</small>" if line.seeds > 1 else ""
     best = ' <span title="best, or not distinguishable from it">●</span>' if line.among_best else ""
     name, rest = escape(line.name), "".join(cells)
@@ -75,7 +76,8 @@ def _row(line: Line, one: Summary, cells: Sequence[str]) -> str:
     )
 
 
-def _cell(value: object, shown: str, kind: str = "") -> str:
+def cell(value: object, shown: str, kind: str = "") -> str:
+    """Return a cell that is sorted by its value; an empty one if that is None."""
     if value is None:
         return "<td></td>"
     return f'<td{f" class={kind}" if kind else ""} data-value="{escape(str(value))}">{shown}</td>'
@@ -87,12 +89,12 @@ def _percent(share: float | None) -> str:
 
 def _difference(one: Difference | None) -> str:
     if one is None:
-        return _cell(None, "")
+        return cell(None, "")
     shown = f"{one.value:+.3f}"
     if one.p <= 1 - LEVEL:
         shown = f"<b>{shown}</b>"
     p = "p &lt; 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
-    return _cell(
+    return cell(
         one.value, f'{shown} <small>±{one.half:.3f}</small> <small class="below">{p}</small>'
     )
 
@@ -102,11 +104,11 @@ def kinds_table(one: Summary) -> str:
     title = f"By kind of question: {task_id(one)}"
     heads = "".join(f'<th scope="col">{escape(metric)}</th>' for metric in one.metrics)
     rows = [
-        _row(
+        table_row(
             line,
             one,
             [
-                _cell(line.key.keep, budget_text(line.key.keep)),
+                cell(line.key.keep, budget_text(line.key.keep)),
                 *(_kind(line, one, metric) for metric in one.metrics),
             ],
         )

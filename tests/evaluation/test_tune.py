@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,43 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadArgumentError, match="holds no image"):
         unlabelled("vit_tiny_patch16_224", tmp_path / "empty")
+
+
+def test_what_a_smaller_image_leaves_is_compared_on_the_whole_grid() -> None:
+    model = hf.tower("dinov2")  # 8 x 8 patches
+    subject = subject_of(model, hf.pixels(model, batch=8)["pixel_values"], "dinov2", {})
+    with tokenzoo.build("downsample", keep=16).attach(model, **subject.attach):
+        found = subject.score(model, range(8), "").scores["likeness"]
+    assert found.shape == (8,)
+    assert bool((found < 0.9999).all())
+    with (
+        tokenzoo.build("downsample", keep=8).attach(model, **subject.attach),
+        pytest.raises(BadArgumentError, match="8 of 64 patches"),
+    ):
+        subject.score(model, range(8), "")
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_candidate_whose_outputs_cannot_be_compared_is_refused() -> None:
+    subject = toy(8)
+    bare = subject.score
+
+    def score(model: Any, which: range, label: str) -> Any:
+        if "uniform" in label:
+            raise BadArgumentError("no square grid")
+        return bare(model, which, label)
+
+    found = tune(replace(subject, score=score), Target("tokens", 16), ["tome"], rounds=1)
+    assert found.refused == {"uniform": "no square grid"}
+    assert all(one.job.recipe != "uniform" for one in (*found.finalists, *found.dropped))
+
+
+@pytest.mark.parametrize("per_patch", [True, False])
+@pytest.mark.usefixtures("steady")
+def test_a_recipe_that_saves_nothing_is_no_candidate_for_a_class(per_patch: bool) -> None:
+    """After the last block CLS has seen all tokens: its answer would be perfect, and nothing faster."""
+    found = tune(
+        replace(toy(8), per_patch=per_patch), Target("tokens", 16), ["tome", "fopru"], rounds=1
+    )
+    assert ("fopru" in found.refused) != per_patch
+    assert ("fopru" in {one.job.recipe for one in found.finalists}) == per_patch

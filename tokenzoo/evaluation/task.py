@@ -85,6 +85,8 @@ class Subject:
         call: one forward pass of a model on a fixed batch; it is timed.
         facts: what else decides the scores (data, sizes, seeds), for the rows.
         attach: further arguments of `attach`.
+        per_patch: whether the output has a vector for each patch, so that a token that is removed after
+            the last block saves something in what reads the output.
     """
 
     task: str
@@ -95,3 +97,4 @@ class Subject:
     call: Callable[[Any], object]
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     attach: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    per_patch: bool = False

@@ -139,7 +139,7 @@ def tune(
     if not methods:
         reasons = "; ".join(f"{name}: {quote(why)}" for name, why in list(refused.items())[:3])
         raise BadArgumentError(f"no recipe meets the target on {subject.model_name}: {reasons}")
-    left, dropped = _halved(subject, found, tell)
+    left, dropped = _halved(subject, found, refused, tell)
     left.sort(key=lambda one: -one.mean)
     dropped.sort(key=lambda one: -one.mean)
     winner = _winner(left)
@@ -176,7 +176,13 @@ def _meeting(
     if target.kind == "tokens":
         job = Job(name, target.value, options=options)
         with attach(job, subject) as attached:
-            budget, time = attached.plan(patches), relative_time(subject, twin, rounds)
+            budget = attached.plan(patches)
+            if budget.flops >= 1 and not subject.per_patch:
+                raise BadArgumentError(
+                    f"{name} saves nothing: it removes tokens after the last block, and the output of "
+                    f"{subject.model_name} has none of them"
+                )
+            time = relative_time(subject, twin, rounds)
         return Candidate(job, budget, time)
     share, nearest = float(target.value), float("inf")
     for _ in range(TRIES):
@@ -194,9 +200,12 @@ def _meeting(
 
 
 def _halved(
-    subject: Subject, candidates: Sequence[Candidate], tell: Tell
+    subject: Subject, candidates: Sequence[Candidate], refused: dict[str, str], tell: Tell
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Score candidates on more and more images; return those that saw all, and the others."""
+    """Score candidates on more and more images; return those that saw all, and the others.
+
+    One whose outputs cannot be compared with the bare model's goes to `refused`.
+    """
     left, dropped = list(candidates), list[Candidate]()
     with torch.inference_mode():
         bare = subject.score(subject.model, range(subject.samples), "bare")
@@ -204,7 +213,10 @@ def _halved(
         shown: list[Candidate] = []
         for one in left:
             tell(f"{one.job.recipe} on {more - seen} images")
-            shown.append(_scored(subject, one, range(seen, more), bare))
+            try:
+                shown.append(_scored(subject, one, range(seen, more), bare))
+            except TokenzooError as error:
+                refused[one.job.recipe] = str(error)
         ranked = sorted(shown, key=lambda one: -one.mean)
         methods = [one for one in ranked if not one.control]
         half = methods if more == subject.samples else methods[: max((len(methods) + 1) // 2, 2)]

@@ -18,7 +18,9 @@ from torch.nn.functional import cosine_similarity
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
 from tokenzoo.evaluation.models import normalised, vision_model
+from tokenzoo.evaluation.patch_grid import enlarged
 from tokenzoo.evaluation.task import Outcome, Subject, batches
+from tokenzoo.hooks.attach import find_adapter
 
 LEAST = 8  # images
 BATCH = 4
@@ -57,7 +59,8 @@ def subject_of(model: Any, images: Tensor, name: str, facts: dict[str, Any]) -> 
     with torch.inference_mode():
         first = model(images[:1])
         dense = not isinstance(first, Tensor)
-        bare = _outputs(model, images)  # [s, n, c] or [s, c]
+        bare = _outputs(model, images)  # [s, prefix + n, c] or [s, c]
+    prefix = find_adapter(model).prefix if dense else 0
     classes = not dense and getattr(model, "num_classes", 0) > 0
 
     def score(reduced: Any, which: range, label: str) -> Outcome:
@@ -67,6 +70,9 @@ def subject_of(model: Any, images: Tensor, name: str, facts: dict[str, Any]) -> 
         if classes:
             gap = divergence(wanted, found)
             return Outcome({"likeness": (-gap).exp()}, found.argmax(1))
+        if dense:
+            patches = enlarged(found[:, prefix:], wanted.shape[1] - prefix)
+            found = torch.cat([found[:, :prefix], patches], 1)
         likeness = cosine_similarity(found.double(), wanted.double(), dim=-1)
         return Outcome({"likeness": likeness.mean(1) if dense else likeness})
 
@@ -79,6 +85,7 @@ def subject_of(model: Any, images: Tensor, name: str, facts: dict[str, Any]) -> 
         call=lambda one: one(images[:BATCH]),
         facts={**facts, "samples": len(images), "size": list(images.shape[-2:])},
         attach={"restore": True} if dense else {},
+        per_patch=dense,
     )
 
 

@@ -7,7 +7,6 @@ the patches that the bare model finds most salient, and of the saliency maps.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
 from tokenzoo.evaluation.focus_vit import PATCH, SIZE, images_of, load_focus_vit
 from tokenzoo.evaluation.needs import need
+from tokenzoo.evaluation.patch_grid import enlarged
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
 
 SAMPLES = 48
@@ -80,23 +80,13 @@ def prepare(task: str, options: TaskOptions) -> Subject:
 def features(model: Any, images: Tensor, patches: int) -> Tensor:
     """Return the features `[b, n, c]` of all n patches of `images [b, 3, H, W]`.
 
-    A model that was shown smaller images returns fewer: its square grid is interpolated.
-
     Raises:
-        BadArgumentError: there are fewer patches, and their grid is not a square.
+        BadArgumentError: see `patch_grid.enlarged`.
     """
     found = torch.cat(
         [model(pixel_values=batch).last_hidden_state[:, 1:] for batch in batches(images, BATCH)]
     )
-    if found.shape[1] == patches:
-        return found
-    side, whole = math.isqrt(found.shape[1]), math.isqrt(patches)
-    if side * side != found.shape[1]:
-        raise BadArgumentError(
-            f"{found.shape[1]} patches are left, which are not a square grid: ask for a square number"
-        )
-    grid = found.mT.reshape(*found.shape[::2], side, side)  # [b, c, side, side]
-    return interpolate(grid, (whole, whole), mode="bilinear").flatten(2).mT
+    return enlarged(found, patches)
 
 
 def _maps(focus: Any, found: Tensor, size: int) -> Tensor:

@@ -113,7 +113,7 @@ def test_scores_on_hard_samples_are_an_option(
     [tome] = [line.split() for line in lines if line.startswith("tome ")]
     assert sorter[:3] == ["downsample*", "16", "16"]
     assert tome == ["tome", "16", "16", "too", "few", sorter[3], "too", "few", sorter[4]]
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines[:-1])) <= 80  # the last has the path of the file
     options = ("--task", "digits", "--keep", "8", "--rounds", 0, "--out", tmp_path / "a.jsonl")
     shown = call("eval", *options, "--recipe", "tome", "--hard")
     assert "no hard samples: keep=8: downsample did not run; add it to --recipe" in shown.output

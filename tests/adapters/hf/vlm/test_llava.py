@@ -17,6 +17,7 @@ from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm.calls import (
     FILMS,
     KINDS,
+    NEW,
     ONE,
     PADDED,
     SINGLE,
@@ -289,7 +290,7 @@ def test_shortened_inputs_give_the_same(kind: str, side: str, recipe: Any) -> No
                 assert type(short) is type(kept)
                 assert torch.equal(logits(model, short), out)
                 assert short["input_ids"].shape == calls[-1]["inputs_embeds"].shape[:2]
-                assert torch.equal(model.generate(**short, max_new_tokens=5)[:, -5:], said)
+                assert torch.equal(model.generate(**short, max_new_tokens=NEW)[:, -NEW:], said)
                 again = attached.shorten(short)
                 assert torch.equal(again["input_ids"], short["input_ids"])
         assert torch.equal(given["input_ids"], whole_ids)  # the caller's own is as it was

@@ -17,6 +17,7 @@ from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import (
     CACHE,
     CACHES,
+    NEW,
     answer,
     cache_of,
     ends,
@@ -97,7 +98,7 @@ def said(model: Any, given: Any, **options: Any) -> Any:
     """What `generate` returns, with its logits."""
     return model.generate(
         **given,
-        **{"max_new_tokens": 5, "do_sample": False, **options},
+        **{"max_new_tokens": NEW, "do_sample": False, **options},
         return_dict_in_generate=True,
         output_logits=True,
     )
@@ -302,12 +303,14 @@ def test_decoding_with_the_cache_is_reading_all_again(kind: str, name: str, beam
     with attached_to(model, name):
         out = said(model, given, num_beams=beams, output_scores=beams > 1)
         assert torch.equal(out.sequences[:, :n], given["input_ids"])
-        for k in range(5) if beams == 1 else []:
+        for k in range(NEW) if beams == 1 else []:
             again = logits(model, moved(given, out.sequences[:, n : n + k]))[:, -1]
             assert gap(again, out.logits[k]) <= 1e-4
         if beams > 1:  # what was found is as likely as it was said to be
-            told = logits(model, moved(given, out.sequences[:, n:]))[:, -6:-1].log_softmax(-1)
-            mine = told.gather(-1, out.sequences[:, n:, None]).sum((1, 2)) / 5
+            told = logits(model, moved(given, out.sequences[:, n:]))[:, -NEW - 1 : -1].log_softmax(
+                -1
+            )
+            mine = told.gather(-1, out.sequences[:, n:, None]).sum((1, 2)) / NEW
             assert gap(mine, out.sequences_scores) <= 1e-4
 
 
@@ -338,7 +341,7 @@ def test_a_loop_by_hand(kind: str, mask: bool, places: bool) -> None:
             expected.sequences[:, given["input_ids"].shape[1] :],
             given.get("attention_mask"),
         )
-        for k in range(4):
+        for k in range(NEW - 1):
             more: dict[str, Any] = {}
             if known is not None:
                 known = torch.cat([known, torch.ones_like(known[:, :1])], 1)

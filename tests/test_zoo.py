@@ -1,4 +1,4 @@
-"""The front door: build, list, describe, save and load, and what each says when it cannot."""
+"""The public functions: build, list, describe, save and load, and what each says when it cannot."""
 
 from __future__ import annotations
 

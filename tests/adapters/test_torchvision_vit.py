@@ -70,7 +70,7 @@ def test_adapter_reads_the_model(make: Any) -> None:
 
 @pytest.mark.parametrize("bias", [None, 1.0])
 def test_the_tap_on_a_multihead_attention_is_the_attention(bias: float | None) -> None:
-    """As F.multi_head_attention_forward, whose door for log mass is a float padding mask."""
+    """As F.multi_head_attention_forward, which takes log mass as a float padding mask."""
     attention = randomise(nn.MultiheadAttention(24, 3, batch_first=True)).eval()
     x = torch.randn(2, 7, 24)
     mass = torch.rand(2, 7) + 0.5

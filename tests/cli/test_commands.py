@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_written_is_an_error_now(tmp_path) -> None:
             output_file(tmp_path / name, (".png",))
 
 
-# --- list, describe, and the rest of the door
+# --- list, describe, and the other commands
 
 
 @pytest.mark.parametrize("kind", KINDS)

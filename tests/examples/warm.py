@@ -35,11 +35,11 @@ def serve(at: str) -> None:
     for name in ("torch", "torch._dynamo"):
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(at)
-        door.listen()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(at)
+        server.listen()
         while True:
-            line, _ = door.accept()
+            line, _ = server.accept()
             with line:
                 if os.fork() == 0:
                     answer(line)

@@ -215,14 +215,14 @@ BROKEN: tuple[Mutant, ...] = (
     _adapter("detached_bare", LeavesHooks),
     _adapter("weights_untouched", TouchesWeights),
     _model("counts_planned", Loops),
-    _adapter("tower_told", MissesABlock),
-    _adapter("tower_told", CountsCLS),
+    _adapter("tower_described", MissesABlock),
+    _adapter("tower_described", CountsCLS),
     _adapter("image_independent", BatchPool),
     _adapter("gradients_flow", CutsGradients),
     _adapter("copies_apart", RunsTheOriginal),
     _adapter("pooled_by_mass", PlainMean),
     _adapter("pooled_by_mass", NoFollowers),
-    _adapter("shown_true", WrongGrid),
-    _adapter("shown_true", WrongWidth),
+    _adapter("evidence_fits", WrongGrid),
+    _adapter("evidence_fits", WrongWidth),
 )
 """Every one of them, in the order of the properties."""

@@ -159,7 +159,7 @@ class Site:
         state = self._state()
         layout, steps = state.layout, state.steps
         places = None if layout.segmented else layout.places
-        wanted = places is not None or self._shows(state) or self._lasts(state)
+        wanted = places is not None or self._feeds_later_step(state) or self._ends_encoder(state)
         wanted = wanted or (steps.watches and state.surplus(self.index))
         bias = None
         if self.options.proportional and layout.buckets:
@@ -186,10 +186,14 @@ class Site:
         del module
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
-        surplus, shows, lasts = state.surplus(self.index), self._shows(state), self._lasts(state)
+        surplus, feeds, ends = (
+            state.surplus(self.index),
+            self._feeds_later_step(state),
+            self._ends_encoder(state),
+        )
         check_length(x, state, self.path.name)
         self._check_calls(state)
-        if not (surplus or shows or lasts):
+        if not (surplus or feeds or ends):
             self.run.tap = None
             return None
         if surplus:
@@ -198,7 +202,7 @@ class Site:
         evidence = self._evidence(x, state, parts)
         # Queries, keys and values are not to be held while the second branch runs.
         self.run.tap = None
-        if shows:
+        if feeds:
             pairs = zip(state.layout.buckets, evidence, strict=True)
             buckets = [
                 replace(one, layers=(*one.layers, *((name, own) for name in self.names)))
@@ -212,7 +216,7 @@ class Site:
             self.run.reduced, self.run.length = state.layout.join(left), state.layout.length(x)
             self.options.tick()
         self.run.state = state
-        if lasts:
+        if ends:
             self.run.evidence = evidence
         return None if self.run.reduced is None else (self.run.reduced, *args[1:])
 
@@ -250,11 +254,11 @@ class Site:
             self.finish(state)
         return set_state(output, state)
 
-    def _shows(self, state: ReductionState) -> bool:
+    def _feeds_later_step(self, state: ReductionState) -> bool:
         """Whether a step after the last block needs this block's evidence under another name."""
         return bool(self.names) and state.steps.after
 
-    def _lasts(self, state: ReductionState) -> bool:
+    def _ends_encoder(self, state: ReductionState) -> bool:
         """Whether this is the last block, and a step after it needs its attention."""
         return self.finish is not None and state.steps.watches_after
 

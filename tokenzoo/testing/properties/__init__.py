@@ -11,12 +11,12 @@ from tokenzoo.testing.properties.adapters import (
     copies_apart,
     counts_planned,
     detached_bare,
+    evidence_fits,
     gradients_flow,
     identity_kept,
     image_independent,
     pooled_by_mass,
-    shown_true,
-    tower_told,
+    tower_described,
     weights_untouched,
 )
 from tokenzoo.testing.properties.alike import batch_independent, deterministic
@@ -73,14 +73,14 @@ PROPERTIES: Mapping[str, Property] = {
         options_checked,
         *(repr_is_code, saved_and_loaded, budget_kept, budget_refused),
         *(fits_somewhere, counts_formed, counts_possible, counts_exact, counts_all, counts_pure),
-        *(identity_kept, detached_bare, weights_untouched, counts_planned, tower_told),
+        *(identity_kept, detached_bare, weights_untouched, counts_planned, tower_described),
         *(
             image_independent,
             gradients_flow,
             copies_apart,
             attached_once,
             pooled_by_mass,
-            shown_true,
+            evidence_fits,
         ),
     )
 }

@@ -83,7 +83,7 @@ def counts_planned(subject: Models, run: Run) -> None:
 
 
 @property_of("adapter", cases="runs", read=READ)
-def tower_told(subject: Models, run: Run) -> None:
+def tower_described(subject: Models, run: Run) -> None:
     """The adapter knows the whole tower: as many `blocks()` as attentions, `tokens()` without the `prefix`.
 
     The bare model's own calls of the fused attention are counted, on images of its own size.
@@ -221,7 +221,7 @@ class Reads(Matcher):
 
 
 @property_of("adapter", cases="runs", read="tokenzoo.evidence.Evidence")
-def shown_true(subject: Models, run: Run) -> None:
+def evidence_fits(subject: Models, run: Run) -> None:
     """What the adapter `provides` is shown at its sites, and has the shape that it should have."""
     model, images = subject.fresh(), subject.images(run)
     with subject.attach(model, 1.0) as attached:

@@ -537,7 +537,7 @@ def test_a_part_that_learns_is_scored_with_gradients() -> None:
 @pytest.mark.parametrize("name", tokenzoo.list_recipes())
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
 def test_every_recipe_compiles(name: str) -> None:
-    example, recipe = Example.drawn(grid=(4, 6)), tokenzoo.build(name).recipe
+    example, recipe = Example.drawn(), tokenzoo.build(name).recipe
     first = Recipe(recipe.steps[0], keep=0.6)
 
     at, shown = example.layers(first.needs), example.shown()

@@ -5,6 +5,7 @@ A new model joins by one row of `SPECS`.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -268,7 +269,12 @@ DEPTH = 5
 
 
 def fresh(name: str, depth: int = DEPTH) -> Any:
-    """A model that nobody else has."""
+    """A model that nobody else has: a copy, which is faster than building one."""
+    return copy.deepcopy(_built(name, depth))
+
+
+@cache
+def _built(name: str, depth: int) -> Any:
     return SPECS[name].make(depth)
 
 

@@ -956,13 +956,9 @@ def test_graph_breaks_change_nothing() -> None:
     assert _get_current_function_mode_stack() == []
 
 
-MODELS = {"timm": tiny, "torchvision": torchvision_vit}
-
-
-@pytest.mark.parametrize("library", MODELS)
-def test_what_was_compiled_bare_is_compiled_anew(library: str) -> None:
+def test_what_was_compiled_bare_is_compiled_anew() -> None:
     """torch does not look whether hooks came or went since."""
-    model = MODELS[library]()
+    model = tiny()
     x = images(model)
     bare = run(model, x)
     first = torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # as before the first attach
@@ -980,10 +976,9 @@ def test_what_was_compiled_bare_is_compiled_anew(library: str) -> None:
         assert gap(run(late, x), reduced) <= 1e-5  # the copy is still attached
 
 
-@pytest.mark.parametrize("library", MODELS)
-def test_a_bare_model_is_compiled_after_an_attached_one(library: str) -> None:
+def test_a_bare_model_is_compiled_after_an_attached_one() -> None:
     """As in every comparison of the two: neither may run what was compiled for the other."""
-    bare, reduced = MODELS[library](), MODELS[library]()
+    bare, reduced = torchvision_vit(), torchvision_vit()
     x = images(bare)
     expected = run(bare, x)
     tokenzoo.build("tome", keep=5).attach(reduced)

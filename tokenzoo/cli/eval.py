@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tokenzoo import plugins
 from tokenzoo._core.quoting import quote
-from tokenzoo._core.validation import check_count
+from tokenzoo._core.validation import check_choice, check_count
 from tokenzoo.cli.eval_hard import below_hard, hard_tables
 from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
@@ -35,6 +35,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 ROUNDS, QUICK_ROUNDS = 5, 2
 SEEDS = 3
+ENGINES = ("process", "ray")
 
 
 @app.command("eval")
@@ -72,8 +73,7 @@ def run_it(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     engine: Annotated[
-        Literal["process", "ray"],
-        typer.Option(help="Where the jobs run: in this process, or on a Ray cluster."),
+        str, typer.Option(help="Where the jobs run: process (this one), or ray (a Ray cluster).")
     ] = "process",
     quick: Annotated[
         bool, typer.Option(help="Fewer samples and rounds, for a first look.")
@@ -91,6 +91,7 @@ def run_it(
     Each row holds the score of every sample, so that recipes can be compared on the same ones.
     Intervals hold 95 %. A recipe that does not fit the model gives a row with the reason.
     """
+    check_choice("engine", engine, *ENGINES)
     names = split(task or ["digits"], "task")
     names = tuple(one for one in TASKS if one not in NO_MODEL) if names == ("all",) else names
     recipes = chosen(recipe or ["evoprune,tome,random,uniform,pool,downsample"])

@@ -107,7 +107,7 @@ def run_it(
     options = {
         name: TaskOptions(model, paths.get(name), samples, size, seed, quick) for name in names
     }
-    subjects = [prepare(name, chosen) for name, chosen in options.items()]
+    subjects = [prepare(name, of_task) for name, of_task in options.items()]
 
     def rows_of(subject: Subject, done: Container[Key]) -> Iterator[Row]:
         if engine == "process":

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from rich import box
 from rich.table import Table
 
-from tokenzoo.cli.eval_report import with_half
+from tokenzoo.cli.eval_report import add_column, empty_table, with_half
 from tokenzoo.evaluation.hard import LEAST, SORTER, HardSamples, Split
 from tokenzoo.evaluation.statistics import Estimate
 from tokenzoo.evaluation.summary import Summary
@@ -34,23 +33,10 @@ def below_hard(groups: HardSamples) -> list[str]:
 
 
 def _table(title: str, splits: Sequence[Split]) -> Table:
-    made = Table(
-        title=title,
-        caption=CAPTION,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
+    made = empty_table(title)
+    made.caption = CAPTION
     for head in ("recipe", "keep", "tokens", "hard", "n", "easy", "n"):
-        made.add_column(
-            head,
-            justify="left" if head == "recipe" else "right",
-            no_wrap=head != "recipe",
-            overflow="fold",
-        )
+        add_column(made, head, text=head == "recipe")
     for split in splits:
         counts, keep = (str(split.hard), str(split.easy)), str(split.keep)
         bare = _score(split.bare)

@@ -24,15 +24,7 @@ def table(found: Summary, width: int = WIDTH) -> Table:
         f"+- half of the 95 % interval of {main}; * a control; > the best at its budget, or not "
         "distinguishable from it"
     )
-    made = Table(
-        title=f"{found.task}, {found.model}: {found.samples} samples",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
+    made = empty_table(f"{found.task}, {found.model}: {found.samples} samples")
     lines = [*([] if found.bare is None else [found.bare]), *found.lines]
     cells = [_cells(line, main) for line in lines]
     heads = ["", "recipe", "keep", "tokens", "time", "ops", main, "of bare", "same answer"]
@@ -43,13 +35,7 @@ def table(found: Summary, width: int = WIDTH) -> Table:
         taken += _width(others[fitting], "0.000")
         fitting += 1
     for head in [*(heads[place] for place in shown), *others[:fitting]]:
-        text = head in heads[:2]
-        made.add_column(
-            head.replace(" ", "\n"),
-            justify="left" if text else "right",
-            no_wrap=not text,
-            overflow="fold",
-        )
+        add_column(made, head.replace(" ", "\n"), text=head in heads[:2])
     for place, (line, row) in enumerate(zip(lines, cells, strict=True)):
         last = place + 1 == len(lines) or repr(lines[place + 1].key.keep) != repr(line.key.keep)
         rest = [f"{line.estimates[metric].value:.3f}" for metric in others[:fitting]]
@@ -58,6 +44,24 @@ def table(found: Summary, width: int = WIDTH) -> Table:
         caption += f"; in the file too: {', '.join(others[fitting:])}"
     made.caption = caption
     return made
+
+
+def empty_table(title: str) -> Table:
+    """Return a table in the form of all tables of results."""
+    return Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+
+
+def add_column(made: Table, head: str, *, text: bool) -> None:
+    """Add a column of text, which is folded where it is too long, or one of numbers."""
+    made.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
 
 
 def below(found: Summary) -> list[str]:

@@ -87,7 +87,8 @@ def _connect(ray: Any) -> None:
 
 
 def _check_cpus(ray: Any, threads: int) -> None:
-    most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    most = max(cpus, default=0)
     if threads > most:
         raise BadArgumentError(
             f"threads={threads}: a job would wait for ever, as no machine of the Ray cluster has more "

@@ -51,8 +51,24 @@ def test_a_budget_is_judged_by_the_size_of_the_pass(name: str) -> None:
             model(torch.ones(1, 3, SIDE, SIDE), **DYNAMIC[name])
 
 
+@pytest.mark.parametrize("name", ["dinov2", "siglip", "vit_tiny_patch16_224"])
+def test_a_smaller_image_is_judged_by_the_image_of_the_pass(name: str) -> None:
+    model = made(name) if name in hf.TOWERS else made(name, dynamic_img_size=True)
+    with pytest.warns(UserWarning, match="28 x 28 .* to 706: .* several sizes") as caught:
+        attached = tokenzoo.build("downsample", keep=0.9).attach(model)  # 706 is 2 x 353
+    assert caught[0].filename == __file__
+    with torch.no_grad():
+        model(torch.ones(1, 3, 70, 70), **DYNAMIC[name])
+        assert attached.counts[-1] == 9 * 10
+        with pytest.raises(BudgetError, match="28 x 28 patches"):
+            model(torch.ones(1, 3, SIDE, SIDE), **DYNAMIC[name])
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "llava"])
 def test_a_model_of_one_size_is_judged_when_it_is_attached_to(name: str) -> None:
     model = hf.llava() if name == "llava" else made(name)
     with pytest.raises(BudgetError, match="is out of reach"):
         tokenzoo.build("tome", keep=1).attach(model)
+    if name != "llava":
+        with pytest.raises(BudgetError, match="28 x 28 patches cannot be resized to 706"):
+            tokenzoo.build("downsample", keep=0.9).attach(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +22,30 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
         align_corners=False,
     )
     return small.to(image.dtype)
+
+
+def check_configured(grid: tuple[int, int], tokens: int, dynamic_size: bool) -> None:
+    """See that images of the configured size can be resized to a number of patches.
+
+    Args:
+        grid: (rows, columns) of the patches of an image of the configured size.
+        tokens: patches to keep of such an image.
+        dynamic_size: whether the model takes several sizes. Then this is a warning: images of another size
+            may be resized, and a pass whose images cannot be raises the error.
+
+    Raises:
+        BudgetError: no grid near the configured shape has so many patches, and the model takes one size.
+    """
+    try:
+        smaller_grid(grid, tokens)
+    except BudgetError as error:
+        if not dynamic_size:
+            raise
+        warnings.warn(
+            f"{error}. The model takes images of several sizes, and this is the configured one: images of "
+            "another size may be resized, and a pass whose images cannot be raises this error",
+            stacklevel=9,  # the caller of Method.attach
+        )
 
 
 def smaller_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:

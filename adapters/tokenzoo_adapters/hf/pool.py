@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks import reduced_tokens
-from tokenzoo_adapters.common.image_size import resized, smaller_grid
+from tokenzoo_adapters.common.image_size import check_configured, resized, smaller_grid
 from tokenzoo_adapters.common.pooling import state_of
 
 
@@ -79,7 +79,7 @@ def shrink(
     """Resize the images of a tower to fewer patches.
 
     Args:
-        model: the tower.
+        model: the tower, which takes images of several sizes.
         grid: (rows, columns) of the patches of an image of the configured size.
         patches: maps height and width of an image to (rows, columns) of its patches.
         wanted: maps the number of an image's patches to the number to keep.
@@ -87,10 +87,7 @@ def shrink(
 
     Returns:
         An uninstaller.
-
-    Raises:
-        BudgetError: no image near the configured shape has so many patches.
     """
-    smaller_grid(grid, wanted(grid[0] * grid[1]))
+    check_configured(grid, wanted(grid[0] * grid[1]), dynamic_size=True)
     hook = _Shrink(patches, wanted, asks)
     return model.register_forward_pre_hook(hook, with_kwargs=True).remove

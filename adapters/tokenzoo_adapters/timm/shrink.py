@@ -10,26 +10,29 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo.hooks import Undo, refuse_symbols, undo_all
-from tokenzoo_adapters.common.image_size import resized, smaller_grid
+from tokenzoo_adapters.common.image_size import check_configured, resized, smaller_grid
 from tokenzoo_adapters.common.patching import put
 
 
-def shrink(model: Any, grid: tuple[int, int], wanted: Callable[[int], int]) -> Callable[[], None]:
+def shrink(
+    model: Any, grid: tuple[int, int], wanted: Callable[[int], int], *, dynamic_size: bool
+) -> Callable[[], None]:
     """Resize the images to fewer patches; timm interpolates the positions.
 
     Args:
         model: one that can have `dynamic_img_size`.
         grid: (rows, columns) of the patches of an image of the configured size.
         wanted: maps the number of an image's patches to the number to keep.
+        dynamic_size: whether the model takes images of several sizes as it is.
 
     Returns:
         An uninstaller.
 
     Raises:
-        BudgetError: no image near the configured shape has so many patches.
+        BudgetError: the model takes images of one size, and none near its shape has so many patches.
     """
     embed = model.patch_embed
-    smaller_grid(grid, wanted(grid[0] * grid[1]))
+    check_configured(grid, wanted(grid[0] * grid[1]), dynamic_size)
     before = {
         "strict_img_size": embed.strict_img_size,
         "flatten": embed.flatten,

@@ -147,7 +147,7 @@ class TimmViT(Adapter):
             raise AttachError(
                 "this model has no configured image size, which a step at stage 'image' needs"
             )
-        return timm_shrink.shrink(self.model, grid, wanted)
+        return timm_shrink.shrink(self.model, grid, wanted, dynamic_size=self.dynamic_size)
 
     def check(self, name: str) -> None:
         """Raise if the blocks or the pooling of this model are not supported.

@@ -115,10 +115,21 @@ def ranked(*scores: float, times: tuple[float, ...], names: tuple[str, ...]) -> 
     ]
 
 
-def test_the_winner_is_the_fastest_of_those_that_are_alike() -> None:
-    near = ranked(0.9, 0.9, 0.8, times=(0.6, 0.5, 0.1), names=("tome", "evoprune", "pitome"))
-    assert tuning._winner(near).job.recipe == "evoprune"
-    control = ranked(0.9, 0.8, times=(0.6, 0.5), names=("pool", "evoprune"))
+@pytest.mark.parametrize(
+    ("scores", "noise", "winner"),
+    [
+        ((0.9, 0.899, 0.8), 0.0, "evoprune"),  # faster, and loses a hundredth of the way to `pool`
+        ((0.9, 0.89, 0.8), 0.0, "tome"),  # a tenth of it
+        ((0.9, 0.899, 0.8), 0.2, "tome"),  # not told apart, which shows nothing
+    ],
+)
+def test_a_faster_winner_is_shown_to_lose_little(
+    scores: tuple[float, ...], noise: float, winner: str
+) -> None:
+    best, faster, pool = ranked(*scores, times=(0.6, 0.5, 0.1), names=("tome", "evoprune", "pool"))
+    noisy = tuple(score + noise * (-1) ** i for i, score in enumerate(faster.scores))
+    assert tuning._winner([best, replace(faster, scores=noisy), pool]).job.recipe == winner
+    control = ranked(0.9, 0.9, times=(0.6, 0.5), names=("pool", "evoprune"))
     assert tuning._winner(control).job.recipe == "pool"
 
 

@@ -119,7 +119,7 @@ def said(found: Tuned, out: Path) -> Sequence[str]:
     winner = found.winner
     lines.append(
         f"{described(winner)} with {winner.budget.visual} tokens, at {winner.time[0]:.2f} of the time, "
-        f"is in {out}: the fastest of those that cannot be told from the best"
+        f"is in {out}: the most alike, or a faster one that is shown to lose next to nothing against it"
     )
     if winner.control:
         lines.append("a control is the best: no method is worth its complexity on these images")

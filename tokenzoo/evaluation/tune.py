@@ -38,6 +38,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 FIRST = 8  # images of the first rung
 SLACK = 1.03  # a time so much above the target still meets it: the noise of a quiet machine
 TRIES = 4  # measurements of one candidate's time
+MARGIN = 0.05  # share of what the best gains over the best control that a faster winner may lose
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Tuned:
         finalists: the candidates that saw all images, the best first.
         dropped: the others, the best first.
         refused: why a recipe has no candidate, by its name.
-        winner: the fastest of those that cannot be told from the best; a control only if the best is one.
+        winner: the most alike, or the fastest of those that are shown to lose no more than `MARGIN` against
+            it; a control only if the most alike is one.
         against: the winner's paired difference to the best control.
     """
 
@@ -149,14 +151,20 @@ def tune(
 
 
 def _winner(ranked: Sequence[Candidate]) -> Candidate:
-    """The fastest of those that cannot be told from the best (paired, 95 %)."""
+    """The fastest of those that are not inferior to the most alike (paired, 95 %), which is one of them.
+
+    That two cannot be told apart on a few images does not make them equal. So a faster one must be shown to
+    lose no more than a margin: `MARGIN` of the distance from the most alike to the best control.
+    """
     best = ranked[0]
-    alike = [
+    control = next((one.mean for one in ranked if one.control), best.mean)
+    fits = [
         one
         for one in ranked
-        if one.control == best.control and difference(best.scores, one.scores).low <= 0
+        if one.control == best.control
+        and difference(best.scores, one.scores).high <= MARGIN * (best.mean - control)
     ]
-    return min(alike, key=lambda one: one.time[0])
+    return min(fits, key=lambda one: one.time[0])
 
 
 def _meeting(

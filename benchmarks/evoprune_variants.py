@@ -165,7 +165,7 @@ def recipe_of(options: Options, keep: int) -> Recipe:
 
 
 def ladder(base: Options, keep: int) -> dict[str, Recipe]:
-    """The way from tome to evoprune, one step at a time."""
+    """The steps from tome to evoprune, one at a time."""
     bare = tome(keep=keep)
     on_x = changed(bare, matcher=Bipartite(Similarity("x"), split=Parity(), order="tome"))
     return {

@@ -33,8 +33,8 @@ from tokenzoo.zoo import list_recipes
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-ROUNDS, QUICK_ROUNDS = 5, 2
-SEEDS = 3
+ROUNDS, QUICK_ROUNDS = 5, 1
+SEEDS, QUICK_SEEDS = 3, 1
 ENGINES = ("process", "ray")
 
 
@@ -66,17 +66,19 @@ def run_it(
     model: Annotated[str | None, typer.Option(help="The model, where the task takes one.")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples that are scored.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels on a side of an image.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of a recipe that is random.")] = SEEDS,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of a recipe that is random. [default: 3; quick: 1]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     rounds: Annotated[
-        int | None, typer.Option(help="Rounds of the timing; 0: none. [default: 5; quick: 2]")
+        int | None, typer.Option(help="Rounds of the timing; 0: none. [default: 5; quick: 1]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     engine: Annotated[
         str, typer.Option(help="Where the jobs run: process (this one), or ray (a Ray cluster).")
     ] = "process",
     quick: Annotated[
-        bool, typer.Option(help="Fewer samples and rounds, for a first look.")
+        bool, typer.Option(help="Fewer samples, rounds and seeds, for a first look.")
     ] = False,
     hard: Annotated[
         bool,
@@ -98,6 +100,7 @@ def run_it(
     keeps = [one.value for one in parse_keeps(keep or ["0.5,0.25,0.125"])]
     check_count("rounds", 0 if rounds is None else rounds, least=0)
     rounds = (QUICK_ROUNDS if quick else ROUNDS) if rounds is None else rounds
+    seeds = (QUICK_SEEDS if quick else SEEDS) if seeds is None else seeds
     wanted = jobs(recipes, keeps, check_count("seeds", seeds))
     if threads is not None:
         torch.set_num_threads(check_count("threads", threads))

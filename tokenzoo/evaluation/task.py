@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenzoo._core.validation import check_count, check_flag
 
-QUICK = 4  # with --quick, a task has that many times fewer samples
+QUICK = 10  # a first look has that many times fewer samples
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class TaskOptions:
 
     def count(self, default: int) -> int:
         """Return the number of samples: the chosen one, or the default."""
-        if self.samples is not None:
-            return self.samples
+        return self.batch(default) if self.samples is None else self.samples
+
+    def batch(self, default: int) -> int:
+        """Return the number of images of the call that is timed."""
         return max(default // QUICK, 2) if self.quick else default
 
 

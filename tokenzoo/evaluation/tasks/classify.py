@@ -63,7 +63,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         model,
         len(labels),
         score,
-        call=lambda model: model(found.images[:BATCH]),
+        call=lambda model: model(found.images[: options.batch(BATCH)]),
         facts={**facts, "seed": options.seed},
     )
 

@@ -71,7 +71,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         focus.backbone,
         len(images),
         score,
-        call=lambda model: model(pixel_values=images[:BATCH]),
+        call=lambda model: model(pixel_values=images[: options.batch(BATCH)]),
         facts={"data": source, "samples": len(images), "size": size, "seed": options.seed},
         attach={"restore": True},
     )

@@ -57,6 +57,6 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         digits.load_digits_vit(),
         samples,
         score,
-        call=lambda model: model(data.images[:BATCH]),
+        call=lambda model: model(data.images[: options.batch(BATCH)]),
         facts={"split": "test", "samples": samples, "seed": options.seed},
     )

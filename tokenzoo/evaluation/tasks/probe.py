@@ -79,7 +79,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
     default = SIZE if name == FOCUS else None
     count = options.count(TEST)
     store = loaded(name, options.data, options.size or default, count, options.seed)
-    return subject_of(task, name, store)
+    return subject_of(task, name, store, options.batch(BATCH))
 
 
 @lru_cache(maxsize=1)
@@ -153,8 +153,8 @@ def masses(tokens: Tensor, prefix: int) -> Tensor:
     return state.mass[:, prefix:, None]
 
 
-def subject_of(task: str, name: str, store: Store) -> Subject:
-    """Return the subject of a store: `knn` or `linear`."""
+def subject_of(task: str, name: str, store: Store, batch: int) -> Subject:
+    """Return the subject of a store: `knn` or `linear`; `batch` images are in the call that is timed."""
     predict = PREDICTORS[task]
 
     def score(model: Any, which: range, label: str) -> Outcome:
@@ -172,7 +172,7 @@ def subject_of(task: str, name: str, store: Store) -> Subject:
         store.model,
         len(store.test.labels),
         score,
-        call=lambda model: tokens_of(model, store.test.images[:BATCH]),
+        call=lambda model: tokens_of(model, store.test.images[:batch]),
         facts=store.facts,
     )
 

@@ -7,102 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 
 from tests.mutants import adapters as adapters
-from tests.mutants.adapters import (
-    Adapted,
-    BatchPool,
-    CountsCLS,
-    CutsGradients,
-    LeavesHooks,
-    MissesABlock,
-    NoFollowers,
-    PlainMean,
-    RunsTheOriginal,
-    Shifts,
-    TouchesWeights,
-    WrongGrid,
-    WrongSecond,
-    WrongWidth,
-    tiny,
-)
-from tests.mutants.matchers import (
-    Boaster,
-    FalseHold,
-    FirstTokens,
-    GreedySplit,
-    HeavyToo,
-    HoldsAll,
-    KeepsByValue,
-    KeptTwice,
-    LosesOne,
-    MiscountsGroups,
-    Modest,
-    Nobody,
-    OneTooMany,
-    OutOfRange,
-    Slips,
-    Twice,
-    TwoPlaces,
-)
-from tests.mutants.mergers import (
-    Blurs,
-    ClaimsSum,
-    Detaches,
-    LosesMass,
-    SpendsMass,
-    SpreadsNaN,
-    Upcasts,
-)
-from tests.mutants.schedules import (
-    AlwaysTrims,
-    Grows,
-    KeepsOneMore,
-    NeverFits,
-    OneShort,
-    Overasks,
-    StopsShort,
-    Tires,
-    TooStrict,
-    Vague,
-)
-from tests.mutants.scorers import (
-    BatchMean,
-    Dice,
-    Falling,
-    HalfPrecision,
-    Halves,
-    InPlace,
-    LikesNaN,
-    ListOption,
-    LooksUpLate,
-    NeedsTwo,
-    Negative,
-    OtherLayer,
-    OwnDice,
-    RaisesOnNaN,
-    Remembers,
-    Thawed,
-    Undeclared,
-    Unwritable,
-    Waits,
-    ZeroByZero,
-)
+from tests.mutants import matchers, mergers, schedules, scorers
+from tests.mutants.mergers import Blurs as Blurs
+from tests.mutants.scorers import LikesNaN as LikesNaN
 from tests.mutants.tiny_vit import Loops
-from tokenzoo.matchers import (
-    Alternate,
-    Drop,
-    Nearest,
-    Protect,
-    SelectAssign,
-    Strided,
-    TopK,
-)
+from tokenzoo.matchers import Alternate, Drop, Nearest, Protect, SelectAssign, Strided, TopK
 from tokenzoo.mergers import Identity, Mean, WeightedMean
-from tokenzoo.parts import Part, Schedule, Scorer
+from tokenzoo.parts import Matcher, Part, Schedule, Scorer
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Mean as MeanSchedule
 from tokenzoo.scorers import CLSAttention, FeatureNorm, Random, Similarity
@@ -118,7 +33,7 @@ class Mutant:
         violates: the property that it violates, and whose check must fail.
         broken: the part, a recipe around it, or a function that makes a model whose adapter it is.
         honest: the nearest that keeps all promises.
-        of: the class that lies, where it is inside of something.
+        of: the class that lies, and says how, where it is inside of something.
     """
 
     violates: str
@@ -128,101 +43,107 @@ class Mutant:
 
     @property
     def liar(self) -> type:
-        """The class that lies; its docstring says how."""
         return self.of or type(self.broken)
 
 
-def _scoring(scorer: Scorer) -> Recipe:
-    return Recipe(
-        Step(Stage.BLOCK, MeanSchedule(), SelectAssign(TopK(scorer), Drop()), Identity()), keep=0.5
-    )
+_honest = adapters.tiny(adapters.Adapted)
+_first = matchers.FirstTokens()
 
 
-def _matching(matcher: object, schedule: Schedule | None = None) -> Recipe:
-    return Recipe(Step(Stage.BLOCK, schedule or MeanSchedule(), matcher, WeightedMean()), keep=0.5)  # pyright: ignore[reportArgumentType]
+def _recipe(part: Scorer | Matcher | Schedule) -> Recipe:
+    schedule, matcher, merger = MeanSchedule(), _first, WeightedMean()
+    match part:
+        case Scorer():
+            matcher, merger = SelectAssign(TopK(part), Drop()), Identity()
+        case Matcher():
+            matcher = part
+        case Schedule():
+            schedule = part
+    return Recipe(Step(Stage.BLOCK, schedule, matcher, merger), keep=0.5)
 
 
-def _adapter(violates: str, adapter: type[Adapted]) -> Mutant:
-    return Mutant(violates, tiny(adapter), tiny(Adapted), adapter)
+def _inside(
+    violates: str, broken: Scorer | Matcher | Schedule, honest: Scorer | Matcher | Schedule
+) -> Mutant:
+    """A mutant that is a recipe around a part."""
+    return Mutant(violates, _recipe(broken), _recipe(honest), type(broken))
 
 
-def _model(violates: str, model: type[nn.Module]) -> Mutant:
-    return Mutant(violates, partial(model, Adapted), tiny(Adapted), model)
+def _adapter(violates: str, adapter: type[adapters.Adapted]) -> Mutant:
+    return Mutant(violates, adapters.tiny(adapter), _honest, adapter)
 
 
-_first = SelectAssign(Strided(), Nearest(Similarity("x")))
-
+# In the order of the properties.
 BROKEN: tuple[Mutant, ...] = (
-    Mutant("frozen_data", Thawed(), FeatureNorm()),
-    Mutant("frozen_data", ListOption(), FeatureNorm()),
-    Mutant("deterministic", Dice(), Random()),
-    Mutant("deterministic", OwnDice(), Random(7)),
-    Mutant("deterministic", Remembers(), FeatureNorm()),
-    Mutant("input_untouched", InPlace(), FeatureNorm()),
-    Mutant("input_untouched", SpendsMass(), Identity()),
-    Mutant("needs_honest", Undeclared(), CLSAttention()),
-    Mutant("needs_honest", OtherLayer(), CLSAttention(layer=-2)),
-    Mutant("scores_formed", HalfPrecision(), FeatureNorm()),
-    Mutant("scores_formed", ZeroByZero(), FeatureNorm()),
-    Mutant("pairs_formed", Negative(), Similarity("x")),
-    Mutant("pairs_formed", Falling(), Similarity("x", "sigmoid")),
-    Mutant("selection_formed", Twice(), Strided()),
-    Mutant("selection_formed", MiscountsGroups(), Strided()),
-    Mutant("slots_formed", OutOfRange(), Nearest(Similarity("x"))),
-    Mutant("sides_formed", LosesOne(), Alternate()),
-    Mutant("sides_formed", GreedySplit(), Alternate()),
-    Mutant("partition_formed", HoldsAll(FeatureNorm(), 0.8), Protect(FeatureNorm(), 0.8)),
-    Mutant("features_formed", Upcasts(), Identity()),
-    Mutant("exact_budget", OneTooMany(), FirstTokens()),
-    Mutant("exact_budget", KeepsByValue(), FirstTokens()),
-    Mutant("plan_total", TwoPlaces(), FirstTokens()),
-    Mutant("plan_total", KeptTwice(), FirstTokens()),
-    Mutant("plans_compose", Slips(), FirstTokens()),
-    Mutant("fewest_honest", Boaster(), FirstTokens()),
-    Mutant("fewest_honest", Modest(), FirstTokens()),
-    Mutant("fewest_honest", Nobody(), FirstTokens()),
-    Mutant("protected_untouched", Blurs(), Mean()),
-    Mutant("held_untouched", FalseHold(), FirstTokens()),
-    Mutant("conserved", LosesMass(), Identity()),
-    Mutant("conserved", ClaimsSum(), WeightedMean()),
-    Mutant("batch_independent", BatchMean(), FeatureNorm()),
-    Mutant("gradients", Detaches(), Mean()),
-    Mutant("degenerate", NeedsTwo(), FeatureNorm()),
-    Mutant("nan_harmless", RaisesOnNaN(), FeatureNorm()),
-    Mutant("nan_lowest", LikesNaN(), FeatureNorm()),
-    Mutant("nan_lowest", SpreadsNaN(), Mean()),
-    Mutant("static_shapes", Waits(), FeatureNorm()),
-    Mutant("static_shapes", KeepsByValue(), FirstTokens()),
-    Mutant("options_checked", LooksUpLate(), FeatureNorm()),
-    Mutant("repr_is_code", _scoring(Halves()), _scoring(FeatureNorm()), Halves),
-    Mutant("saved_and_loaded", _scoring(Unwritable()), _scoring(FeatureNorm()), Unwritable),
-    Mutant("saved_and_loaded", _scoring(Halves()), _scoring(FeatureNorm()), Halves),
-    Mutant("budget_kept", _matching(HeavyToo()), _matching(FirstTokens()), HeavyToo),
-    Mutant("budget_kept", _matching(_first, Tires()), _matching(_first), Tires),
-    Mutant("budget_refused", _matching(_first, KeepsOneMore()), _matching(_first), KeepsOneMore),
-    Mutant("fits_somewhere", NeverFits(), MeanSchedule()),
-    Mutant("counts_formed", Grows(), MeanSchedule()),
-    Mutant("counts_formed", OneShort(), MeanSchedule()),
-    Mutant("counts_possible", Overasks(), MeanSchedule()),
-    Mutant("counts_exact", KeepsOneMore(), MeanSchedule()),
-    Mutant("counts_exact", StopsShort(), MeanSchedule()),
-    Mutant("counts_exact", Vague(), MeanSchedule()),
-    Mutant("counts_exact", TooStrict(), MeanSchedule()),
-    Mutant("counts_all", AlwaysTrims(), MeanSchedule()),
-    Mutant("counts_pure", Tires(), MeanSchedule()),
-    _adapter("identity_kept", Shifts),
-    _adapter("identity_kept", WrongSecond),
-    _adapter("detached_bare", LeavesHooks),
-    _adapter("weights_untouched", TouchesWeights),
-    _model("counts_planned", Loops),
-    _adapter("tower_described", MissesABlock),
-    _adapter("tower_described", CountsCLS),
-    _adapter("image_independent", BatchPool),
-    _adapter("gradients_flow", CutsGradients),
-    _adapter("copies_apart", RunsTheOriginal),
-    _adapter("pooled_by_mass", PlainMean),
-    _adapter("pooled_by_mass", NoFollowers),
-    _adapter("evidence_fits", WrongGrid),
-    _adapter("evidence_fits", WrongWidth),
+    Mutant("frozen_data", scorers.Thawed(), FeatureNorm()),
+    Mutant("frozen_data", scorers.ListOption(), FeatureNorm()),
+    Mutant("deterministic", scorers.Dice(), Random()),
+    Mutant("deterministic", scorers.OwnDice(), Random(7)),
+    Mutant("deterministic", scorers.Remembers(), FeatureNorm()),
+    Mutant("input_untouched", scorers.InPlace(), FeatureNorm()),
+    Mutant("input_untouched", mergers.SpendsMass(), Identity()),
+    Mutant("needs_honest", scorers.Undeclared(), CLSAttention()),
+    Mutant("needs_honest", scorers.OtherLayer(), CLSAttention(layer=-2)),
+    Mutant("scores_formed", scorers.HalfPrecision(), FeatureNorm()),
+    Mutant("scores_formed", scorers.ZeroByZero(), FeatureNorm()),
+    Mutant("pairs_formed", scorers.Negative(), Similarity("x")),
+    Mutant("pairs_formed", scorers.Falling(), Similarity("x", "sigmoid")),
+    Mutant("selection_formed", matchers.Twice(), Strided()),
+    Mutant("selection_formed", matchers.MiscountsGroups(), Strided()),
+    Mutant("slots_formed", matchers.OutOfRange(), Nearest(Similarity("x"))),
+    Mutant("sides_formed", matchers.LosesOne(), Alternate()),
+    Mutant("sides_formed", matchers.GreedySplit(), Alternate()),
+    Mutant("partition_formed", matchers.HoldsAll(FeatureNorm(), 0.8), Protect(FeatureNorm(), 0.8)),
+    Mutant("features_formed", mergers.Upcasts(), Identity()),
+    Mutant("exact_budget", matchers.OneTooMany(), _first),
+    Mutant("exact_budget", matchers.KeepsByValue(), _first),
+    Mutant("plan_total", matchers.TwoPlaces(), _first),
+    Mutant("plan_total", matchers.KeptTwice(), _first),
+    Mutant("plans_compose", matchers.Slips(), _first),
+    Mutant("fewest_honest", matchers.Boaster(), _first),
+    Mutant("fewest_honest", matchers.Modest(), _first),
+    Mutant("fewest_honest", matchers.Nobody(), _first),
+    Mutant("protected_untouched", mergers.Blurs(), Mean()),
+    Mutant("held_untouched", matchers.FalseHold(), _first),
+    Mutant("conserved", mergers.LosesMass(), Identity()),
+    Mutant("conserved", mergers.ClaimsSum(), WeightedMean()),
+    Mutant("batch_independent", scorers.BatchMean(), FeatureNorm()),
+    Mutant("gradients", mergers.Detaches(), Mean()),
+    Mutant("degenerate", scorers.NeedsTwo(), FeatureNorm()),
+    Mutant("nan_harmless", scorers.RaisesOnNaN(), FeatureNorm()),
+    Mutant("nan_lowest", scorers.LikesNaN(), FeatureNorm()),
+    Mutant("nan_lowest", mergers.SpreadsNaN(), Mean()),
+    Mutant("static_shapes", scorers.Waits(), FeatureNorm()),
+    Mutant("static_shapes", matchers.KeepsByValue(), _first),
+    Mutant("options_checked", scorers.LooksUpLate(), FeatureNorm()),
+    _inside("repr_is_code", scorers.Halves(), FeatureNorm()),
+    _inside("saved_and_loaded", scorers.Unwritable(), FeatureNorm()),
+    _inside("saved_and_loaded", scorers.Halves(), FeatureNorm()),
+    _inside("budget_kept", matchers.HeavyToo(), _first),
+    _inside("budget_kept", schedules.Tires(), MeanSchedule()),
+    _inside("budget_refused", schedules.KeepsOneMore(), MeanSchedule()),
+    Mutant("fits_somewhere", schedules.NeverFits(), MeanSchedule()),
+    Mutant("counts_formed", schedules.Grows(), MeanSchedule()),
+    Mutant("counts_formed", schedules.OneShort(), MeanSchedule()),
+    Mutant("counts_possible", schedules.Overasks(), MeanSchedule()),
+    Mutant("counts_exact", schedules.KeepsOneMore(), MeanSchedule()),
+    Mutant("counts_exact", schedules.StopsShort(), MeanSchedule()),
+    Mutant("counts_exact", schedules.Vague(), MeanSchedule()),
+    Mutant("counts_exact", schedules.TooStrict(), MeanSchedule()),
+    Mutant("counts_all", schedules.AlwaysTrims(), MeanSchedule()),
+    Mutant("counts_pure", schedules.Tires(), MeanSchedule()),
+    _adapter("identity_kept", adapters.Shifts),
+    _adapter("identity_kept", adapters.WrongSecond),
+    _adapter("detached_bare", adapters.LeavesHooks),
+    _adapter("weights_untouched", adapters.TouchesWeights),
+    Mutant("counts_planned", adapters.tiny(adapters.Adapted, Loops), _honest, Loops),
+    _adapter("tower_described", adapters.MissesABlock),
+    _adapter("tower_described", adapters.CountsCLS),
+    _adapter("image_independent", adapters.BatchPool),
+    _adapter("gradients_flow", adapters.CutsGradients),
+    _adapter("copies_apart", adapters.RunsTheOriginal),
+    _adapter("pooled_by_mass", adapters.PlainMean),
+    _adapter("pooled_by_mass", adapters.NoFollowers),
+    _adapter("evidence_fits", adapters.WrongGrid),
+    _adapter("evidence_fits", adapters.WrongWidth),
 )
-"""Every one of them, in the order of the properties."""

@@ -6,8 +6,9 @@ with plugins.registered(mutants.adapters):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -36,24 +37,19 @@ class Adapted(Adapter):
     mlp_dim = 2 * WIDTH
 
     def blocks(self) -> tuple[BlockPath, ...]:
-        """All of them."""
         count = len(self.model.blocks)
         return tuple(BlockPath(f"blocks.{i}", "attention", "norm2", "mlp") for i in range(count))
 
     def passthrough_modules(self) -> tuple[str, ...]:
-        """The final norm."""
         return ("norm",)
 
     def tokens(self) -> int | None:
-        """Sixteen."""
         return SIDE * SIDE
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """Four by four."""
         return (SIDE, SIDE) if tokens == SIDE * SIDE else None
 
     def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Count masses in the mean."""
         del proportional
         return self.model.pool.register_forward_hook(_pool_by_mass).remove
 
@@ -78,7 +74,6 @@ class PlainMean(Adapted):
     """Leaves the mean as it is: a token that stands for many counts once."""
 
     def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Nothing."""
         return None
 
 
@@ -86,7 +81,6 @@ class BatchPool(Adapted):
     """Scales the pooled tokens by the masses of the whole batch."""
 
     def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Look at the other images."""
 
         def pool(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             mean = _mean(args[0])
@@ -102,7 +96,6 @@ class MissesABlock(Adapted):
     """Forgets the last block."""
 
     def blocks(self) -> tuple[BlockPath, ...]:
-        """All but one."""
         return super().blocks()[:-1]
 
 
@@ -117,18 +110,13 @@ class WrongSecond(Adapted):
     """Names a module before the attention as the beginning of the second branch."""
 
     def blocks(self) -> tuple[BlockPath, ...]:
-        """Reduce too early."""
-        paths = super().blocks()
-        return tuple(
-            BlockPath(path.name, path.attention, "norm1", path.branch2_out) for path in paths
-        )
+        return tuple(replace(path, branch2_in="norm1") for path in super().blocks())
 
 
 class NoFollowers(Adapted):
     """Forgets the final norm, after which the masses are unknown."""
 
     def passthrough_modules(self) -> tuple[str, ...]:
-        """None."""
         return ()
 
 
@@ -136,7 +124,6 @@ class WrongGrid(Adapted):
     """Says that sixteen tokens are three rows of five."""
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """Lose a token."""
         return (3, 5)
 
 
@@ -145,88 +132,70 @@ class WrongWidth(Adapted):
 
     width = WIDTH // HEADS
 
+
+class Meddler(Adapted, ABC):
+    """Does something more to the model as long as it is attached."""
+
+    @abstractmethod
+    def meddle(self) -> Callable[[], None]: ...
+
     def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Count masses in the mean."""
-        return super().install(proportional)
+        undos = super().install(proportional), self.meddle()
+
+        def undo() -> None:
+            for one in undos:
+                if one is not None:
+                    one()
+
+        return undo
 
 
-class Shifts(Adapted):
+class Shifts(Meddler):
     """Adds a little to the output as long as it is there."""
 
-    def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Change what nobody asked to change."""
-        undo = super().install(proportional)
-        handle = self.model.head.register_forward_hook(lambda m, a, y: cast("Tensor", y) + 1e-2)
-
-        def both() -> None:
-            handle.remove()
-            if undo is not None:
-                undo()
-
-        return both
+    def meddle(self) -> Callable[[], None]:
+        return self.model.head.register_forward_hook(
+            lambda m, a, y: cast("Tensor", y) + 1e-2
+        ).remove
 
 
 class LeavesHooks(Adapted):
     """Does not undo what it installs."""
 
     def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Stay for ever."""
         super().install(proportional)
         return None
 
 
-class TouchesWeights(Adapted):
+class TouchesWeights(Meddler):
     """Scales a weight while it is attached, and puts it back."""
 
-    def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Write into the model."""
-        undo = super().install(proportional)
-        bias = self.model.head.bias.data
-        before = bias.clone()
-        bias.add_(1e-7)
-
-        def both() -> None:
-            bias.copy_(before)
-            if undo is not None:
-                undo()
-
-        return both
+    def meddle(self) -> Callable[[], None]:
+        head = self.model.head
+        before = head.bias.detach().clone()
+        head.bias.data.add_(1e-7)
+        return lambda: setattr(head.bias, "data", before)
 
 
-class CutsGradients(Adapted):
+class CutsGradients(Meddler):
     """Detaches the embedded patches."""
 
-    def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Stop the gradients where tokens begin."""
-        undo = super().install(proportional)
-        handle = self.model.embed.register_forward_hook(lambda m, a, y: cast("Tensor", y).detach())
-
-        def both() -> None:
-            handle.remove()
-            if undo is not None:
-                undo()
-
-        return both
+    def meddle(self) -> Callable[[], None]:
+        return self.model.embed.register_forward_hook(
+            lambda m, a, y: cast("Tensor", y).detach()
+        ).remove
 
 
-class RunsTheOriginal(Adapted):
+class RunsTheOriginal(Meddler):
     """Lets every copy of the model run the original's head."""
 
-    def install(self, proportional: bool) -> Callable[[], None] | None:
-        """Keep the module in a closure, which no copy looks into."""
-        undo, head = super().install(proportional), self.model.head
+    def meddle(self) -> Callable[[], None]:
+        head = self.model.head  # in a closure, which no copy looks into
 
         def run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return F.linear(args[0], head.weight, head.bias)
 
-        handle = head.register_forward_hook(run)
-
-        def both() -> None:
-            handle.remove()
-            if undo is not None:
-                undo()
-
-        return both
+        return head.register_forward_hook(run).remove
 
 
 def tiny(adapter: type[Adapted], model: type[TinyViT] = TinyViT) -> Callable[[], nn.Module]:

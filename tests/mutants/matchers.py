@@ -26,58 +26,46 @@ class FirstTokens(Matcher):
     """Keeps the first tokens; the last of them takes in the others. Blind, and honest."""
 
     def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """One."""
         return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Look at no feature."""
         return _first(evidence, keep)
 
 
-@dataclass(frozen=True)
 class OneTooMany(FirstTokens):
     """Keeps one token more than it was asked for, where there is one more."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Miscount."""
         return _first(evidence, min(keep + 1, evidence.x.shape[1]))
 
 
-@dataclass(frozen=True)
 class KeepsByValue(FirstTokens):
     """Keeps as many tokens as the data seem to ask for."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Count the tokens with a positive sum instead."""
         return _first(evidence, max(1, int((evidence.x[0].sum(-1) > 0).sum())))
 
 
-@dataclass(frozen=True)
 class TwoPlaces(FirstTokens):
     """Counts every token in the first output, the kept ones too."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Contradict itself: keep says one thing, dst another."""
         plan = _first(evidence, keep)
         return TokenMap(plan.keep, torch.zeros_like(plan.dst))
 
 
-@dataclass(frozen=True)
 class KeptTwice(FirstTokens):
     """Keeps the first token in every output."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Stand for one token many times."""
         plan = _first(evidence, keep)
         return TokenMap(torch.zeros_like(plan.keep), plan.dst)
 
 
-@dataclass(frozen=True)
 class FalseHold(FirstTokens):
     """Says that it holds all tokens, and merges some of them."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Hold nothing of what it says."""
         plan = _first(evidence, keep)
         return replace(plan, held=torch.ones_like(plan.keep, dtype=torch.bool))
 
@@ -86,54 +74,43 @@ class _SlipPlan(TokenMap):
     """A plan whose composition is off by one."""
 
     def then(self, later: TokenMap) -> TokenMap:
-        """Forget where the first token went."""
         both = super().then(later)
         return TokenMap(both.keep, both.dst.roll(1, -1))
 
 
-@dataclass(frozen=True)
 class Slips(FirstTokens):
     """Gives plans that do not compose."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Be right alone, and wrong with others."""
         plan = _first(evidence, keep)
         return _SlipPlan(plan.keep, plan.dst)
 
 
-@dataclass(frozen=True)
 class Boaster(FirstTokens):
     """Says that one token can stay, and halves at most."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Stop halfway."""
         return _first(evidence, max(keep, (evidence.x.shape[1] + 1) // 2))
 
 
-@dataclass(frozen=True)
 class Modest(FirstTokens):
     """Says that it can halve at most, and goes down to one token."""
 
     def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """Half: schedules then stop early, or refuse what could be done."""
         return (tokens + 1) // 2
 
 
-@dataclass(frozen=True)
 class Nobody(FirstTokens):
     """Says that no token at all can stay."""
 
     def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """None."""
         return 0
 
 
-@dataclass(frozen=True)
 class HeavyToo(FirstTokens):
     """Keeps one more as soon as tokens have been merged before."""
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
-        """Be right at the first site only."""
         more = int(evidence.mass.max() > 1)
         return _first(evidence, min(keep + more, evidence.x.shape[1]))
 
@@ -143,7 +120,6 @@ class Twice(Selector):
     """Keeps the first token of the pool k times."""
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Forget what is taken."""
         return pool[:, :1].expand(-1, k), pool[:, k:]
 
 
@@ -152,11 +128,9 @@ class MiscountsGroups(Selector):
     """Speaks of a group more than it has."""
 
     def groups(self, k: int) -> tuple[int, ...]:
-        """Count one token twice."""
         return (k, 1)
 
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Keep the first ones."""
         return pool[:, :k], pool[:, k:]
 
 
@@ -167,33 +141,26 @@ class OutOfRange(Assigner):
     def assign(
         self, evidence: Evidence, kept: Tensor, rest: Tensor, groups: tuple[int, ...]
     ) -> Tensor:
-        """Count from one."""
         return torch.full_like(rest, kept.shape[1])
 
 
-@dataclass(frozen=True)
 class LosesOne(Alternate):
     """Forgets the last of an odd number of tokens."""
 
     def sides(self, free: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-        """Pair what can be paired."""
         half = free.shape[1] // 2
         return free[:, : 2 * half : 2], free[:, 1 : 2 * half : 2]
 
 
-@dataclass(frozen=True)
 class GreedySplit(Alternate):
     """Says that all but one token can merge, and has every second one receive."""
 
     def limit(self, tokens: int) -> int:
-        """Promise too much."""
         return tokens - 1
 
 
-@dataclass(frozen=True)
 class HoldsAll(Protect):
     """Holds its share, whether or not enough are left to merge."""
 
     def count(self, tokens: int, merges: int) -> int:
-        """Forget the merges."""
         return floor_share(self.share, tokens)

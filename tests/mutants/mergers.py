@@ -17,7 +17,6 @@ class LosesMass(Merger):
     """Forgets the mass of what joins."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Take features and masses of the kept tokens only."""
         return Tokens(plan.of_kept(tokens.x), plan.of_kept(tokens.mass))
 
 
@@ -28,7 +27,6 @@ class ClaimsSum(Merger):
     conserves = frozenset({"mass", "sum"})
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Forget the features of what joins."""
         return plan.carry(tokens, plan.of_kept(tokens.x))
 
 
@@ -37,7 +35,6 @@ class Blurs(Merger):
     """Mixes a little of all tokens into each."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Touch every token, also those that nobody joins."""
         x = plan.of_kept(tokens.x)
         return plan.carry(tokens, 0.9 * x + 0.1 * tokens.x.mean(1, keepdim=True))
 
@@ -47,7 +44,6 @@ class Detaches(Merger):
     """Cuts the gradients of what it merges."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Take a mean without gradients."""
         x = tokens.x.detach()
         count = take(plan.sum(torch.ones_like(x[..., 0])), plan.dst.clamp_min(0))
         return plan.carry(tokens, plan.sum(x / count.clamp_min(1)[..., None]))
@@ -58,7 +54,6 @@ class SpreadsNaN(Merger):
     """Multiplies what must not count by zero."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Sum over all tokens with weights of 0 and 1: 0 * NaN is NaN."""
         slots = torch.arange(plan.kept, device=plan.dst.device)
         member = (plan.dst[:, None] == slots[:, None]).to(tokens.x.dtype)  # [b, m, n]
         return plan.carry(tokens, member @ tokens.x)
@@ -69,7 +64,6 @@ class Upcasts(Merger):
     """Returns float32 whatever it was given: the next block of a model in half precision stops."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Forget to go back."""
         return plan.carry(tokens, full_precision(plan.of_kept(tokens.x)))
 
 
@@ -78,7 +72,6 @@ class SpendsMass(Merger):
     """Sets the masses of what is dropped to zero, in the caller's own tensor."""
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
-        """Write into the tokens."""
         merged = plan.carry(tokens, plan.of_kept(tokens.x))
         tokens.mass.mul_(0.5)
         return replace(merged, mass=merged.mass)

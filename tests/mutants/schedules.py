@@ -18,7 +18,6 @@ class KeepsOneMore(Schedule):
     """Ends one token above what was asked for."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Miss the target count."""
         return _even(tokens, sites, min(tokens, keep + 1), fewest)
 
 
@@ -27,7 +26,6 @@ class Grows(Schedule):
     """Removes too much in the middle, and brings some back."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Undo at the last site what was too much."""
         counts = _even(tokens, sites, keep, fewest)
         return (*(max(1, count - 1) for count in counts[:-1]), counts[-1])
 
@@ -37,7 +35,6 @@ class OneShort(Schedule):
     """Leaves out the last site."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Miscount the sites."""
         return _even(tokens, sites, keep, fewest)[:-1]
 
 
@@ -46,7 +43,6 @@ class Overasks(Schedule):
     """Removes everything at the first site, whatever its matcher can take."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Never ask `fewest`."""
         return (min(tokens, keep),) * sites
 
 
@@ -55,7 +51,6 @@ class StopsShort(Schedule):
     """Says nothing where `keep` is out of reach, and ends with more."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Give what there is, in silence."""
         counts: list[int] = []
         for _ in range(sites):
             tokens = max(min(keep, tokens), min(tokens, fewest(tokens)))
@@ -68,7 +63,6 @@ class Vague(Schedule):
     """Refuses without saying how far it goes."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Leave the caller to guess."""
         try:
             return _even(tokens, sites, keep, fewest)
         except BudgetError as error:
@@ -80,7 +74,6 @@ class TooStrict(Schedule):
     """Names as the fewest twice as many as it reaches."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Be wrong about itself."""
         least = tokens
         for _ in range(sites):
             least = max(1, min(least, fewest(least)))
@@ -94,7 +87,6 @@ class AlwaysTrims(Schedule):
     """Removes a token even where all are wanted."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Never be idle."""
         wanted = keep if keep < tokens else max(fewest(tokens), tokens - 1, 1)
         return _even(tokens, sites, wanted, fewest)
 
@@ -106,7 +98,6 @@ class Tires(Schedule):
     asked: list[int] = field(default_factory=list[int], compare=False, repr=False)
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Remember the calls."""
         self.asked.append(keep)
         return _even(tokens, sites, min(tokens, keep + len(self.asked) // 2), fewest)
 
@@ -116,5 +107,4 @@ class NeverFits(Schedule):
     """Finds every tower too deep or too shallow."""
 
     def counts(self, tokens: int, sites: int, keep: int, fewest: Fewest) -> tuple[int, ...]:
-        """Refuse."""
         raise BadArgumentError(f"{sites} sites do not suit me")

@@ -18,7 +18,6 @@ class BatchMean(Scorer):
     """Measures tokens by their distance to the mean of the whole batch."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Look at the other images."""
         return norm(evidence.x - evidence.x.mean((0, 1)))
 
 
@@ -27,7 +26,6 @@ class Dice(Scorer):
     """Throws dice."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Ask torch's generator."""
         return torch.rand(evidence.x.shape[:2], device=evidence.x.device)
 
 
@@ -40,7 +38,6 @@ class OwnDice(Scorer):
     )
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Ask a generator that it keeps."""
         return torch.rand(evidence.x.shape[:2], generator=self.generator)
 
 
@@ -53,7 +50,6 @@ class Remembers(Scorer):
     )
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Look only the first time."""
         return self.seen.setdefault(evidence.x.shape, norm(evidence.x))
 
 
@@ -62,7 +58,6 @@ class RaisesOnNaN(Scorer):
     """Insists on finite features."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Raise where a model in half precision would go on."""
         if not bool(evidence.x.isfinite().all()):
             raise ValueError("the features are not finite")
         return norm(evidence.x)
@@ -73,7 +68,6 @@ class NeedsTwo(Scorer):
     """Compares each image with its second token."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Fail on an image of one token."""
         return norm(evidence.x - evidence.x[:, [1]])
 
 
@@ -82,7 +76,6 @@ class LikesNaN(Scorer):
     """Gives the highest score to what is not finite."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Replace NaN by a large number."""
         return norm(evidence.x).nan_to_num(nan=1e9, posinf=1e9)
 
 
@@ -91,7 +84,6 @@ class Undeclared(Scorer):
     """Reads the CLS attention, and does not say so."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Read what `needs` does not name."""
         return evidence.cls_attention.mean(1)
 
 
@@ -103,7 +95,6 @@ class OtherLayer(Scorer):
         self.require("cls_attention", "x@-2")
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Read two layers before."""
         return evidence.at(-2).cls_attention.mean(1)
 
 
@@ -112,7 +103,6 @@ class HalfPrecision(Scorer):
     """Scores in the dtype of the features: in half precision many tokens tie."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Forget `full_precision`."""
         return evidence.x.square().sum(-1).sqrt()
 
 
@@ -121,7 +111,6 @@ class ZeroByZero(Scorer):
     """Divides by the spread of an image, which is 0 where all tokens are equal."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Standardise without a guard."""
         length = norm(evidence.x)
         low, high = length.amin(-1, keepdim=True), length.amax(-1, keepdim=True)
         return (length - low) / (high - low)
@@ -132,7 +121,6 @@ class InPlace(Scorer):
     """Centres the features where they lie: the model goes on with others."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Write into the evidence."""
         return norm(evidence.x.sub_(0.5))
 
 
@@ -141,7 +129,6 @@ class Waits(Scorer):
     """Takes a maximum out of the tensors and back in."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Wait for the device."""
         length = norm(evidence.x)
         return length / max(1.0, float(length.nan_to_num().max()))
 
@@ -153,7 +140,6 @@ class Thawed(Scorer):
     power: float = 2.0
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score as a frozen one would."""
         return norm(evidence.x).pow(self.power)
 
 
@@ -164,7 +150,6 @@ class ListOption(Scorer):
     weights: list[float] = field(default_factory=lambda: [1.0])
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score by the first of them."""
         return norm(evidence.x) * self.weights[0]
 
 
@@ -175,7 +160,6 @@ class LooksUpLate(Scorer):
     length: str = "euclidean"
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Look it up."""
         power = {"euclidean": 2.0, "taxicab": 1.0}[self.length]
         return torch.linalg.vector_norm(evidence.x.double(), power, dim=-1)  # pyright: ignore
 
@@ -190,7 +174,6 @@ class Halves(Scorer):
         object.__setattr__(self, "weight", self.weight / 2)
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score by weight."""
         return norm(evidence.x) * self.weight
 
 
@@ -201,7 +184,6 @@ class Unwritable(Scorer):
     bands: frozenset[int] = frozenset({1, 2})
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Score by the number of bands."""
         return norm(evidence.x) * len(self.bands)
 
 
@@ -210,7 +192,6 @@ class Negative(PairScorer):
     """Weighs tokens by their first channel, which may be negative."""
 
     def score(self, evidence: Evidence) -> Affinity:
-        """Turn the order of some pairs round."""
         x = unit(evidence.x)
         return Affinity(x, x).weighted(evidence.x[..., 0].float() + 0.1)
 
@@ -220,6 +201,5 @@ class Falling(PairScorer):
     """Uses a curve that falls: the best partner of the fast way is the worst."""
 
     def score(self, evidence: Evidence) -> Affinity:
-        """Negate the cosine in the curve."""
         x = unit(evidence.x)
         return Affinity(x, x, curve=Elementwise(torch.neg))

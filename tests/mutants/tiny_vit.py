@@ -19,7 +19,6 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend, `[b, n, c]`."""
         rows = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = rows.unbind(0)  # [b, h, n, d]
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -37,7 +36,6 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run it."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -46,7 +44,6 @@ class Pool(nn.Module):
     """Concatenate the CLS token and the mean of the patches."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool `[b, 1 + n, c]` to `[b, 2c]`."""
         return torch.cat([x[:, 0], x[:, 1:].mean(1)], -1)
 
 
@@ -75,7 +72,6 @@ class TinyViT(nn.Module):
                     parameter.add_(1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Classify `[b, 3, 4, 4]`: a pixel is a patch."""
         x = self.embed(image.flatten(2).mT) + self.places
         x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         for block in self.run():
@@ -83,7 +79,6 @@ class TinyViT(nn.Module):
         return self.head(self.pool(self.norm(x)))
 
     def run(self) -> list[nn.Module]:
-        """The blocks, in the order in which they run."""
         return list(self.blocks)
 
 
@@ -91,5 +86,4 @@ class Loops(TinyViT):
     """Runs its last block twice."""
 
     def run(self) -> list[nn.Module]:
-        """Once more."""
         return [*self.blocks, self.blocks[-1]]

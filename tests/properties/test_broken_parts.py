@@ -124,5 +124,5 @@ def test_the_example_shown_is_the_smallest() -> None:
         "must return a TokenMap from 2 tokens to 1, and returns one from 2 to 2"
     )
     first, second = error.example.splitlines()[1:3]
-    assert first == "from tests.mutants import OneTooMany"
+    assert first == "from tests.mutants.matchers import OneTooMany"
     assert second == "from tokenzoo.testing import Example, PROPERTIES"

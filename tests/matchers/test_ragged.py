@@ -42,7 +42,9 @@ SCORES = skewed()
 X = scored(SCORES)
 
 
-def reduce(stay: Selector, x: Tensor, keep: int, *, order: Any = "position", join: Any = None):
+def reduce(
+    stay: Selector, x: Tensor, keep: int, *, order: Any = "position", join: Any = None
+) -> Any:
     merger = Identity() if join is None else Fused()
     recipe = Recipe(
         Step(Stage.FEATURES, Once(), SelectAssign(stay, join or Drop(), order), merger), keep=keep

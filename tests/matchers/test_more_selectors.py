@@ -1,4 +1,4 @@
-"""Selectors against their sentences, one token at a time."""
+"""Selectors against their sentences, one token at a time; and a matcher of two."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
+import tokenzoo
 from tests.matchers.sites import draws, pool_of, site
 from tokenzoo import Evidence, Selector
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.matchers import (
     Among,
+    Bipartite,
+    ByDepth,
+    Drop,
     JoinFirst,
     Lattice,
     Medoids,
     Nearest,
     PerWindow,
+    SelectAssign,
     Thin,
+    TopK,
     WholeRows,
 )
 from tokenzoo.scorers import FeatureNorm, NegativeSquaredDistance, Similarity
@@ -161,3 +168,25 @@ def test_the_rest_of_the_share_joins_and_the_others_go(chosen: int, joining: int
     )
     assert bool((found[:, joining:] == -1).all())
     assert found.shape == rest.shape
+
+
+def test_a_depth_decides() -> None:
+    first, last = Bipartite(COSINE), SelectAssign(TopK(LENGTH), Drop())
+    match, x = ByDepth(first, last, 0.5), draws(2, 11, 4)
+    assert match.needs == {"depth"}
+    assert match.min_tokens(11) == 6
+    for depth, part in ((0.0, first), (0.49, first), (0.5, last), (0.9, last)):
+        evidence = site(x, depth=depth)
+        found, wanted = match.match(evidence, 8), part.match(evidence, 8)
+        assert torch.equal(found.keep, wanted.keep)
+        assert torch.equal(found.dst, wanted.dst)
+        with pytest.raises(BadArgumentError, match=r"keep=3 of 11 tokens.* 6: "):
+            match.match(evidence, 3)  # the last could, the first cannot
+
+
+def test_pitome_is_another_at_another_depth() -> None:
+    zoo, x = tokenzoo.build("pitome", keep=8), draws(2, 11, 4)
+    early, late = (zoo.reduce(x, keys=x, depth=depth).plan for depth in (0, 0.9))
+    assert not torch.equal(early.dst, late.dst)
+    with pytest.raises(BadArgumentError, match="depth=2"):
+        zoo.reduce(x, keys=x, depth=2)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from tokenzoo.evaluation import Key, Row
+from tests.evaluation.test_summary import row
+from tokenzoo.evaluation import Row
 from tokenzoo.evaluation.hard import LEAST, HardSamples, Split, hard_samples
 from tokenzoo.evaluation.leaderboard import leaderboard
 from tokenzoo.evaluation.report_hard import hard_table
@@ -19,11 +18,6 @@ from tokenzoo.evaluation.summary import summarize
 BARE = [1] * 20 + [1] * 15 + [0] * 3 + [0] * 2
 SMALL = [0] * 20 + [1] * 15 + [1] * 3 + [0] * 2
 OURS = [1] * 16 + [0] * 4 + [1] * 12 + [0] * 3 + [1] * 3 + [1] * 2
-
-
-def row(recipe: str | None, word: Sequence[float], keep: Any = 0.25, **options: Any) -> Row:
-    key = Key("read", "vit", recipe, None if recipe is None else keep, options.pop("seed", 0))
-    return Row(key, {}, **{"scores": {"word": list(word)}, **options})
 
 
 ROWS = [
@@ -45,26 +39,22 @@ def split(*rows: Row) -> Split:
 
 
 def test_samples_are_sorted_by_downsample_and_the_bare_model() -> None:
+    """The sorter has no line; the best on hard samples comes first."""
     one = split(*ROWS)
-    assert (one.metric, one.keep, one.tokens) == ("word", 0.25, 16)
+    assert (one.metric, one.keep, one.tokens) == ("word", 0.5, 16)
     assert (one.hard, one.easy, one.neither) == (20, 18, 2)
     assert one.bare == estimate([1] * 15 + [0] * 3)
-
-
-def test_each_recipe_but_the_sorter_has_both_scores_the_best_on_hard_samples_first() -> None:
-    evoprune, tome = split(*ROWS).lines
-    assert (evoprune.line.name, tome.line.name) == ("evoprune", "tome")
-    assert evoprune.hard == estimate([1] * 16 + [0] * 4)
-    assert evoprune.easy == estimate([1] * 15 + [0] * 3)
-    assert tome.hard == estimate([1] * 10 + [0] * 10)
-    assert tome.easy == estimate([0] * 18)
+    assert [(line.line.name, line.hard, line.easy) for line in one.lines] == [
+        ("evoprune", estimate([1] * 16 + [0] * 4), estimate([1] * 15 + [0] * 3)),
+        ("tome", estimate([1] * 10 + [0] * 10), estimate([0] * 18)),
+    ]
 
 
 def test_each_budget_is_sorted_by_its_own_downsample() -> None:
     all_wrong = [0] * len(BARE)
     more = [row("downsample", all_wrong, 8), row("evoprune", OURS, 8), row("tome", OURS, 4)]
     both = found(*ROWS, *more)
-    assert [(one.keep, one.hard, one.easy) for one in both.splits] == [(0.25, 20, 18), (8, 35, 0)]
+    assert [(one.keep, one.hard, one.easy) for one in both.splits] == [(0.5, 20, 18), (8, 35, 0)]
     assert both.missing == ["keep=4: downsample did not run; add it to --recipe"]
 
 
@@ -86,32 +76,28 @@ def test_seeds_are_pooled_before_the_samples_are_sorted() -> None:
     assert line.hard.value == 0.5
 
 
-def test_metrics_that_are_not_right_or_wrong_are_left_out() -> None:
+def test_metrics_are_apart_and_those_that_are_not_right_or_wrong_left_out() -> None:
     def graded(one: Row) -> Row:
         scores = list(one.scores["word"])
         return replace(one, scores={"grade": [score * 0.5 for score in scores], "word": scores})
 
     assert [one.metric for one in found(*map(graded, ROWS)).splits] == ["word"]
+    rows = [*ROWS, row("downsample", SMALL, 8), row("tome", OURS, 8)]
+    rows = [replace(one, scores={"a": one.scores["word"], "b": one.scores["word"]}) for one in rows]
+    order = [(one.metric, one.keep) for one in found(*rows).splits]
+    assert order == [("a", 0.5), ("a", 8), ("b", 0.5), ("b", 8)]
     only = [replace(one, scores={"grade": one.scores["grade"]}) for one in map(graded, ROWS)]
     assert found(*only) == HardSamples([], ["no answer of this task is right or wrong"])
 
 
-def test_metrics_come_one_after_the_other_with_all_their_budgets() -> None:
-    rows = [*ROWS, row("downsample", SMALL, 8), row("tome", OURS, 8)]
-    rows = [replace(one, scores={"a": one.scores["word"], "b": one.scores["word"]}) for one in rows]
-    order = [(one.metric, one.keep) for one in found(*rows).splits]
-    assert order == [("a", 0.25), ("a", 8), ("b", 0.25), ("b", 8)]
-
-
 def test_what_cannot_be_split_is_said() -> None:
-    refused = row("downsample", [], status="refused", scores={}, reason="no such rectangle")
-    assert found(ROWS[0], ROWS[2], refused).missing == [
-        "keep=0.25: downsample did not run (no such rectangle)"
-    ]
-    elsewhere = row("downsample", [], 8, status="refused", scores={}, reason="out of reach")
-    assert found(*ROWS, row("tome", OURS, 8), elsewhere).missing == [
-        "keep=8: downsample did not run (out of reach)"
-    ]
+    def never(keep: float, reason: str) -> Row:
+        return row("downsample", 0, keep, status="refused", scores={}, reason=reason)
+
+    [missing] = found(ROWS[0], ROWS[2], never(0.5, "no such rectangle")).missing
+    assert missing == "keep=0.5: downsample did not run (no such rectangle)"
+    [missing] = found(*ROWS, row("tome", OURS, 8), never(8, "out of reach")).missing
+    assert missing == "keep=8: downsample did not run (out of reach)"
     assert "no bare model" in found(*ROWS[1:]).missing[0]
 
 
@@ -125,7 +111,7 @@ def test_the_page_and_the_tables_have_each_score_and_escape_names() -> None:
     assert "n = 20" in page
     assert "<b>" not in page
     lines = leaderboard([one]).splitlines()
-    assert "| \\<b>\\| | 0.25 hard, n = 20 | 0.25 easy, n = 18 |" in lines
+    assert "| \\<b>\\| | 0.5 hard, n = 20 | 0.5 easy, n = 18 |" in lines
     [line] = [line for line in lines if line.startswith("| evoprune | 0.800")]
     assert line == "| evoprune | 0.800 ± 0.168 | 0.833 ± 0.167 |"
     assert "Not split: keep=8: downsample did not run; add it to --recipe." in lines

@@ -9,22 +9,20 @@ import pytest
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.statistics import difference, estimate, holm
 
-
-def test_hits_have_wilsons_interval() -> None:
-    found = estimate([1] * 8 + [0] * 2)
-    assert found.value == 0.8
-    assert (found.low, found.high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert estimate([1] * 10).low < 1  # all right of ten is no proof of perfection
+HALF = 4.30265273 / math.sqrt(3)
 
 
-def test_other_scores_have_students_interval() -> None:
-    found = estimate([1.0, 2.0, 3.0])
-    half = 4.30265273 / math.sqrt(3)
-    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-6)
-
-
-def test_floats_that_are_0_and_1_are_no_hits() -> None:
-    assert estimate([1.0, 1.0]).low == 1.0
+@pytest.mark.parametrize(
+    ("scores", "value", "low", "high"),
+    [
+        ([1] * 8 + [0] * 2, 0.8, 0.4901625, 0.9433178),  # Wilson's interval of hits
+        ([1.0, 2.0, 3.0], 2, 2 - HALF, 2 + HALF),  # Student's of others
+        ([1.0, 1.0], 1, 1, 1),  # floats are no hits
+    ],
+)
+def test_intervals(scores: list[float], value: float, low: float, high: float) -> None:
+    found = estimate(scores)
+    assert (found.value, found.low, found.high) == pytest.approx((value, low, high), abs=1e-6)
 
 
 def test_a_difference_is_paired() -> None:

@@ -13,160 +13,125 @@ import pytest
 from hypothesis import settings
 
 import tokenzoo
-from tokenzoo import Recipe, Stage, Step, plugins
+from tokenzoo import Recipe, Stage, Step, mergers, plugins, schedules
+from tokenzoo import matchers as m
+from tokenzoo import scorers as s
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.matchers import (
-    REST,
-    Alternate,
-    Among,
-    Bipartite,
-    ByDepth,
-    Drop,
-    Every,
-    FarFromPivots,
-    Fuse,
-    GreedyDPP,
-    GridCentres,
-    Halves,
-    JoinFirst,
-    Lattice,
-    MaxMin,
-    Medoids,
-    Nearest,
-    Outliers,
-    Parity,
-    PerWindow,
-    Protect,
-    Sampled,
-    SelectAssign,
-    Strided,
-    Then,
-    Thin,
-    TopK,
-    WholeRows,
-)
-from tokenzoo.mergers import Fused, Identity, NeighbourSum, WeightedMean
 from tokenzoo.parts import Part
-from tokenzoo.schedules import (
-    Decreasing,
-    Explicit,
-    First,
-    Geometric,
-    Increasing,
-    Last,
-    Once,
-    PerBlock,
-    Skip,
-)
-from tokenzoo.scorers import (
-    CLSAttention,
-    DensityPeak,
-    Diversity,
-    FeatureNorm,
-    GraphEnergy,
-    GraphFlow,
-    LastTokenAttention,
-    NegativeSquaredDistance,
-    Raters,
-    ReceivedAttention,
-    Similarity,
-    TextRelevance,
-    TextSoftmax,
-    ValueWeighted,
-)
 from tokenzoo.testing import PROPERTIES
 from tokenzoo.testing.subjects import kind_of, required_of
 
 # Few examples in every run; under HYPOTHESIS_PROFILE=thorough as many as that profile says.
 EXAMPLES = max(8, settings.default.max_examples if settings.default.max_examples > 100 else 0)
 
-cosine, length = Similarity("x"), FeatureNorm()
+cosine, length = s.Similarity("x"), s.FeatureNorm()
 
 # By registered name: parts that take arguments, and other forms of those that do not.
 BY_HAND: Mapping[str, tuple[Any, ...]] = {
     "received_attention": (
-        ReceivedAttention("patches", by_mass=True),
-        ReceivedAttention(layer=-2),
-        ReceivedAttention(stride=2),
+        s.ReceivedAttention("patches", by_mass=True),
+        s.ReceivedAttention(layer=-2),
+        s.ReceivedAttention(stride=2),
     ),
-    "cls_attention": (CLSAttention("max", layer="clip"),),
-    "last_token_attention": (LastTokenAttention("max", layer=-2),),
+    "cls_attention": (s.CLSAttention("max", layer="clip"),),
+    "last_token_attention": (s.LastTokenAttention("max", layer=-2),),
     "feature_norm": (
-        FeatureNorm("all_keys"),
-        FeatureNorm("all_keys", power=1),
+        s.FeatureNorm("all_keys"),
+        s.FeatureNorm("all_keys", power=1),
         length.normalized("rank") + 0.5 * length.normalized("zscore"),
     ),
-    "diversity": (Diversity("x", k=1, tau=2.0),),
-    "text_softmax": (TextSoftmax("clip", negated=False),),
-    "graph_energy": (GraphEnergy("x", 0.3, "gaussian"), GraphEnergy("all_keys", fall=0.5)),
-    "density_peak": (DensityPeak("keys", k=2), DensityPeak(k=0.3)),
-    "raters": (Raters(1), Raters(2, unturned=True)),
-    "graph_flow": (GraphFlow("keys", 0.2, 0.1, 2),),
-    "value_weighted": (ValueWeighted("received"),),
-    "negative_squared_distance": (NegativeSquaredDistance("all_keys"),),
-    "text_relevance": (TextRelevance("clip", negated=False),),
+    "diversity": (s.Diversity("x", k=1, tau=2.0),),
+    "text_softmax": (s.TextSoftmax("clip", negated=False),),
+    "graph_energy": (s.GraphEnergy("x", 0.3, "gaussian"), s.GraphEnergy("all_keys", fall=0.5)),
+    "density_peak": (s.DensityPeak("keys", k=2), s.DensityPeak(k=0.3)),
+    "raters": (s.Raters(1), s.Raters(2, unturned=True)),
+    "graph_flow": (s.GraphFlow("keys", 0.2, 0.1, 2),),
+    "value_weighted": (s.ValueWeighted("received"),),
+    "negative_squared_distance": (s.NegativeSquaredDistance("all_keys"),),
+    "text_relevance": (s.TextRelevance("clip", negated=False),),
     "similarity": (
-        Similarity("keys", "exp", 2.0),
-        Similarity("all_keys", "sigmoid"),
-        cosine.nonnegative() * Diversity("x").discount(0.5),
+        s.Similarity("keys", "exp", 2.0),
+        s.Similarity("all_keys", "sigmoid"),
+        cosine.nonnegative() * s.Diversity("x").discount(0.5),
     ),
-    "alternate": (Alternate("even"),),
-    "bipartite": (Bipartite(cosine, split=Parity(), order="tome"),),
+    "alternate": (m.Alternate("even"),),
+    "bipartite": (m.Bipartite(cosine, split=m.Parity(), order="tome"),),
     "by_depth": (
-        ByDepth(SelectAssign(TopK(length), Nearest(cosine)), SelectAssign(TopK(length), Drop())),
-        ByDepth(
-            Bipartite(cosine), Bipartite(cosine, Halves(), Protect(length, 1.0), rank=length), 0.6
+        m.ByDepth(
+            m.SelectAssign(m.TopK(length), m.Nearest(cosine)),
+            m.SelectAssign(m.TopK(length), m.Drop()),
+        ),
+        m.ByDepth(
+            m.Bipartite(cosine),
+            m.Bipartite(cosine, m.Halves(), m.Protect(length, 1.0), rank=length),
+            0.6,
         ),
     ),
-    "every": (Every(4),),
-    "protect": (Protect(length, 0.4), Protect(length, 1.0, sticky=True)),
+    "every": (m.Every(4),),
+    "protect": (m.Protect(length, 0.4), m.Protect(length, 1.0, sticky=True)),
     "select_assign": (
-        SelectAssign(TopK(length, rest="score"), Nearest(cosine), order="selected"),
-        SelectAssign(TopK(length), Fuse()),
-        SelectAssign(Outliers(length), Fuse(), order="selected"),
+        m.SelectAssign(m.TopK(length, rest="score"), m.Nearest(cosine), order="selected"),
+        m.SelectAssign(m.TopK(length), m.Fuse()),
+        m.SelectAssign(m.Outliers(length), m.Fuse(), order="selected"),
     ),
-    "top_k": (TopK(length, rest="score"), TopK(length, rest="score", kept="position")),
-    "among": (Among(TopK(DensityPeak(k=0.1)), 0.5), Among(TopK(length), 0.0)),
-    "join_first": (JoinFirst(Nearest(cosine), 0.5), JoinFirst(Nearest(cosine, group=-1))),
-    "strided": (Strided("floor"),),
+    "top_k": (m.TopK(length, rest="score"), m.TopK(length, rest="score", kept="position")),
+    "among": (m.Among(m.TopK(s.DensityPeak(k=0.1)), 0.5), m.Among(m.TopK(length), 0.0)),
+    "join_first": (m.JoinFirst(m.Nearest(cosine), 0.5), m.JoinFirst(m.Nearest(cosine, group=-1))),
+    "strided": (m.Strided("floor"),),
     "then": (
-        Then((0.5, TopK(length)), (2, MaxMin(cosine)), (REST, TopK(length, rest="score"))),
-        Then((0.25, GridCentres()), (REST, Strided())),
+        m.Then(
+            (0.5, m.TopK(length)), (2, m.MaxMin(cosine)), (m.REST, m.TopK(length, rest="score"))
+        ),
+        m.Then((0.25, m.GridCentres()), (m.REST, m.Strided())),
     ),
-    "max_min": (MaxMin(cosine),),
-    "thin": (Thin(cosine), Thin(cosine, per_round=1)),
-    "per_window": (PerWindow(length, 2), PerWindow(length, 2, "cap"), PerWindow(length, 64)),
-    "whole_rows": (WholeRows(length),),
-    "lattice": (Lattice(3),),
-    "outliers": (Outliers(length), Outliers(length, spread=True)),
-    "sampled": (Sampled(length), Sampled(length, fill=True), Sampled(length, match_reference=True)),
+    "max_min": (m.MaxMin(cosine),),
+    "thin": (m.Thin(cosine), m.Thin(cosine, per_round=1)),
+    "per_window": (m.PerWindow(length, 2), m.PerWindow(length, 2, "cap"), m.PerWindow(length, 64)),
+    "whole_rows": (m.WholeRows(length),),
+    "lattice": (m.Lattice(3),),
+    "outliers": (m.Outliers(length), m.Outliers(length, spread=True)),
+    "sampled": (
+        m.Sampled(length),
+        m.Sampled(length, fill=True),
+        m.Sampled(length, match_reference=True),
+    ),
     "medoids": (
-        Medoids(NegativeSquaredDistance(), length),
-        Medoids(NegativeSquaredDistance(), length, 1, match_reference=True),
+        m.Medoids(s.NegativeSquaredDistance(), length),
+        m.Medoids(s.NegativeSquaredDistance(), length, 1, match_reference=True),
     ),
     "far_from_pivots": (
-        FarFromPivots(length, pivots=2, text_pivots=3),
-        FarFromPivots(FeatureNorm("all_keys", power=1), pivots=3),
+        m.FarFromPivots(length, pivots=2, text_pivots=3),
+        m.FarFromPivots(s.FeatureNorm("all_keys", power=1), pivots=3),
     ),
-    "greedy_dpp": (GreedyDPP(cosine, length.normalized()),),
-    "nearest": (Nearest(cosine), Nearest(cosine, group=-1)),
-    "fused": (Fused(length),),
+    "greedy_dpp": (m.GreedyDPP(cosine, length.normalized()),),
+    "nearest": (m.Nearest(cosine), m.Nearest(cosine, group=-1)),
+    "fused": (mergers.Fused(length),),
     "neighbour_sum": (
-        NeighbourSum(cosine, length, 2),
-        NeighbourSum(Similarity("all_keys"), CLSAttention()),
+        mergers.NeighbourSum(cosine, length, 2),
+        mergers.NeighbourSum(s.Similarity("all_keys"), s.CLSAttention()),
     ),
-    "geometric": (Geometric(()), Geometric((0, -1)), Geometric((0.5,))),
-    "first": (First(1), First(4)),
-    "last": (Last(1), Last(4)),
-    "increasing": (Increasing(64), Increasing(0.5)),
-    "decreasing": (Decreasing(2.5),),
-    "skip": (Skip(0, 2), Skip(2, 3)),
-    "once": (Once(0.5), Once(-1), Once(0), Once(keep=1.5), Once(keep=0.5)),
-    "per_block": (PerBlock(8), PerBlock(5, -0.5)),
-    "explicit": (Explicit(()), Explicit((16, 0, 8, 40))),
+    "geometric": (
+        schedules.Geometric(()),
+        schedules.Geometric((0, -1)),
+        schedules.Geometric((0.5,)),
+    ),
+    "first": (schedules.First(1), schedules.First(4)),
+    "last": (schedules.Last(1), schedules.Last(4)),
+    "increasing": (schedules.Increasing(64), schedules.Increasing(0.5)),
+    "decreasing": (schedules.Decreasing(2.5),),
+    "skip": (schedules.Skip(0, 2), schedules.Skip(2, 3)),
+    "once": (
+        schedules.Once(0.5),
+        schedules.Once(-1),
+        schedules.Once(0),
+        schedules.Once(keep=1.5),
+        schedules.Once(keep=0.5),
+    ),
+    "per_block": (schedules.PerBlock(8), schedules.PerBlock(5, -0.5)),
+    "explicit": (schedules.Explicit(()), schedules.Explicit((16, 0, 8, 40))),
 }
 
-_select, _bipartite = SelectAssign(TopK(length), Drop()), Bipartite(cosine)
+_select, _bipartite = m.SelectAssign(m.TopK(length), m.Drop()), m.Bipartite(cosine)
 
 RECIPES: Mapping[str, Recipe] = {
     **{name: tokenzoo.build(name).recipe for name in tokenzoo.list_recipes()},
@@ -187,8 +152,8 @@ PLANNED: Mapping[str, Recipe] = {
     "tome, r": tokenzoo.build("tome", r=3).recipe,
     "visionzip, counted": tokenzoo.build("visionzip", dominant=3).recipe,
     "two steps": Recipe(
-        Step(Stage.BLOCK, Skip(), _bipartite, WeightedMean()),
-        Step(Stage.LLM(4), Once(keep=0.5), _select, Identity()),
+        Step(Stage.BLOCK, schedules.Skip(), _bipartite, mergers.WeightedMean()),
+        Step(Stage.LLM(4), schedules.Once(keep=0.5), _select, mergers.Identity()),
         keep=0.5,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 import tokenzoo
+from tests.mutants.adapters import Adapted, TinyViT
 from tests.properties.instances import EXAMPLES
 from tokenzoo import Affinity, Evidence, Recipe, plugins
 from tokenzoo.errors import BadArgumentError, UnknownNameError, UnsupportedModelError
@@ -112,89 +114,62 @@ def test_each_check_takes_its_kinds_and_names_the_right_one_for_others(
     assert str(caught.value).endswith(f"{kind}; use {CHECKS[kind]}")
 
 
+IMAGES = torch.zeros(2, 3, 4, 4)
+
+
 @pytest.mark.parametrize(
-    ("subject", "words"),
+    ("call", "named"),
     [
-        (Energy, "it is a class: pass an instance, Energy(...)"),
-        (nn.Linear(1, 1), "check_adapter(model, image=...)"),
-        ("evoprune", "check_recipe('evoprune')"),
-        (Discount(length, 0.1), "checked are recipes, scorers"),
-        (3, "checked are recipes, scorers"),
+        (lambda: check_scorer(Energy), "Energy"),
+        (lambda: check_scorer(nn.Linear(1, 1)), "check_adapter(model, image=...)"),
+        (lambda: check_scorer("evoprune"), "check_recipe('evoprune')"),
+        (lambda: check_scorer(Discount(length, 0.1)), "Discount"),
+        (lambda: check_scorer(3), "3"),
+        (lambda: check(Adapted(TinyViT(Adapted))), "check_adapter(make, image=...)"),
+        (lambda: check(TopK), "TopK(scorer)"),
+        (lambda: check(Needy()), "thoughts"),
+        (lambda: check(Skip(), "nan_lowest"), "'nan_lowest'"),
+        (lambda: check_adapter(length, image=IMAGES), "FeatureNorm"),
+        (lambda: check_adapter("evoprune", image=IMAGES), "'evoprune'"),
+        (lambda: check_adapter(tokenzoo.build("tome"), image=IMAGES), "tome"),
+        (lambda: check_adapter(nn.Identity(), image=IMAGES[:1]), "two inputs"),
+        (lambda: check_adapter(3, image=IMAGES), "3"),
+        (lambda: check_adapter(lambda: 3, image=IMAGES), "torch module"),
+        # Properties of one site are for parts that reduce.
+        (lambda: recipe_of(Once()), "Once("),
     ],
 )
-def test_what_is_no_part_is_refused(subject: object, words: str) -> None:
-    with pytest.raises(BadArgumentError) as caught:
-        check_scorer(subject)  # pyright: ignore[reportArgumentType]
-    assert words in str(caught.value)
+def test_what_cannot_be_checked_is_refused(call: Any, named: str) -> None:
+    with pytest.raises(BadArgumentError, match=re.escape(named)):
+        call()
 
 
-def test_an_adapter_is_tried_on_its_model() -> None:
-    from tests.mutants.adapters import Adapted, TinyViT
-
-    with pytest.raises(BadArgumentError, match=r"check_adapter\(make, image=...\)"):
-        check(Adapted(TinyViT(Adapted)))
-
-
-def test_check_takes_instances_classes_factories_and_recipes() -> None:
-    check(Energy(), examples=3)
-    check(Energy, examples=3)
-    check(Learned, examples=3)
-    check(lambda: Energy(3.0), examples=3)
-    check(tokenzoo.build("tome"), examples=2)
-    check(plugins.find("recipes", "pool"), examples=2)
-    check(Skip, examples=2)
-    with pytest.raises(
-        BadArgumentError, match=r"TopK takes scorer: pass an instance, TopK\(scorer\)"
-    ):
-        check(TopK)
-    with pytest.raises(
-        BadArgumentError, match=r"needs thoughts, which no site provides; there are "
-    ):
-        check(Needy())
-
-
-def test_laws_by_name() -> None:
-    check(SelectAssign(Strided(), Drop()), "plan_total", "exact_budget", examples=2, max_tokens=4)
-    with pytest.raises(BadArgumentError) as caught:
-        check(Skip(), "nan_lowest")
-    assert "'nan_lowest' is not a property of a schedule; these are: frozen_data, " in str(
-        caught.value
-    )
-
-
-def test_recipes_by_name() -> None:
-    check_recipe("uniform", examples=2)
-    check_recipe(tokenzoo.build("uniform", keep=7), examples=2)
+def test_names_and_models_that_nobody_knows() -> None:
     with pytest.raises(UnknownNameError, match="evoprune"):
         check_recipe("evoprun")
+    with pytest.raises(UnsupportedModelError, match="Identity"):
+        check_adapter(nn.Identity(), image=torch.zeros(2, 3), examples=1)
 
 
-@pytest.mark.parametrize("make", [length, "evoprune", tokenzoo.build("tome")])
-def test_an_adapter_needs_a_model(make: Any) -> None:
-    with pytest.raises(BadArgumentError, match="an adapter is tried on a model"):
-        check_adapter(make, image=torch.zeros(2, 3, 4, 4))
+@pytest.mark.parametrize(
+    "subject",
+    [Energy, Learned, lambda: Energy(3.0), plugins.find("recipes", "pool"), Skip],
+)
+def test_check_takes_instances_classes_factories_and_recipes(subject: Any) -> None:
+    check(subject, examples=2)
 
 
-def test_an_adapter_needs_a_batch() -> None:
-    with pytest.raises(BadArgumentError, match="at least two inputs"):
-        check_adapter(nn.Identity(), image=torch.zeros(1, 3, 4, 4))
-    with pytest.raises(BadArgumentError, match="nor a function that makes one"):
-        check_adapter(3, image=torch.zeros(2, 3, 4, 4))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(BadArgumentError, match="which is not a torch module"):
-        check_adapter(lambda: 3, image=torch.zeros(2, 3, 4, 4))  # pyright: ignore[reportArgumentType]
+def test_properties_and_recipes_by_name() -> None:
+    check(SelectAssign(Strided(), Drop()), "plan_total", "exact_budget", examples=2, max_tokens=4)
+    check_recipe("uniform", examples=2)
+    check_recipe(tokenzoo.build("uniform", keep=7), examples=2)
 
 
-def test_an_error_of_the_part_is_told_as_a_broken_law() -> None:
+def test_an_error_of_the_part_is_told_as_a_violation() -> None:
     with pytest.raises(PropertyViolation) as caught:
         check_scorer(Crooked())
     assert caught.value.expected
-    assert "Crooked()" in caught.value.example
     assert "import Crooked" in caught.value.example
-
-
-def test_a_model_that_nobody_knows() -> None:
-    with pytest.raises(UnsupportedModelError, match="no adapter supports"):
-        check_adapter(nn.Identity(), image=torch.zeros(2, 3), examples=1)
 
 
 @pytest.mark.parametrize("prop", PROPERTIES.values(), ids=PROPERTIES)
@@ -202,21 +177,12 @@ def test_every_property_has_a_promise_and_a_reference(prop: Any) -> None:
     assert prop.promise.endswith(".")
     assert len(prop.promise) > 40
     assert prop.binds <= {*KINDS, "adapter"}
-    module, _, rest = prop.read.partition("tokenzoo.")
-    assert module == ""
+    path, *names = prop.read.split(".")
     found: Any = tokenzoo
-    path = "tokenzoo"
-    for name in rest.split("."):
+    for name in names:
         path = f"{path}.{name}"
         found = getattr(found, name) if hasattr(found, name) else importlib.import_module(path)
-    assert found.__doc__ or name == "needs"
-
-
-def test_laws_are_for_parts_that_reduce() -> None:
-    with pytest.raises(BadArgumentError) as caught:
-        recipe_of(Once())
-    assert "Once(" in str(caught.value)
-    assert "selectors" in str(caught.value)
+    assert found.__doc__ or names[-1] == "needs"
 
 
 def test_a_recipe_is_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Optional
@@ -17,11 +18,11 @@ from tokenzoo import Recipe, Stage, Step, plugins
 from tokenzoo._core.kinds import Count, OneOf, Range, Share, Words
 from tokenzoo._core.options import options_of
 from tokenzoo.errors import LONGEST, BadArgumentError, TokenzooError
-from tokenzoo.matchers import Alternate, Drop, SelectAssign, Then, TopK
+from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.parts import Discounted, Sum
-from tokenzoo.schedules import Explicit, Geometric, Once
-from tokenzoo.scorers import FeatureNorm, Random, ReceivedAttention, Similarity
+from tokenzoo.schedules import Explicit, Once
+from tokenzoo.scorers import FeatureNorm, Random, Similarity
 from tokenzoo.testing import Example
 from tokenzoo.testing.properties.options import NUMBERS, OTHERS
 
@@ -47,12 +48,10 @@ def test_a_recipe_refuses_what_cannot_work_or_works_with_it(name: str) -> None:
             except TokenzooError as error:
                 assert len(str(error)) <= LONGEST  # noqa: PT017
                 continue
-            for run in (
-                lambda zoo=zoo: zoo.plan(20, 40),
-                lambda zoo=zoo: EXAMPLE.reduce(zoo.recipe),
-            ):
-                with suppress(TokenzooError):
-                    run()
+            with suppress(TokenzooError):
+                zoo.plan(20, 40)
+            with suppress(TokenzooError):
+                EXAMPLE.reduce(zoo.recipe)
 
 
 class Part(tokenzoo.Scorer):
@@ -96,11 +95,7 @@ class Plain(Part):
         ("word", ["x"], "word=['x']; it must be 'x' or 'y'"),
         ("most", math.nan, "most=nan; it must be a number from 0 to inf"),
         ("inner", Similarity(), "it must be a Scorer or None"),
-        (
-            "inner",
-            Random,
-            "inner=<class 'tokenzoo.scorers.random.Random'>; it must be a Scorer or None",
-        ),
+        ("inner", Random, "Random'>; it must be a Scorer or None"),
         ("both", 1.5, "both=1.5; it must be a fraction in [0, 1]"),
         ("both", "a", "both='a'; it must be an int or a fraction in [0, 1]"),
         ("pair", (1,), "pair=(1,); it must be a tuple of 2: an int, a str"),
@@ -117,11 +112,7 @@ class Plain(Part):
     ],
 )
 def test_a_plugins_part_is_checked_by_its_annotations(option: str, value: Any, words: str) -> None:
-    with pytest.raises(BadArgumentError) as caught:
-        Plain(**{option: value})
-    assert str(caught.value).endswith(" (an option of Plain)")
-    assert words in str(caught.value)
-    with pytest.raises(BadArgumentError):
+    with pytest.raises(BadArgumentError, match=rf"{re.escape(words)}.* \(an option of Plain\)$"):
         replace(Plain(), **{option: value})
 
 
@@ -168,20 +159,15 @@ class Written(Part, nn.Module):
         (lambda: Discounted(Similarity(), "x"), "by='x'; it must be a Discount"),  # pyright: ignore[reportArgumentType]
         (lambda: Sum(()), "terms=()"),
         (lambda: Sum((FeatureNorm(),)), "it must be a Normalized"),  # pyright: ignore[reportArgumentType]
-        (lambda: ReceivedAttention(layer=math.nan), "layer=nan"),  # pyright: ignore[reportArgumentType]
-        (lambda: ReceivedAttention(layer=[1]), "layer=[1]"),  # pyright: ignore[reportArgumentType]
-        (lambda: Then((0.5, Drop()), ("rest", TopK(Random()))), "it must be a Selector"),  # pyright: ignore[reportArgumentType]
         (lambda: Explicit((1, 2**40)), "removals=1099511627776; it must be an int >= 0, and below"),
-        (lambda: Geometric((0.5, True)), "at=True"),
         (lambda: Stage("llm", True), "layer=True"),
         (lambda: Stage(["llm"]), "name=['llm']"),  # pyright: ignore[reportArgumentType]
         (lambda: Step(Stage.BLOCK, Once(), TopK(Random()), Identity()), "matcher="),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_whatever_makes_a_part_checks_it(make: Any, words: str) -> None:
-    with pytest.raises(BadArgumentError) as caught:
+    with pytest.raises(BadArgumentError, match=re.escape(words)):
         make()
-    assert words in str(caught.value)
 
 
 def test_what_is_annotated_in_another_way_works_as_ever() -> None:
@@ -209,7 +195,3 @@ def test_what_is_annotated_in_another_way_works_as_ever() -> None:
     with pytest.raises(TypeError, match="missing"):
         Undecorated()  # pyright: ignore
     assert list(inspect.signature(Undecorated).parameters) == ["x", "y"]
-
-
-def test_annotations_are_read_once_for_a_class() -> None:
-    assert options_of(Alternate) is options_of(Alternate)

@@ -17,21 +17,9 @@ SITE = registered("scorers", "matchers", "mergers")
 SCHEDULES = registered("schedules")
 
 
-def holds(subject: Any, prop: str, examples: int) -> bool:
-    check(subject, prop, examples=examples, max_tokens=16)  # raises, with the example
-    return True
-
-
-@pytest.mark.parametrize(("part", "prop", "examples"), list(cases(SITE)))
+@pytest.mark.parametrize(("part", "prop", "examples"), [*cases(SITE), *cases(SCHEDULES)])
 def test_parts_have_the_properties(part: Part, prop: str, examples: int) -> None:
-    assert holds(part, prop, examples)
-
-
-@pytest.mark.parametrize(("schedule", "prop", "examples"), list(cases(SCHEDULES)))
-def test_schedules_have_the_properties(
-    schedule: tokenzoo.Schedule, prop: str, examples: int
-) -> None:
-    assert holds(schedule, prop, examples)
+    check(part, prop, examples=examples, max_tokens=16)  # raises, with the example
 
 
 def test_every_registered_part_is_tried() -> None:

@@ -15,7 +15,6 @@ from tokenzoo.evaluation import TaskOptions, jobs, run
 from tokenzoo.evaluation.tasks import classify, prepare
 
 NAME = "vit_tiny_patch16_224"
-LABELS = ["cat", "dog", "n02"]
 
 
 def images(root: Path, *classes: str) -> Path:
@@ -41,16 +40,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():  # otherwise all images are of one class
         model.head.bias -= model.eval()(x).mean(0)
-    config = {
-        "num_classes": 3,
-        "input_size": (3, 64, 64),
-        "crop_pct": 0.5,
-        "mean": (0.1, 0.2, 0.3),
-        "std": (0.5, 0.6, 0.7),
-        "label_names": LABELS,
-        "label_descriptions": {"n02": "fire engine, fire truck"},
-    }
-    model.pretrained_cfg.update(config)
+    shown = {"input_size": (3, 64, 64), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    model.pretrained_cfg.update(
+        shown, num_classes=3, crop_pct=0.5, label_names=["cat", "dog", "n02"]
+    )
+    model.pretrained_cfg["label_descriptions"] = {"n02": "fire engine, fire truck"}
     timm.models.save_for_hf(model, folder, model_args=size)
     return folder
 
@@ -101,13 +95,13 @@ def test_folders_that_are_no_classes(
 
 
 def test_models_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(BadArgumentError, match="needs a classifier of timm and labelled images"):
+    with pytest.raises(BadArgumentError, match="labelled images"):
         prepare("classify", TaskOptions(NAME))
-    with pytest.raises(BadArgumentError, match="takes models of timm"):
-        classify.classifier("torchvision:vit_b_16", None)
-    with pytest.raises(UnknownNameError, match="timm has no model 'vit_tinny'"):
-        classify.classifier("vit_tinny", None)
-    with pytest.raises(BadArgumentError, match="has no classes"):
-        classify.classifier("vit_small_patch14_dinov2", 56)
-    with pytest.raises(BadArgumentError, match=r"cannot be read as a checkpoint of timm"):
-        classify.classifier(str(tmp_path), None)
+    for name, size, error, named in (
+        ("torchvision:vit_b_16", None, BadArgumentError, "torchvision"),
+        ("vit_tinny", None, UnknownNameError, "'vit_tinny'"),
+        ("vit_small_patch14_dinov2", 56, BadArgumentError, "has no classes"),
+        (str(tmp_path), None, BadArgumentError, "checkpoint"),
+    ):
+        with pytest.raises(error, match=named):
+            classify.classifier(name, size)

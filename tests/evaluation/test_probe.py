@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,33 +51,23 @@ def test_colours_are_told_apart(folder: Path, task: str) -> None:
     assert (row.status, row.tokens, list(row.scores)) == ("ok", 49, ["cls", "mean"])
 
 
-def test_features_of_a_label_are_computed_once(folder: Path) -> None:
-    subject = prepare("knn", TaskOptions("vit_tiny_patch16_224", folder, samples=9))
-    calls: list[int] = []
-    subject.model.patch_embed.register_forward_pre_hook(lambda *_: calls.append(1))
-    with torch.no_grad():
-        for which in (range(3), range(3, 9)):
-            assert len(subject.score(subject.model, which, "one").scores["cls"]) == len(which)
-        once = len(calls)
-        assert once > 0
-        subject.score(subject.model, range(9), "another")
-    assert len(calls) == 2 * once
-
-
-def test_the_second_task_computes_no_features(folder: Path) -> None:
-    subjects = [
-        prepare(name, TaskOptions("vit_tiny_patch16_224", folder, samples=9))
-        for name in ("knn", "linear")
-    ]
+def test_features_are_computed_once_for_a_label_and_for_both_tasks(folder: Path) -> None:
+    options = TaskOptions("vit_tiny_patch16_224", folder, samples=9)
+    subjects = [prepare(name, options) for name in ("knn", "linear")]
     images: list[int] = []
     subjects[0].model.patch_embed.register_forward_pre_hook(
         lambda module, args: images.append(len(args[0]))
     )
     rows = [list(run(one, jobs(["tome"], [49]), rounds=0)) for one in subjects]
-    assert (
-        sum(images) == 2 * 27 + 2 * 9
-    )  # both sets, bare and reduced; and a pass of each row's plan
+    # Both sets, bare and reduced; and a pass of each row's plan.
+    assert sum(images) == 2 * 27 + 2 * 9
     assert [row.tokens for row in (rows[0][1], rows[1][1])] == [49, 49]
+    images.clear()
+    with torch.no_grad():
+        for which in (range(3), range(3, 9)):
+            scores = subjects[0].score(subjects[0].model, which, "another label").scores
+            assert len(scores["cls"]) == len(which)
+    assert sum(images) == 27
 
 
 def test_reference_and_test_share_no_picture(folder: Path) -> None:
@@ -129,24 +120,19 @@ def test_digits_without_a_file() -> None:
 
 
 def test_what_cannot_be_read(folder: Path) -> None:
-    with pytest.raises(BadArgumentError, match=r"'blue' .* has 9 images, 10 are needed"):
-        data.labelled(folder, 30, 32)
-    with pytest.raises(BadArgumentError, match="no such file or folder"):
-        data.labelled(folder / "none", 1, 32)
-    with pytest.raises(BadArgumentError, match="has no folders"):
-        data.labelled(folder / "red", 1, 32)
-    (folder.parent / "broken.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BadArgumentError, match="cannot be read as parquet"):
-        data.labelled(folder.parent / "broken.parquet", 1, 32)
-    with pytest.raises(BadArgumentError, match=r"columns .*'picture'.*image or img"):
-        data.labelled(parquet(folder, "picture", False), 1, 32)
-
-
-def test_what_cannot_be_asked(folder: Path) -> None:
+    broken = folder.parent / "broken.parquet"
+    broken.write_bytes(b"PAR1")
+    for path, count, named in (
+        (folder, 30, r"'blue' .* has 9 images, 10 are needed"),
+        (folder / "none", 1, "no such file or folder"),
+        (folder / "red", 1, "has no folders"),
+        (broken, 1, "cannot be read as parquet"),
+        (parquet(folder, "picture", False), 1, r"columns .*'picture'"),
+    ):
+        with pytest.raises(BadArgumentError, match=named):
+            data.labelled(path, count, 32)
     for name in ("blue", "green"):
-        for path in (folder / name).iterdir():
-            path.unlink()
-        (folder / name).rmdir()
+        shutil.rmtree(folder / name)
     with pytest.raises(BadArgumentError, match="has 1 class;"):
         prepare("knn", TaskOptions("vit_tiny_patch16_224", folder, samples=3))
     with pytest.raises(BadArgumentError, match="ResNet does not return its tokens"):

@@ -18,9 +18,9 @@ from tokenzoo.evaluation.leaderboard import leaderboard
 from tokenzoo.evaluation.report_tables import COLUMNS
 from tokenzoo.evaluation.summary import summarize
 
-REFUSED = row(
-    "fastv", 0, status="refused", scores={}, reason="AttachError: no <b>language</b> model"
-)
+CONTROLS = {"pool", "random"}
+REASON = "AttachError: no <b>language</b> model"
+REFUSED = row("fastv", 0, status="refused", scores={}, reason=REASON)
 OTHER = [
     replace(
         one,
@@ -30,38 +30,39 @@ OTHER = [
     for one in ROWS
 ]
 LIBRARY = "/* the library */ 'https://elsewhere.example'"
-VOID = {"meta", "input", "img", "br", "link"}
+Attributes = dict[str, str | None]
 
 
 class Parsed(HTMLParser):
-    """Elements as (tag, attributes), their text, and what was not closed or was closed twice."""
+    """Elements as (tag, attributes) and their text; each is closed, in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, Attributes]] = []
         self.texts: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.wrong: list[str] = []
+        self.open: list[str] = [""]
         self.feed(text)
         self.close()
+        assert self.open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
+        if tag not in {"meta", "input", "img", "br", "link"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append((self.open[-1] if self.open else "", data))
+        self.texts.append((self.open[-1], data))
 
     def text(self, tag: str) -> str:
         return "".join(text for where, text in self.texts if where == tag)
 
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+    def all(self, tag: str, attribute: str = "") -> list[Attributes]:
+        """The attributes of these elements, or of those with this attribute."""
+        found = [attributes for name, attributes in self.elements if name == tag]
+        return [one for one in found if not attribute or attribute in one]
 
 
 @pytest.fixture(autouse=True)
@@ -75,50 +76,43 @@ def small_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(*rows: Row, **options: Any) -> Parsed:
-    return Parsed(report.page(summarize(rows, {"pool", "random"}), **options))
+    return Parsed(report.page(summarize(rows, CONTROLS), **options))
 
 
-def test_every_line_is_in_the_table_with_each_column() -> None:
+def test_every_line_is_in_the_table() -> None:
     page = made(*ROWS, *OTHER, REFUSED)
-    assert (page.wrong, page.open) == ([], [])
-    lines = [
-        (one["data-name"], one["data-budget"], one["data-task"], one["data-control"])
-        for one in page.all("tr")
-        if "data-name" in one
-    ]
+    names = ("data-name", "data-budget", "data-task", "data-control")
+    lines = [tuple(one[name] for name in names) for one in page.all("tr", "data-name")]
     expected = [
         (
             row.key.recipe or "bare",
             "" if row.key.keep is None else str(row.key.keep),
             f"{row.key.task} on vit",
-            str(int(row.key.recipe in {"pool", "random"})),
+            str(int(row.key.recipe in CONTROLS)),
         )
         for row in [*ROWS, *OTHER]
     ]
-    table = lines[: len(expected)]
-    assert sorted(table) == sorted(expected)
     # The task with two metrics comes again, by kind of question.
-    assert sorted(lines[len(expected) :]) == sorted(one for one in expected if "see" in one[2])
-    assert len([one for one in page.all("th") if "data-kind" in one]) == len(COLUMNS)
+    again = [one for one in expected if "see" in one[2]]
+    assert sorted(lines[: len(expected)]) == sorted(expected)
+    assert sorted(lines[len(expected) :]) == sorted(again)
     assert "fastv" in page.text("b")
-    assert "AttachError: no <b>language</b> model" in page.text("li")
+    assert REASON in page.text("li")
 
 
-@pytest.mark.parametrize("column", range(1, len(COLUMNS)))
-def test_each_line_has_a_cell_in_each_column(column: int) -> None:
+def test_each_line_has_a_cell_in_each_column() -> None:
     """A value for sorting, or nothing; the sort of a number is a number."""
-    text = report.page(summarize(ROWS, {"pool", "random"}))
+    text = report.page(summarize(ROWS, CONTROLS))
     body = text.partition('<table id="rows">')[2].partition("</table>")[0]
     rows = re.findall("<tr data-name.*?</tr>", body, flags=re.DOTALL)
-    cells = [re.findall("<td[^>]*>", one)[column - 1] for one in rows]
-    values = [re.search('data-value="([^"]*)"', one) for one in cells]
-    found = [one[1] for one in values if one is not None]
-    if COLUMNS[column][0] != "same answer":
-        assert found
-    if COLUMNS[column][1] == "number":
-        assert all(float(one) == float(one) for one in found)
+    cells = [re.findall('<td(?: [^>]*?data-value="([^"]*)")?[^>]*>', one) for one in rows]
     assert len(rows) == len(ROWS)
-    assert all(one.count("<td") == len(COLUMNS) - 1 for one in rows)
+    assert len(Parsed(text).all("th", "data-kind")) == len(COLUMNS)
+    for (name, kind, *_), values in zip(COLUMNS[1:], zip(*cells, strict=True), strict=True):
+        found = [value for value in values if value]
+        assert found or name == "same answer"
+        if kind == "number":
+            assert all(float(one) == float(one) for one in found)
 
 
 def test_the_page_asks_for_nothing() -> None:
@@ -131,8 +125,7 @@ def test_the_page_asks_for_nothing() -> None:
     assert not re.search(r"url\(|@import", page.text("style"))
     own = page.text("script").replace(LIBRARY, "")
     assert not re.search(r"fetch\(|import\(|XMLHttp|https?://", own)
-    [policy] = [one["content"] for one in page.all("meta") if "http-equiv" in one]
-    assert policy is not None
+    [policy] = [str(one["content"]) for one in page.all("meta", "http-equiv")]
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
     assert page.all("img")[0]["alt"] == "a.png"
@@ -140,7 +133,7 @@ def test_the_page_asks_for_nothing() -> None:
 
 def test_it_can_be_used_by_keyboard_and_read_aloud() -> None:
     page = made(*ROWS, *OTHER)
-    heads = [one for one in page.all("th") if "data-kind" in one]
+    heads = page.all("th", "data-kind")
     assert [one.get("type") for one in page.all("button")] == ["button"] * len(heads)
     assert all(one.get("aria-label") for one in page.all("div") if one.get("role") == "img")
     scrolled = [one for one in page.all("div") if one.get("class") == "scroll"]
@@ -152,8 +145,7 @@ def test_it_can_be_used_by_keyboard_and_read_aloud() -> None:
 
 
 def test_what_the_plots_are_drawn_from() -> None:
-    page = made(*ROWS)
-    [task] = json.loads(page.text("script").partition("/* the library */")[0])
+    [task] = json.loads(made(*ROWS).text("script").partition("/* the library */")[0])
     lines = {(one["name"], one["budget"]): one for one in task["lines"]}
     assert set(lines) == {(one.key.recipe, str(one.key.keep)) for one in ROWS[1:]}
     tome = lines["tome", "0.5"]
@@ -167,52 +159,42 @@ NASTY = "</script><script>alert(1)</script>\"'&|*`$x"
 
 
 def test_names_break_out_of_nothing() -> None:
-    def renamed(one: Row) -> Row:
+    def renamed(one: Row, **more: Any) -> Row:
         key = replace(one.key, task=NASTY, model=NASTY, recipe=one.key.recipe and NASTY)
-        return replace(one, key=key, facts={NASTY: NASTY}, command=NASTY, scores={NASTY: [1, 0]})
+        nasty = {"facts": {NASTY: NASTY}, "command": NASTY, "scores": {NASTY: [1, 0]}}
+        return replace(one, key=key, **{**nasty, **more})
 
     rows = [renamed(ROWS[0]), renamed(ROWS[1])]
-    page = made(*rows, replace(renamed(ROWS[5]), status="refused", reason=NASTY, scores={}))
-    assert (page.wrong, page.open) == ([], [])
+    page = made(*rows, renamed(ROWS[5], status="refused", reason=NASTY, scores={}))
     assert len(page.all("script")) == 3
-    assert [one["data-name"] for one in page.all("tr") if "data-name" in one] == ["bare", NASTY]
+    assert [one["data-name"] for one in page.all("tr", "data-name")] == ["bare", NASTY]
     text = leaderboard(summarize(rows))
     [line] = [one for one in text.splitlines() if one.startswith("| **")]
     assert len(re.findall(r"(?<!\\)\|", line)) == 8
 
 
-def test_tasks_without_a_score() -> None:
-    page = made(REFUSED)
-    assert (page.wrong, page.open) == ([], [])
-    assert "fastv" in page.text("b")
+def test_tasks_without_a_score_and_nothing_to_report() -> None:
+    assert "fastv" in made(REFUSED).text("b")
     assert "fastv" in leaderboard(summarize([REFUSED]))
+    for write in (report.page, leaderboard):
+        with pytest.raises(BadArgumentError, match="no rows"):
+            write([])
 
 
-@pytest.mark.parametrize("write", [report.page, leaderboard])
-def test_nothing_to_report(write: Any) -> None:
-    with pytest.raises(BadArgumentError, match="no rows"):
-        write([])
-
-
-def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_is_in_the_page_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    offline = pytest.importorskip("plotly.offline")
+    page = made(*ROWS)
+    assert len(page.all("script")) == 3  # it ends no script
+    assert offline.get_plotlyjs() in page.text("script")
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MissingDependencyError, match=r"plotly.*tokenzoo\[eval\]"):
         made(*ROWS)
 
 
-def test_the_library_is_in_the_page_and_ends_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    offline = pytest.importorskip("plotly.offline")
-    page = made(*ROWS)
-    assert (page.wrong, page.open) == ([], [])
-    assert len(page.all("script")) == 3
-    assert offline.get_plotlyjs() in page.text("script")
-
-
 def test_markdown_has_each_line_and_marks_the_best() -> None:
     rows = [*ROWS[:5], replace(ROWS[5], command="tokenzoo eval --keep 16"), *ROWS[6:], REFUSED]
-    lines = leaderboard(summarize(rows, {"pool", "random"})).splitlines()
+    lines = leaderboard(summarize(rows, CONTROLS)).splitlines()
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     assert cells[0] == ["recipe", "keep", "word", "of bare", "time", "operations", "tokens"]
     assert [one[0] for one in cells[1:]] == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,10 @@ import tokenzoo
 from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.subjects import SAMPLES, TOKENS, subject
 from tokenzoo.errors import BadArgumentError, UnknownNameError
-from tokenzoo.evaluation import ResultsFile, Row, TaskOptions, jobs, run
+from tokenzoo.evaluation import ResultsFile, TaskOptions, jobs, run
 from tokenzoo.evaluation.tasks import prepare
 
 RECIPES = ["evoprune", "random", "fastv"]
-
-
-def timeless(rows: list[Row]) -> list[Row]:
-    return [replace(row, time=[]) for row in rows]
 
 
 def test_rows_are_those_of_the_attached_model() -> None:
@@ -83,19 +78,12 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     assert file.rows() == whole
 
 
-def test_jobs_of_an_unknown_recipe() -> None:
+def test_names_and_options_are_checked() -> None:
     with pytest.raises(UnknownNameError, match="evoprun"):
         jobs(["evoprun"], [0.5])
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"samples": 0}, {"size": 0}, {"seed": -1}, {"quick": 1}, {"samples": 2.0}]
-)
-def test_options_are_checked(wrong: dict[str, object]) -> None:
-    with pytest.raises(BadArgumentError, match=next(iter(wrong))):
-        TaskOptions(**wrong)  # pyright: ignore[reportArgumentType]
-
-
-def test_an_unknown_task() -> None:
     with pytest.raises(BadArgumentError, match="digit'"):
         prepare("digit", TaskOptions())
+    wrong = {"samples": 0}, {"size": 0}, {"seed": -1}, {"quick": 1}, {"samples": 2.0}
+    for ((name, value),) in (one.items() for one in wrong):
+        with pytest.raises(BadArgumentError, match=f"{name}={value}"):
+            TaskOptions(**{name: value})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +22,6 @@ from tokenzoo.plugins import collect
 GIVEN: dict[str, Any] = {"pretrained": "folder", "recipe": "evoprune", "device": "cpu"}
 
 
-@pytest.mark.parametrize("keep", [1, 64, 0.25, 1.0])
-def test_a_count_stays_a_count_and_a_share_a_share(keep: int | float) -> None:
-    found = parse({**GIVEN, "keep": keep})
-    assert found.method is not None
-    assert (found.method.recipe.keep, type(found.method.recipe.keep)) == (keep, type(keep))
-
-
 def test_every_argument_arrives() -> None:
     own: dict[str, Any] = {"dtype": "float16", "attn_implementation": "sdpa", "frames": 8}
     found = parse({**GIVEN, **own, "max_pixels": 784, "batch_size": "4", "ctr": 0.5, "keep": 9})
@@ -38,24 +30,18 @@ def test_every_argument_arrives() -> None:
     assert found.pixels == {"max_pixels": 784}
     assert found.method is not None
     assert found.method.options == {"ctr": 0.5, "keep": 9}
-
-
-def test_the_bare_model_is_asked_for_by_name() -> None:
     assert parse({**GIVEN, "recipe": "none"}).method is None
+    for keep in (1, 64, 0.25, 1.0):  # a count stays a count, and a share a share
+        method = parse({**GIVEN, "keep": keep}).method
+        assert method is not None
+        assert (method.recipe.keep, type(method.recipe.keep)) == (keep, type(keep))
 
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [
-        ("[1, 2]", [1, 2]),
-        ("null", None),
-        ("size", "size"),
-        (-2.0, -2),
-        (-0.5, -0.5),
-        (1.0, 1.0),
-        (2, 2),
-        (True, True),
-        ("4", 4),
+        *[("[1, 2]", [1, 2]), ("null", None), ("size", "size"), ("4", 4)],
+        *[(-2.0, -2), (-0.5, -0.5), (1.0, 1.0), (2, 2), (True, True)],
     ],
 )
 def test_values_that_lmms_eval_leaves_as_text_or_makes_floats(value: Any, wanted: Any) -> None:
@@ -81,26 +67,22 @@ def test_no_recipe_has_an_option_with_the_name_of_an_argument() -> None:
         assert taken.isdisjoint(option.name for option in options_of(factory)), name
 
 
+BAD = [
+    *[("recipe", None), ("pretrained", 7), ("keep", 2.0), ("keep", "many"), ("dtype", "int8")],
+    *[("attn_implementation", "x"), ("device", "gpu"), ("device", 0.5), ("frames", 0)],
+    *[("min_pixels", 0.5), ("batch_size", "auto"), ("max_batch_size", 4)],
+]
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [
-        ({"recipe": None}, BadArgumentError, "recipe=None; it must be the name of a recipe"),
+        *[({name: value}, BadArgumentError, f"{name}={value!r}") for name, value in BAD],
         ({"recipe": ""}, BadArgumentError, "'none' is the bare model"),
-        ({"pretrained": 7}, BadArgumentError, "pretrained=7; it must be a checkpoint's name"),
-        ({"recipe": "evoprun"}, UnknownNameError, "did you mean 'evoprune'.* recipe file"),
-        ({"kep": 8}, UnknownNameError, "no option of evoprune 'kep'.*'keep'.* pretrained, dtype"),
-        ({"recipe": "none", "keep": 8}, BadArgumentError, "keep: recipe=none .* has no options"),
-        ({"recipe": "missing.json"}, BadArgumentError, r"missing\.json.* not a saved recipe"),
-        ({"keep": 2.0}, BadArgumentError, r"keep=2\.0"),
-        ({"keep": "many"}, BadArgumentError, "keep='many'"),
-        ({"dtype": "int8"}, BadArgumentError, "dtype='int8'; it must be 'auto', 'bfloat16'"),
-        ({"attn_implementation": "x"}, BadArgumentError, "attn_implementation='x'"),
-        ({"device": "gpu"}, BadArgumentError, "device='gpu'; it must be 'auto', 'cpu'"),
-        ({"device": 0.5}, BadArgumentError, r"device=0\.5"),
-        ({"frames": 0}, BadArgumentError, "frames=0; it must be an int >= 1"),
-        ({"min_pixels": 0.5}, BadArgumentError, r"min_pixels=0\.5"),
-        ({"batch_size": "auto"}, BadArgumentError, "batch_size='auto'"),
-        ({"max_batch_size": 4}, BadArgumentError, "max_batch_size=4.*--batch_size"),
+        ({"recipe": "evoprun"}, UnknownNameError, "'evoprune'"),
+        ({"kep": 8}, UnknownNameError, "'kep'.*'keep'"),
+        ({"recipe": "none", "keep": 8}, BadArgumentError, "keep: recipe=none"),
+        ({"recipe": "missing.json"}, BadArgumentError, r"missing\.json"),
     ],
 )
 def test_refused(changed: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -125,23 +107,16 @@ def test_what_must_be_given(name: str) -> None:
     ],
 )
 def test_devices(
-    gpu: bool,
-    device: str | None,
-    processes: Mapping[str, str],
-    wanted: str,
-    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool, device: str | None, processes: Any, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     for name, value in processes.items():
         monkeypatch.setenv(name, value)
     given = {name: value for name, value in GIVEN.items() if name != "device"}
     assert parse(given if device is None else {**given, "device": device}).device == wanted
-
-
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BadArgumentError, match="device='cuda': torch sees no GPU here"):
-        parse({**GIVEN, "device": "cuda"})
+    if not gpu:
+        with pytest.raises(BadArgumentError, match="device='cuda'"):
+            parse({**GIVEN, "device": "cuda"})
 
 
 def test_the_entry_point_names_a_class_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
 def test_a_batch_has_one_set_of_options_and_each_request_is_in_one(size: int) -> None:
     one, other = {"max_new_tokens": 4, "until": ["."]}, {"max_new_tokens": 8}
-    options = [one, other, one, one, {**reversed_(one)}, other, one]
+    options = [one, other, one, one, dict(reversed(one.items())), other, one]
     found = list(batches(options, size))
     assert sorted(place for _, places in found for place in places) == [*range(7)]
     for given, places in found:
@@ -33,10 +33,6 @@ def test_a_batch_has_one_set_of_options_and_each_request_is_in_one(size: int) ->
         assert places == sorted(places)
         assert all(options[place] == given for place in places)
     assert len(found) == {1: 7, 2: 4, 3: 3, 10: 2}[size]
-
-
-def reversed_(options: dict[str, Any]) -> dict[str, Any]:
-    return dict(reversed(options.items()))
 
 
 @pytest.mark.parametrize(
@@ -57,21 +53,20 @@ def test_what_generate_gets(given: dict[str, Any], wanted: dict[str, Any]) -> No
     assert generate_options(given) == wanted
 
 
-def test_options_that_are_not_used_are_named() -> None:
-    options = [{"until": [], "temperature": 0, "b": 1}, {"a": 1, "b": 2}]
-    assert unused(options) == ["a", "b"]
+def test_what_is_not_used_or_refused_is_named() -> None:
+    assert unused([{"until": [], "temperature": 0, "b": 1}, {"a": 1, "b": 2}]) == ["a", "b"]
+    assert "'a, b' ask for loglikelihood" in str(refused(["b", "a", "a"], "loglikelihood"))
+    parts: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "audio"}]
+    refuse_audio([{"role": "user", "content": parts}], "task")
+    with pytest.raises(BadArgumentError, match="'task' has sound"):
+        refuse_audio([{"role": "user", "content": [*parts, {"type": "audio"}]}], "task")
 
 
 @pytest.mark.parametrize(
     ("until", "wanted"),
     [
-        (None, "one. two\n\nthree"),
-        ([], "one. two\n\nthree"),
-        ("", "one. two\n\nthree"),
-        ("\n\n", "one. two"),
-        (["\n\n", ". "], "one"),
-        (["four"], "one. two\n\nthree"),
-        (["one"], ""),
+        *[(until, "one. two\n\nthree") for until in (None, [], "", ["four"])],
+        *[("\n\n", "one. two"), (["\n\n", ". "], "one"), (["one"], "")],
     ],
 )
 def test_an_answer_ends_before_the_first_stop(until: Any, wanted: str) -> None:
@@ -87,14 +82,3 @@ def test_means_of_the_counts() -> None:
         "visual_tokens_bare": 96,
     }
     assert mean_counts([]) == {}
-
-
-def test_requests_of_another_kind_are_refused_by_the_name_of_their_task() -> None:
-    assert "'a, b' ask for loglikelihood" in str(refused(["b", "a", "a"], "loglikelihood"))
-
-
-def test_sound_is_refused() -> None:
-    parts: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "audio"}]
-    refuse_audio([{"role": "user", "content": parts}], "task")
-    with pytest.raises(BadArgumentError, match="'task' has sound"):
-        refuse_audio([{"role": "user", "content": [*parts, {"type": "audio"}]}], "task")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import selection_time as bench
 import torch
 
 import tokenzoo
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import selection_time as bench  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +47,8 @@ def test_the_file_says_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert content["command"].startswith("python benchmarks/selection_time.py --recipes divprune")
     assert content["threads"] == 1
     assert [(row["recipe"], row["tokens"], row.get("keep")) for row in content["rows"]] == [
-        ("divprune", 16, 3),
-        ("tome", 16, 8),
-        ("block again", 16, None),
-        ("divprune", 30, 6),
-        ("tome", 30, 15),
-        ("block again", 30, None),
+        *[("divprune", 16, 3), ("tome", 16, 8), ("block again", 16, None)],
+        *[("divprune", 30, 6), ("tome", 30, 15), ("block again", 30, None)],
     ]
     for row in content["rows"]:
         low, high = row["quartiles"]

@@ -8,14 +8,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import tome_peer as bench
 import torch
 
 from tokenzoo.errors import BadArgumentError
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import tome_peer as bench  # noqa: E402
 
 SAME = """
 import types, tokenzoo
@@ -96,18 +92,19 @@ def test_linear_layers_by_onednn_are_the_same_model(tmp_path: Path) -> None:
     assert all(row["pages"] >= 0 for row in content["time"])
 
 
-def test_onednn_is_for_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("original", "more", "error", "named"),
+    [
+        (SAME, ("--linear", "onednn", "--dtype", "bfloat16"), BadArgumentError, "--dtype bfloat16"),
+        (NOTHING, (), bench.UnequalError, "tiny, r=2, weights x 1"),
+    ],
+)
+def test_what_cannot_be_compared(
+    original: str, more: tuple[str, ...], error: type[Exception], named: str, tmp_path: Path
+) -> None:
     out = tmp_path / "times.json"
-    more = "--linear", "onednn", "--dtype", "bfloat16"
-    with pytest.raises(BadArgumentError, match=r"--linear onednn.*--dtype bfloat16.*leave it out"):
-        bench.main(asked(checkout(tmp_path, SAME), out, *more))
-    assert not out.exists()
-
-
-def test_logits_that_differ_are_no_peers(tmp_path: Path) -> None:
-    out = tmp_path / "times.json"
-    with pytest.raises(bench.UnequalError, match=r"tiny, r=2, weights x 1.*cannot be compared"):
-        bench.main(asked(checkout(tmp_path, NOTHING), out))
+    with pytest.raises(error, match=named):
+        bench.main(asked(checkout(tmp_path, original), out, *more))
     assert not out.exists()
 
 

@@ -125,6 +125,7 @@ def test_the_best_pairs_merge_and_what_is_held_does_not(
     b, n = evidence.x.shape[:2]
     protect = None if share is None else Protect(length, share)
     match = Bipartite(cosine, protect=protect)
+    assert match.match(evidence, n).keep.tolist() == pool_of(evidence).tolist()
     for keep in range(match.min_tokens(n), n):
         plan = match.match(evidence, keep)
         held, free = pool_of(evidence)[:, :0], pool_of(evidence)

@@ -49,13 +49,9 @@ def test_answers_and_counts(llava: str, recipe: str, visual: int, last: int, bea
     keep = {} if recipe == "none" else {"keep": 16}
     model = loaded(llava, recipe=recipe, **keep)
     answers = model.answer(conversations(), {**GREEDY, "num_beams": beams})
-    assert [one.whole for one in answers] == [64 * n for n in IMAGES]
-    assert [one.visual for one in answers] == [visual * n for n in IMAGES]
-    assert [one.last for one in answers] == [last * n for n in IMAGES]
-    assert [one.prompt for one in answers] == [
-        words + visual * n for words, n in zip(PROMPTS, IMAGES, strict=True)
-    ]
-    assert [one.generated for one in answers] == [5] * 4
+    for one, words, n in zip(answers, PROMPTS, IMAGES, strict=True):
+        assert (one.whole, one.visual, one.last) == (64 * n, visual * n, last * n)
+        assert (one.prompt, one.generated) == (words + visual * n, 5)
     bare = hf.llava()
     if keep:
         tokenzoo.build(recipe, **keep).attach(bare)
@@ -109,12 +105,7 @@ def test_frames_of_a_video(frames: dict[str, int], seen: int, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "recipe", "error", "words"),
     [
-        (
-            "Idefics3Config",
-            "evoprune",
-            UnsupportedModelError,
-            "Idefics3For.* is not supported",
-        ),
+        ("Idefics3Config", "evoprune", UnsupportedModelError, "Idefics3For"),
         ("LlamaConfig", "evoprune", BadArgumentError, "cannot load it as a model that reads"),
         ("LlavaOnevisionConfig", "fastervlm", MissingEvidenceError, "cls_attention"),
     ],

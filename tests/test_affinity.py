@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from tokenzoo import Affinity
 from tokenzoo.affinity import LINEAR, Curve, Elementwise, Exp, Linear
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.token_map import take
 
 CURVES: list[Curve] = [
@@ -260,22 +258,6 @@ def test_sources_without_any_target_have_the_lowest_score_too(curve: Curve, weig
     best, index = affinity.best()
     assert best.shape == index.shape == (2, 3)
     assert bool((best <= 0).all())
-
-
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda a: a.weighted(a.left[..., 0], "sources"), ["'sources'", "'source'", "'both'"]),
-        (lambda a: a + Affinity(a.left, a.right, curve=Exp()), ["only linear"]),
-        (lambda a: Affinity(a.left, a.right, curve=Exp()) + a, ["only linear"]),
-        (lambda a: a * a, ["only exponential", ".discount(lam)"]),
-    ],
-)
-def test_what_does_not_combine(call: Callable[[Affinity], object], named: list[str]) -> None:
-    affinity = Affinity(torch.ones(1, 3, 2), torch.ones(1, 3, 2))
-    with pytest.raises(BadArgumentError) as caught:
-        call(affinity)
-    assert all(part in str(caught.value) for part in named), str(caught.value)
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=NAMES)

@@ -18,7 +18,8 @@ from torch import nn
 import tokenzoo
 from tests.adapters.models import DINO_REG, GAP, RELPOS, SIGLIP, VIT, images, traces
 from tests.refusals import named, refused, typed
-from tokenzoo import Recipe, Stage, Step, TokenMap, errors
+from tokenzoo import Affinity, Recipe, Stage, Step, TokenMap, errors
+from tokenzoo.affinity import Exp
 from tokenzoo.budget import TokenBudget, resolve_keep, spread
 from tokenzoo.errors import (
     AttachError,
@@ -62,6 +63,8 @@ build = tokenzoo.build
 cosine, length = Similarity("x"), FeatureNorm()
 X = torch.randn(2, 10, 4, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.zeros(3, 28, 28)
+AXES = torch.ones(1, 3, 2), torch.ones(1, 3, 2)
+AFFINITY = Affinity(*AXES)
 FIVE = TokenMap.identity(1, 5)
 
 
@@ -329,6 +332,11 @@ CALLS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
             (partial(build(Recipe(step(Returns(plan)), keep=5)).reduce, X), "from 10 tokens to 5")
             for plan in (TokenMap.identity(2, 10), TokenMap.identity(2, 5), None)
         ),
+        # pair scores
+        (partial(AFFINITY.weighted, torch.ones(1, 3), "sources"), "'sources'", "'both'"),
+        (lambda: AFFINITY + Affinity(*AXES, curve=Exp()), "only linear"),
+        (lambda: Affinity(*AXES, curve=Exp()) + AFFINITY, "only linear"),
+        (lambda: AFFINITY * AFFINITY, "only exponential", ".discount(lam)"),
         # token maps
         (checked([[0, 4]], [[0, 1, 1, 1]]), "keep", "-1 .. 3"),
         (checked([[0, -2]], [[0, 1, 1, 1]]), "keep", "-1 .. 3"),

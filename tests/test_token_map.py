@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenzoo import TokenMap, Tokens
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.testing.strategies import plans
 from tokenzoo.token_map import take
 
@@ -214,39 +212,6 @@ def test_carry_adds_up_masses_and_keeps_what_is_held() -> None:
     assert torch.equal(anew.held, here)
 
 
-@pytest.mark.parametrize(
-    ("keep", "dst", "named"),
-    [
-        ([[0, 4]], [[0, 1, 1, 1]], ["keep", "-1 .. 3"]),
-        ([[0, -2]], [[0, 1, 1, 1]], ["keep", "-1 .. 3"]),
-        ([[0, 1]], [[0, 1, 2, 1]], ["dst", "-1 .. 1"]),
-        ([[0, 1]], [[0, 1, -2, 1]], ["dst", "-1 .. 1"]),
-        ([[0, 0]], [[0, 1, 1, 1]], ["dst[keep[i]] must be i"]),  # kept twice
-        ([[0, 1]], [[1, 0, 0, 0]], ["dst[keep[i]] must be i"]),  # counted elsewhere
-        ([[0, 1]], [[0, -1, 0, 0]], ["dst[keep[i]] must be i"]),  # kept and dropped
-        ([[0], [0]], [[0, 0]], ["2 images", "1"]),
-    ],
-)
-def test_check_finds_contradictions(
-    keep: list[list[int]], dst: list[list[int]], named: list[str]
-) -> None:
-    with pytest.raises(BadArgumentError) as caught:
-        TokenMap(torch.tensor(keep), torch.tensor(dst)).check()
-    assert all(part in str(caught.value) for part in named), str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("keep", "dst"), [([[0, -1]], [[0, 1, 1]]), ([[0, 2]], [[0, -1, 1]])], ids=["new", "dropped"]
-)
-def test_check_finds_a_plan_that_says_complete_and_is_not(
-    keep: list[list[int]], dst: list[list[int]]
-) -> None:
-    plan = TokenMap(torch.tensor(keep), torch.tensor(dst))
-    plan.check()
-    with pytest.raises(BadArgumentError, match=r"outside 0 \.\. \d, and complete=True excludes -1"):
-        replace(plan, complete=True).check()
-
-
 @given(st.data())
 @settings(max_examples=40)
 def test_what_is_known_to_be_complete_changes_no_result(data: st.DataObject) -> None:
@@ -305,22 +270,6 @@ def test_slots_that_are_known_to_be_complete() -> None:
     assert (plan.complete, other.complete) == (True, False)
     assert torch.equal(plan.keep, other.keep)
     assert torch.equal(plan.dst, other.dst)
-
-
-@pytest.mark.parametrize("shape", [(3,), (1, 2), (2, 2, 4), (1, 4, 4)])
-def test_unmerge_refuses_other_tokens(shape: tuple[int, ...]) -> None:
-    plan = TokenMap(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]))
-    with pytest.raises(BadArgumentError) as caught:
-        plan.unmerge(torch.zeros(shape))
-    assert str(shape) in str(caught.value)
-    assert "[1, 3, ...]" in str(caught.value)
-
-
-def test_plans_that_do_not_meet_do_not_compose() -> None:
-    with pytest.raises(BadArgumentError) as caught:
-        TokenMap.identity(1, 4).then(TokenMap.identity(1, 3))
-    assert "ends with 4" in str(caught.value)
-    assert "begins with 3" in str(caught.value)
 
 
 def test_gradients_flow_through_a_plan() -> None:

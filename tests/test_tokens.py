@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tokenzoo import Tokens
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.tokens import full_precision, norm, unit
 
 
@@ -29,28 +28,6 @@ def test_a_mass_in_half_precision_is_widened(dtype: torch.dtype) -> None:
     tokens = Tokens.of(torch.randn(1, 4, 2), mass=mass)
     assert tokens.mass.dtype == torch.float32
     assert torch.equal(tokens.mass, mass.float())
-
-
-@pytest.mark.parametrize(
-    ("shape", "options", "named"),
-    [
-        ((4, 3), {}, ["(4, 3)", "[batch, tokens, channels]", "x[None]"]),
-        ((2, 4, 3, 3), {}, ["(2, 4, 3, 3)", "x.flatten(1, 2)"]),
-        ((2, 0, 3), {}, ["(2, 0, 3)", "at least one token"]),
-        ((2, 4, 3), {"prefix": 4}, ["prefix=4", "from 0 to 3"]),
-        ((2, 4, 3), {"prefix": -1}, ["prefix=-1", "from 0 to 3"]),
-        ((2, 4, 3), {"prefix": True}, ["prefix=True", "from 0 to 3"]),
-        ((2, 4, 3), {"prefix": 1.5}, ["prefix=1.5", "from 0 to 3"]),
-        ((2, 4, 3), {"mass": torch.ones(2, 3)}, ["(2, 3)", "(2, 4)"]),
-        ((2, 4, 3), {"mass": torch.ones(2, 4, 1)}, ["(2, 4, 1)", "(2, 4)"]),
-        ((2, 4, 3), {"mass": torch.zeros(2, 4)}, ["mass", "<= 0", "positive"]),
-        ((2, 4, 3), {"mass": -torch.ones(2, 4)}, ["mass", "<= 0", "positive"]),
-    ],
-)
-def test_bad_tokens(shape: tuple[int, ...], options: dict, named: list[str]) -> None:
-    with pytest.raises(BadArgumentError) as caught:
-        Tokens.of(torch.ones(shape), **options)
-    assert all(part in str(caught.value) for part in named), str(caught.value)
 
 
 def test_the_prefix_comes_off_and_back_on() -> None:

@@ -67,21 +67,15 @@ def said() -> dict[str, tuple[set[str], str]]:
     return dict(zip(STATEMENTS, found, strict=True))
 
 
-def test_importing_looking_up_names_and_reducing_tensors_loads_no_heavy_library(said) -> None:
-    names, error = said["tensors"]
+@pytest.mark.parametrize("statement", ["tensors", "commands"])
+def test_importing_looking_up_names_and_reducing_tensors_loads_no_heavy_library(
+    said, statement: str
+) -> None:
+    names, error = said[statement]
     assert error == ""
     assert names.isdisjoint(HEAVY)
-
-
-def test_importing_the_commands_imports_none_of_them(said) -> None:
-    names, error = said["commands"]
-    assert error == ""
-    assert names.isdisjoint(HEAVY)
-    assert not [name for name in names if name.startswith("tokenzoo.cli.")]
-
-
-def test_this_check_can_fail(said) -> None:
-    assert "matplotlib" in said["matplotlib"][0]
+    assert not [name for name in names if name.startswith("tokenzoo.cli.")]  # no single command
+    assert "matplotlib" in said["matplotlib"][0]  # this check can fail
 
 
 def test_the_kit_for_tests_is_what_needs_hypothesis(said) -> None:
@@ -89,15 +83,18 @@ def test_the_kit_for_tests_is_what_needs_hypothesis(said) -> None:
     assert "hypothesis" in said["the kit"][0]
 
 
-def test_the_variable_of_the_kernels_is_checked_where_it_is_used(said) -> None:
-    words = "BadArgumentError: TOKENZOO_KERNELS='cuda'; it must be 'auto', 'torch' or 'triton'"
-    assert words in said["variable"][1]
-
-
-@pytest.mark.parametrize("statement", ["digits", "a model of digits"])
-def test_the_digits_can_be_imported_without_the_demo_extra(said, statement: str) -> None:
-    assert said[statement][1].startswith("MissingDependencyError: ")
-    assert "pip install 'tokenzoo[demo]'" in said[statement][1]
+@pytest.mark.parametrize(
+    ("statement", "start", "word"),
+    [
+        # Checked where it is used, and not by the import.
+        ("variable", "BadArgumentError: TOKENZOO_KERNELS='cuda'", "'auto', 'torch' or 'triton'"),
+        ("digits", "MissingDependencyError: ", "pip install 'tokenzoo[demo]'"),
+        ("a model of digits", "MissingDependencyError: ", "pip install 'tokenzoo[demo]'"),
+    ],
+)
+def test_errors_come_where_something_is_used(said, statement: str, start: str, word: str) -> None:
+    assert said[statement][1].startswith(start)
+    assert word in said[statement][1]
 
 
 @pytest.mark.parametrize("kind", [Attached, TokenBudget, Event, Reduced, Method])

@@ -10,8 +10,9 @@ import pytest
 
 import tokenzoo
 from benchmarks import make_recipe_pages
+from tests.refusals import refused
 from tokenzoo import plugins
-from tokenzoo.errors import BadArgumentError, UnknownNameError
+from tokenzoo.errors import UnknownNameError
 from tokenzoo.recipes.divprune import divprune
 from tokenzoo.tools import recipe_pages
 
@@ -69,29 +70,6 @@ def test_the_pages_are_what_the_script_makes_now() -> None:
     assert not stale, f"run `{make_recipe_pages.COMMAND}`"
 
 
-@pytest.mark.parametrize("name", tokenzoo.list_recipes())
-def test_a_page_says_what_the_recipe_is(name) -> None:
-    text = recipe_pages.page(name, models={"a model": "runs"}, cost="dear")
-    assert text.startswith(f"# `{name}`\n")
-    recipe = tokenzoo.build(name).recipe
-    for step in recipe.steps:
-        assert repr(step.matcher) in text
-        assert all(f"`{need}`" in text for need in step.needs)
-    for option in recipe_pages.parse_docstring(name).options:
-        assert f"\n| `{option}` | " in text
-    for title in ("Options", "Parts", "Models", "What the selection costs"):
-        assert f"\n## {title}\n" in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.endswith("|") for line in lines)
-
-
-def test_the_table_links_every_page() -> None:
-    table = recipe_pages.index(["tome", "pool"])
-    assert "| [`tome`](tome.md) | block | `keys` | Merge the tokens" in table
-    assert "| [`pool`](pool.md) | block | `grid` | Average" in table
-    assert table.endswith("| control |")
-
-
 # --- the form
 
 
@@ -133,44 +111,26 @@ def test_a_plugin_has_a_page_by_calling_the_function() -> None:
         (FORM, "", "lacks its first line"),
     ],
 )
-def test_what_a_docstring_lacks_is_said(old, new, complaint) -> None:
+def test_what_a_docstring_lacks_is_said(
+    old: str, new: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the page, and by the script that makes all of them."""
     assert old in FORM
-    with plugin(FORM.replace(old, new)), pytest.raises(BadArgumentError) as caught:
-        recipe_pages.page("some")
-    assert complaint in str(caught.value)
-    assert "'some'" in str(caught.value)
-    assert "divprune.py" in str(caught.value)
+    monkeypatch.setattr(make_recipe_pages, "ours", lambda: ["tome", "some", "pool"])
+    with plugin(FORM.replace(old, new)):
+        refused(lambda: recipe_pages.page("some"), complaint, "'some'", "divprune.py")
+        with pytest.raises(SystemExit, match=f"'some'.*{re.escape(complaint)}"):
+            make_recipe_pages.main()
 
 
 def test_a_recipe_that_is_not_there_has_no_page() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'divprune'"):
-        recipe_pages.page("divprun")
+    refused(lambda: recipe_pages.page("divprun"), "'divprune'", kind=UnknownNameError)
 
 
-def test_the_script_names_every_docstring_that_lacks_something(monkeypatch) -> None:
-    monkeypatch.setattr(make_recipe_pages, "ours", lambda: ["tome", "some", "pool"])
-    with plugin(FORM.replace("Licence", "License")), pytest.raises(SystemExit) as caught:
-        make_recipe_pages.main()
-    assert "'some'" in str(caught.value)
-    assert "lacks Licence:" in str(caught.value)
-
-
-def test_the_script_reads_the_table_of_models_and_the_costs() -> None:
-    table = (
-        "# A\n\ntext\n\n| recipe | ViT | CLIP |\n|---|---|---|\n| `tome` | runs | needs keys |\n"
-    )
-    assert make_recipe_pages.matrix(table) == {"tome": {"ViT": "runs", "CLIP": "needs keys"}}
-    assert make_recipe_pages.matrix("none") == {}
-    row = {"recipe": "tome", "tokens": 2880, "keep": 576, "median": 1.234, "operations": 17}
-    content = {"threads": 1, "rows": [{**row, "quartiles": [1, 2]}]}
-    assert "| 2,880 | 576 | 1.23 (1.00 to 2.00) | 17 |" in make_recipe_pages.cost("tome", content)
-    assert make_recipe_pages.cost("pool", content) == ""
-    other = {**row, "tokens": 576, "keep": 115, "per token kept": 12.6, "quartiles": [1, 2]}
-    content["rows"].append(other)
-    table = make_recipe_pages.prices(content)
-    assert "| recipe | of 576: kept | time | operations | of 2,880: kept | " in table
-    assert table.endswith("| `tome` | 115 | 1.23 | 17 | 576 | 1.23 | 17 | 13 |")
+def test_what_nobody_has_measured_has_no_table() -> None:
+    assert make_recipe_pages.cost("pool", {"rows": [{"recipe": "tome"}]}) == ""
     assert make_recipe_pages.prices({"rows": []}) == ""
+    assert make_recipe_pages.matrix("none") == {}
 
 
 def test_no_reference_is_told_twice() -> None:

@@ -44,23 +44,14 @@ def shared(files: dict[str, list[str]], size: int = BLOCK) -> list[tuple[str, st
     ]
 
 
-def recipe_files() -> dict[str, str]:
-    """The text of every file of a recipe of ours."""
+def test_recipes_are_short_and_share_no_block() -> None:
     factories = plugins.collect("recipes").values()
     own = [factory for factory in factories if factory.__module__.startswith("tokenzoo.")]
-    paths = {Path(factory.__code__.co_filename) for factory in own}
-    return {path.name: path.read_text() for path in sorted(paths)}
-
-
-def test_the_median_recipe_is_short() -> None:
-    sizes = {name: len(code_lines(text)) for name, text in recipe_files().items()}
+    files = {path: path.read_text() for path in {Path(f.__code__.co_filename) for f in own}}
+    sizes = {path.name: len(code_lines(text)) for path, text in files.items()}
     assert len(sizes) >= 9
     assert median(sizes.values()) < MEDIAN, sorted(sizes.items(), key=lambda item: item[1])
-
-
-def test_no_two_recipes_share_a_block() -> None:
-    files = {name: code_lines(text, statements=True) for name, text in recipe_files().items()}
-    assert not shared(files)
+    assert not shared({p.name: code_lines(text, statements=True) for p, text in files.items()})
 
 
 def test_what_is_counted_and_what_is_shared() -> None:
@@ -80,18 +71,9 @@ def f():
     """
     return 1  # g
 '''
-    assert code_lines(text) == [
-        "import a",
-        "from b import (",
-        "c,",
-        ")",
-        "@a",
-        "def f():",
-        "return 1  # g",
-    ]
-    assert code_lines(text, statements=True) == ["def f():", "return 1  # g"]
+    function = ["def f():", "return 1  # g"]
+    assert code_lines(text) == ["import a", "from b import (", "c,", ")", "@a", *function]
+    assert code_lines(text, statements=True) == function
     one, other = list("abcdefg"), list("xbcdefgy")
-    assert shared({"one": one, "other": other, "third": list("bcdefz")}) == [
-        ("one", "other", "\n".join("bcdefg"))
-    ]
-    assert not shared({"one": one, "other": list("bcdef")})
+    found = shared({"one": one, "other": other, "third": list("bcdefz")})
+    assert found == [("one", "other", "\n".join("bcdefg"))]

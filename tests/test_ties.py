@@ -27,44 +27,46 @@ def repeated(n: int, c: int, images: int, seed: int, dtype: torch.dtype) -> dict
         return some.take_along_dim(index.expand(-1, -1, width), 1)
 
     x, text = tokens(c), torch.randn(images, 3, c, generator=g).to(dtype)
-    return {"x": x, "keys": x, "queries": tokens(c), "text": text, "asked": tokens(6).softmax(1)}
+    asked = tokens(6).softmax(1)
+    shown = {
+        "x": x,
+        "keys": x,
+        "queries": tokens(c),
+        "text": text,
+        "text_attention": asked[..., :3].mT,
+    }
+    return shown | {"received_attention": asked[..., 0]}
 
 
 def decided(name: str, shown: dict[str, torch.Tensor], image: slice) -> list[Any]:
-    x, keys, queries, text, asked = (value[image] for value in shown.values())
-    n = x.shape[1]
-    recipe = tokenzoo.build(name).recipe
-    zoo = tokenzoo.build(Recipe(recipe.steps[0], keep=n * 2 // 3))
-    given: dict[str, Any] = {} if name == "fopru" else {"received_attention": asked[..., 0]}
-    plan = zoo.reduce(
-        x,
-        keys=keys,
-        queries=queries,
-        text=text,
-        text_attention=asked[..., :3].mT,
-        at={"embedded": {"x": x, "text": text}},
-        grid=(1, n),
-        depth=0.5,
-        **given,
-    ).plan
-    return [list(pair) for pair in zip(plan.keep.tolist(), plan.dst.tolist(), strict=True)]
+    given: dict[str, Any] = {key: value[image] for key, value in shown.items()}
+    n = given["x"].shape[1]
+    if name == "fopru":  # which computes it
+        del given["received_attention"]
+    at = {"embedded": {"x": given["x"], "text": given["text"]}}
+    recipe = Recipe(tokenzoo.build(name).recipe.steps[0], keep=n * 2 // 3)
+    plan = tokenzoo.build(recipe).reduce(**given, at=at, grid=(1, n), depth=0.5).plan
+    return [*zip(plan.keep.tolist(), plan.dst.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_an_image_of_repeated_patches_alone_and_in_a_batch(name: str) -> None:
-    for n, c, images, dtype in (
+@pytest.mark.parametrize(
+    ("n", "c", "images", "dtype"),
+    [
         (9, 8, 6, torch.float32),
         (25, 16, 3, torch.float64),
         (7, 64, 9, torch.float16),
         (33, 100, 2, torch.float32),
-        (81, 8, 9, torch.float32),
-        (100, 24, 2, torch.float32),
-    ):
-        for seed in range(3):
-            shown = repeated(n, c, images, seed, dtype)
-            whole = decided(name, shown, slice(None))
-            alone = [decided(name, shown, slice(i, i + 1))[0] for i in range(images)]
-            assert alone == whole, (n, c, dtype, seed)
+        (81, 8, 4, torch.float32),
+    ],
+)
+def test_an_image_of_repeated_patches_alone_and_in_a_batch(
+    name: str, n: int, c: int, images: int, dtype: torch.dtype
+) -> None:
+    for seed in range(2):
+        shown = repeated(n, c, images, seed, dtype)
+        alone = [decided(name, shown, slice(i, i + 1))[0] for i in range(images)]
+        assert alone == decided(name, shown, slice(None)), seed
 
 
 def test_of_equal_tokens_the_first_stay() -> None:

@@ -43,21 +43,17 @@ FREE: dict[str, Callable[[], Any]] = {
 def test_what_waits_is_seen(call: Callable[[], Any]) -> None:
     with Watch() as watch:
         call()
-    assert sum(watch.waited.values()) >= 1
+    assert watch.waited
     assert all(" at test_watching:" in where.replace("tests.", "") for where in watch.waited)
     assert watch.ours == []
-    with (
-        pytest.raises(AssertionError, match="the host waits"),
-        Watch(True),
-    ):
+    with pytest.raises(AssertionError, match="the host waits"), Watch(strict=True):
         call()
 
 
 @pytest.mark.parametrize("call", FREE.values(), ids=FREE)
 def test_what_does_not_wait_is_not(call: Callable[[], Any]) -> None:
-    with Watch(strict=True) as watch:
+    with Watch(strict=True):
         call()
-    assert not watch.waited
 
 
 def test_launches_and_sizes() -> None:

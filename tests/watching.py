@@ -7,8 +7,10 @@ without any.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -30,38 +32,11 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 READING = {"tolist", "numpy", "__array__", "storage", "untyped_storage", "data_ptr"}
 # Views and what makes no work: no kernel is launched.
 FREE = {
-    *(
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "expand",
-        "permute",
-        "transpose",
-        "t",
-        "unsqueeze",
-        "squeeze",
-    ),
-    *(
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "detach",
-        "alias",
-        "as_strided",
-        "chunk",
-    ),
-    *(
-        "diagonal",
-        "unfold",
-        "view_as_real",
-        "lift_fresh",
-        "_reshape_alias",
-        "unsafe_split",
-        "empty",
-    ),
-    *("empty_like", "new_empty", "empty_strided", "new_empty_strided", "narrow", "promote_types"),
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "permute", "transpose", "t"),
+    *("unsqueeze", "squeeze", "slice", "select", "split", "split_with_sizes", "unsafe_split"),
+    *("unbind", "detach", "alias", "as_strided", "chunk", "diagonal", "unfold", "view_as_real"),
+    *("lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("narrow", "promote_types"),
 }
 OURS = ("tokenzoo", "tokenzoo_adapters")
 # On a GPU what these compute is one launch, or two.
@@ -72,25 +47,21 @@ def _name(func: Any) -> str:
     return func.overloadpacket.__name__
 
 
-def _caller() -> str:
-    """File and line of the innermost code that is not torch's, einops' or this file's."""
+def _frames() -> Iterator[tuple[str, int]]:
+    """Module and line of what is running, the innermost first, without this file."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in ("torch", "einops", "contextlib") and module != __name__:
-            return f"{module}:{frame.f_lineno}"
+        if module != __name__:
+            yield module, frame.f_lineno
         frame = frame.f_back
-    return "?"
 
 
-def _within(package: str) -> bool:
-    """Whether code of this package is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(package):
-            return True
-        frame = frame.f_back
-    return False
+def _caller() -> str:
+    """Module and line of the innermost code that is neither torch's nor einops'."""
+    theirs = ("torch", "einops", "contextlib")
+    own = (f"{name}:{line}" for name, line in _frames() if name.partition(".")[0] not in theirs)
+    return next(own, "?")
 
 
 def waits(func: Any, args: Any, result: Any) -> bool:
@@ -160,14 +131,17 @@ class Watch(TorchDispatchMode):
     @property
     def ours(self) -> list[str]:
         """Where code of this project made the host wait."""
-        modules = ((where, where.partition(" at ")[2].partition(":")[0]) for where in self.waited)
-        return sorted(where for where, module in modules if module.partition(".")[0] in OURS)
+        return sorted(
+            w for w in self.waited if re.split(r"[.:]", w.partition(" at ")[2])[0] in OURS
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs or {})
         if waits(func, args, result):
             self.note(_name(func))
-        if _name(func) not in FREE and not _within(KERNELS):
+        if _name(func) not in FREE and not any(
+            module.startswith(KERNELS) for module, _ in _frames()
+        ):
             self.launched[_name(func)] += 1
         sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.largest = max([self.largest, *sizes])

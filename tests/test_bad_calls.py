@@ -21,18 +21,6 @@ from tests.refusals import named, refused, typed
 from tokenzoo import Affinity, Recipe, Stage, Step, TokenMap, errors
 from tokenzoo.affinity import Exp
 from tokenzoo.budget import TokenBudget, resolve_keep, spread
-from tokenzoo.errors import (
-    AttachError,
-    BadArgumentError,
-    BudgetError,
-    ExportError,
-    MissingDependencyError,
-    MissingEvidenceError,
-    PluginError,
-    TokenzooError,
-    UnknownNameError,
-    UnsupportedModelError,
-)
 from tokenzoo.matchers import (
     Bipartite,
     Drop,
@@ -257,8 +245,8 @@ PROJECTED = Recipe(step(topk(TextRelevance()), Once(), Stage.PROJECTED), keep=3)
 TWO_STEPS = Recipe(step(), step(stage=Stage.FEATURES))
 
 # The class of the error; calls, each with what the message has to name.
-CALLS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
-    UnknownNameError: [
+CALLS: dict[type[errors.TokenzooError], list[tuple[Any, ...]]] = {
+    errors.UnknownNameError: [
         (lambda: build("evoprun"), "'evoprun'", "'evoprune'", "visionzip"),
         (lambda: build("zzz"), "'zzz'", *tokenzoo.list_recipes()),
         (lambda: build("evoprune", crt=0.1), "evoprune 'crt'", "'ctr'", "keep", "lam"),
@@ -271,24 +259,24 @@ CALLS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
         (typed("describe", "evoprun"), "'evoprun'"),
         (typed("doctor", "vit_bas_patch16_224"), "'vit_bas_patch16_224'"),
     ],
-    BudgetError: [
+    errors.BudgetError: [
         (lambda: build("evoprune", flops=0.1).plan(196, 12), "flops=0.1"),
         (lambda: build("evoprune", keep=1).plan(256, 4), "keep=1", "64"),  # two sites that halve
         (lambda: Recipe(step()).steps[0].counts(100, 4, 10), "keep=10", "25"),
         (lambda: spread(729, 16, (0, 1, 1, 1, 0), lambda n: (n + 1) // 2), "keep=16 of 729", "92"),
     ],
-    MissingEvidenceError: [
+    errors.MissingEvidenceError: [
         (lambda: build(PROJECTED).reduce(X), "text"),
         (
             lambda: build("cdpruner", keep=4, relevance="clip").reduce(X, text=torch.ones(2, 1, 4)),
             "at={'clip': {'x': ...}}",
         ),
     ],
-    PluginError: [
+    errors.PluginError: [
         (partial(with_plugin, "tokenzoo_adapter", lambda model: 3, ANYTHING), "returns 3"),
     ],
-    MissingDependencyError: [(without_sklearn, "scikit-learn")],
-    BadArgumentError: [
+    errors.MissingDependencyError: [(without_sklearn, "scikit-learn")],
+    errors.BadArgumentError: [
         (lambda: build(3), "build(3)"),
         (lambda: build(None), "build(None)"),
         (lambda: build("tome", r=[1, -2]), "removals=-2"),
@@ -383,7 +371,7 @@ CALLS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
     [(kind, call, words) for kind, rows in CALLS.items() for call, *words in rows],
 )
 def test_a_bad_call(
-    kind: type[TokenzooError], call: Callable[[], object], words: list[str]
+    kind: type[errors.TokenzooError], call: Callable[[], object], words: list[str]
 ) -> None:
     refused(call, *words, kind=kind)
 
@@ -455,8 +443,8 @@ def of(*steps: Step, keep: int | float = 0.25) -> Callable[[Any], object]:
     return build(Recipe(*steps, keep=keep)).attach
 
 
-MODELS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
-    AttachError: [
+MODELS: dict[type[errors.TokenzooError], list[tuple[Any, ...]]] = {
+    errors.AttachError: [
         (VIT, second_attach, "replace=True"),
         (VIT, build("divprune").attach, "Stage.PROJECTED"),
         (VIT, of(step(stage=Stage.IMAGE), step()), "stage 'image' must be the only step"),
@@ -477,7 +465,7 @@ MODELS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
         (DINO_REG, attached(lambda m, _: m.forward_intermediates(images(m))), "restore=True"),
         (VIT, attached(nan_in_the_second, debug=True), "image 1"),
     ],
-    BadArgumentError: [
+    errors.BadArgumentError: [
         *((VIT, with_options(**{name: 3}), f"{name}=3") for name in ("trace", "restore", "debug")),
         *((VIT, with_options(**{name: 3}), f"{name}=3") for name in ("on_reduce", "replace")),
         (VIT, with_options(when="test"), "when='test'"),
@@ -489,12 +477,12 @@ MODELS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
         (VIT, passing(Recipe(step(topk(Short())), keep=100)), "(1, 195)"),
         *((VIT, planning(bad), f"tokens={bad!r}") for bad in (0, 0.5, [196], 196.0)),
     ],
-    MissingEvidenceError: [
+    errors.MissingEvidenceError: [
         (GAP, of(step(topk(CLSAttention()))), "needs cls_attention"),
         (VIT, of(step(topk(TextRelevance()))), "needs text"),
         (VIT, of(step(topk(ReceivedAttention(layer=-2)))), "received_attention@-2"),
     ],
-    BudgetError: [
+    errors.BudgetError: [
         (VIT, build("evoprune", keep=1).attach, "keep=1"),
         (VIT, build("evoprune", flops=0.2).attach, "0.2"),
         (VIT, build("downsample", keep=97).attach, "96 and 98"),
@@ -507,7 +495,7 @@ MODELS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
     [(kind, *row) for kind, rows in MODELS.items() for row in rows],
 )
 def test_after_a_bad_call_the_model_is_bare(
-    kind: type[TokenzooError], case: Any, call: Callable[[Any], object], word: str
+    kind: type[errors.TokenzooError], case: Any, call: Callable[[Any], object], word: str
 ) -> None:
     model = case.build(depth=6)
     x = images(model, batch=1)
@@ -527,21 +515,25 @@ def compiled_in_place() -> Any:
 
 
 # What is no model that anybody knows.
-NONE: list[tuple[Callable[[], Any], type[TokenzooError], str]] = [
-    (lambda: None, UnsupportedModelError, "None"),
-    (lambda: "vit_base_patch16_224", UnsupportedModelError, "pass the model itself"),
-    (lambda: type(VIT.build(depth=1)), UnsupportedModelError, "torch.nn.Module"),
-    (lambda: VIT.build(depth=2).blocks, UnsupportedModelError, "Sequential"),
-    (lambda: torch.relu, UnsupportedModelError, "torch.nn.Module"),
-    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), UnsupportedModelError, "reduce()"),
-    (lambda: torch.compile(VIT.build(depth=2), backend="eager"), AttachError, "compiled"),
-    (compiled_in_place, AttachError, "compiled"),
-    (lambda: VIT.build(depth=4).to("meta"), AttachError, "meta device"),
+NONE: list[tuple[Callable[[], Any], type[errors.TokenzooError], str]] = [
+    (lambda: None, errors.UnsupportedModelError, "None"),
+    (lambda: "vit_base_patch16_224", errors.UnsupportedModelError, "pass the model itself"),
+    (lambda: type(VIT.build(depth=1)), errors.UnsupportedModelError, "torch.nn.Module"),
+    (lambda: VIT.build(depth=2).blocks, errors.UnsupportedModelError, "Sequential"),
+    (lambda: torch.relu, errors.UnsupportedModelError, "torch.nn.Module"),
+    (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+        errors.UnsupportedModelError,
+        "reduce()",
+    ),
+    (lambda: torch.compile(VIT.build(depth=2), backend="eager"), errors.AttachError, "compiled"),
+    (compiled_in_place, errors.AttachError, "compiled"),
+    (lambda: VIT.build(depth=4).to("meta"), errors.AttachError, "meta device"),
 ]
 
 
 @pytest.mark.parametrize(("make", "kind", "word"), NONE)
-def test_no_model(make: Callable[[], Any], kind: type[TokenzooError], word: str) -> None:
+def test_no_model(make: Callable[[], Any], kind: type[errors.TokenzooError], word: str) -> None:
     model = make()
     refused(lambda: build("tome").attach(model), word, kind=kind)
     assert not isinstance(model, nn.Module) or traces(model) == []
@@ -565,7 +557,7 @@ def test_what_cannot_be_pickled_is_refused_and_stays_attached() -> None:
 def test_every_error_is_in_a_table() -> None:
     public = {kind for kind in vars(errors).values() if isinstance(kind, type)}
     # A file that cannot be is made, and refused, in the tests of the export.
-    assert public - {TokenzooError, ExportError} == {
+    assert public - {errors.TokenzooError, errors.ExportError} == {
         *CALLS,
         *MODELS,
         *(kind for _, kind, _ in NONE),

@@ -361,14 +361,6 @@ def test_gradients_reach_all_that_is_merged_and_scores_make_none() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_dropped_tokens_have_no_gradient() -> None:
-    x = X.clone().requires_grad_()
-    reduced = tokenzoo.build("divprune", keep=3).reduce(x)
-    reduced.x.sum().backward()
-    assert x.grad is not None
-    assert torch.equal((x.grad.abs().sum(-1) > 0), reduced.plan.dst >= 0)
-
-
 @pytest.mark.parametrize("protected", [None, protecting()])
 @pytest.mark.parametrize(("learns", "enabled"), [(False, True), (True, True), (True, False)])
 def test_a_part_that_learns_is_scored_with_gradients(

@@ -130,9 +130,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tome": {"r": [3, 2, 1], "proportional_attention": False},
     "visionzip": {"dominant": 54, "keep": 1.0},
     "cdpruner": {"relevance": "clip", "negated": False},
-    "random": {"seed": 7},
-    "uniform": {"at": 0.5},
-    "pool": {"at": 3},
 }
 
 

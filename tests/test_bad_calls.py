@@ -21,16 +21,7 @@ from tests.refusals import named, refused, typed
 from tokenzoo import Affinity, Recipe, Stage, Step, TokenMap, errors
 from tokenzoo.affinity import Exp
 from tokenzoo.budget import TokenBudget, resolve_keep, spread
-from tokenzoo.matchers import (
-    Bipartite,
-    Drop,
-    Every,
-    Parity,
-    Protect,
-    SelectAssign,
-    Then,
-    TopK,
-)
+from tokenzoo.matchers import Bipartite, Drop, Every, Parity, Protect, SelectAssign, Then, TopK
 from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.plugins import registered
 from tokenzoo.schedules import Explicit, First, Once, Skip
@@ -273,7 +264,7 @@ CALLS: dict[type[errors.TokenzooError], list[tuple[Any, ...]]] = {
         ),
     ],
     errors.PluginError: [
-        (partial(with_plugin, "tokenzoo_adapter", lambda model: 3, ANYTHING), "returns 3"),
+        (partial(with_plugin, "tokenzoo_adapter", lambda model: 3, ANYTHING), "returns 3")
     ],
     errors.MissingDependencyError: [(without_sklearn, "scikit-learn")],
     errors.BadArgumentError: [

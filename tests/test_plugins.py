@@ -234,9 +234,7 @@ def test_entry_points_are_loaded_at_the_first_look_up_only(
         assert vars(sys)["tokenzoo_loaded"] == 1
 
 
-def test_the_environment_restricts_what_loads(
-    install: Callable[..., pytest.MonkeyPatch],
-) -> None:
+def test_the_environment_restricts_what_loads(install: Callable[..., pytest.MonkeyPatch]) -> None:
     environment = install(
         *((name, GOOD % name, "dist") for name in ("first", "second")),
         ("third", "1 / 0", "dist"),

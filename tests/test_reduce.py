@@ -55,7 +55,7 @@ def test_what_comes_back() -> None:
     reduced = zoo(select(ReceivedAttention(), 3), received_attention=scores, prefix=1)
     assert reduced.plan.keep.tolist() == [[0, 2, 4, 6], [0, 1, 2, 3]]
     assert reduced.plan.dst.tolist() == [
-        *[[0, -1, 1, -1, 2, -1, 3, -1, -1], [0, 1, 2, 3, -1, -1, -1, -1, -1]],
+        *[[0, -1, 1, -1, 2, -1, 3, -1, -1], [0, 1, 2, 3, -1, -1, -1, -1, -1]]
     ]
     assert torch.equal(reduced.x[0], X[0, [0, 2, 4, 6]])
     assert torch.equal(reduced.mass, torch.ones(2, 4))

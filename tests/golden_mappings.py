@@ -48,18 +48,11 @@ Outputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One run of the authors' code.
+    """One run of the authors' code; the float inputs are cast to float64 where the case says so."""
 
-    Attributes:
-        label: file and case, for messages.
-        meta: of the whole file.
-        entry: of this case in the meta.
-        inputs, outputs: by name; the float inputs are cast to float64 where the case says so.
-    """
-
-    label: str
-    meta: Mapping[str, Any]
-    entry: Mapping[str, Any]
+    label: str  # file and case, for messages
+    meta: Mapping[str, Any]  # of the whole file
+    entry: Mapping[str, Any]  # of this case in the meta
     inputs: Outputs
     outputs: Outputs
 
@@ -152,21 +145,15 @@ def case_names(path: Path) -> list[str]:
 def read_case(path: Path, name: str) -> Case:
     meta = read_meta(path)
     entry = meta["cases"][case_names(path).index(name)]
-    double = entry.get("dtype") == "float64"
 
-    def read(*folders: str) -> dict[str, Tensor]:
-        found = {
-            key.removeprefix(folder): torch.from_numpy(file[key])
-            for folder in folders
-            for key in file.files
-            if key.startswith(folder)
-        }
-        return dict(sorted(found.items()))
+    def inside(folder: str) -> dict[str, Tensor]:
+        keys = sorted(key for key in file.files if key.startswith(folder))
+        return {key.removeprefix(folder): torch.from_numpy(file[key]) for key in keys}
 
     with np.load(path, allow_pickle=False) as file:
-        inputs = read(f"in/{entry.get('inputs')}/")
-        outputs = read(f"out/{name}/", f"{name}/")
-    if double:
+        inputs = inside(f"in/{entry.get('inputs')}/")
+        outputs = inside(f"out/{name}/") | inside(f"{name}/")
+    if entry.get("dtype") == "float64":
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     label = f"{path.stem} {name} {entry.get('params', '')}"
     assert outputs, f"{label}: the file has no outputs of this case"

@@ -182,10 +182,3 @@ def test_the_folder_is_small_and_says_where_it_comes_from() -> None:
         assert f"| `{path.name}` | {repository}@{commit[:7]} " in readme
         assert case_names(path)
     assert {path.stem for path in FILES} <= set(MAPPINGS)
-
-
-def test_masses_of_the_models_count_every_token() -> None:
-    """The counts of the file include the prefix; its masses add up to all tokens."""
-    for name in case_names(MODELS):
-        outputs = read_case(MODELS, name).outputs
-        assert torch.all(outputs["size"].sum(-1) == outputs["source"].shape[-1])

@@ -44,10 +44,6 @@ def test_a_step_knows_what_its_parts_need_and_whether_one_learns() -> None:
     assert not STEP.learns
 
 
-def test_a_step_counts_with_its_matcher() -> None:
-    assert STEP.counts(100, 4, 40) == (100, 70, 70, 40)
-
-
 def test_no_keep_is_needed_where_the_schedule_fixes_what_goes() -> None:
     fixed = Recipe(Step(Stage.BLOCK, PerBlock(8), STEP.matcher, STEP.merger), keep=None)
     assert fixed.wanted(100) == 100
@@ -103,7 +99,3 @@ def test_budgets_go_from_stage_to_stage() -> None:
     alone = Recipe(LAST, keep=9).budget(256, 4)
     assert alone.blocks == (256,) * 4
     assert (alone.features, alone.layers, alone.llm) == (9, (), None)
-
-
-def test_a_recipe_of_an_image_no_larger_than_keep_leaves_it_whole() -> None:
-    assert Recipe(STEP, keep=64).budget(16, 4).blocks == (16,) * 4

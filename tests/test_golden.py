@@ -127,7 +127,7 @@ KEPT |= dict.fromkeys(("divprune", "cdpruner", "fastervlm"), "indices")
 
 
 @pytest.mark.parametrize(
-    ("method", "flag"), zip(KEPT, ["stable_1e-6", "f64_index_equal"] * 4, strict=False)
+    ("method", "flag"), [*zip(KEPT, ["stable_1e-6", "f64_index_equal"] * 4, strict=False)]
 )
 def test_an_unstable_case_is_compared_by_count_and_score(
     method: str, flag: str, tmp_path: Path

@@ -238,7 +238,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "prefix": (9, True, 1.5, -1),
     "mass": (torch.ones(B, N - 1), torch.ones(B, N, 1)),
     "protected": (torch.ones(B, N - 1).bool(), torch.ones(B, N)),
-    "at": (3, [X]),
+    "at": ([X],),
 }
 
 
@@ -252,6 +252,7 @@ def test_bad_values(name: str) -> None:
 
 
 OTHER_LAYERS = [
+    (3, "at=3"),
     ({1.5: {}}, "1.5", "a name"),
     ({-2: X}, "at[-2]"),
     ({-2: 3}, "at[-2]"),
@@ -298,7 +299,7 @@ REFUSALS: dict[type[TokenzooError], list[tuple[Any, ...]]] = {
         ("ats", X, {"values": draws(B, 2, N, C), "cls_attention": draws(B, 3, N)}, "3 heads"),
         *(
             ("divprune", X, {"mass": mass}, "mass")
-            for mass in (torch.zeros(B, N), torch.full((B, N), torch.nan), -torch.ones(B, N))
+            for mass in (torch.full((B, N), value) for value in (0.0, -1.0, torch.nan, torch.inf))
         ),
         ("divprune", X, {"value": X, "masks": X}, "masks, value", *get_type_hints(EvidenceInputs)),
         ("cdpruner", X, {"text": draws(B, 3, C + 1)}, "text has 5", "4", "at="),

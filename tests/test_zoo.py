@@ -298,6 +298,7 @@ FILES: dict[type[TokenzooError], list[tuple[str, ...]]] = {
         (by_parts(merger=part("combined", "Identity")), NOT_OURS, "Identity"),
         (by_parts(merger=part("mergers", "identity", code="import os")), NOT_OURS, "code"),
         (by_parts(merger=part("matchers", "drop")), "merger=Drop()"),
+        (by_parts(matcher=part("scorers", "random")), "matcher=Random"),
         (by_parts(merger="keep"), "merger='keep'"),
         (by_parts(merger=[]), "merger=()"),
         (by_parts(schedule=0), "schedule=0"),

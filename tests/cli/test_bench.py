@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import json
-from inspect import signature
 
 import pytest
-from typer.testing import CliRunner
 
-from tokenzoo.cli import app
-
-# With an older click the runner mixes stdout and stderr unless it is told not to.
-SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
-
-
-def call(*arguments):
-    return CliRunner(**SEPARATE).invoke(app, ["bench", *map(str, arguments)])
+from tests.cli.calling import call, done
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     out, plot = folder / "a.json", folder / "a.png"
-    result = call(
-        *("llava-video-7b", "--tiny", "--frames", 2, "--rounds", 2, "--unfused"),
+    result = done(
+        *("bench", "llava-video-7b", "--tiny", "--frames", 2, "--rounds", 2, "--unfused"),
         *("--recipe", "evoprune,divprune", "--recipe", "random", "--keep", "0.5,15"),
         *("--out", out, "--plot", plot),
     )
-    assert result.exit_code == 0, result.output
     return result.stdout, json.loads(out.read_text()), plot
 
 
 def test_the_table(written):
     shown, *_ = written
-    assert (
-        "llava-video-7b (cpu, float32, batch 1, 2 images and frames, a tiny model of this kind), eager"
-        in shown
-    )
+    what = "cpu, float32, batch 1, 2 images and frames, a tiny model of this kind"
+    assert f"llava-video-7b ({what}), eager" in shown
     lines = shown.splitlines()
     names = ["evoprune", "divprune", "random (control)", "evoprune, map written out"]
     first = next(i for i, line in enumerate(lines) if line.startswith("bare "))
@@ -86,11 +74,20 @@ def test_the_picture(written):
 
 def test_a_recipe_that_cannot_be_is_a_row(tmp_path):
     out = tmp_path / "b.json"
-    result = call(
-        *("vit-b/16", "--tiny", "--rounds", 1, "--recipe", "tome,divprune", "--keep", "0.5"),
+    result = done(
+        *(
+            "bench",
+            "vit-b/16",
+            "--tiny",
+            "--rounds",
+            1,
+            "--recipe",
+            "tome,divprune",
+            "--keep",
+            "0.5",
+        ),
         *("--depth", 2, "--batch", 2, "--out", out, "--threads", 1),
     )
-    assert result.exit_code == 0, result.output
     assert "[1] this recipe works at Stage.PROJECTED; VisionTransformer" in result.stdout
     _, tome, divprune, _ = json.loads(out.read_text())["tables"][0]["rows"]
     assert tome["problem"] is None
@@ -99,30 +96,7 @@ def test_a_recipe_that_cannot_be_is_a_row(tmp_path):
 
 
 def test_if_none_can_be_that_is_exit_code_2():
-    result = call("vit-b/16", "--tiny", "--rounds", 1, "--recipe", "divprune,fastv")
+    result = call("bench", "vit-b/16", "--tiny", "--rounds", 1, "--recipe", "divprune,fastv")
     assert result.exit_code == 2
     assert "none of these recipes could be measured on vit-b/16" in result.stderr
     assert "Stage.LLM(2)" in result.stdout
-
-
-REFUSED = [
-    (("llava-1.5-8b",), "llava-1.5-7b"),
-    (("vit-b/16", "--tiny", "--keep", "two"), "keep 'two'"),
-    (("vit-b/16", "--tiny", "--recipe", "evprune"), "evoprune"),
-    (("vit-b/16", "--tiny", "--mode", "graph"), "mode='graph' on cpu"),
-    (("vit-b/16", "--tiny", "--mode", "eager,fast"), "mode='fast'"),
-    (("vit-b/16", "--tiny", "--out", "nowhere/a.json"), "folder nowhere does not exist"),
-    (("vit-b/16", "--tiny", "--out", "a.txt"), "must end in .json"),
-    (("vit-b/16", "--tiny", "--plot", "a.jpg"), "must end in .png"),
-    (("vit-b/16", "--tiny", "--dtype", "int8"), "dtype='int8'"),
-    (("vit-b/16", "--tiny", "--device", "gpu"), "device='gpu'"),
-    (("vit-b/16", "--tiny", "--layers", "2"), "no language model"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), REFUSED)
-def test_bad_input_is_a_message_and_exit_code_2(arguments, words):
-    result = call(*arguments)
-    assert result.exit_code == 2
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr

@@ -8,17 +8,14 @@ from inspect import signature
 from types import ModuleType
 
 import pytest
-from typer.testing import CliRunner
 
 import tokenzoo
+from tests.cli.calling import call, done
 from tokenzoo import plugins, testing
-from tokenzoo.cli import app
 from tokenzoo.cli.check import EXAMPLES
 from tokenzoo.scorers import FeatureNorm
 from tokenzoo.tokens import full_precision
 
-# With an older click the runner mixes stdout and stderr unless it is told not to.
-SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 GOOD = "tokenzoo.scorers:FeatureNorm"
 
 
@@ -30,8 +27,8 @@ class Undeclared(tokenzoo.Scorer):
         return full_precision(evidence.cls_attention).mean(1)
 
 
-def call(*arguments):
-    return CliRunner(**SEPARATE).invoke(app, ["check", "--examples", "2", *arguments])
+def checked(*arguments):
+    return call("check", "--examples", "2", *arguments)
 
 
 def binding(kind):
@@ -53,7 +50,7 @@ def mine(monkeypatch):
 
 
 def test_every_law_of_its_kind_is_named_with_its_promise_and_a_tick():
-    result = call(GOOD)
+    result = checked(GOOD)
     assert result.exit_code == 0, result.output
     assert marked(result.stdout) == [["✓", name] for name in binding("scorer")]
     assert result.stdout.startswith("FeatureNorm(on='x', power=2), scorer: ")
@@ -64,7 +61,7 @@ def test_every_law_of_its_kind_is_named_with_its_promise_and_a_tick():
 
 def test_a_broken_law_is_exit_code_1_and_the_lesson_is_printed(mine):
     mine.Part = Undeclared
-    result = call("mine:Part")
+    result = checked("mine:Part")
     assert result.exit_code == 1
     assert [name for _, name in marked(result.stdout)] == binding("scorer")
     assert [name for mark, name in marked(result.stdout) if mark == "✗"] == ["needs_honest"]
@@ -88,13 +85,13 @@ def test_an_instance_a_class_a_factory_a_recipe_and_what_is_inside(mine):
         "recipe": "Recipe(",
         "zoo": "Recipe(",
     }.items():
-        result = call(f"mine:{path}")
+        result = checked(f"mine:{path}")
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(shown)
 
 
 def test_all_that_have_a_name_are_checked():
-    result = call("random")
+    result = checked("random")
     assert result.exit_code == 0, result.output
     assert [name for _, name in marked(result.stdout)] == [*binding("scorer"), *binding("recipe")]
 
@@ -107,81 +104,27 @@ def test_a_plugins_part_has_a_name_like_ours():
             return {"lying": Undeclared}
 
     with plugins.registered(Plugin()):
-        assert call("lying").exit_code == 1
+        assert checked("lying").exit_code == 1
 
 
 def test_a_module_in_this_folder_is_found(mine, tmp_path, monkeypatch):
     del mine
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tokenzoo_lies_here.py").write_text(
-        "from tokenzoo.scorers import FeatureNorm as Part\n"
-    )
-    result = call("tokenzoo_lies_here:Part")
+    code = "from tokenzoo.scorers import FeatureNorm as Part\n"
+    (tmp_path / "tokenzoo_lies_here.py").write_text(code)
+    result = checked("tokenzoo_lies_here:Part")
     assert result.exit_code == 0, result.output
     del sys.modules["tokenzoo_lies_here"]
-
-
-def _needy(power):
-    raise AssertionError
-
-
-def _failing():
-    raise ZeroDivisionError("no part today")
-
-
-def _refusing():
-    return FeatureNorm("elsewhere")
-
-
-@pytest.mark.parametrize(
-    ("target", "complaints"),
-    [
-        ("tokenzoo_not_there:Part", ["'tokenzoo_not_there' cannot be imported", "ModuleNotFound"]),
-        (":Part", ["'' cannot be imported", "PACKAGE:PART"]),
-        ("..:Part", ["'..' cannot be imported"]),
-        ("tokenzoo.scorers:FeatureNrm", ["no part of tokenzoo.scorers", "mean 'FeatureNorm'"]),
-        ("tokenzoo.scorers:", ["no part of tokenzoo.scorers ''"]),
-        ("tokenzoo.scorers:FeatureNorm.nothing", ["no part of FeatureNorm 'nothing'"]),
-        ("feature_nrm", ["no recipe or part 'feature_nrm'", "'feature_norm'", "PACKAGE:PART"]),
-        ("mine:needy", ["mine:needy: _needy takes power"]),
-        ("mine:failing", ["mine:failing cannot be made", "ZeroDivisionError: no part today"]),
-        ("mine:refusing", ["mine:refusing: on='elsewhere'; it must be 'x'"]),
-        ("mine:word", ["mine:word: 'feature_norm', a str, cannot be checked"]),
-        ("tokenzoo:Scorer", ["tokenzoo:Scorer cannot be made", "abstract"]),
-        ("top_k", ["matcher 'top_k': TopK takes scorer"]),
-    ],
-)
-def test_what_cannot_be_checked_is_exit_code_2_and_one_message(target, complaints, mine):
-    mine.needy, mine.failing, mine.refusing, mine.word = _needy, _failing, _refusing, "feature_norm"
-    result = call(target)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("tokenzoo: ")
-    assert "Traceback" not in result.stderr
-    for complaint in complaints:
-        assert complaint in result.stderr
-
-
-def test_without_hypothesis_the_extra_is_named(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "hypothesis"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith("tokenzoo.testing")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "hypothesis", None)
-    result = call(GOOD)
-    assert result.exit_code == 2
-    assert "pip install 'tokenzoo[testing]'" in result.stderr
 
 
 def test_as_many_examples_are_tried_as_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(testing, "check", lambda *names, examples: asked.append(examples))
-    assert call(GOOD, "--examples", "7").exit_code == 0
+    assert call("check", GOOD, "--examples", "7").exit_code == 0
     assert asked == [7] * len(binding("scorer"))
 
 
 def test_the_number_of_examples_is_the_kits():
     assert signature(testing.check).parameters["examples"].default == EXAMPLES
-    help_text = CliRunner(**SEPARATE).invoke(app, ["check", "--help"]).stdout
-    assert str(EXAMPLES) in help_text
-    assert CliRunner(**SEPARATE).invoke(app, ["check", GOOD, "--examples", "0"]).exit_code == 2
+    assert str(EXAMPLES) in done("check", "--help").stdout
+    assert call("check", GOOD, "--examples", "0").exit_code == 2

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-from inspect import signature
 
 import pytest
 import timm
 import tokenzoo_adapters.timm.vit as timm_vit
 import torch
-from typer.testing import CliRunner
 
 import tokenzoo
-from tokenzoo.cli import app
+from tests.cli.calling import call, done
 from tokenzoo.errors import BadArgumentError, BudgetError, UnknownNameError
 from tokenzoo.tools import model_loading
 from tokenzoo.tools.compatibility import TOLERANCE, examine, examine_model
 
-# With an older click the runner mixes stdout and stderr unless it is told not to.
-SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
-
 HALF, ALL = tokenzoo.build("evoprune", keep=0.5), tokenzoo.build("evoprune", keep=1.0)
-
-
-def call(*arguments):
-    return CliRunner(**SEPARATE).invoke(app, ["doctor", *map(str, arguments)])
 
 
 def tried(model, zoo=HALF):
@@ -41,75 +32,57 @@ def model():
     return tower.model
 
 
-# --- the surroundings
-
-
-def test_without_a_model_it_says_what_is_here() -> None:
-    result = call()
-    assert result.exit_code == 0, result.output
-    lines = [line.split() for line in result.output.splitlines()]
+def test_without_a_model_it_says_what_is_here(monkeypatch) -> None:
+    output = done("doctor").output
+    lines = [line.split() for line in output.splitlines()]
     assert ["torch", torch.__version__.partition("+")[0]] in lines
     assert ["timm", timm.__version__] in lines
-    for name in tokenzoo.list_adapters():
-        assert f"plugin {name} of tokenzoo" in result.output
-    assert "The adapter of a vision transformer of timm" in result.output
+    assert all(f"plugin {name} of tokenzoo" in output for name in tokenzoo.list_adapters())
+    assert "The adapter of a vision transformer of timm" in output
 
-
-def test_the_surroundings_as_json() -> None:
-    here = json.loads(call("--json").output)
+    monkeypatch.setattr(timm.layers, "use_fused_attn", lambda: False)
+    here = json.loads(done("doctor", "--json").output)
     assert here["versions"]["tokenzoo"] == tokenzoo.__version__
-    assert set(here["fused attention"]) == {"flash", "memory-efficient", "timm"}
+    assert here["fused attention"].keys() == {"flash", "memory-efficient", "timm"}
+    assert here["fused attention"]["timm"] is False
     parts = {name for plugin in here["plugins"] for name in plugin["parts"].get("recipes", [])}
     assert parts == set(tokenzoo.list_recipes())
     adapters = {plugin["name"] for plugin in here["plugins"] if plugin["adapter"]}
     assert adapters == set(tokenzoo.list_adapters())
 
 
-def test_fused_attention_that_is_off_is_seen() -> None:
-    before = timm.layers.use_fused_attn()
-    timm.layers.set_fused_attn(False)
-    try:
-        assert json.loads(call("--json").output)["fused attention"]["timm"] is False
-    finally:
-        timm.layers.set_fused_attn(before)
-
-
-# --- a model that works
-
-
 def test_a_model_that_works() -> None:
-    result = call("test_vit", "--keep", "30%", "--depth", 4, "--json")
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.output)
+    arguments = ("doctor", "test_vit", "--keep", "30%", "--depth", 4)
+    said = json.loads(done(*arguments, "--json").output)
     plan = tokenzoo.build("evoprune", keep=0.3).plan(100, 4, prefix=1, width=64, hidden=192)
     assert (said["verdict"], said["family"]) == ("works", "VisionTransformer")
     assert said["counts"] == said["planned"] == list(plan.blocks)
     assert (said["tokens"], said["flops"]) == (100, pytest.approx(plan.flops))
     assert 0 <= said["identity"] <= TOLERANCE < 0.01 < said["change"]
 
-    lines = call("test_vit", "--keep", "30%", "--depth", 4).output.splitlines()
+    lines = done(*arguments).output.splitlines()
     assert lines[0] == "works  test_vit (VisionTransformer), evoprune, keep 30%"
     assert f"tokens         100 -> {', '.join(map(str, plan.blocks))} (as planned)" in lines
 
 
-def test_another_recipe() -> None:
-    said = json.loads(call("test_vit", "--recipe", "tome", "--keep", 40, "--json").output)
+def test_another_recipe_and_options_of_the_model() -> None:
+    said = json.loads(done("doctor", "test_vit", "--recipe", "tome", "--keep", 40, "--json").output)
     assert said["counts"][-1] == 40
     assert len(set(said["counts"])) == len(said["counts"])  # tome takes some in every block
-
-
-def test_options_of_the_model_go_to_the_model() -> None:
     assert examine("test_vit", keep=20, img_size=96).tokens == 36
 
 
-# --- a model that is refused
-
-
-def test_a_refusal_has_the_words_of_attach() -> None:
-    swin = "swin_tiny_patch4_window7_224"
+def test_a_refusal_has_the_words_of_attach_and_needs_no_weights(monkeypatch) -> None:
+    create, swin = model_loading.create, "swin_tiny_patch4_window7_224"
     with pytest.raises(tokenzoo.TokenzooError) as error:
-        HALF.attach(model_loading.create(swin, device="meta").model)
-    result = call(swin)
+        HALF.attach(create(swin, device="meta").model)
+
+    def on_meta(name, **options):
+        assert options["device"] == "meta"
+        return create(name, **options)
+
+    monkeypatch.setattr(model_loading, "create", on_meta)
+    result = call("doctor", swin)
     assert result.exit_code == 1
     assert result.output.splitlines() == [
         f"refused  {swin} (SwinTransformer), evoprune, keep 0.25",
@@ -117,21 +90,12 @@ def test_a_refusal_has_the_words_of_attach() -> None:
     ]
 
 
-def test_a_refusal_needs_no_weights(monkeypatch) -> None:
-    create = model_loading.create
-
-    def on_meta(name, **options):
-        assert options["device"] == "meta"
-        return create(name, **options)
-
-    monkeypatch.setattr(model_loading, "create", on_meta)
-    assert examine("swin_large_patch4_window12_384").verdict == "refused"
-
-
-def test_a_recipe_that_does_not_fit_is_refused_too() -> None:
+def test_a_recipe_that_does_not_fit_is_refused_and_a_budget_out_of_reach_no_verdict() -> None:
     verdict = examine("test_vit", recipe="divprune", keep=50)
     assert verdict.verdict == "refused"
     assert "works at Stage.PROJECTED" in verdict.reason
+    with pytest.raises(BudgetError, match="out of reach"):
+        examine("test_vit", keep=3, depth=2)
 
 
 # --- what is broken is not called anything else
@@ -142,7 +106,7 @@ def test_another_error_than_ours_is_broken(monkeypatch) -> None:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(tokenzoo.zoo.Method, "attach", fails)
-    result = call("test_vit")
+    result = call("doctor", "test_vit")
     assert result.exit_code == 1
     assert result.output.startswith("broken  test_vit (VisionTransformer)")
     assert "ZeroDivisionError: oh" in result.output
@@ -185,36 +149,6 @@ def test_where_nothing_can_be_seen_nothing_is_shown(model) -> None:
     assert "too little to see an error" in verdict.reason
 
 
-# --- what cannot be asked
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["test_vi"], "timm has no model 'test_vi'; the nearest are test_vit, test_vit2"),
-        (["vit_tiny_patch16_244"], "vit_tiny_patch16_224"),
-        (
-            ["test_vit.nope"],
-            "timm has no model 'test_vit.nope'; the nearest are test_vit.r160_in1k",
-        ),
-        (["hub:a/b"], "unknown library 'hub'"),
-        (["test_vit", "--recipe", "evoprun"], "did you mean 'evoprune'"),
-        (["test_vit", "--keep", "0"], "it must be a count of tokens from 1 on"),
-        (["test_vit", "--keep", "3", "--depth", "2"], "keep=3 of 100 tokens is out of reach"),
-    ],
-)
-def test_errors_of_ours_are_one_message(arguments, complaint) -> None:
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert complaint in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_budget_out_of_reach_is_no_verdict() -> None:
-    with pytest.raises(BudgetError, match="out of reach"):
-        examine("test_vit", keep=3, depth=2)
-
-
 # --- models by name
 
 
@@ -236,19 +170,13 @@ def library(monkeypatch):
     return asked
 
 
-def test_nothing_is_downloaded_unless_asked(library) -> None:
+def test_nothing_is_downloaded_unless_asked_and_a_depth_is_tried(library) -> None:
     model_loading.create("fake:deep")
     model_loading.create("fake:deep", depth=3, pretrained=True)
     assert library == [("deep", {}), ("deep", {"pretrained": True, "depth": 3})]
-
-
-def test_a_model_without_a_depth_has_its_own(library) -> None:
-    tower = model_loading.create("fake:fixed", depth=4)
+    library.clear()
+    assert not model_loading.create("fake:fixed", depth=4).model.training
     assert [options for _, options in library] == [{"depth": 4}, {}]
-    assert not tower.model.training
-
-
-def test_a_depth_that_cannot_be_made_is_an_error(library) -> None:
     with pytest.raises(BadArgumentError, match=r"fake:deep cannot be made.*at most 12 blocks"):
         model_loading.create("fake:deep", depth=99)
     with pytest.raises(UnknownNameError, match="fake has no model 'dep'; the nearest are deep"):

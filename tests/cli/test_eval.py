@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.cli.test_commands import call
+from tests.cli.calling import call, done
 from tests.evaluation.subjects import subject
 from tokenzoo.cli import eval as command_file
 from tokenzoo.cli.eval import data_of
@@ -30,12 +30,11 @@ def test_rows_carry_what_was_typed_without_the_folders(
     data.mkdir()
     file = ResultsFile(out)
     file.append(row(None, "word"))  # of another task: it stays, and is not shown
-    result = call(
+    result = done(
         *("eval", "--task", "digits", "--recipe", "tome,random", "--recipe", "pool"),
         *("--keep", "25%", "--rounds", 0, "--seeds", 1, "--quick", "--out", out),
         *("--data", data, "--model", data),
     )
-    assert result.exit_code == 0, result.output
     assert "toy, vit: 6 samples" in result.output
     assert "read, vit" not in result.output
     [command] = {row.command for row in file.rows()[1:]}
@@ -105,8 +104,7 @@ def test_scores_on_hard_samples_are_an_option(
     options = ("--task", "digits", "--keep", "16", "--rounds", 0, "--out", tmp_path / "a.jsonl")
     without = call("eval", *options, "--recipe", "tome,downsample").output
     assert "easy samples" not in without
-    shown = call("eval", *options, "--recipe", "tome,downsample", "--hard")
-    assert shown.exit_code == 0, shown.output
+    shown = done("eval", *options, "--recipe", "tome,downsample", "--hard")
     lines = shown.output.splitlines()
     assert "toy, vit: right, hard and easy samples" in [line.strip() for line in lines]
     [sorter] = [line.split() for line in lines if line.startswith("downsample* ")]

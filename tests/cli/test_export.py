@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from tests.adapters.hf.models import pixels, tower
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
-from tokenzoo.cli import app, export
+from tests.cli.calling import call, done
+from tokenzoo.cli import export
 from tokenzoo.errors import ExportError
 from tokenzoo.tools import model_loading
 from tokenzoo.tools.onnx import Exported
@@ -22,12 +21,9 @@ from tokenzoo.tools.onnx import Exported
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-# With an older click the runner mixes stdout and stderr unless it is told not to.
-SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 
-
-def call(*arguments: Any) -> Any:
-    return CliRunner(**SEPARATE).invoke(app, ["export", *map(str, arguments)])
+def exported(*arguments: Any) -> Any:
+    return done("export", *arguments)
 
 
 @pytest.fixture
@@ -47,8 +43,7 @@ def test_the_folder_of_a_checkpoint_has_its_weights(tmp_path: Path) -> None:
     model = tower("clip", num_hidden_layers=2, image_size=28)
     model.save_pretrained(tmp_path / "clip")
     out = tmp_path / "clip.onnx"
-    result = call(tmp_path / "clip", out, "--keep", "1.0")
-    assert result.exit_code == 0, result.output
+    result = exported(tmp_path / "clip", out, "--keep", "1.0")
     lines = result.stdout.splitlines()
     # Older converters print a line of their own before ours.
     assert any(line.startswith(f"file        {out}, ") for line in lines)
@@ -64,8 +59,7 @@ def test_the_folder_of_a_checkpoint_has_its_weights(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_said_aloud(asked: list[Any], tmp_path: Path) -> None:
-    result = call("test_vit", tmp_path / "out.onnx", "--recipe", "tome", "--keep", 40)
-    assert result.exit_code == 0, result.output
+    result = exported("test_vit", tmp_path / "out.onnx", "--recipe", "tome", "--keep", 40)
     assert "The weights are random" in result.stderr
     zoo, model, example, dynamic = asked[0]
     assert (zoo.name, zoo.recipe.keep, dynamic) == ("tome", 40, True)
@@ -79,8 +73,7 @@ def test_weights_batch_and_size(asked: list[Any], tmp_path: Path) -> None:
     save_file(made.state_dict(), tmp_path / "w.safetensors")
     out = tmp_path / "out.onnx"
     arguments = ("--weights", tmp_path / "w.safetensors", "--batch", 3, "--image-size", 96)
-    result = call("test_vit", out, *arguments)
-    assert result.exit_code == 0, result.output
+    result = exported("test_vit", out, *arguments)
     assert "random" not in result.output
     _, model, example, dynamic = asked[0]
     assert tuple(example.shape) == (3, 3, 96, 96)
@@ -95,8 +88,7 @@ def test_weights_batch_and_size(asked: list[Any], tmp_path: Path) -> None:
 )
 def test_models_of_others(name: str, shape: Any, asked: list[Any], tmp_path: Path) -> None:
     size = () if name == "digits" else ("--image-size", 64)
-    result = call(name, tmp_path / "out.onnx", *size)
-    assert result.exit_code == 0, result.output
+    result = exported(name, tmp_path / "out.onnx", *size)
     assert tuple(asked[0][2].shape[1:]) == shape
     assert ("random" in result.stderr) == (name != "digits")
 
@@ -106,27 +98,7 @@ def test_no_file_is_exit_code_1(monkeypatch: Any, tmp_path: Path) -> None:
         raise ExportError("they differ")
 
     monkeypatch.setattr(export, "export", fails)
-    result = call("digits", tmp_path / "out.onnx")
+    result = call("export", "digits", tmp_path / "out.onnx")
     assert result.exit_code == 1
     assert result.stderr == "tokenzoo: they differ\n"
     assert result.stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("digits", "out.pt"), "must end in .onnx"),
-        (("digits", "out.onnx", "--image-size", 96), "do not apply to the model 'digits'"),
-        (("digits", "out.onnx", "--recipe", "divprune"), "works at Stage.PROJECTED"),
-        (("test_vi", "out.onnx"), "the nearest are test_vit"),
-        (("test_vit", "out.onnx", "--weights", "none.safetensors"), "cannot be loaded"),
-        (("swin_tiny_patch4_window7_224", "out.onnx"), "windows of a fixed grid"),
-    ],
-)
-def test_what_cannot_be_asked(arguments: Any, words: str, monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []

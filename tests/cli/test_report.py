@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.test_commands import call
+from tests.cli.calling import call, done
 from tests.evaluation.test_report import small_library as small_library
 from tests.evaluation.test_summary import ROWS, row
 
@@ -21,16 +21,16 @@ def test_a_page_and_tables(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("a.jsonl"))
     Image.new("RGB", (2, 2)).save("seen.png")
-    result = call("report", "a.jsonl", "--images", "seen.png")
-    assert (result.exit_code, result.output) == (0, "report.html: 7 rows, 1 tasks\n")
+    result = done("report", "a.jsonl", "--images", "seen.png")
+    assert result.output == "report.html: 7 rows, 1 tasks\n"
     page = Path("report.html").read_text()
     assert page.count("data:image/png;base64,") == 1
     assert 'data-name="pool"' in page
     assert 'data-control="1"' in page
-    result = call("report", "a.jsonl", "--markdown", "board.md")
-    assert (result.exit_code, result.output) == (0, "board.md: 7 rows, 1 tasks\n")
+    result = done("report", "a.jsonl", "--markdown", "board.md")
+    assert result.output == "board.md: 7 rows, 1 tasks\n"
     assert "pool\\*" in Path("board.md").read_text()
-    result = call("report", "a.jsonl", "--markdown", "board.md", "-o", "b.html")
+    result = done("report", "a.jsonl", "--markdown", "board.md", "-o", "b.html")
     assert result.output.splitlines() == ["b.html: 7 rows, 1 tasks", "board.md: 7 rows, 1 tasks"]
 
 
@@ -39,7 +39,7 @@ def test_two_files_with_the_same_rows_are_one(tmp_path) -> None:
     pages = []
     for files in ([a], [a, b]):
         out = tmp_path / "report.html"
-        assert call("report", *files, "-o", out).exit_code == 0
+        done("report", *files, "-o", out)
         pages.append(out.read_text())
     assert pages[0] == pages[1]
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_reported(tmp_path) -> None:
 def test_a_recipe_that_is_not_installed_here_is_shown(tmp_path) -> None:
     rows = [*ROWS, row("of-a-plugin", 30)]
     out = tmp_path / "report.html"
-    assert call("report", written(tmp_path / "a.jsonl", rows), "-o", out).exit_code == 0
+    done("report", written(tmp_path / "a.jsonl", rows), "-o", out)
     assert 'data-name="of-a-plugin"' in out.read_text()
 
 

@@ -10,7 +10,7 @@ import torch
 import tokenzoo
 from tests.adapters.models import VIT
 from tests.adapters.models import one_thread as one_thread
-from tests.cli.test_commands import call
+from tests.cli.calling import done
 from tokenzoo.cli import tune as command_file
 from tokenzoo.evaluation.unlabelled import subject_of
 
@@ -24,26 +24,9 @@ def test_the_winner_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     out = tmp_path / "recipe.json"
     arguments = ("--images", tmp_path, "--target", 16, "--recipe", "tome,fastv", "--rounds", 1)
-    result = call("tune", "vit", *arguments, "--out", out)
-    assert result.exit_code == 0, result.output
+    result = done("tune", "vit", *arguments, "--out", out)
     assert "do not run here, or not at this target: fastv" in result.output
     method = tokenzoo.load(out)
     named = f"{method.name}{'*' * (method.name != 'tome')} with 16 tokens"
     assert named in " ".join(result.output.split())
     assert ("against the best control" in result.output) == (method.name == "tome")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (("--target", "2x"), "0.5x"),
-        (("--recipe", "tom"), "tome"),
-        (("--out", "recipe.txt"), ".json"),
-        (("--rounds", 0), "rounds=0"),
-    ],
-)
-def test_what_is_wrong_is_said_before_anything_runs(
-    tmp_path: Path, arguments: tuple[object, ...], complaint: str
-) -> None:
-    result = call("tune", "no model", "--images", tmp_path, *arguments)
-    assert (result.exit_code, complaint in result.stderr) == (2, True), result.output

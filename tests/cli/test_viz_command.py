@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import tokenzoo
 from tests.adapters.models import one_thread as one_thread
-from tokenzoo.cli import app, viz_images
+from tests.cli.calling import call, done
+from tests.cli.calling import small_vit as small_vit
 from tokenzoo.cli import viz as command
+from tokenzoo.cli import viz_images
 from tokenzoo.tools import digits, model_loading
 from tokenzoo.tools.tracing import trace_tokens
 
-SEPARATE = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 RANDOM = "The weights are random"
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-
-
-def call(*arguments):
-    return CliRunner(**SEPARATE).invoke(app, ["viz", *map(str, arguments)])
-
-
-@pytest.fixture
-def vit(monkeypatch):
-    """A tiny model in place of the shipped one: 64 patch tokens, 4 blocks, random weights."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    vit = VisionTransformer(
-        img_size=64, patch_size=8, embed_dim=24, depth=4, num_heads=2, num_classes=60
-    ).eval()
-    model_loading.randomise(vit)
-    monkeypatch.setattr(digits, "load_digits_vit", lambda: vit)
-    return vit
 
 
 @pytest.fixture
@@ -63,13 +45,12 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
-def test_recipes_side_by_side_on_collages(vit, drawn, tmp_path) -> None:
+def test_recipes_side_by_side_on_collages(small_vit, drawn, tmp_path) -> None:
     out = tmp_path / "out.png"
-    result = call(
-        *("collage:3", "collage:4", "--recipe", "evoprune,random", "--recipe", "downsample"),
+    result = done(
+        *("viz", "collage:3", "collage:4", "--recipe", "evoprune,random", "--recipe", "downsample"),
         *("--keep", 16, "--see-through", 0, "--out", out),
     )
-    assert result.exit_code == 0, result.output
     assert out.read_bytes().startswith(b"\x89PNG")
     blocks = tokenzoo.build("evoprune", keep=16).plan(64, 4, prefix=1, width=24).blocks
     changes = [n for n, before in zip(blocks, (64, *blocks), strict=False) if n != before]
@@ -85,7 +66,7 @@ def test_recipes_side_by_side_on_collages(vit, drawn, tmp_path) -> None:
     ]
     images = torch.cat([digits.collages("test", 1, seed=seed).images for seed in (3, 4)])
     for column, name in enumerate(("evoprune", "random", "downsample"), start=1):
-        trace = trace_tokens(tokenzoo.build(name, keep=16), vit, images)
+        trace = trace_tokens(tokenzoo.build(name, keep=16), small_vit, images)
         seen = images if trace.small is None else trace.small
         for index, row in enumerate(rows):
             wanted = trace.picture((seen[index] * 0.5 + 0.5).clamp(0, 1), index)
@@ -95,12 +76,11 @@ def test_recipes_side_by_side_on_collages(vit, drawn, tmp_path) -> None:
     assert RANDOM not in texts["caption"]
 
 
-def test_a_picture_after_each_block(vit, drawn, tmp_path) -> None:
-    result = call(
-        *("collage:3", "--recipe", "tome,pool", "--keep", "25%", "--sites"),
+def test_a_picture_after_each_block(small_vit, drawn, tmp_path) -> None:
+    done(
+        *("viz", "collage:3", "--recipe", "tome,pool", "--keep", "25%", "--sites"),
         *("--out", tmp_path / "out.png"),
     )
-    assert result.exit_code == 0, result.output
     ((rows, columns, _),) = drawn
     tome = tokenzoo.build("tome", keep=0.25).plan(64, 4, prefix=1, width=24).blocks
     assert columns == [
@@ -113,8 +93,7 @@ def test_a_picture_after_each_block(vit, drawn, tmp_path) -> None:
 
 
 def test_a_photograph_is_cropped_as_the_model_wants_it(photo, drawn, tmp_path) -> None:
-    result = call(photo, "--model", "test_vit", "--out", tmp_path / "out.png")
-    assert result.exit_code == 0, result.output
+    result = done("viz", photo, "--model", "test_vit", "--out", tmp_path / "out.png")
     assert RANDOM in result.output
     ((rows, columns, texts),) = drawn
     assert texts["caption"].startswith(RANDOM)
@@ -128,7 +107,7 @@ def test_a_photograph_is_cropped_as_the_model_wants_it(photo, drawn, tmp_path) -
 
 
 def test_collages_are_images_for_any_model(drawn, tmp_path) -> None:
-    assert call("collage:5", "--model", "test_vit", "--out", tmp_path / "out.png").exit_code == 0
+    done("viz", "collage:5", "--model", "test_vit", "--out", tmp_path / "out.png")
     shown = drawn[0][0][0][0].picture
     collage = digits.collages("test", 1, seed=5).images / 2 + 0.5
     small = torch.nn.functional.interpolate(shown[None], size=64, mode="area")
@@ -147,11 +126,10 @@ def test_weights_of_ones_own(photo, drawn, tmp_path, form) -> None:
         torch.save(state, path)
     else:
         torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
-    result = call(
-        *(photo, "--model", "test_vit", "--weights", path, "--see-through", 0),
+    result = done(
+        *("viz", photo, "--model", "test_vit", "--weights", path, "--see-through", 0),
         *("--out", tmp_path / "out.png"),
     )
-    assert result.exit_code == 0, result.output
     assert RANDOM not in result.output
     eyes = viz_images.reader("test_vit", weights=path)
     x = eyes.read([str(photo)])
@@ -170,57 +148,13 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
 
     model = model_loading.create("test_vit").model
     monkeypatch.setattr(viz_images.model_loading, "create", create)
-    assert call("collage:0", "--model", "test_vit", "--out", tmp_path / "a.png").exit_code == 0
-    result = call("collage:0", "--model", "test_vit", "--pretrained", "--out", tmp_path / "b.png")
+    done("viz", "collage:0", "--model", "test_vit", "--out", tmp_path / "a.png")
+    result = call(
+        "viz", *("collage:0", "--model", "test_vit", "--pretrained"), "--out", tmp_path / "b.png"
+    )
     assert asked == [{}, {"pretrained": True}]
     assert result.exit_code == 2
-    assert (
-        "cannot be made with trained weights: no network. Pass a file: --weights" in result.stderr
-    )
-
-
-@pytest.mark.usefixtures("vit")
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["nowhere.jpg"], "nowhere.jpg cannot be read as an image"),
-        (["text.txt"], "text.txt cannot be read as an image"),
-        (["collage:"], "a collage needs a seed, as in collage:0"),
-        (["collage:-1"], "a collage needs a seed, as in collage:0"),
-        (["collage:0", "--recipe", "evoprun"], "did you mean 'evoprune'"),
-        (["collage:0", "--recipe", "divprune"], "this recipe works at Stage.PROJECTED"),
-        (["collage:0", "--keep", "0"], "it must be a count of tokens from 1 on"),
-        (["collage:0", "--model", "test_vi"], "the nearest are test_vit"),
-        (["collage:0", "--model", "open_clip:ViT-B-32"], "'digits' or the name of a model of timm"),
-        (["collage:0", "--model", "resnet18"], "it is not a vision transformer"),
-        (["collage:0", "--pretrained"], "has its own weights"),
-        (["collage:0", "--weights", "text.txt"], "has its own weights"),
-        (["collage:0", "--model", "test_vit", "--weights", "no.pth"], "no.pth cannot be loaded"),
-        (["collage:0", "--model", "test_vit", "--weights", "text.txt"], "cannot be loaded into"),
-        (["collage:0", "--model", "test_vit", "--weights", "t.safetensors"], "cannot be loaded"),
-        (["collage:0", "--model", "test_vit", "--weights", "other.pth"], "exactly this model"),
-        (["collage:0", "--model", "test_vit", "--weights", "a.pth", "--pretrained"], "choose one"),
-        (["collage:0", "--out", "a.jpg"], "must end in .png"),
-    ],
-)
-def test_what_cannot_be_drawn_is_one_message(arguments, complaint, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text("no image")
-    Path("t.safetensors").write_text("no tensors")
-    torch.save({"head.weight": torch.zeros(3)}, "other.pth")
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert complaint in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not Path("viz.png").exists()
-
-
-def test_without_matplotlib_the_extra_is_named(monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    monkeypatch.setattr(digits, "load_digits_vit", lambda: pytest.fail("the work began"))
-    result = call("collage:0")
-    assert result.exit_code == 2
-    assert "pip install 'tokenzoo[viz]'" in result.stderr
+    assert "no network. Pass a file: --weights" in result.stderr
 
 
 def test_the_pictures_of_the_documents_are_small() -> None:

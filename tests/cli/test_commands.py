@@ -24,9 +24,6 @@ from tokenzoo.cli.options import (
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.tools import digits
 
-# --- options
-
-
 GOOD = {"64": 64, " 64 ": 64, "1": 1, "1.0": 1.0, "100%": 1.0, "0.25": 0.25, ".25": 0.25}
 GOOD |= {"25%": 0.25, "12.5%": 0.125, "1%": 0.01}
 BAD = ["", "0", "0.0", "0%", "-3", "+3", "1.5", "101%", "a", "0,25", "25 %", "%", "1e-1", "nan"]
@@ -72,9 +69,6 @@ def test_a_file_that_cannot_be_written_is_an_error_now(tmp_path: Path) -> None:
         output_file(tmp_path / "folder.png", (".png",))
 
 
-# --- describe, and the app itself
-
-
 def test_describe_prints_what_describe_returns() -> None:
     for name in ("evoprune", "random", "similarity"):
         assert done("describe", name).output == tokenzoo.describe(name)
@@ -94,9 +88,6 @@ def test_help_and_version() -> None:
         assert all(f"  {name} " in output for name in ("demo", "list", "describe"))
     assert call("--version").output == f"tokenzoo {tokenzoo.__version__}\n"
     assert call("dmo").exit_code == 2
-
-
-# --- demo
 
 
 def test_demo_shows_and_writes_what_it_measured(small_vit: Any, tmp_path: Path) -> None:

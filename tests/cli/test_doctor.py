@@ -98,9 +98,6 @@ def test_a_recipe_that_does_not_fit_is_refused_and_a_budget_out_of_reach_no_verd
         examine("test_vit", keep=3, depth=2)
 
 
-# --- what is broken is not called anything else
-
-
 def test_another_error_than_ours_is_broken(monkeypatch) -> None:
     def fails(self, model, **options):
         raise ZeroDivisionError("oh")
@@ -147,9 +144,6 @@ def test_where_nothing_can_be_seen_nothing_is_shown(model) -> None:
     verdict = tried(model)
     assert verdict.verdict == "broken"
     assert "too little to see an error" in verdict.reason
-
-
-# --- models by name
 
 
 @pytest.fixture

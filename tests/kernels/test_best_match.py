@@ -10,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
+from torch import Tensor
 
+from tests.compiling import clean_compiler as clean_compiler
+from tests.kernels.drawing import draws
 from tests.watching import Watch
 from tokenzoo import Affinity
 from tokenzoo.affinity import Elementwise
@@ -21,28 +24,33 @@ SIZES = [(2, 9, 7), (90, 60, 70), (2, 700, 600)]
 WORST = torch.finfo(torch.float64).min
 
 
-def draws(seed: int, *shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_blocks_find_the_maximum_of_all(
     size: tuple[int, int, int], scaled: bool, shifted: bool
 ) -> None:
+    """And its gradients are those of the maximum."""
     b, a, p = size
-    left, right = draws(0, b, a, 5), draws(1, b, p, 5)
-    scale = draws(2, b, p).exp() if scaled else None
-    shift = draws(3, b, p) if shifted else None
-    scores = torch.einsum("bad,bpd->bap", left, right)
-    scores = scores if scale is None else scores * scale[:, None]
-    scores = scores if shift is None else scores + shift[:, None]
+    inputs = [draws(0, b, a, 5), draws(1, b, p, 5)]
+    left, right = inputs
+    scores = left.requires_grad_() @ right.requires_grad_().mT
+    weights: dict[str, Tensor] = {}
+    if scaled:
+        weights["scale"] = draws(2, b, p).exp()
+        scores = scores * weights["scale"][:, None]
+    if shifted:
+        weights["shift"] = draws(3, b, p).requires_grad_()
+        inputs.append(weights["shift"])
+        scores = scores + weights["shift"][:, None]
     expected = scores.max(-1)
-    value, index = best_match(left, right, scale=scale, shift=shift)
+    value, index = best_match(left, right, **weights)
     torch.testing.assert_close(value, expected.values, rtol=1e-12, atol=1e-12)
     assert torch.equal(index, expected.indices)
+    found = torch.autograd.grad(value.square().sum(), inputs)
+    wanted = torch.autograd.grad(scores.amax(-1).square().sum(), inputs)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -114,22 +122,8 @@ def test_scores_without_a_folded_form_are_those_of_dense_block_by_block(way: str
     assert torch.equal(index, expected.indices[..., own])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_gradients_are_those_of_the_maximum(size: tuple[int, int, int]) -> None:
-    b, a, p = size
-    left, right = draws(12, b, a, 3).requires_grad_(), draws(13, b, p, 3).requires_grad_()
-    shift = draws(14, b, p).requires_grad_()
-    best_match(left, right, shift=shift)[0].square().sum().backward()
-    found = [tensor.grad for tensor in (left, right, shift)]
-    for tensor in (left, right, shift):
-        tensor.grad = None
-    (left @ right.mT + shift[:, None]).amax(-1).square().sum().backward()
-    for grad, tensor in zip(found, (left, right, shift), strict=True):
-        torch.testing.assert_close(grad, tensor.grad, rtol=1e-9, atol=1e-9)
-
-
 class Best(torch.nn.Module):
-    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         return best_match(left, right, scale=right.abs().sum(-1))
 
 
@@ -137,17 +131,19 @@ class Best(torch.nn.Module):
     Version(torch.__version__) >= Version("2.14") or shutil.which("c++") is None,
     reason="torch 2.14 finds the right index, and compiled code needs a C++ compiler",
 )
+@pytest.mark.usefixtures("clean_compiler")
 def test_compiled_code_finds_the_same_partners() -> None:
     # Before 2.14, the index of a maximum that torch fuses with a strided operand is another one.
     left, right, scale = draws(17, 2, 32, 4), draws(18, 2, 32, 4), draws(19, 2, 64).abs()
 
-    def partners(scale: torch.Tensor) -> torch.Tensor:
+    def partners(scale: Tensor) -> Tensor:
         return best_match(left, right, scale=scale[:, 1::2])[1]
 
     with torch.no_grad():
         assert torch.equal(torch.compile(partners)(scale), partners(scale))
 
 
+@pytest.mark.usefixtures("clean_compiler")
 def test_compiled_and_exported() -> None:
     left, right = draws(15, 2, 9, 4), draws(16, 2, 7, 4)
     value, index = Best()(left, right)
@@ -155,9 +151,8 @@ def test_compiled_and_exported() -> None:
     torch.testing.assert_close(compiled[0], value)
     assert torch.equal(compiled[1], index)
     batch = torch.export.Dim("batch", min=2, max=9)
-    program = torch.export.export(
-        Best(), (left, right), dynamic_shapes=({0: batch}, {0: batch})
-    ).module()
+    shapes = ({0: batch}, {0: batch})
+    program = torch.export.export(Best(), (left, right), dynamic_shapes=shapes).module()
     twice = program(left.repeat(2, 1, 1), right.repeat(2, 1, 1))
     torch.testing.assert_close(twice[0], value.repeat(2, 1))
     assert torch.equal(twice[1], index.repeat(2, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,21 +11,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.compiling import clean_compiler as clean_compiler
+from tests.kernels.drawing import draws
 from tests.watching import Watch
-from tokenzoo.kernels import received_attention, received_in_segments
+from tokenzoo.kernels import attention_rows, received_attention, received_in_segments
 from tokenzoo.kernels.received_attention_blocked import NUMBERS, blocked
 
 
-def draws(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+def map_of(query: Tensor, key: Tensor, added: Tensor | float) -> Tensor:
+    """The whole map `[b, h, m, n]` in float64; `added` broadcasts to it."""
+    return (query.double() @ key.double().mT * 0.3 + added).softmax(-1)
 
 
-def expected(query: Tensor, key: Tensor, added: Tensor | None, share: Tensor) -> Tensor:
-    """From the whole map in float64; `added` broadcasts to it."""
-    logits = query.double() @ key.double().mT * 0.3
-    logits = logits if added is None else logits + added.double()
-    return (logits.softmax(-1) * share.double()[:, None, :, None]).sum(2).mean(1)
+def expected(query: Tensor, key: Tensor, added: Tensor | float, share: Tensor) -> Tensor:
+    return (map_of(query, key, added) * share.double()[:, None, :, None]).sum(2).mean(1)
 
 
 @given(
@@ -56,7 +56,11 @@ def test_tiles_of_any_size_make_the_map(
     added = added if key_bias is None else added + key_bias[:, None, None]
     added = added if bias is None else added + bias
     found = blocked(query, key, 0.3, key_bias, bias, share, numbers)
-    torch.testing.assert_close(found, expected(query, key, added, share), rtol=1e-12, atol=1e-12)
+    close: Any = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(found, expected(query, key, added, share), **close)
+    if bias is None:
+        rows = attention_rows(query, key, scale=0.3, key_bias=key_bias)
+        torch.testing.assert_close(rows, map_of(query, key, added), **close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -68,6 +72,7 @@ def test_any_precision_is_as_good_as_float32(dtype: torch.dtype) -> None:
     share = torch.full((2, 130), 1 / 130)
     close = expected(query, key, bias[:, None, None], share)
     torch.testing.assert_close(found.double(), close, rtol=2e-5, atol=1e-8)
+    assert attention_rows(query, key, scale=1.0).dtype == torch.float32
 
 
 def test_what_is_masked_by_its_bias_receives_nothing() -> None:
@@ -101,12 +106,14 @@ def test_gradients_reach_whatever_wants_them(which: int) -> None:
     (gradient,) = torch.autograd.grad((found * target).sum(), given[which])
     added = key_bias[:, None, None] + bias
     by_hand = expected(query, key, added, weight / weight.sum(-1, keepdim=True))
+    torch.testing.assert_close(found, by_hand)
     (other,) = torch.autograd.grad((by_hand * target).sum(), given[which])
     torch.testing.assert_close(gradient, other)
     with torch.no_grad():
         assert not received_attention(query, key, scale=0.3).requires_grad
 
 
+@pytest.mark.usefixtures("clean_compiler")
 @pytest.mark.parametrize("biased", [False, True])
 def test_compiled_and_exported(biased: bool) -> None:
     query, key = draws(14, 2, 2, 7, 4).float(), draws(15, 2, 2, 7, 4).float()
@@ -120,9 +127,9 @@ def test_compiled_and_exported(biased: bool) -> None:
     eager = Column()(query, key)
     compiled = torch.compile(Column(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(query, key), eager)
-    program = torch.export.export(
-        Column(), (query, key), dynamic_shapes=None if biased else ({2: N}, {2: N})
-    )
+    n = torch.export.Dim("n", min=2, max=99)
+    shapes = None if biased else ({2: n}, {2: n})
+    program = torch.export.export(Column(), (query, key), dynamic_shapes=shapes)
     assert not any("tokenzoo" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(query, key), eager)
     if not biased:
@@ -131,9 +138,7 @@ def test_compiled_and_exported(biased: bool) -> None:
         torch.testing.assert_close(found, Column()(longer, longer))
 
 
-N = torch.export.Dim("n", min=2, max=99)
-
-
+@pytest.mark.usefixtures("clean_compiler")
 def test_a_compiled_step_of_training_scores_without_gradients() -> None:
     weight = draws(18, 4, 4).requires_grad_()
 
@@ -159,6 +164,7 @@ def test_the_compiled_operations_are_what_they_say() -> None:
     torch.library.opcheck(torch.ops.tokenzoo.received_in_segments, packed, test_utils=utils)
 
 
+@pytest.mark.usefixtures("clean_compiler")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_segment_receives_what_it_receives_alone(weighted: bool) -> None:
     query, key = draws(23, 2, 9, 4), draws(24, 2, 9, 4)

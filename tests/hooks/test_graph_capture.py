@@ -7,41 +7,34 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import open_clip
 import pytest
 import timm
 import torch
 import torchvision
-import transformers
 from timm.models._features_fx import FeatureGraphNet
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.models import DINOV3, SIGLIP, VIT, gap, randomise, traces
+from tests.adapters.models import gap, traces
 from tests.adapters.models import one_thread as one_thread
+from tests.conformance.specs import SPECS, fresh, method
 from tokenzoo.errors import AttachError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-SIZE |= {"num_attention_heads": 2, "image_size": 64, "patch_size": 16}
-TOWERS: dict[str, Callable[[], Any]] = {
-    "timm": lambda: VIT.build(depth=2, img_size=64),
-    "torchvision": lambda: torchvision.models.VisionTransformer(64, 16, 2, 2, 32, 64),
-    "open_clip": lambda: open_clip.transformer.VisionTransformer(64, 16, 32, 2, 2, 2.0),
-    "clip": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SIZE)),
-    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZE)),
-}
-X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+TOWERS = ("timm ViT", "torchvision", "open_clip", "clip", "dinov2")
 
 
-def tower(name: str, recipe: str = "evoprune") -> Any:
-    model = randomise(TOWERS[name]()).eval()
-    tokenzoo.build(recipe, keep=9).attach(model)
-    return model
+def tower(name: str, recipe: str | None = "evoprune") -> tuple[Any, Tensor]:
+    """A model with a recipe on it if one is named, and its images."""
+    model = fresh(name, 2)
+    if recipe is not None:
+        method(name, recipe, 30 if recipe == "downsample" else 0.6).attach(model)
+    (x,) = SPECS[name].give(model).values()
+    return model, x
 
 
 def refused(*words: str) -> AbstractContextManager[Any]:
@@ -49,25 +42,23 @@ def refused(*words: str) -> AbstractContextManager[Any]:
     return pytest.raises(AttachError, match=f"(?s){pattern}")
 
 
-def traced(model: nn.Module, *inputs: Any) -> Any:
-    return torch.jit.trace(model, inputs or (X,), strict=False, check_trace=False)
+def traced(model: nn.Module, x: Tensor) -> Any:
+    return torch.jit.trace(model, x, strict=False, check_trace=False)
 
 
-# ------------------------------------------------------------------------------------ torch.jit
-
-
-@pytest.mark.parametrize("name", TOWERS)
-def test_a_trace_is_refused(name: str) -> None:
-    model = tower(name)
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *((name, "evoprune") for name in TOWERS),
+        ("timm ViT", "fastervlm"),
+        ("timm ViT", "downsample"),
+    ],
+)
+def test_a_trace_is_refused(name: str, recipe: str) -> None:
+    model, x = tower(name, recipe)
     with refused(r"torch\.jit\.trace"):
-        traced(model)
-    assert model(X) is not None  # it is as it was
-
-
-@pytest.mark.parametrize("recipe", ["tome", "fastervlm", "downsample"])
-def test_a_trace_is_refused_at_every_stage_of_a_tower(recipe: str) -> None:
-    with refused(r"torch\.jit\.trace"):
-        traced(tower("timm", recipe))
+        traced(model, x)
+    assert model(x) is not None  # it is as it was
 
 
 def test_a_trace_of_a_whole_model_is_refused_though_its_tower_is_left_alone() -> None:
@@ -79,53 +70,49 @@ def test_a_trace_of_a_whole_model_is_refused_though_its_tower_is_left_alone() ->
 
 
 def test_a_trace_of_some_blocks_and_what_is_made_of_a_trace() -> None:
-    model = tower("timm")
+    model, x = tower("timm ViT")
     with refused(r"torch\.jit\.trace"):
-        traced(model.blocks, torch.randn(1, 17, 48))
+        traced(model.blocks, torch.randn(1, 50, 48))
     with refused(r"torch\.jit\.trace"):  # as fvcore counts operations
-        torch.jit._get_trace_graph(nn.Sequential(model), (X,))
+        torch.jit._get_trace_graph(nn.Sequential(model), (x,))
     with refused(r"torch\.jit\.trace"):
-        torch.onnx.export(model, (X,), "unwritten.onnx", dynamo=False)
+        torch.onnx.export(model, (x,), "unwritten.onnx", dynamo=False)
 
 
 def test_a_paused_model_is_traced_as_it_is() -> None:
-    model = VIT.build(depth=2, img_size=64)
-    bare = model(X)
-    attached = tokenzoo.build("evoprune", keep=9).attach(model)
+    model, x = tower("timm ViT", recipe=None)
+    bare = model(x)
+    attached = tokenzoo.build("evoprune", keep=30).attach(model)
+    model(x)
     with attached.paused():
-        program = traced(model)
-    assert torch.equal(program(X), bare)
-    model(X)
-    assert attached.counts == (16, 9)  # of a pass, and not of the trace
-    with attached.paused():
-        traced(model)
-    assert attached.counts == (16, 9)
+        program = traced(model, x)
+    assert torch.equal(program(x), bare)
+    assert attached.counts == (49, 30)  # of a pass, and not of the trace
     attached.detach()
-    assert torch.equal(traced(model)(X), bare)
+    assert torch.equal(traced(model, x)(x), bare)
 
 
-@pytest.mark.parametrize("name", ["timm", "torchvision", "clip"])
+@pytest.mark.parametrize("name", ["timm ViT", "torchvision", "clip"])
 def test_script_is_refused(name: str) -> None:
-    model = tower(name)
+    model, _ = tower(name)
     for scripted in (model, nn.Sequential(model), copy.deepcopy(model)):
         with refused(r"torch\.jit\.script"):
             torch.jit.script(scripted)
 
 
 def test_a_detached_model_is_scripted() -> None:
-    model = randomise(TOWERS["torchvision"]()).eval()
-    with tokenzoo.build("tome", keep=9).attach(model):
-        pass
+    model, x = tower("torchvision", recipe=None)
+    method("torchvision", "tome").attach(model).detach()
     assert traces(model) == []
-    assert gap(torch.jit.script(model)(X), model(X)) <= 1e-6
+    assert gap(torch.jit.script(model)(x), model(x)) <= 1e-6
 
 
 def test_the_operations_are_counted_by_what_the_error_names() -> None:
-    model = VIT.build(depth=2, img_size=64)
+    model, x = tower("timm ViT", recipe=None)
 
     def count() -> int:
         with FlopCounterMode(display=False) as counter:
-            model(X)
+            model(x)
         return counter.get_total_flops()
 
     whole = count()
@@ -134,13 +121,9 @@ def test_the_operations_are_counted_by_what_the_error_names() -> None:
         assert attached.plan().flops < count() / whole < 0.9
 
 
-# ------------------------------------------------------------------------------------- torch.fx
-
-GRAPHS: dict[str, tuple[Callable[[], Any], str]] = {
-    "torchvision": (TOWERS["torchvision"], "encoder.layers.encoder_layer_1.add_1"),
-    "timm": (TOWERS["timm"], "blocks.1"),
-    "siglip": (lambda: SIGLIP.build(depth=2, img_size=64), "blocks.1"),
-    "dinov3": (lambda: DINOV3.build(depth=2, img_size=64), "blocks.1"),
+GRAPHS = {  # the second block
+    "torchvision": "encoder.layers.encoder_layer_1.add_1",
+    **dict.fromkeys(("timm ViT", "timm SigLIP", "timm DINOv3"), "blocks.1"),
 }
 
 
@@ -152,46 +135,44 @@ def extracted(model: nn.Module, node: str) -> Any:
     return make(model, {node: "features"})
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("recipe", ["evoprune", "random", "downsample"])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("torchvision", "random"),
+        ("timm ViT", "downsample"),
+        ("timm SigLIP", "evoprune"),
+        ("timm DINOv3", "tome"),
+    ],
+)
 def test_a_graph_of_an_attached_model_is_refused(name: str, recipe: str) -> None:
-    make, node = GRAPHS[name]
-    if (name, recipe) == ("torchvision", "downsample"):
-        return  # its positions fit one size alone
-    model = make().eval()
-    tokenzoo.build(recipe, keep=9).attach(model)
+    model, x = tower(name, recipe)
     with refused(r"torch\.fx", "create_feature_extractor"):
-        extracted(model, node)
-    model(X)
+        extracted(model, GRAPHS[name])
+    model(x)
 
 
 def test_other_ways_to_a_graph() -> None:
-    model = tower("timm")
+    model, _ = tower("timm ViT")
     with refused(r"torch\.fx", "FeatureGraphNet"):
         FeatureGraphNet(model, (1,))
-    with refused(r"torch\.fx"):
-        torch.fx.symbolic_trace(model)
-    with refused(r"torch\.fx"):
-        torch.fx.symbolic_trace(tower("torchvision"))
+    for other in (model, tower("torchvision")[0]):
+        with refused(r"torch\.fx"):
+            torch.fx.symbolic_trace(other)
+    # Layers that are called by hand are no graph.
+    assert model.blocks[0].mlp(torch.randn(1, 5, 48)).shape == (1, 5, 48)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_that_was_made_before_does_not_run_bare(name: str) -> None:
-    make, node = GRAPHS[name]
-    model = randomise(make()).eval()
-    graph = extracted(model, node)
-    bare = graph(X)["features"]
-    attached = tokenzoo.build("tome", keep=9).attach(model)
+    model, x = tower(name, recipe=None)
+    graph = extracted(model, GRAPHS[name])
+    bare = graph(x)["features"]
+    attached = method(name, "tome", 0.6).attach(model)
     with refused(r"graph of torch\.fx", "made before the recipe was attached"):
-        graph(X)
-    model(X)
+        graph(x)
+    model(x)
     attached.detach()
-    assert torch.equal(graph(X)["features"], bare)
-
-
-def test_layers_that_are_called_by_hand_are_no_graph() -> None:
-    model = tower("timm")
-    assert model.blocks[0].mlp(torch.randn(1, 5, 48)).shape == (1, 5, 48)
+    assert torch.equal(graph(x)["features"], bare)
 
 
 SMALL = torch.randn(1, 4)

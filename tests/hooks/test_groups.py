@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tokenzoo
+from tests.compiling import clean_compiler as clean_compiler
 from tokenzoo import Recipe, Step, plugins
 from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import AttachError
@@ -128,17 +129,8 @@ class Grouped(Adapter):
 
     @property
     def provides(self) -> frozenset[str]:
-        shown = {
-            "x",
-            "mass",
-            "keys",
-            "queries",
-            "values",
-            "received_attention",
-            "attention",
-            "grid",
-        }
-        return frozenset(shown | {"cls_attention"} if self.prefix else shown)
+        shown = {"x", "mass", "keys", "queries", "values", "received_attention", "attention"}
+        return frozenset(shown | {"grid"} | ({"cls_attention"} if self.prefix else set()))
 
     @property
     def positional(self) -> bool:
@@ -255,7 +247,7 @@ def regrouped(x: Tensor, prefix: int) -> Tensor:
 
 
 @EACH
-@pytest.mark.parametrize("name", ["evoprune", "tome", "random", "uniform", "pool"])
+@pytest.mark.parametrize("name", ["evoprune", "random", "pool"])
 @torch.no_grad()
 def test_keeping_all_changes_no_bit(prefix: int, rotary: bool, name: str) -> None:
     model = Tower(prefix, rotary)
@@ -269,7 +261,7 @@ def test_keeping_all_changes_no_bit(prefix: int, rotary: bool, name: str) -> Non
         assert attached.counts == attached.plan().blocks
         assert attached.features == 5
         assert attached.mass.shape == (3, prefix + 5)
-        whole = name not in ("random", "uniform")  # which drop
+        whole = name != "random"  # which drops
         assert torch.equal(
             attached.mass.sum(1), torch.full((3,), prefix + (12.0 if whole else 5.0))
         )
@@ -363,7 +355,7 @@ def test_the_evidence_is_that_of_the_dense_attention(prefix: int, rotary: bool) 
         rows = per_group(full[:, :, prefix:], prefix).unflatten(2, (n, PATCHES)).mean(3)
         mass = torch.rand(3, n, generator=torch.Generator().manual_seed(5)) + 0.5
         weight = mass.repeat_interleave(PATCHES, 1)[:, None, :, None]
-        close = {"rtol": 1e-4, "atol": 1e-6}
+        close: Any = {"rtol": 1e-4, "atol": 1e-6}
         for found, expected in (
             (evidence.received_attention, per_group(full.mean((1, 2)), prefix)),
             (shown.received("patches"), rows.mean((1, 2))),
@@ -409,15 +401,14 @@ def test_restored_rows_are_in_raster_order(prefix: int, rotary: bool) -> None:
     torch.testing.assert_close(whole[:, :prefix], short[:, :prefix], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("prefix", "rotary", "name"), [(0, True, "evoprune"), (2, False, "tome"), (1, True, "random")]
-)
+@pytest.mark.usefixtures("clean_compiler")
+@pytest.mark.parametrize(("prefix", "rotary", "name"), [(0, True, "evoprune"), (2, False, "tome")])
 @torch.no_grad()
 def test_compiled_and_exported_as_it_runs(prefix: int, rotary: bool, name: str) -> None:
     model = Tower(prefix, rotary).eval()
     with tokenzoo.build(name, keep=5).attach(model):
         expected = model(image())
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(image()), expected)
         exported = torch.export.export(model, (image(),)).module()
         torch.testing.assert_close(exported(image()), expected)

@@ -7,7 +7,6 @@ that peak is: next to the four times wider hidden layer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -17,35 +16,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenzoo
-from tests.adapters.hf import models as hf_models
-from tests.adapters.hf.vlm import qwen
-from tests.adapters.models import SIGLIP, VIT, images
+from tests.hooks.running import made
 
-Run = tuple[Any, Callable[[], Any]]
-GRIDS = ((1, 6, 10), (1, 4, 14))
-
-
-def timm(case: Any) -> Run:
-    model = case.build(depth=4, img_size=96)
-    return model, partial(model, images(model))
-
-
-def clip() -> Run:
-    model = hf_models.tower("clip")
-    return model, partial(model, **hf_models.pixels(model))
-
-
-def qwen_tower() -> Run:
-    model = qwen.qwen2_5_vl().model.visual
-    x = qwen.pixels(model, GRIDS)["hidden_states"]
-    return model, partial(model, x, grid_thw=torch.tensor(GRIDS))
-
-
-MODELS: dict[str, tuple[Callable[[], Run], str]] = {
-    "timm vit": (partial(timm, VIT), "mlp.fc1"),
-    "timm siglip": (partial(timm, SIGLIP), "mlp.fc1"),
-    "clip": (clip, "mlp.fc1"),
-    "qwen2.5-vl": (qwen_tower, "mlp.gate_proj"),
+MODELS = {
+    **dict.fromkeys(("timm ViT", "timm SigLIP", "clip"), "mlp.fc1"),
+    "qwen2_5_vl tower": "mlp.gate_proj",
 }
 
 
@@ -87,8 +62,8 @@ def held(model: nn.Module, run: Callable[[], Any], then: str) -> list[bool]:
 @pytest.mark.parametrize("recipe", ["evoprune", "tome", "random"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_attention_is_not_held(name: str, recipe: str) -> None:
-    make, then = MODELS[name]
-    model, run = make()
+    model, run = made(name)
+    then = MODELS[name]
     bare = held(model, run, then)
     assert bare
     assert not any(bare)
@@ -98,7 +73,7 @@ def test_the_attention_is_not_held(name: str, recipe: str) -> None:
 
 
 def test_this_can_fail() -> None:
-    model, run = timm(VIT)
+    model, run = made("timm ViT")
     kept: list[torch.Tensor] = []
     for block in model.blocks:
         block.attn.qkv.register_forward_hook(lambda m, a, y: kept.append(y))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,12 +18,11 @@ from torch.overrides import _get_current_function_mode_stack as entered
 from torch.utils import hooks
 
 import tokenzoo
-from tests.adapters.hf import models as hf_models
-from tests.adapters.hf.vlm import test_qwen_tower as test_hf_qwen_tower
-from tests.adapters.models import VIT, images, traces
+from tests.adapters.models import images, traces
 from tests.adapters.models import one_thread as one_thread
-from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
+from tests.compiling import clean_compiler as clean_compiler
 from tests.hooks import interrupting
+from tests.hooks.running import made, tiny
 from tokenzoo.hooks import (
     attach,
     hook_order,
@@ -43,34 +41,6 @@ from tokenzoo.layouts import batched, packed
 
 PASS = (splice, packed, batched, tap, reduction, passes, state)
 OUTSIDE = (nn.modules.module, nn.modules.activation, F)
-
-
-def timm_vit_() -> tuple[Any, Callable[[], Tensor]]:
-    model = VIT.build(depth=2, img_size=64)
-    x = images(model)
-    return model, lambda: model(x)
-
-
-def torchvision_() -> tuple[Any, Callable[[], Tensor]]:
-    model, x = torchvision_vit(depth=2), torch.randn(2, 3, 112, 112)
-    return model, lambda: model(x)
-
-
-def open_clip_() -> tuple[Any, Callable[[], Tensor]]:
-    model, x = open_clip_vit(depth=2), torch.randn(2, 3, 112, 112)
-    return model, lambda: model(x)
-
-
-def siglip() -> tuple[Any, Callable[[], Tensor]]:
-    model = hf_models.tower("siglip", num_hidden_layers=2)
-    x = hf_models.pixels(model)
-    return model, lambda: model(**x).last_hidden_state
-
-
-def qwen() -> tuple[Any, Callable[[], Tensor]]:
-    model, grids = test_hf_qwen_tower.tower("qwen2_5_vl"), ((1, 4, 6), (1, 4, 4))
-    x = test_hf_qwen_tower.pixels(model, grids)
-    return model, lambda: test_hf_qwen_tower.run(model, x, grids)
 
 
 class Others:
@@ -92,25 +62,24 @@ class Others:
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "modules", "event", "stride"),
+    ("tower", "recipe", "modules", "event", "stride"),
     [
-        (timm_vit_, "tome", PASS, "line", 7),
-        (timm_vit_, "tome", (tap,), "opcode", 13),
-        (timm_vit_, "pitome", (splice, *OUTSIDE), "line", 29),
-        (torchvision_, "tome", (splice, tap, *OUTSIDE), "line", 29),
-        (open_clip_, "pitome", (splice, tap), "line", 13),
-        (siglip, "tome", (splice, tap, hf_attention), "line", 11),
-        (qwen, "tome", PASS, "line", 53),
+        ("timm ViT", "tome", PASS, "line", 7),
+        ("timm ViT", "tome", (tap,), "opcode", 13),
+        ("timm ViT", "pitome", (splice, *OUTSIDE), "line", 29),
+        ("torchvision", "tome", (splice, tap, *OUTSIDE), "line", 29),
+        ("open_clip", "pitome", (splice, tap), "line", 13),
+        ("siglip", "tome", (splice, tap, hf_attention), "line", 11),
+        ("qwen2_5_vl tower", "tome", PASS, "line", 53),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
 )
 @torch.no_grad()
 def test_after_an_interrupt_anywhere_in_a_pass(
-    make: Any, name: str, modules: tuple[ModuleType, ...], event: str, stride: int
+    tower: str, recipe: str, modules: tuple[ModuleType, ...], event: str, stride: int
 ) -> None:
-    model, call = make()
+    model, call = made(tower)
     bare = call()
-    handle = tokenzoo.build(name, keep=0.5).attach(model)
+    handle = tokenzoo.build(recipe, keep=0.5).attach(model)
     expected = call()
     assert not torch.equal(expected, bare)
     prefix = handle.adapter.prefix
@@ -136,7 +105,7 @@ def test_after_an_interrupt_anywhere_in_a_pass(
 
 def interrupted_in_an_attention() -> tuple[Any, Tensor, Any]:
     """An attached model after a Ctrl-C that left its tap entered."""
-    model = VIT.build(depth=2, img_size=64)
+    model = tiny()
     x = images(model)
     handle = tokenzoo.build("tome", keep=8).attach(model)
 
@@ -162,6 +131,7 @@ def test_the_modes_of_others_stay(ending: str) -> None:
     model(x)
 
 
+@pytest.mark.usefixtures("clean_compiler")
 @torch.no_grad()
 def test_what_is_compiled_after_an_interrupt_is_not_watched() -> None:
     _, _, handle = interrupted_in_an_attention()
@@ -186,8 +156,6 @@ def test_a_tap_that_was_left_holds_no_attention() -> None:
     handle.detach()
 
 
-# ------------------------------------------------------------------------ attach and detach
-
 ATTACH = (attach, attached, installer, undo, proof, splice, hook_order, tap, snapshot, hooks)
 
 
@@ -203,20 +171,19 @@ def found_in(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "modules", "event", "stride"),
+    ("tower", "modules", "event", "stride"),
     [
-        (timm_vit_, (*ATTACH, timm_vit, timm_pool), "line", 61),
-        (timm_vit_, (installer, undo, timm_vit, timm_pool), "opcode", 29),
-        (siglip, (*ATTACH, hf_attention), "line", 61),
-        (qwen, (splice, hf_attention), "line", 97),
+        ("timm ViT", (*ATTACH, timm_vit, timm_pool), "line", 61),
+        ("timm ViT", (installer, undo, timm_vit, timm_pool), "opcode", 29),
+        ("siglip", (*ATTACH, hf_attention), "line", 61),
+        ("qwen2_5_vl tower", (splice, hf_attention), "line", 97),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
 )
 @torch.no_grad()
 def test_an_interrupted_attach_leaves_nothing(
-    make: Any, modules: tuple[ModuleType, ...], event: str, stride: int
+    tower: str, modules: tuple[ModuleType, ...], event: str, stride: int
 ) -> None:
-    model, call = make()
+    model, call = made(tower)
     zoo = tokenzoo.build("tome", keep=0.5)
     bare, before = call(), found_in(model)
     zoo.attach(model).detach()
@@ -235,10 +202,10 @@ def test_an_interrupted_attach_leaves_nothing(
     assert torch.equal(call(), bare)
 
 
-@pytest.mark.parametrize("make", [timm_vit_, torchvision_, siglip])
+@pytest.mark.parametrize("tower", ["timm ViT", "torchvision", "siglip"])
 @torch.no_grad()
-def test_an_interrupted_detach_is_finished_by_the_next(make: Any) -> None:
-    model, call = make()
+def test_an_interrupted_detach_is_finished_by_the_next(tower: str) -> None:
+    model, call = made(tower)
     zoo = tokenzoo.build("tome", keep=0.5)
     bare, before = call(), found_in(model)
     modules = (attached, installer, undo, splice, tap, hooks, timm_vit, timm_pool, hf_attention)
@@ -252,16 +219,16 @@ def test_an_interrupted_detach_is_finished_by_the_next(make: Any) -> None:
 
 
 def test_a_recipe_that_was_to_be_replaced_is_whole_after_an_interrupt() -> None:
-    model, call = timm_vit_()
-    first = tokenzoo.build("tome", keep=8).attach(model)
+    model, call = made("timm ViT")
+    first = tokenzoo.build("tome", keep=0.5).attach(model)
     expected = call()
-    other = tokenzoo.build("uniform", keep=4)
+    other = tokenzoo.build("uniform", keep=0.3)
 
     def replace() -> None:
         other.attach(model, replace=True)
 
     count = interrupting.run(replace, (attach, installer, undo, hooks), event="line")
-    first = tokenzoo.build("tome", keep=8).attach(model, replace=True)
+    first = tokenzoo.build("tome", keep=0.5).attach(model, replace=True)
     for place in range(0, count - 5, 1 + count // 25):
         interrupting.run(replace, (attach, installer, undo, hooks), place, "line")
         assert torch.equal(call(), expected)

@@ -21,6 +21,7 @@ from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Step
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence import Evidence
+from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.parts import Scorer
@@ -50,6 +51,14 @@ def dropping(scorer: Any, stage: Any = Stage.FEATURES, keep: float = 1.0) -> Ste
     return Step(stage, Once(keep=keep), SelectAssign(TopK(scorer), Drop()), Identity())
 
 
+def shown_by(recipe: Recipe, scorer: Seen, model: Any, call: Callable[[], Any]) -> Any:
+    """What the scorer is shown in a pass, bucket by bucket, and the reports about it."""
+    with tokenzoo.build(recipe).attach(model, trace=True) as attached, torch.inference_mode():
+        scorer.shown.clear()  # of the proof
+        call()
+        return scorer.shown, attached.passes
+
+
 def attention(model: Any, index: int, x: Tensor) -> Tensor:
     """The map of one block of a bare timm ViT, `[b, h, n, n]`."""
     found: list[Tensor] = []
@@ -68,24 +77,18 @@ def attention(model: Any, index: int, x: Tensor) -> Tensor:
     return found[0]
 
 
-@pytest.mark.parametrize(("layer", "block"), [(1, 1), (-2, -2), (0, 0), (-1, -1)])
-def test_a_step_at_the_features_sees_another_block(layer: int, block: int) -> None:
+@pytest.mark.parametrize("layer", [1, -2, 0, -1])
+def test_a_step_at_the_features_sees_another_block(layer: int) -> None:
     model = VIT.build()
     x = images(model)
-    depth = len(model.blocks)
-    expected = attention(model, block % depth, x)[:, :, 0, 1:]  # CLS to the patches
-    bare = model(x)
+    expected = attention(model, layer, x)[:, :, 0, 1:]  # CLS to the patches
     scorer = Seen("cls_attention", layer)
-    recipe = Recipe(dropping(scorer), keep=20)
-    with tokenzoo.build(recipe).attach(model) as attached, torch.inference_mode():
-        scorer.shown.clear()
-        model(x)
-        (found,) = scorer.shown
-        assert attached.features == 20
+    with tokenzoo.build(Recipe(dropping(scorer), keep=20)).attach(model) as attached:
         # What is before the block that is looked at is left alone.
-        assert attached._passes.sites() == range(block % depth, depth)
+        assert attached._passes.sites() == range(layer % 8, 8)
+    (found,), (report,) = shown_by(attached.recipe, scorer, model, lambda: model(x))
+    assert report.features == 20
     assert gap(found, expected) <= 1e-5
-    assert torch.equal(model(x), bare)
 
 
 def test_it_travels_through_the_reductions_in_between() -> None:
@@ -95,52 +98,33 @@ def test_it_travels_through_the_reductions_in_between() -> None:
     whole = attention(model, 1, x)[:, :, 0, 1:].mean(1)  # [b, n]
     scorer = Seen("cls_attention", 1)
     first = tokenzoo.build("tome", keep=60).recipe.steps[0]
-    both = Recipe(
-        Step(Stage.BLOCK, Once(2, keep=3.0), first.matcher, first.merger),
-        dropping(scorer, keep=1.0),
-        keep=40,
-    )
-    with tokenzoo.build(both).attach(model, trace=True) as attached, torch.inference_mode():
-        scorer.shown.clear()
-        model(x)
-        (found,) = scorer.shown
-        counts = attached.counts
-    assert counts[-1] == found.shape[2] == 120
-    assert attached.features == 40
-    # The scores of 120 of the 196 tokens, as they are left by block 2, whose
-    # plan is the record of a run without the second step.
+    step = Step(Stage.BLOCK, Once(2, keep=3.0), first.matcher, first.merger)
+    both = Recipe(step, dropping(scorer, keep=1.0), keep=40)
+    (found,), (report,) = shown_by(both, scorer, model, lambda: model(x))
+    assert (report.counts[-1], found.shape[2], report.features) == (120, 120, 40)
+    # As they are left by block 2, whose plan is the record of a run without the second step.
     alone = Recipe(Step(Stage.BLOCK, Once(2), first.matcher, first.merger), keep=120)
-    with tokenzoo.build(alone).attach(model, trace=True) as attached, torch.inference_mode():
-        model(x)
-        keep = attached.record.keep[:, 1:] - 1
-    assert gap(found.mean(1), whole.gather(1, keep)) <= 1e-5
+    _, (report,) = shown_by(alone, scorer, model, lambda: model(x))
+    assert gap(found.mean(1), whole.gather(1, report.record.keep[:, 1:] - 1)) <= 1e-5
 
 
 def test_values_and_depth_are_shown_in_blocks() -> None:
     model = SIGLIP.build()
-    x = images(model)
-    depths: list[float] = []
-    shapes: list[tuple[int, ...]] = []
+    seen: list[tuple[float, tuple[int, ...]]] = []
 
     class Reads(Scorer):
         needs = frozenset({"values", "depth"})
 
         def score(self, evidence: Evidence) -> Tensor:
-            depths.append(evidence.depth)
-            shapes.append(tuple(evidence.values.shape))
+            seen.append((evidence.depth, tuple(evidence.values.shape)))
             return evidence.values.square().sum((1, 3))
 
-    step = tokenzoo.build("tome").recipe.steps[0]
-    recipe = Recipe(
-        Step(Stage.BLOCK, step.schedule, SelectAssign(TopK(Reads()), Drop()), Identity()), keep=100
-    )
-    with tokenzoo.build(recipe).attach(model), torch.inference_mode():
-        model(x)
-    depth = len(model.blocks)
-    assert depths == [i / depth for i in range(depth)]
-    heads = model.blocks[0].attn.num_heads
-    assert {(b, h) for b, h, _, _ in shapes} == {(2, heads)}
-    assert shapes[0][2] == 196
+    schedule = tokenzoo.build("tome").recipe.steps[0].schedule
+    step = Step(Stage.BLOCK, schedule, SelectAssign(TopK(Reads()), Drop()), Identity())
+    with tokenzoo.build(Recipe(step, keep=100)).attach(model) as attached, torch.inference_mode():
+        model(images(model))
+        entering = (196, *attached.counts[:-1])
+    assert seen == [(i / 8, (2, 2, n, 24)) for i, n in enumerate(entering)]
 
 
 def test_a_tower_of_transformers_counts_all_its_blocks() -> None:
@@ -150,63 +134,44 @@ def test_a_tower_of_transformers_counts_all_its_blocks() -> None:
     with torch.inference_mode():
         eager = tower("clip", num_hidden_layers=4, attn_implementation="eager")
         maps = eager(**given, output_attentions=True).attentions
-        with tokenzoo.build(Recipe(dropping(scorer), keep=7)).attach(model):
-            scorer.shown.clear()
-            model(**given)
-    (found,) = scorer.shown
+    (found,), _ = shown_by(Recipe(dropping(scorer), keep=7), scorer, model, lambda: model(**given))
     assert gap(found, maps[2][:, :, 0, 1:]) <= 1e-5
 
 
 @pytest.mark.parametrize("name", [-2, 1])
 def test_a_llava_selects_after_its_projector_by_another_block(name: int) -> None:
-    model = llava()
+    model, scorer = llava(), Seen("cls_attention", name)
     given = inputs(model, "<image> what is it", [photos()[:1]])
-    scorer = Seen("cls_attention", name)
-    step = dropping(scorer, Stage.PROJECTED)
-    with tokenzoo.build(Recipe(step, keep=5)).attach(model) as attached, torch.inference_mode():
-        scorer.shown.clear()
-        model(**given)
-        (found,) = scorer.shown
-        assert attached.features == 5
-    bare = attached.adapter.tower.model
-    watched = Seen("cls_attention", name)
-    with (
-        tokenzoo.build(Recipe(dropping(watched), keep=5)).attach(bare),
-        torch.inference_mode(),
-    ):
-        watched.shown.clear()
-        bare(given["pixel_values"])
-    assert gap(found, watched.shown[0]) <= 1e-5
+    projected = Recipe(dropping(scorer, Stage.PROJECTED), keep=5)
+    (found,), (report,) = shown_by(projected, scorer, model, lambda: model(**given))
+    assert report.features == 5
+    adapter: Any = find_adapter(model)
+    bare = adapter.tower.model
+    features = Recipe(dropping(scorer), keep=5)
+    (wanted,), _ = shown_by(features, scorer, bare, lambda: bare(given["pixel_values"]))
+    assert gap(found, wanted) <= 1e-5
 
 
-def _no_cls() -> tuple[Any, Recipe]:
-    return SIGLIP.build(), Recipe(dropping(CLSAttention(layer=-2)), keep=5)
+IN_A_BLOCK = Step(
+    Stage.BLOCK, Once(3), SelectAssign(TopK(CLSAttention(layer=1)), Drop()), Identity()
+)
 
 
-def _no_such_block() -> tuple[Any, Recipe]:
-    return VIT.build(), Recipe(dropping(CLSAttention(layer=77)), keep=5)
-
-
-def _no_number() -> tuple[Any, Recipe]:
-    return VIT.build(), Recipe(dropping(CLSAttention(layer="clip")), keep=5)
-
-
-def _in_a_block() -> tuple[Any, Recipe]:
-    step = Step(Stage.BLOCK, Once(3), SelectAssign(TopK(CLSAttention(layer=1)), Drop()), Identity())
-    return VIT.build(), Recipe(step, keep=50)
-
-
-def _not_read() -> tuple[Any, Recipe]:
-    # A LLaVA reads the last but one of its tower's layers.
-    return llava(), Recipe(dropping(ReceivedAttention(layer=-1), Stage.PROJECTED), keep=5)
-
-
-@pytest.mark.parametrize("case", [_no_cls, _no_such_block, _no_number, _in_a_block, _not_read])
-def test_what_no_block_shows_is_an_error(case: Callable[[], tuple[Any, Recipe]]) -> None:
-    model, recipe = case()
-    needs = next(iter(recipe.needs))
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [
+        (SIGLIP.build, dropping(CLSAttention(layer=-2))),  # it has no CLS token
+        (VIT.build, dropping(CLSAttention(layer=8))),  # it has 8 blocks
+        (VIT.build, dropping(CLSAttention(layer="clip"))),
+        (VIT.build, IN_A_BLOCK),
+        # A LLaVA reads the last but one of its tower's layers.
+        (llava, dropping(ReceivedAttention(layer=-1), Stage.PROJECTED)),
+    ],
+)
+def test_what_no_block_shows_is_an_error(make: Callable[[], Any], step: Step) -> None:
+    model, (needs,) = make(), step.needs
     with pytest.raises(MissingEvidenceError, match=f"needs {needs}"):
-        tokenzoo.build(recipe).attach(model)
+        tokenzoo.build(Recipe(step, keep=5)).attach(model)
     assert not hasattr(model, "_tokenzoo_attached")
 
 
@@ -233,21 +198,16 @@ def test_a_packed_tower_shows_other_blocks_image_by_image(
     if first:
         tome = tokenzoo.build("tome").recipe.steps[0]
         steps.insert(0, Step(Stage.BLOCK, Once(2, keep=2.0), tome.matcher, tome.merger))
-    zoo = tokenzoo.build(Recipe(*steps, keep=0.25))
-    with zoo.attach(model, trace=True) as attached, torch.inference_mode():
-        scorer.shown.clear()
-        model(**given)
-        lots = [one.features for one in attached.passes]
-    assert lots == [6, 4]  # a quarter of 24 and of 15
+    shown, reports = shown_by(Recipe(*steps, keep=0.25), scorer, model, lambda: model(**given))
+    assert [one.features for one in reports] == [6, 4]  # a quarter of 24 and of 15
     keeps: list[Tensor] = [torch.arange(24).expand(2, -1), torch.arange(15).expand(2, -1)]
     if first:  # which tokens are left of the first step, without the second
-        step = Step(Stage.BLOCK, Once(2), *(steps[0].matcher, steps[0].merger))
-        alone = tokenzoo.build(Recipe(step, keep=0.5))
-        with alone.attach(model, trace=True) as attached, torch.inference_mode():
-            model(**given)
-            keeps = [one.record.keep for one in attached.passes if one.record is not None]
+        step = Step(Stage.BLOCK, Once(2), steps[0].matcher, steps[0].merger)
+        alone = Recipe(step, keep=0.5)
+        _, reports = shown_by(alone, Seen("x", 1), model, lambda: model(**given))
+        keeps = [one.record.keep for one in reports]
     # The images of one grid are a lot: 0 and 3, and the two slices of the video.
-    for found, units, keep in zip(scorer.shown, ((0, 3), (1, 2)), keeps, strict=True):
+    for found, units, keep in zip(shown, ((0, 3), (1, 2)), keeps, strict=True):
         expected = torch.stack([maps[1, unit] for unit in units]).gather(1, keep)
         assert gap(found, expected) <= 1e-5
 

@@ -1,4 +1,4 @@
-"""Recipes whose counts come from the data, on models: what pads changes nothing."""
+"""Recipes whose counts come from the data, and those that make new tokens, on models."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import tokenzoo
-from tests.adapters.hf.models import llava
+from tests.adapters.hf.models import llava, pixels, tower
 from tests.adapters.hf.vlm.qwen import qwen2_5_vl
 from tests.adapters.models import GAP, SIGLIP, VIT, gap, images
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Step
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks.key_bias import widened
-from tokenzoo.matchers import Drop, Sampled, SelectAssign
-from tokenzoo.mergers import Identity
+from tokenzoo.matchers import Drop, Fuse, Sampled, SelectAssign, TopK
+from tokenzoo.mergers import Fused, Identity
 from tokenzoo.recipe import Stage
 from tokenzoo.schedules import Geometric, Once
 from tokenzoo.scorers import ReceivedAttention
@@ -80,36 +78,33 @@ def test_the_recipe_ats_runs() -> None:
     assert (real < 40).any()
 
 
-def test_a_bias_of_minus_infinity_fits_into_channels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 9, 16, generator=generator) for _ in range(3))
-    mass = torch.tensor([[1.0, 2, 3, 1, 1, 0, 0, 1, 0]]).expand(2, -1)
-    expected = F.scaled_dot_product_attention(q, k, v, mass.log()[:, None, None])
-    for dtype, close in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)):
-        wide = widened(*(x.to(dtype) for x in (q, k, v)), mass.log(), 0.25)
-        out = F.scaled_dot_product_attention(*wide, scale=0.25)[..., :16]
-        assert gap(out.float(), expected) <= close
+def fusing(stage: Any) -> Recipe:
+    step = Step(stage, Once(), SelectAssign(TopK(ReceivedAttention()), Fuse()), Fused())
+    return Recipe(step, keep=5)
 
 
-def _no_log_mass() -> tuple[Any, Recipe, str]:
-    return VIT.build(), ragged(proportional=False), "proportional_attention=True"
+def test_no_evidence_is_gathered_after_the_last_block() -> None:
+    model = tower("dinov3_vit")
+    given = pixels(model)
+    with tokenzoo.build(fusing(Stage.FEATURES)).attach(model) as attached, torch.inference_mode():
+        features = model(**given).last_hidden_state
+        assert features.shape[1] == attached.adapter.prefix + 5
 
 
-def _prompts() -> tuple[Any, Recipe, str]:
-    return llava(), ragged(Stage.FEATURES), "the prompts of"
-
-
-def _projected() -> tuple[Any, Recipe, str]:
-    return llava(), ragged(Stage.PROJECTED), "the prompts of"
-
-
-def _packed() -> tuple[Any, Recipe, str]:
-    return qwen2_5_vl().model.visual, ragged(), "packed sequence"
-
-
-@pytest.mark.parametrize("case", [_no_log_mass, _prompts, _projected, _packed])
-def test_where_it_cannot_be_is_an_error(case: Any) -> None:
-    model, recipe, says = case()
+@pytest.mark.parametrize(
+    ("make", "recipe", "says"),
+    [
+        (VIT.build, ragged(proportional=False), "proportional_attention=True"),
+        (llava, ragged(Stage.FEATURES), "the prompts of"),
+        (llava, ragged(Stage.PROJECTED), "the prompts of"),
+        (lambda: qwen2_5_vl().model.visual, ragged(), "packed sequence"),
+        # Attention that asks where a token is in the image.
+        (lambda: tower("dinov3_vit"), fusing(Stage.BLOCK), "makes new tokens"),
+        (lambda: qwen2_5_vl().model.visual, fusing(Stage.FEATURES), "makes new tokens"),
+    ],
+)
+def test_where_it_cannot_be_is_an_error(make: Any, recipe: Recipe, says: str) -> None:
+    model = make()
     with pytest.raises(AttachError, match=says):
         tokenzoo.build(recipe).attach(model)
     assert not hasattr(model, "_tokenzoo_attached")

@@ -52,11 +52,8 @@ def old() -> type[Adapter]:
             prefix = property(lambda self: self.model.prefix)
             positional = property(lambda self: self.model.rotary)
 
-            def blocks(self) -> tuple[BlockPath, ...]:
-                return tuple(
-                    BlockPath(f"blocks.{i}", "attention", "norm2", "mlp", branch2_scale="scale")
-                    for i in range(4)
-                )
+            scale = "scale"
+            blocks = Grouped.blocks
 
             def followers(self) -> tuple[str, ...]:
                 return ("norm",)

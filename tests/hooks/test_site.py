@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
 import pytest
-import timm.layers
 import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -26,20 +24,13 @@ from tests.adapters.models import (
     traces,
 )
 from tests.adapters.models import one_thread as one_thread
+from tests.hooks.running import run
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.hooks.reduction import Options
 from tokenzoo.hooks.site import Site
 from tokenzoo.hooks.state import PassSteps, ReductionState, get_state, set_state
 from tokenzoo.layouts import BatchedLayout
-
-
-def run(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
-
-
-# ------------------------------------------------------ a forward written out, and ToMe with loops
 
 
 def tome_by_hand(
@@ -107,8 +98,11 @@ def forward_by_hand(
     return model.norm(x), mass
 
 
-@pytest.mark.parametrize("case", [VIT, DEIT3, DINO_REG, SIGLIP], ids=lambda case: case.name)
-@pytest.mark.parametrize("proportional", [False, True])
+@pytest.mark.parametrize(
+    ("case", "proportional"),
+    [(VIT, True), (VIT, False), (DEIT3, True), (DINO_REG, True), (SIGLIP, False)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_merging_in_mid_network_is_the_forward_written_out(case: Case, proportional: bool) -> None:
     model = case.build(depth=5)
     x = images(model)
@@ -151,9 +145,6 @@ def test_post_norm_blocks_are_spliced_as_well() -> None:
         expected = model.norm(x)
     assert attached.counts == (196, 196, 49, 49)
     assert gap(features, expected) <= 1e-5
-
-
-# ------------------------------------------------------------------------------- the proof refuses
 
 
 class Parallel(TimmBlock):
@@ -208,127 +199,71 @@ class WithoutLast(TimmBlock):
 STRANGE = (Parallel, Halved, Skipping, MlpFirst, WithoutLast)
 
 
+def impostor(kind: type[TimmBlock]) -> type[TimmBlock]:
+    """The adapter goes by the name of the class, and believes it to be timm's."""
+    return type("Block", (kind,), {})
+
+
 @pytest.mark.parametrize("kind", STRANGE, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["evoprune", "uniform"])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "uniform"), (torch.bfloat16, "evoprune")], ids=str
+)
 def test_blocks_with_another_forward_are_refused(
     kind: type[TimmBlock], dtype: torch.dtype, name: str
 ) -> None:
     model = VIT.build(depth=4).to(dtype)
-    # The adapter goes by the name of the class, and believes it to be timm's.
-    impostor = type("Block", (kind,), {})
     for block in model.blocks:
-        block.__class__ = impostor
+        block.__class__ = impostor(kind)
     x = images(model).to(dtype)
     bare = run(model, x)
-    zoo = tokenzoo.build(name)
     with pytest.raises(AttachError, match="in the order that the adapter describes"):
-        zoo.attach(model)
+        tokenzoo.build(name).attach(model)
     assert traces(model) == []
     assert torch.equal(run(model, x), bare)
 
 
-def test_one_strange_block_among_others_is_found_and_named() -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Halved, r"blocks\.2 \(block 2\) differs from itself by .*e-"),
+        # It is equal to itself, row by row: only what is seen of the attention can tell.
+        (Twice, "2 fused attention calls were seen in"),
+    ],
+)
+def test_one_strange_block_among_others_is_found(kind: type[TimmBlock], words: str) -> None:
     model = VIT.build(depth=4)
-    model.blocks[2].__class__ = type("Block", (Halved,), {})
-    with pytest.raises(AttachError, match=r"blocks\.2 \(block 2\) differs from itself by .*e-"):
-        tokenzoo.build("evoprune").attach(model)
+    model.blocks[2].__class__ = impostor(kind)
+    with pytest.raises(AttachError, match=words):
+        tokenzoo.build("tome").attach(model)
     assert traces(model) == []
 
 
-def test_a_block_with_two_attentions_is_no_block_for_us() -> None:
-    """It is equal to itself, row by row: only what is seen of the attention can tell."""
-    model = VIT.build(depth=4)
-    for block in model.blocks:
-        block.__class__ = type("Block", (Twice,), {})
-    with pytest.raises(AttachError, match="2 fused attention calls were seen in"):
-        tokenzoo.build("evoprune").attach(model)
-    assert traces(model) == []
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_honest_blocks_pass_the_proof_in_every_dtype(dtype: torch.dtype) -> None:
-    for case in (VIT, DEIT3, DINO_REG, RES_POST):
-        model = case.build(depth=4).to(dtype)
-        attached = tokenzoo.build("evoprune", keep=60).attach(model)
-        out = run(model, images(model).to(dtype))
-        assert out.dtype == dtype
-        assert out.isfinite().all()
-        assert attached.counts[-1] == 60
-        assert attached.mass.dtype == torch.float32
-
-
-def test_the_proof_leaves_training_mode_alone() -> None:
-    model = VIT.build(depth=4, drop_path_rate=0.5).train()
-    model.blocks[1].mlp.eval()
-    before = [module.training for module in model.modules()]
-    tokenzoo.build("evoprune").attach(model)
-    assert [module.training for module in model.modules()] == before
-    assert True in before
-    assert False in before
-
-
-# ----------------------------------------------------------------------- the state rides along
-
-
-def test_a_hook_that_returns_a_new_tensor_between_blocks_is_refused() -> None:
+def test_hooks_that_were_there_before_see_the_real_output() -> None:
+    """What later ones see and change: test_hooks_of_others.py."""
     model = VIT.build()
-    x = images(model)
-    bare = run(model, x)
-    attached = tokenzoo.build("evoprune").attach(model)
-    handle = model.blocks[2].register_forward_hook(lambda module, args, out: out * 1.0)
-    with pytest.raises(AttachError, match=r"blocks\.3 do not carry the state.*hook or wrapper"):
-        run(model, x)
-    handle.remove()
-    assert gap(run(model, x), bare) > 1e-3
+    seen: list[Tensor] = []
+    handle = model.blocks[2].register_forward_hook(lambda module, args, out: seen.append(out))
+    attached = tokenzoo.build("tome").attach(model)
+    seen.clear()
+    model.blocks[2].register_forward_hook(lambda module, args, out: seen.append(out))
+    run(model, images(model))
+    assert seen[0] is seen[1]
+    assert seen[0].shape[1] == attached.counts[2] + 1
     attached.detach()
-    assert torch.equal(run(model, x), bare)
-
-
-def test_a_hook_that_returns_a_new_tensor_before_attaching_is_refused() -> None:
-    model = VIT.build()
+    handle.remove()
     model.blocks[2].register_forward_hook(lambda module, args, out: out * 2.0)
     with pytest.raises(AttachError, match=r"a hook on blocks\.2 \(block 2\).*a new tensor"):
-        tokenzoo.build("evoprune").attach(model)
+        tokenzoo.build("tome").attach(model)
 
 
-def test_hooks_that_look_or_change_in_place_see_the_real_output() -> None:
-    """Also those that were there before."""
+@pytest.mark.parametrize("options", [{"attn_mask": torch.zeros(197, 197)}, {"is_causal": True}])
+def test_an_attention_mask_is_refused(options: dict[str, Any]) -> None:
     model = VIT.build()
-    before: list[Tensor] = []
-    after: list[Tensor] = []
-    for block in model.blocks:
-        block.register_forward_hook(lambda module, args, out: before.append(out))
-    attached = tokenzoo.build("evoprune").attach(model)
-    before.clear()
-    for block in model.blocks:
-        block.register_forward_hook(lambda module, args, out: after.append(out))
-    x = images(model)
-    out = run(model, x)
-    assert [y.shape[1] for y in before] == [count + 1 for count in attached.counts]
-    assert all(y is z for y, z in zip(before, after, strict=True))
-
-    def double(module: nn.Module, args: Any, y: Tensor) -> None:
-        y.mul_(2)
-
-    handle = model.blocks[2].register_forward_hook(double)
-    assert gap(run(model, x), out) > 1e-3
-    handle.remove()
-    assert torch.equal(run(model, x), out)
-
-
-def test_an_attention_mask_is_refused() -> None:
-    model = VIT.build()
-    x = images(model)
+    if not options.keys() <= signature(model.forward).parameters.keys():
+        pytest.skip("timm before 1.0.26 has no is_causal")
     tokenzoo.build("evoprune").attach(model)
-    expected = run(model, x)
-    mask = torch.zeros(197, 197)
-    for options in ({"attn_mask": mask}, {"is_causal": True}):
-        if not options.keys() <= signature(model.forward).parameters.keys():
-            continue  # timm before 1.0.26 has no is_causal
-        with pytest.raises(AttachError, match="a block was called with an attention mask"):
-            model(x, **options)
-    assert torch.equal(run(model, x), expected)
+    with pytest.raises(AttachError, match="a block was called with an attention mask"):
+        model(images(model), **options)
 
 
 def test_skipped_and_repeated_blocks_are_found() -> None:
@@ -364,117 +299,29 @@ def test_the_callers_own_tensor_is_never_tagged() -> None:
     assert torch.equal(out, x)
 
 
-# -------------------------------------------------------------------------------- exceptions
-
-
-def explode(*args: Any) -> None:
-    raise ArithmeticError("in the middle")
-
-
-def _on_attention(block: Any) -> Any:
-    return block.attn.register_forward_hook(explode)
-
-
-def _on_attention_first(block: Any) -> Any:
-    return block.attn.register_forward_hook(explode, prepend=True)
-
-
-def _on_attention_input(block: Any) -> Any:
-    return block.attn.register_forward_pre_hook(explode)
-
-
-def _in_attention(block: Any) -> Any:
-    return block.attn.qkv.register_forward_hook(explode)
-
-
-def _after_attention(block: Any) -> Any:
-    return block.attn.proj.register_forward_hook(explode)
-
-
-def _in_mlp(block: Any) -> Any:
-    return block.mlp.register_forward_hook(explode)
-
-
-def _in_norm(block: Any) -> Any:
-    return block.norm2.register_forward_hook(explode)
-
-
-def _after_block(block: Any) -> Any:
-    return block.register_forward_hook(explode)
-
-
-PLACES = (
-    *(_on_attention, _on_attention_first, _on_attention_input, _in_attention),
-    *(_after_attention, _in_mlp, _in_norm, _after_block),
-)
-
-
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("name", ["evoprune", "tome"])
-def test_after_an_exception_the_next_pass_is_right(place: Callable[[Any], Any], name: str) -> None:
-    model = VIT.build()
+# In other places, of all models: tests/conformance/test_ways.py; anywhere: test_interrupts.py.
+@pytest.mark.parametrize("place", ["attn", "attn.qkv", "norm2"])
+@pytest.mark.parametrize("how", ["before", "after", "first after"])
+def test_after_an_exception_the_next_pass_is_right(place: str, how: str) -> None:
+    model = VIT.build(depth=4)
     x = images(model)
-    bare = run(model, x)
-    attached = tokenzoo.build(name, keep=30).attach(model)
+    attached = tokenzoo.build("evoprune", keep=60).attach(model)
     expected = run(model, x)
-    for index in (0, 3, 7):
-        handle = place(model.blocks[index])
-        with pytest.raises(ArithmeticError, match="in the middle"):
-            run(model, x)
-        assert _get_current_function_mode_stack() == []
-        handle.remove()
-        assert torch.equal(run(model, x), expected)
-        assert attached.counts == attached.plan().blocks
-    attached.detach()
-    assert torch.equal(run(model, x), bare)
-    assert traces(model) == []
 
+    def explode(*args: Any) -> None:
+        raise ArithmeticError("in the middle")
 
-# ------------------------------------------------------------------------------- training
-
-
-def gradients(model: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
-    """Of several forwards and one backward."""
-    model.zero_grad()
-    outputs = [model(x) for x in batches]
-    torch.stack([out.square().sum() for out in outputs]).sum().backward()
-    return {
-        name: parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-
-
-@pytest.mark.parametrize("name", ["evoprune", "tome", "uniform"])
-def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
-    """Blocks run again after both passes are over, the second pass's first."""
-    model = VIT.build(dynamic_img_size=name != "uniform").train()
-    sizes = ((224, 224), (224, 224) if name == "uniform" else (160, 160))
-    batches = [images(model, seed=i, size=size) for i, size in enumerate(sizes)]
-    bare = gradients(model, *batches)
-    tokenzoo.build(name, keep=0.2).attach(model)
-    expected = gradients(model, *batches)
-    model.set_grad_checkpointing()
-    again = gradients(model, *batches)
-    assert set(again) == set(expected) == set(bare) == {n for n, _ in model.named_parameters()}
-    for parameter, value in expected.items():
-        assert gap(again[parameter], value) <= 1e-6, parameter
-    assert gap(expected["blocks.0.attn.qkv.weight"], bare["blocks.0.attn.qkv.weight"]) > 1e-2
-
-
-@pytest.mark.parametrize("name", ["evoprune", "tome"])
-def test_reentrant_checkpointing_is_refused(name: str) -> None:
-    model = VIT.build(depth=4).train()
-    tokenzoo.build(name, keep=50).attach(model)
-    model.set_grad_checkpointing()
-    timm.layers.set_reentrant_ckpt(True)
-    try:
-        with pytest.raises(AttachError, match="use_reentrant=False"):
-            gradients(model, images(model).requires_grad_())
-    finally:
-        timm.layers.set_reentrant_ckpt(False)
+    module = model.blocks[3].get_submodule(place)
+    if how == "before":
+        handle = module.register_forward_pre_hook(explode)
+    else:
+        handle = module.register_forward_hook(explode, prepend=how == "first after")
+    with pytest.raises(ArithmeticError, match="in the middle"):
+        run(model, x)
     assert _get_current_function_mode_stack() == []
-    assert "blocks.0.attn.qkv.weight" in gradients(model, images(model))
+    handle.remove()
+    assert torch.equal(run(model, x), expected)
+    assert attached.counts == attached.plan().blocks
 
 
 def test_gradients_are_those_of_the_forward_written_out() -> None:
@@ -497,19 +344,19 @@ def test_gradients_are_those_of_the_forward_written_out() -> None:
 def test_training_with_stochastic_depth(rate: float) -> None:
     """Whole branches are dropped, image by image; the counts are those of the plan all the same."""
     model = VIT.build(drop_path_rate=rate, proj_drop_rate=0.1).train()
+    model.blocks[1].mlp.eval()
+    modes = [module.training for module in model.modules()]
     x = images(model, batch=4)
     attached = tokenzoo.build("evoprune", keep=40).attach(model)
+    assert [module.training for module in model.modules()] == modes
     torch.manual_seed(0)
     first = model(x)
     second = model(x)
     assert attached.counts == attached.plan().blocks
     assert gap(first, second) > 1e-3  # it is random
     first.sum().backward()
-    assert all(
-        parameter.grad.isfinite().all()
-        for parameter in model.parameters()
-        if parameter.grad is not None
-    )
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(bool(grad.isfinite().all()) for grad in grads)
     torch.manual_seed(0)
     assert torch.equal(model(x), first)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenzoo_adapters.hf import attention as hf_attention
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import tokenzoo
-from tests.adapters.models import DEIT3, DINO_REG, SIGLIP, VIT, Case, gap, images
+from tests.adapters.models import VIT, gap, images
 from tests.adapters.models import one_thread as one_thread
+from tests.hooks.running import made
+from tokenzoo.hooks import tap as tap_file
+from tokenzoo.hooks.key_bias import fits, widened
 from tokenzoo.hooks.tap import Tap
 
 
@@ -52,9 +57,6 @@ class Spy(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# ------------------------------------------------------------------------------- the tap alone
-
-
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_queries_and_keys_are_seen_and_nothing_changes(scale: float | None) -> None:
     query, key, value = qkv()
@@ -64,61 +66,41 @@ def test_queries_and_keys_are_seen_and_nothing_changes(scale: float | None) -> N
         out = F.scaled_dot_product_attention(query, key, value, scale=scale)
     assert torch.equal(out, bare)
     (seen,) = tap.seen
-    assert seen.query is query
-    assert seen.key is key
-    assert seen.prefix == 2
-    assert seen.key_bias is None
+    assert (seen.query is query, seen.key is key) == (True, True)
+    assert (seen.prefix, seen.key_bias) == (2, None)
     assert seen.scale == pytest.approx(8**-0.5 if scale is None else scale)
 
 
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_the_bias_counts_every_key_as_often_as_its_mass(scale: float | None) -> None:
-    query, key, value = qkv()
+ATTEND = torch.arange(7).expand(2, 1, 7, 7) < 4
+MASK = torch.randn(2, 1, 7, 7, generator=torch.Generator().manual_seed(2))
+CALLS: dict[str, tuple[Any, Any]] = {  # a call with a mask of the model's own, and what that adds
+    "keyword": (partial(F.scaled_dot_product_attention, attn_mask=MASK), MASK),
+    "positional": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, MASK, 0.0, False), MASK),
+    "boolean": (
+        partial(F.scaled_dot_product_attention, attn_mask=ATTEND),
+        torch.zeros(2, 1, 7, 7).masked_fill(~ATTEND, -torch.inf),
+    ),
+    "none": (lambda q, k, v: F.scaled_dot_product_attention(query=q, key=k, value=v), 0),
+    "scale": (partial(F.scaled_dot_product_attention, scale=0.3), 0),
+}
+
+
+@pytest.mark.parametrize("form", CALLS)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_the_bias_is_added_to_a_mask_of_the_models_own(
+    form: str, dtype: torch.dtype, close: float
+) -> None:
+    call, added = CALLS[form]
+    query, key, value = (x.to(dtype) for x in qkv())
     mass = torch.tensor([[1, 1, 3, 2, 1, 5, 1], [1, 4, 1, 1, 1, 1, 2]]).float()
-    tap = Tap(key_bias=mass.log())
-    with tap:
-        out = F.scaled_dot_product_attention(query, key, value, scale=scale)
-    assert gap(out, by_hand(query, key, value, mass.log()[:, None, None], scale)) <= 1e-6
-
-    # What it means: a key of mass 3 is the same key three times.
-    times = mass[0].long()
-    again = by_hand(
-        query[:1],
-        key[:1].repeat_interleave(times, 2),
-        value[:1].repeat_interleave(times, 2),
-        scale=scale,
-    )
-    assert gap(out[:1], again) <= 1e-6
-    assert gap(out, F.scaled_dot_product_attention(query, key, value, scale=scale)) > 1e-2
-
-
-@pytest.mark.parametrize("form", ["keyword", "positional", "none"])
-def test_a_mask_of_the_models_own_is_added_to(form: str) -> None:
-    query, key, value = qkv()
-    bias = torch.randn(2, 7, generator=torch.Generator().manual_seed(1))
-    mask = torch.randn(2, 1, 7, 7, generator=torch.Generator().manual_seed(2))
-    tap = Tap(key_bias=bias)
-    with tap:
-        if form == "keyword":
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        elif form == "positional":
-            out = F.scaled_dot_product_attention(query, key, value, mask, 0.0, False)
-        else:
-            out = F.scaled_dot_product_attention(query=query, key=key, value=value)
-    both = bias[:, None, None] + (0 if form == "none" else mask)
-    assert gap(out, by_hand(query, key, value, both)) <= 1e-6
-
-
-def test_a_boolean_mask_of_the_models_own_still_hides() -> None:
-    query, key, value = qkv()
-    bias = torch.randn(2, 7, generator=torch.Generator().manual_seed(1))
-    attend = torch.ones(2, 1, 7, 7, dtype=torch.bool)
-    attend[:, :, :, 4:] = False
-    tap = Tap(key_bias=bias)
-    with tap:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attend)
-    some = (query, key[:, :, :4], value[:, :, :4], bias[:, None, None, :4])
-    assert gap(out, by_hand(*some)) <= 1e-6
+    if dtype != torch.float32 and form in ("keyword", "positional"):
+        pytest.skip("torch takes masks of the dtype of the queries alone")
+    with Tap(key_bias=mass.log()):
+        out = call(query, key, value)
+    exact = [x.float() for x in (query, key, value)]
+    scale = 0.3 if form == "scale" else None
+    assert out.dtype == dtype
+    assert gap(out.float(), by_hand(*exact, mass.log()[:, None, None] + added, scale)) <= close
 
 
 def test_other_calls_go_through_and_nothing_outside_is_seen() -> None:
@@ -129,14 +111,6 @@ def test_other_calls_go_through_and_nothing_outside_is_seen() -> None:
         assert torch.equal(F.relu(query), query.clamp_min(0))
     F.scaled_dot_product_attention(query, key, value)
     assert tap.seen == []
-    assert _get_current_function_mode_stack() == []
-
-
-def test_close_leaves_the_mode_that_was_entered() -> None:
-    tap = Tap()
-    tap.__enter__()
-    assert _get_current_function_mode_stack() == [tap]
-    tap.close()
     assert _get_current_function_mode_stack() == []
 
 
@@ -151,57 +125,14 @@ def test_nested_taps_both_see_and_biases_add_up() -> None:
 
 
 def test_another_thread_is_not_watched() -> None:
-    query, key, value = qkv()
-    tap = Tap()
-    with tap:
-        thread = threading.Thread(target=F.scaled_dot_product_attention, args=(query, key, value))
+    with Tap() as tap:
+        thread = threading.Thread(target=F.scaled_dot_product_attention, args=qkv())
         thread.start()
         thread.join()
     assert tap.seen == []
 
 
-def test_the_bias_takes_the_dtype_of_the_queries() -> None:
-    query, key, value = (x.bfloat16() for x in qkv())
-    mass = torch.arange(1.0, 8.0).expand(2, 7)
-    tap = Tap(key_bias=mass.log())
-    with tap:
-        out = F.scaled_dot_product_attention(query, key, value)
-    exact = by_hand(query.float(), key.float(), value.float(), mass.log()[:, None, None])
-    assert out.dtype == torch.bfloat16
-    assert gap(out.float(), exact) <= 0.02
-
-
-# --------------------------------------------------------------------- proportional attention
-
-
-@pytest.mark.parametrize("case", [VIT, DEIT3, DINO_REG, SIGLIP], ids=lambda case: case.name)
-@pytest.mark.parametrize("proportional", [False, True])
-def test_proportional_attention_is_the_softmax_with_log_mass(
-    case: Case, proportional: bool
-) -> None:
-    """Three blocks, merges in the second: its own attention is plain, the third's has the masses."""
-    model = case.build(depth=3)
-    zoo = tokenzoo.build("tome", r=(0, 60, 0), proportional_attention=proportional)
-    attached = zoo.attach(model)
-    seen: list[tuple[Tensor, Tensor]] = []
-    for block in model.blocks:
-        block.attn.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
-    with torch.no_grad():
-        model(images(model))
-        total = case.grid[0] * case.grid[1]
-        assert attached.counts == (total, total - 60, total - 60)
-        assert len(seen) == 3
-
-        bias = attached.mass.log()[:, None, None]
-        assert float(bias.max()) > 0
-        biases = (None, None, bias if proportional else None)
-        for block, (x, out), added in zip(model.blocks, seen, biases, strict=True):
-            b, n, c = x.shape
-            attention = block.attn
-            h = attention.num_heads
-            query, key, value = attention.qkv(x).view(b, n, 3, h, c // h).permute(2, 0, 3, 1, 4)
-            merged = by_hand(query, key, value, added).transpose(1, 2).reshape(b, n, c)
-            assert gap(out, attention.proj(merged)) <= 1e-5
+# ------------------------- proportional attention; what it computes: test_site.py, written out
 
 
 @pytest.mark.parametrize("proportional", [False, True])
@@ -240,6 +171,7 @@ def test_blocks_that_need_nothing_are_not_watched(monkeypatch: pytest.MonkeyPatc
         ("evoprune", plain, 4),  # the blocks that merge
         ("evoprune", by_mass, 7),  # and all after the first of them
         ("tome", plain, 8),
+        ("evoprune", {"keep": 1.0}, 0),
         ("uniform", {}, 0),
         ("random", {}, 0),
     ):
@@ -250,9 +182,71 @@ def test_blocks_that_need_nothing_are_not_watched(monkeypatch: pytest.MonkeyPatc
         with torch.no_grad():
             model(x)
         assert len(entered) == times, name
-    model = VIT.build()
-    tokenzoo.build("evoprune", keep=1.0).attach(model)
-    entered.clear()
-    with torch.no_grad():
-        model(images(model))
-    assert entered == []
+
+
+@pytest.mark.parametrize("d", [8, 62, 63, 64, 72])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_as_channels_is_the_bias(d: int, dtype: torch.dtype) -> None:
+    """In bfloat16 no worse than twice a bias of that dtype is, both against exact arithmetic."""
+    generator = torch.Generator().manual_seed(d)
+    q, k, v = (torch.randn(2, 3, 11, d, generator=generator).to(dtype) for _ in range(3))
+    bias = (1 + 20 * torch.rand(2, 11, generator=generator)).log()
+    scale = d**-0.5
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), bias.double()[:, None, None], scale=scale
+    )
+    wide = widened(q, k, v, bias, scale)
+    assert {x.shape[-1] for x in wide} == {-(-(d + 2) // 8) * 8}
+    assert {x.dtype for x in wide} == {dtype}
+    # Two channels hold it more exactly than one of this dtype could.
+    held = (wide[0][..., :1, d:] * wide[1][..., d:]).double().sum(-1) * scale  # [b, h, n]
+    assert gap(held, bias.double()[:, None].expand_as(held)) <= 1e-5
+    out = F.scaled_dot_product_attention(*wide, scale=scale)
+    assert not out[..., d:].any()
+    masked = F.scaled_dot_product_attention(q, k, v, bias[:, None, None].to(dtype), scale=scale)
+    allowed = 1e-6 if dtype == torch.float32 else 2 * gap(masked.double(), exact)
+    assert gap(out[..., :d].double(), exact) <= allowed
+
+
+def test_a_bias_of_minus_infinity_fits_into_channels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 9, 16, generator=generator) for _ in range(3))
+    mass = torch.tensor([[1.0, 2, 3, 1, 1, 0, 0, 1, 0]]).expand(2, -1)
+    expected = F.scaled_dot_product_attention(q, k, v, mass.log()[:, None, None])
+    for dtype, close in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)):
+        wide = widened(*(x.to(dtype) for x in (q, k, v)), mass.log(), 0.25)
+        out = F.scaled_dot_product_attention(*wide, scale=0.25)[..., :16]
+        assert gap(out.float(), expected) <= close
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "d", "expected"),
+    [
+        ("cpu", torch.bfloat16, 64, False),
+        ("cuda", torch.float32, 64, False),
+        ("cuda", torch.bfloat16, 64, True),
+        ("cuda", torch.float16, 254, True),
+        ("cuda", torch.float16, 256, False),
+    ],
+)
+def test_where_it_is_taken(device: str, dtype: torch.dtype, d: int, expected: bool) -> None:
+    class There(Tensor):  # no such device may be here
+        device = property(lambda self: torch.device(device))  # type: ignore[assignment]
+
+    assert fits(torch.empty(1, 1, 2, d, dtype=dtype).as_subclass(There)) is expected
+
+
+@pytest.mark.parametrize("name", ["timm ViT", "clip"])
+def test_a_tower_without_masks_returns_what_one_with_them_returns(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run = made(name, 5)
+    with tokenzoo.build("tome", keep=0.4).attach(model), torch.inference_mode():
+        expected = run()
+        for module in (tap_file, hf_attention):
+            monkeypatch.setattr(module, "fits", lambda query: True)
+        with Spy() as spy:
+            found = run()
+    assert gap(found, expected) <= 1e-5
+    assert len(spy.masks) > 2
+    assert spy.masks == [None] * len(spy.masks)

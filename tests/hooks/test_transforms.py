@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.utils._pytree import tree_map
 
 import tokenzoo
-from tests.adapters.models import BEIT, DINOV3, SIGLIP, VIT, gap, images, randomise
+from tests.adapters.models import gap, images
 from tests.adapters.models import one_thread as one_thread
+from tests.compiling import clean_compiler as clean_compiler
+from tests.conformance.specs import SPECS, fresh
+from tests.hooks.running import pooled, tiny
 from tokenzoo import Recipe
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.testing.example import ABOUT_TEXT, PER_TOKEN, Example
@@ -82,7 +83,7 @@ def test_what_looks_at_values_says_so() -> None:
     zoo = tokenzoo.build("divprune", keep=3)
     with pytest.raises(BadArgumentError, match=r"protected= inside a transform of torch\.func"):
         vmap(lambda one: zoo.reduce(one[None], protected=protected).x)(x)
-    model = VIT.build(depth=2, img_size=32)
+    model = tiny(img_size=32)
     with (
         tokenzoo.build("tome", keep=2).attach(model, debug=True),
         pytest.raises(AttachError, match=r"debug=True .* transform of torch\.func"),
@@ -90,56 +91,36 @@ def test_what_looks_at_values_says_so() -> None:
         vmap(lambda one: model(one[None])[0])(images(model))
 
 
-# ---------------------------------------------------------------------------- attached models
-
-
-def torchvision_vit() -> Any:
-    return randomise(torchvision.models.VisionTransformer(64, 16, 3, 2, 32, 64, num_classes=5))
-
-
-def clip() -> Any:
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
-    size |= {"num_attention_heads": 2, "image_size": 64, "patch_size": 16}
-    return randomise(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**size)))
-
-
-TOWERS: dict[str, Callable[[], Any]] = {
-    "timm": lambda: VIT.build(depth=3, img_size=64),
-    "siglip": lambda: SIGLIP.build(depth=3, img_size=64),
-    "rotary": lambda: DINOV3.build(depth=3, img_size=64),
-    "bias of positions": lambda: BEIT.build(depth=3, img_size=64),
-    "torchvision": torchvision_vit,
-    "transformers": clip,
-}
+TOWERS = ("timm ViT", "timm SigLIP", "timm DINOv3", "timm BEiT", "torchvision", "clip")
 TRIED = [
-    ("timm", name)
+    ("timm ViT", name)
     for name in tokenzoo.list_recipes()
     for step in tokenzoo.build(name).recipe.steps
     if step.stage.name in ("image", "block", "features") and "text" not in step.needs
 ]
-TRIED += [(tower, name) for tower in TOWERS if tower != "timm" for name in ("evoprune", "tome")]
-
-
-def logits(model: nn.Module, parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-    out = functional_call(model, parameters, (image[None],))
-    return (out if isinstance(out, Tensor) else out.pooler_output)[0]
+TRIED += [(tower, name) for tower in TOWERS[1:] for name in ("evoprune", "tome")]
 
 
 @pytest.mark.parametrize(("tower", "name"), TRIED)
 def test_gradients_of_each_image_of_an_attached_model(tower: str, name: str) -> None:
-    model = TOWERS[tower]().eval()
-    x = draws(3, 3, 64, 64)
+    model, spec = fresh(tower, 3), SPECS[tower]
+    ((argument, x),) = spec.give(model).items()
     attached = tokenzoo.build(name, keep=0.5).attach(model)
     parameters = {key: value.detach() for key, value in model.named_parameters()}
-    (wanted,) = looped(lambda image: [logits(model, parameters, image)], x)
+
+    def logits(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        out = functional_call(model, parameters, (), {argument: image[None]})
+        return pooled(spec.read(out))[0]
+
+    (wanted,) = looped(lambda image: [logits(parameters, image)], x)
     counts = attached.counts
     # With parameters that learn, too: torch's own vmap of the attention depends on that.
-    found = vmap(lambda image: logits(model, dict(model.named_parameters()), image))(x)
+    found = vmap(lambda image: logits(dict(model.named_parameters()), image))(x)
     assert gap(found, wanted) <= 1e-5
     assert attached.counts == counts == attached.plan().blocks
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        return logits(model, parameters, image).square().sum()
+        return logits(parameters, image).square().sum()
 
     each = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
     for index, image in enumerate(x):
@@ -152,7 +133,7 @@ def test_gradients_of_each_image_of_an_attached_model(tower: str, name: str) -> 
 
 
 def test_several_models_at_once_inside_vmap() -> None:
-    model = VIT.build(depth=3, img_size=64)
+    model = tiny(depth=3)
     x = images(model)
     tokenzoo.build("evoprune", keep=0.5).attach(model)
     one = {key: value.detach() for key, value in model.named_parameters()}
@@ -166,7 +147,7 @@ def test_several_models_at_once_inside_vmap() -> None:
 @pytest.mark.parametrize("wrap", [lambda call: call, lambda call: grad(lambda x: call(x).sum())])
 def test_a_transform_keeps_counts_and_no_tensors(wrap: Any) -> None:
     """Its tensors have no meaning outside: what was seen last is then an error of ours."""
-    model = VIT.build(depth=2, img_size=64)
+    model = tiny()
     x = images(model)
     attached = tokenzoo.build("tome", keep=8).attach(model, trace=True)
     vmap(wrap(lambda image: model(image[None])[0]))(x)
@@ -180,9 +161,10 @@ def test_a_transform_keeps_counts_and_no_tensors(wrap: Any) -> None:
     assert attached.record.kept == 9
 
 
+@pytest.mark.usefixtures("clean_compiler")
 def test_a_compiled_vmap_is_the_vmap() -> None:
     """No batched tensor is an output of the graph."""
-    model = VIT.build(depth=2, img_size=64)
+    model = tiny()
     x = images(model, 3)
     attached = tokenzoo.build("tome", keep=8).attach(model)
 
@@ -191,10 +173,6 @@ def test_a_compiled_vmap_is_the_vmap() -> None:
 
     with torch.no_grad():
         wanted = call(x)
-        torch._dynamo.reset()
-        try:
-            found = torch.compile(call, backend="aot_eager", fullgraph=True)(x)
-        finally:
-            torch._dynamo.reset()
+        found = torch.compile(call, backend="aot_eager", fullgraph=True)(x)
     assert gap(found, wanted) <= 1e-5
     assert attached.counts == attached.plan().blocks

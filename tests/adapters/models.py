@@ -13,16 +13,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from tokenzoo import Recipe, Stage, Step
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.mergers import Identity
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import FeatureNorm
+
 SMALL = {"num_classes": 10, "depth": 8, "embed_dim": 48, "num_heads": 2, "weight_init": "skip"}
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """For every test of a file that imports this.
-
-    The matrices here are small: a second thread costs more than it brings, and on a busy machine, where
-    it waits for a core, a hundred times as much.
-    """
+    """For every test of a file that imports this: on a busy machine a second thread waits for a core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -82,32 +84,14 @@ ROPE = Case("vit_small_patch16_rope_224", "ViT, rotary", 1, (14, 14), "token", E
 ROPE_MIXED = Case(
     "vit_small_patch16_rope_mixed_224", "ViT, rotary by head", 1, (14, 14), "token", EVA
 )
-PE = Case(
-    "vit_pe_core_tiny_patch16_384",
-    "Perception Encoder",
-    1,
-    (16, 16),
-    "map",
-    {**EVA, "img_size": 256},
-)
-EVA_POST = Case(
-    "eva02_tiny_patch14_224",
-    "EVA-02, post-norm",
-    1,
-    (16, 16),
-    "avg",
-    {**EVA, "use_post_norm": True},
-)
+PE_SIZE = {**EVA, "img_size": 256}
+PE = Case("vit_pe_core_tiny_patch16_384", "Perception Encoder", 1, (16, 16), "map", PE_SIZE)
+POST = {**EVA, "use_post_norm": True}
+EVA_POST = Case("eva02_tiny_patch14_224", "EVA-02, post-norm", 1, (16, 16), "avg", POST)
 EVA1 = Case("eva_giant_patch14_224", "EVA", 1, (16, 16), "token", EVA)  # absolute positions only
 BEIT = Case("beit_base_patch16_224", "BEiT", 1, (14, 14), "avg", {"weight_init": None})
-BEIT_SHARED = Case(
-    "beit_base_patch16_224",
-    "BEiT, shared bias",
-    1,
-    (14, 14),
-    "avg",
-    {"weight_init": None, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": True},
-)
+SHARED = {"weight_init": None, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": True}
+BEIT_SHARED = Case("beit_base_patch16_224", "BEiT, shared bias", 1, (14, 14), "avg", SHARED)
 RELPOS = Case("vit_relpos_small_patch16_224", "relative positions", 0, (14, 14), "avg")
 SRELPOS = Case("vit_srelpos_small_patch16_224", "shared relative positions", 0, (14, 14), "avg")
 RELPOS_POST = Case(
@@ -118,20 +102,6 @@ POSITIONAL = (
     *(EVA02, DINOV3, ROPE, ROPE_MIXED, PE, EVA_POST),
     *(BEIT, BEIT_SHARED, RELPOS, SRELPOS, RELPOS_POST),
 )
-
-# Families of timm that are refused by name.
-REFUSED = {
-    "samvit_base_patch16": "windows of a fixed grid",
-    "swin_tiny_patch4_window7_224": "windows of a fixed grid",
-    "naflexvit_base_patch16_gap": "several sizes",
-    "cait_xxs24_224": "never calls the fused attention",
-    "xcit_nano_12_p8_224": "over channels",
-    "pvt_v2_b0": "between its stages",
-    "convit_tiny": "a whole map of positions",
-    "crossvit_tiny_240": "two sequences",
-    "mixer_s16_224": "as long as the whole image",
-    "resnet18": "not a vision transformer",
-}
 
 
 def small(name: str, **options: Any) -> Any:
@@ -184,6 +154,18 @@ def images(
         size = getattr(known, "img_size", None) or known.image_size
     size = (size, size) if isinstance(size, int) else size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    """The output, without gradients."""
+    with torch.no_grad():
+        return model(x)
+
+
+def largest(block: int, keep: int) -> Recipe:
+    """Keep the largest tokens of one block, and drop the others."""
+    step = Step(Stage.BLOCK, Once(block), SelectAssign(TopK(FeatureNorm()), Drop()), Identity())
+    return Recipe(step, keep=keep)
 
 
 def gap(a: Tensor, b: Tensor) -> float:

@@ -29,23 +29,16 @@ _SIZES: dict[str, Any] = {
     "image_size": SIDE,
     "patch_size": PATCH,
 }
-# Model class, configuration class, and what this family wants of its own (None: it has no such option).
-_TOWERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "clip": ("CLIPVisionModel", "CLIPVisionConfig", {}),
-    "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}),
-    "siglip2": (
-        "Siglip2VisionModel",
-        "Siglip2VisionConfig",
-        {"num_patches": (SIDE // PATCH) ** 2, "image_size": None},
-    ),
-    "dinov2": ("Dinov2Model", "Dinov2Config", {"mlp_ratio": 2, "intermediate_size": None}),
-    "dinov2_with_registers": (
-        "Dinov2WithRegistersModel",
-        "Dinov2WithRegistersConfig",
-        {"mlp_ratio": 2, "intermediate_size": None, "num_register_tokens": 3},
-    ),
-    "dinov3_vit": ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 3}),
-    "vit": ("ViTModel", "ViTConfig", {}),
+# Model class, and what this family wants of its own (None: it has no such option).
+_DINOV2 = {"mlp_ratio": 2, "intermediate_size": None}
+_TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip": ("CLIPVisionModel", {}),
+    "siglip": ("SiglipVisionModel", {}),
+    "siglip2": ("Siglip2VisionModel", {"num_patches": (SIDE // PATCH) ** 2, "image_size": None}),
+    "dinov2": ("Dinov2Model", _DINOV2),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", {**_DINOV2, "num_register_tokens": 3}),
+    "dinov3_vit": ("DINOv3ViTModel", {"num_register_tokens": 3}),
+    "vit": ("ViTModel", {}),
 }
 TOWERS = tuple(_TOWERS)
 
@@ -92,16 +85,21 @@ def answering(model: Any) -> Any:
 
 
 def tower(name: str, **overrides: Any) -> Any:
-    """The tower of that name (one of `TOWERS`), always the same for the same options, in eval mode.
+    """The tower of that name, with these options of its configuration: always the same, in eval mode."""
+    model, options = _TOWERS[name]
+    wanted = {key: value for key, value in tower_sizes(**options).items() if value is not None}
+    return made(model, **{**wanted, **overrides})
 
-    Args:
-        name: of `TOWERS`.
-        **overrides: for its configuration; `attn_implementation` is one.
-    """
-    model, config, options = _TOWERS[name]
-    wanted = {key: value for key, value in {**_SIZES, **options}.items() if value is not None}
-    made = getattr(transformers, config)(**{**wanted, **overrides})
-    return randomise(getattr(transformers, model)(made)).eval()
+
+def made(kind: str, **options: Any) -> Any:
+    """A model of this class of transformers, with this configuration and random weights, in eval mode."""
+    found = getattr(transformers, kind)
+    return randomise(found(found.config_class(**options))).eval()
+
+
+def tower_sizes(**options: Any) -> dict[str, Any]:
+    """The sizes of a small tower, for a configuration of one's own."""
+    return {**_SIZES, **options}
 
 
 def pixels(model: Any, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -125,8 +123,7 @@ def pixels(model: Any, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
 def llava(**overrides: Any) -> Any:
     """LLaVA-1.5, small: a CLIP tower of 6 blocks read after the fifth, 64 tokens without CLS, and a Llama.
 
-    Args:
-        **overrides: for the configuration; `vision` and `text` are dicts for its two parts.
+    Overrides are for the configuration; `vision` and `text` are dicts for its two parts.
     """
     return _llava("Llava", _CLIP, "LlamaConfig", {"vision_feature_layer": -2}, overrides)
 
@@ -160,19 +157,14 @@ def _llava(
     options: dict[str, Any],
     overrides: dict[str, Any],
 ) -> Any:
-    overrides = dict(overrides)
     seen = {**vision[1], **overrides.pop("vision", {})}
     said = {**_LLM, **overrides.pop("text", {})}
-    config = getattr(transformers, f"{name}Config")(
-        **{
-            "vision_config": getattr(transformers, vision[0])(**seen),
-            "text_config": getattr(transformers, text)(**said),
-            "image_token_id": IMAGE,
-            "tie_word_embeddings": False,
-            **options,
-            **overrides,
-        }
-    )
+    parts = {
+        "vision_config": getattr(transformers, vision[0])(**seen),
+        "text_config": getattr(transformers, text)(**said),
+    }
+    fixed = {"image_token_id": IMAGE, "tie_word_embeddings": False}
+    config = getattr(transformers, f"{name}Config")(**parts, **{**fixed, **options, **overrides})
     return answering(getattr(transformers, f"{name}ForConditionalGeneration")(config))
 
 
@@ -216,14 +208,10 @@ def _tokenizer(side: str) -> Any:
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
     )
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    shown = {"image_token": "<image>", "video_token": "<video>"}
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
-        padding_side=side,
+        tokenizer_object=words, **special, extra_special_tokens=shown, padding_side=side
     )
 
 
@@ -245,15 +233,13 @@ def processor(model: Any, padding_side: str = "left") -> Any:
             vision_feature_select_strategy=strategy,
             vision_aspect_ratio=config.vision_aspect_ratio,
         )
-    short = {"shortest_edge": side}
-    if config.model_type == "llava":
-        made, shows = transformers.LlavaProcessor, transformers.CLIPImageProcessor
-        seen = shows(size=short, crop_size=size)
-    else:
-        made, shows = transformers.LlavaNextProcessor, transformers.LlavaNextImageProcessor
-        seen = shows(size=short, crop_size=size, image_grid_pinpoints=config.image_grid_pinpoints)
-    return made(
-        seen,
+    sizes: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": size}
+    kind, shows = transformers.LlavaProcessor, transformers.CLIPImageProcessor
+    if config.model_type == "llava_next":
+        kind, shows = transformers.LlavaNextProcessor, transformers.LlavaNextImageProcessor
+        sizes["image_grid_pinpoints"] = config.image_grid_pinpoints
+    return kind(
+        shows(**sizes),
         tokenizer,
         patch_size=patch,
         vision_feature_select_strategy=strategy,
@@ -289,12 +275,7 @@ def inputs(
 ) -> Any:
     """What the model's processor returns for these prompts, as tensors; padded if there are several.
 
-    Args:
-        model: one of the LLaVAs here.
-        prompts: each with one `<image>` or `<video>` per image or video.
-        images: of each prompt, in order; an empty list for a prompt without any.
-        videos: of all prompts, in order; the processor wants as many frames of each.
-        padding_side: "left" or "right".
+    `images` are those of each prompt, `videos` of all prompts; the processor wants as many frames of each.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     given: dict[str, Any] = {"text": prompts, "padding": True, "return_tensors": "pt"}

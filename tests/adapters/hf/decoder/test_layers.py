@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tokenzoo
 from tests.adapters.hf import models as hf
+from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import (
     CACHE,
     FLOWER,
@@ -32,7 +33,6 @@ from tests.adapters.hf.vlm.calls import (
     whole,
 )
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
@@ -41,12 +41,29 @@ from tokenzoo.scorers import FeatureNorm, LastTokenAttention
 
 EACH = pytest.mark.parametrize("kind", KINDS)
 RECIPES = ("fastv", "dart", "two layers", "compact", "two compact", "compact pyramid", "raters")
-BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
+OTHERS = [kind for kind in KINDS if kind != "llava"]
+# What keeps rows apart is the same for all kinds.
+EVERY = pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("llava", name) for name in (*RECIPES, "merging")),
+        *((kind, name) for kind in OTHERS for name in ("two compact", "merging")),
+    ],
+)
 
 # Two rows with one image each, left-padded: their text is of different lengths.
 PAIR = Batch((ONE, "what is <image> ?"), ((TEMPLE,), (FLOWER,)))
 # One, two and no images: every row is cut in a way of its own.
 RAGGED = Batch((ONE, "<image> and <image> ?", "is the sky blue ?"), ((WIDE,), (FLOWER, SMALL), ()))
+
+
+@cache
+def eager(kind: str) -> Any:
+    """The model of that name, which shows its attention maps; the tests leave it bare."""
+    makes = {**KINDS, "qwen2_vl": qwen.qwen2_vl, "qwen2_5_vl": qwen.qwen2_5_vl}
+    model = makes[kind]()
+    model.set_attn_implementation("eager")
+    return model
 
 
 def step(layer: int, keep: float = 1.0, *, attended: bool = True, compact: bool = False) -> Step:
@@ -57,23 +74,20 @@ def step(layer: int, keep: float = 1.0, *, attended: bool = True, compact: bool 
     return Step(Stage.LLM(layer), Once(keep=keep), match, Identity(), positions=how)
 
 
-def recipe(name: str, keep: int = 13) -> Any:
-    made = {
-        "two layers": Recipe(step(1, 2.0), step(3, attended=False), keep=keep),
-        "compact": Recipe(step(2, compact=True), keep=keep),
-        "two compact": Recipe(step(1, 2.0, compact=True), step(3, compact=True), keep=keep),
-    }
-    zoo = {
-        "compact pyramid": ("pyramiddrop", {"layers": (1, 2, 3)}),
-        "raters": (
-            "sparsevlm",
-            {"version": "2", "layers": (1, 3), "factors": (2.0, 1.0), "heads": 2},
-        ),
-    }
-    if name in zoo:
-        method, options = zoo[name]
-        return tokenzoo.build(method, keep=keep, **options)
-    return tokenzoo.build(made[name]) if name in made else tokenzoo.build(name, keep=keep)
+TWO = {"layers": (1, 3), "factors": (2.0, 1.0)}
+MADE: dict[str, Callable[[], Any]] = {
+    "two layers": lambda: Recipe(step(1, 2.0), step(3, attended=False), keep=13),
+    "compact": lambda: Recipe(step(2, compact=True), keep=13),
+    "two compact": lambda: Recipe(step(1, 2.0, compact=True), step(3, compact=True), keep=13),
+    "compact pyramid": lambda: tokenzoo.build("pyramiddrop", keep=13, layers=(1, 2, 3)),
+    "raters": lambda: tokenzoo.build("sparsevlm", keep=13, version="2", heads=2, **TWO),
+    "merging": lambda: tokenzoo.build("sparsevlm", keep=13, dominant=0.75, **TWO),
+}
+
+
+def recipe(name: str) -> Any:
+    made = MADE[name]() if name in MADE else tokenzoo.build(name, keep=13)
+    return tokenzoo.build(made) if isinstance(made, Recipe) else made
 
 
 class Told:
@@ -124,97 +138,80 @@ def masked(model: Any, told: Told, real: Tensor, *, compact: bool) -> Generator[
     """
     language = model.model.language_model
 
-    def hook(layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        del module
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], layer: int) -> Any:
         x, k = args[0], real.shape[1]
         q = x.shape[1]
-        gone = told.at(layer, k)
-        seen = real.bool() & ~gone  # [b, k]
-        causal = torch.ones(q, k, dtype=torch.bool).tril(k - q)
-        allowed = causal & seen[:, None, None]  # [b, 1, q, k]
+        seen = real.bool() & ~told.at(layer, k)  # [b, k]
+        allowed = torch.ones(q, k, dtype=torch.bool).tril(k - q) & seen[:, None, None]
         mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(x.dtype).min)
-        kwargs = {**kwargs, "attention_mask": mask}
+        kwargs = {**kwargs, "attention_mask": mask}  # [b, 1, q, k]
         if compact:
             positions = (seen.long().cumsum(-1) - 1).clamp_min(0)[:, -q:]
             kwargs["position_embeddings"] = language.rotary_emb(x, positions)
         return args, kwargs
 
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda module, args, kwargs, i=i: hook(i, module, args, kwargs), with_kwargs=True
-        )
-        for i, layer in enumerate(language.layers)
-    ]
-    try:
+    with ExitStack() as handles:
+        for i, layer in enumerate(language.layers):
+            handle = layer.register_forward_pre_hook(partial(hook, layer=i), with_kwargs=True)
+            handles.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def steps_of(model: Any, given: Any, real: Tensor, words: Sequence[Tensor]) -> Generator[Any]:
-    """Logits of the prompt, and of each word decoded after it with the cache; also the mask until then."""
+def steps_of(
+    model: Any, given: Any, words: Sequence[Tensor], around: Callable[[Tensor], Any] = nullcontext
+) -> list[Tensor]:
+    """Logits of the prompt, and of each word decoded after it with the cache.
+
+    Args:
+        model: the model.
+        given: the prompts.
+        words: each `[b, 1]`.
+        around: from a call's mask, the context in which it is made.
+    """
+    real = given["attention_mask"]
     positions = (real.cumsum(-1) - 1).clamp_min(0)
-    with torch.no_grad():
+    with torch.no_grad(), around(real):
         out = model(**given, position_ids=positions, use_cache=True)
-        yield out.logits, real
-        for word in words:
-            real = torch.cat([real, torch.ones_like(real[:, :1])], 1)
-            positions = positions[:, -1:] + 1
-            out = model(
-                input_ids=word,
-                attention_mask=real,
-                position_ids=positions,
-                **{CACHE: cache_of(out)},
-                use_cache=True,
-            )
-            yield out.logits, real
-
-
-def reference(model: Any, given: Any, told: Told, words: Any, *, compact: bool) -> list[Tensor]:
-    """The same steps by the bare model with masks."""
-    real, found = given["attention_mask"], []
-    going = steps_of(model, given, real, words)
-    for i in range(len(words) + 1):
-        if i:
-            real = torch.cat([real, torch.ones_like(real[:, :1])], 1)
-        with masked(model, told, real, compact=compact):
-            found.append(next(going)[0])
+    found = [out.logits]
+    for word in words:
+        real = torch.cat([real, torch.ones_like(real[:, :1])], 1)
+        positions = positions[:, -1:] + 1
+        say = {"attention_mask": real, "position_ids": positions, CACHE: cache_of(out)}
+        with torch.no_grad(), around(real):
+            out = model(input_ids=word, **say, use_cache=True)
+        found.append(out.logits)
     return found
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("batch", [PAIR, RAGGED], ids=["pair", "ragged"])
-@BASES
-@EACH
+@pytest.mark.parametrize("base", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [("llava", PAIR), *((kind, RAGGED) for kind in KINDS)],
+    ids=["pair", *KINDS],
+)
 def test_it_is_the_bare_model_that_does_not_see_what_was_dropped(
     kind: str, base: str, batch: Batch, name: str
 ) -> None:
-    model = whole(kind) if base == "sdpa" else _eager(kind)
+    model = whole(kind) if base == "sdpa" else eager(kind)
     given = batch.given(model)
     real = given["attention_mask"]
     words = [torch.randint(len(hf.SPECIAL), len(hf.WORDS), (len(real), 1)) for _ in range(3)]
     told = Told(given)
     with recipe(name).attach(model, on_reduce=told):
-        ours = [out for out, _ in steps_of(model, given, real, words)]
-    assert max(told.gone) < 4
-    bare = reference(model, given, told, words, compact="compact" in name)
+        ours = steps_of(model, given, words)
     last = max(told.gone)
-    there = real.bool() & ~told.at(last, real.shape[1])
-    assert int((~there & real.bool()).sum()) > 0
-    assert real_gap(ours[0], bare[0], there) <= 1e-4
+    assert last < 4
+    without = partial(masked, model, told, compact="compact" in name)
+    bare = steps_of(model, given, words, without)
+    gone = told.at(last, real.shape[1])
+    assert bool((gone & real.bool()).any())
+    assert real_gap(ours[0], bare[0], real.bool() & ~gone) <= 1e-4
     for mine, theirs in zip(ours[1:], bare[1:], strict=True):
         assert gap(mine, theirs) <= 1e-4
     # The reference is sharp: without its masks it is another model.
-    plain = [out for out, _ in steps_of(model, given, real, words)]
-    reduced = torch.tensor([(row == hf.IMAGE).any() for row in given["input_ids"]])
-    assert gap(plain[-1][reduced], ours[-1][reduced]) > 1e-2
-
-
-def _eager(kind: str) -> Any:
-    model = KINDS[kind]()
-    model.set_attn_implementation("eager")
-    return model
+    reduced = gone.any(1)
+    assert gap(steps_of(model, given, words)[-1][reduced], ours[-1][reduced]) > 1e-2
 
 
 # Of an image of five crops, 13 tokens each, and what belongs to none of them: newlines, and the remainder.
@@ -224,7 +221,7 @@ LEFT = {"llava": 13, "llava_next": 5 * 13 + 10 + 4, "llava_onevision": 5 * 13 + 
 @EACH
 def test_fastv_keeps_what_the_last_token_attends_to(kind: str) -> None:
     """Its choice, found from the attention maps of the bare model."""
-    model = _eager(kind)
+    model = eager(kind)
     given = PAIR.given(model)
     ids = given["input_ids"]
     positions = (given["attention_mask"].cumsum(-1) - 1).clamp_min(0)
@@ -244,28 +241,23 @@ def test_fastv_keeps_what_the_last_token_attends_to(kind: str) -> None:
 def test_as_many_tokens_as_planned_enter_each_layer() -> None:
     model = whole("llava")
     given = SINGLE.given(model)
-    lengths: list[int] = []
     n = given["input_ids"].shape[1]
-    with recipe("two layers").attach(model) as attached:
-        handles = [
-            layer.register_forward_hook(lambda module, args, out: lengths.append(out.shape[1]))
-            for layer in model.model.language_model.layers
-        ]
-        out = logits(model, given)
-        assert lengths == [n, n - 64 + 26, n - 64 + 26, n - 64 + 13]
-        assert attached.plan().llm == 13
-        assert attached.plan().visual == 64
-        assert out.shape[1] == n
+    wanted = [n, n - 64 + 26, n - 64 + 26, n - 64 + 13]
+    lengths: list[int] = []
+    with recipe("two layers").attach(model) as attached, ExitStack() as handles:
+        for layer in model.model.language_model.layers:
+            handle = layer.register_forward_hook(lambda m, a, out: lengths.append(out.shape[1]))
+            handles.callback(handle.remove)
+        assert logits(model, given).shape[1] == n
+        assert lengths == wanted
+        assert (attached.plan().llm, attached.plan().visual) == (13, 64)
         cache = cache_of(model(**given, use_cache=True))
-        held = [cache.get_seq_length(layer) for layer in range(4)]
-        assert held == [n, n - 64 + 26, n - 64 + 26, n - 64 + 13]
-    for handle in handles:
-        handle.remove()
+        assert [cache.get_seq_length(layer) for layer in range(4)] == wanted
 
 
-@EACH
-@pytest.mark.parametrize("name", RECIPES)
+@EVERY
 def test_with_and_without_a_cache_in_every_way(kind: str, name: str) -> None:
+    """Rows with other images, other text and padding are what they are alone."""
     model = whole(kind)
     given = PADDED.given(model)
     with recipe(name).attach(model):
@@ -275,7 +267,7 @@ def test_with_and_without_a_cache_in_every_way(kind: str, name: str) -> None:
         assert torch.equal(torch.cat(alone), said)
         beams = answer(model, given, num_beams=3)
         assert torch.equal(answer(model, given, num_beams=3, use_cache=False), beams)
-        if kind == "llava":  # what keeps rows apart is the same for all kinds
+        if kind == "llava":
             alone = [answer(model, row, num_beams=3) for row in PADDED.rows(model)]
             assert torch.equal(torch.cat(alone), beams)
 
@@ -297,32 +289,18 @@ def test_dropped_tokens_come_back_as_they_were() -> None:
     assert gap(out[gone], expected[gone]) <= 1e-4
 
 
-def test_positions_that_are_kept_and_compact_ones_differ() -> None:
-    model = whole("llava")
-    given = SINGLE.given(model)
-    outs: list[Tensor] = []
-    for compact in (False, True):
-        made = step(2, compact=compact)
-        with tokenzoo.build(Recipe(made, keep=13)).attach(model):
-            outs.append(logits(model, given)[:, -1])
-    assert gap(outs[0], outs[1]) > 1e-3
-    assert replace(made, positions="keep") == step(2)
-
-
 def test_frames_and_images_each_keep_their_share() -> None:
     model = whole("llava_onevision")
     given = hf.inputs(model, "<image> and <video> ?", [[TEMPLE]], [hf.video(3)])
     ids = given["input_ids"][0]
     places = ((ids == hf.IMAGE) | (ids == hf.VIDEO)).nonzero()[:, 0]
-    shapes: list[tuple[int, int]] = []
-
-    def tell(event: Any) -> None:
-        shapes.append((event.before.x.shape[1], event.after.x.shape[1]))
-
-    with tokenzoo.build("fastv", keep=0.25).attach(model, on_reduce=tell), entering(model) as calls:
+    told: list[Any] = []
+    zoo = tokenzoo.build("fastv", keep=0.25)
+    with zoo.attach(model, on_reduce=told.append), entering(model) as calls:
         logits(model, given)
         assert calls[0]["inputs_embeds"].shape[1] == len(ids)
-        ((before, after),) = shapes
+        (event,) = told
+        before, after = event.before.x.shape[1], event.after.x.shape[1]
         assert before == len(places)
         # A quarter of what belongs to a crop or a frame; newlines are counted as kept.
         assert before / 4 <= after < before / 4 + 20
@@ -340,9 +318,8 @@ def test_text_alone_is_left_alone() -> None:
             assert torch.equal(answer(model, given), said)
 
 
-@EACH
+@EVERY
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", RECIPES)
 def test_padding_is_not_carried_along(kind: str, side: str, name: str) -> None:
     """From the step on a batch is as long as the longest of its rows is then."""
     model = whole(kind)
@@ -356,15 +333,13 @@ def test_padding_is_not_carried_along(kind: str, side: str, name: str) -> None:
         assert cache.get_seq_length(0) == given["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("kind", ["one", "two compact"])
+@pytest.mark.parametrize("layers", [(2,), (1, 3)])
 @pytest.mark.parametrize("keep", [13, 1])
-def test_a_prompt_that_ends_with_an_image(kind: str, keep: int) -> None:
+def test_a_prompt_that_ends_with_an_image(layers: tuple[int, ...], keep: int) -> None:
     """Its last token is a visual one, from which the answer is read: it stays, and is counted."""
     model = whole("llava")
     given = hf.inputs(model, ["what is this <image>", "the <image> is"], [[TEMPLE], [TEMPLE]])
-    layers = {"one": (2,), "two compact": (1, 3)}[kind]
-    match = SelectAssign(TopK(LastTokenAttention()), Drop())
-    steps = [Step(Stage.LLM(k), Once(), match, Identity(), positions="compact") for k in layers]
+    steps = [step(k, compact=True) for k in layers]
     alone = hf.inputs(model, ["what is this <image>"], [[TEMPLE]])
     with tokenzoo.build(Recipe(*steps, keep=keep)).attach(model) as attached, torch.no_grad():
         out = model(**given).logits
@@ -372,6 +347,4 @@ def test_a_prompt_that_ends_with_an_image(kind: str, keep: int) -> None:
         single = model(**alone).logits
         assert attached.prompts == (keep,)
         assert float((out[0, -1] - single[0, -1]).abs().max()) <= 1e-4
-        options = {"max_new_tokens": 4, "do_sample": False}
-        cached = model.generate(**alone, **options)
-        assert torch.equal(cached, model.generate(**alone, **options, use_cache=False))
+        assert torch.equal(answer(model, alone), answer(model, alone, use_cache=False))

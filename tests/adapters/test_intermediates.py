@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,9 @@ import torch
 import tokenzoo
 from tests.adapters.hf.models import pixels, tower
 from tests.adapters.models import DINO_REG, DINOV3, VIT, images, randomise, small
-from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit
 from tokenzoo import Recipe, Stage, Step
-from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
@@ -24,46 +24,55 @@ from tokenzoo.scorers import FeatureNorm
 Maps = Callable[[Any, Any], list[Any]]
 
 
-def getter() -> Any:
-    options = {"depth": 4, "embed_dim": 48, "num_heads": 2, "img_size": 112}
-    made = timm.create_model(
-        "vit_tiny_patch16_224", features_only=True, out_indices=(0, 2), **options
-    )
+def getter(name: str) -> Any:
+    sizes = {"depth": 4, "embed_dim": 48, "num_heads": 4, "img_size": 112}
+    made = timm.create_model(name, features_only=True, out_indices=(0, 2), **sizes)
     return randomise(made).eval()
+
+
+def itself(model: Any) -> Any:
+    return model
 
 
 # What attach is given, what is called, and the features of the last block asked for.
 WAYS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Maps]] = {
     "open_clip, maps": (
         lambda: open_clip_vit(4),
-        lambda model: model,
+        itself,
         lambda model, x: model.forward_intermediates(x, indices=[3])["image_intermediates"],
     ),
     "open_clip, only these": (
         lambda: open_clip_vit(4, pool_type="avg"),
-        lambda model: model,
+        itself,
         lambda model, x: model.forward_intermediates(
             x, indices=[2], stop_early=True, intermediates_only=True, normalize_intermediates=True
         )["image_intermediates"],
     ),
     "timm, layers": (
         lambda: VIT.build(depth=4, img_size=112),
-        lambda model: model,
+        itself,
         lambda model, x: model.get_intermediate_layers(x, n=1),
     ),
     "timm, layers with registers": (
         lambda: DINO_REG.build(depth=4, img_size=98),
-        lambda model: model,
+        itself,
         lambda model, x: [
             y for y, _ in model.get_intermediate_layers(x, n=[3], return_prefix_tokens=True)
         ],
     ),
     "timm, rotary": (
         lambda: DINOV3.build(depth=4, img_size=112),
-        lambda model: model,
+        itself,
         lambda model, x: model.forward_intermediates(x, indices=[3], intermediates_only=True),
     ),
-    "timm, features_only": (getter, lambda net: net.model, lambda net, x: net(x)),
+    **{
+        f"features_only of {name}": (
+            lambda name=name: getter(name),
+            lambda net: net.model,
+            lambda net, x: net(x),
+        )
+        for name in ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224")
+    },
 }
 
 
@@ -85,46 +94,41 @@ def test_features_in_between_are_whole_or_an_error(way: str) -> None:
         assert all(torch.equal(y, z) for y, z in zip(maps(model, x), bare, strict=True))
 
 
-def test_features_only_says_what_to_attach_to() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"attach\(net.model, restore=True\)"):
-        tokenzoo.build("tome", keep=20).attach(getter())
+def call(model: Any) -> Any:
+    return model(**pixels(model)) if hasattr(model, "config") else model(images(model))
 
 
-# ------------------------------------------------------------------------- passes that do not reach the end
+def stop(model: Any) -> None:
+    options = {"indices": [1], "stop_early": True, "intermediates_only": True, "output_fmt": "NLC"}
+    model.forward_intermediates(images(model), **options)
 
 
-def stop(model: Any, x: Any) -> None:
-    model.forward_intermediates(
-        x, indices=[1], stop_early=True, intermediates_only=True, output_fmt="NLC"
-    )
-
-
-def prune(model: Any, x: Any) -> None:
+def prune(model: Any) -> None:
     model.prune_intermediate_layers([1])
-    stop(model, x)
+    stop(model)
 
 
-def cut(name: str) -> Callable[[Any, Any], None]:
-    def cut_and_run(model: Any, x: Any) -> None:
-        del model.get_submodule(name)[2:]
-        model(**x) if isinstance(x, dict) else stop(model, x)
-
-    return cut_and_run
+def cut(blocks: str, run: Callable[[Any], Any], model: Any) -> None:
+    del model.get_submodule(blocks)[2:]
+    run(model)
 
 
-SHORT: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], None]]] = {
+SHORT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "timm, stops": (lambda: VIT.build(depth=4, img_size=112), stop),
     "timm, pruned": (lambda: VIT.build(depth=4, img_size=112), prune),
-    "timm, cut": (lambda: DINOV3.build(depth=4, img_size=112), cut("blocks")),
+    "timm, cut": (lambda: DINOV3.build(depth=4, img_size=112), partial(cut, "blocks", stop)),
     "open_clip, stops": (lambda: open_clip_vit(4), stop),
     "open_clip, pruned": (lambda: open_clip_vit(4), prune),
-    "dinov2": (lambda: tower("dinov2"), cut("encoder.layer")),
-    "siglip": (lambda: tower("siglip", vision_use_head=False), cut("encoder.layers")),
+    "dinov2": (lambda: tower("dinov2"), partial(cut, "encoder.layer", call)),
+    "siglip": (
+        lambda: tower("siglip", vision_use_head=False),
+        partial(cut, "encoder.layers", call),
+    ),
 }
 
 
-LARGEST = SelectAssign(TopK(FeatureNorm()), Drop())
-RECIPES = {"blocks": "tome", "features": Recipe(Step(Stage.FEATURES, Once(), LARGEST, Identity()))}
+AT_THE_END = Step(Stage.FEATURES, Once(), SelectAssign(TopK(FeatureNorm()), Drop()), Identity())
+RECIPES = {"blocks": "tome", "features": Recipe(AT_THE_END)}
 
 
 @pytest.mark.parametrize("stage", RECIPES)
@@ -132,14 +136,13 @@ RECIPES = {"blocks": "tome", "features": Recipe(Step(Stage.FEATURES, Once(), LAR
 def test_a_pass_that_stops_early_shows_no_counts_of_another(way: str, stage: str) -> None:
     make, run = SHORT[way]
     model = make()
-    x = pixels(model) if hasattr(model, "config") else images(model)
     attached = tokenzoo.build(RECIPES[stage], keep=20).attach(model, trace=True)
     with pytest.raises(AttachError, match="has not run"):
         _ = attached.counts
     with torch.no_grad():
-        model(**x) if isinstance(x, dict) else model(x)
+        call(model)
         assert attached.features == 20
-        run(model, x)
+        run(model)
     for name in ("counts", "features", "mass", "record", "passes"):
         with pytest.raises(AttachError, match=r"did not reach the last block.*attach again"):
             getattr(attached, name)
@@ -152,9 +155,8 @@ def test_a_model_whose_blocks_were_cut_does_not_pool() -> None:
         (tower("siglip"), "encoder.layers"),
     ):
         tokenzoo.build("tome", keep=20).attach(model)
-        del model.get_submodule(blocks)[2:]
         with pytest.raises(AttachError, match=r"2 of \d blocks ran before the pooling"):
-            model(**pixels(model)) if hasattr(model, "config") else model(images(model))
+            cut(blocks, call, model)
 
 
 def test_checkpointing_runs_the_first_block_again_and_the_counts_stay() -> None:

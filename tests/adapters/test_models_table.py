@@ -9,7 +9,6 @@ import pytest
 import timm
 
 from benchmarks import make_models_table, models_to_try
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.tools import model_loading
 from tokenzoo.tools.compatibility import examine
 
@@ -18,6 +17,19 @@ WORKS = re.compile(
     r"^\| `(\S+)` \| (\w+) \| (\S+) \| (\d+ → [\d, ]+) \| ([\d.]+) \|$", re.MULTILINE
 )
 REFUSED = re.compile(r"^\| `(\S+)` \| (\w+) \| (\D.+) \|$", re.MULTILINE)
+TABLES = {
+    "timm": "timm",
+    "With all their blocks": "whole",
+    "torchvision and open_clip": "elsewhere",
+    "transformers": "transformers",
+}
+"""The models of the script, by the title of their section."""
+OPTIONS = {
+    "recipe": make_models_table.RECIPE,
+    "keep": make_models_table.KEEP,
+    "batch": make_models_table.BATCH,
+    "depth": make_models_table.DEPTH,
+}
 
 
 def part(title: str) -> str:
@@ -34,20 +46,11 @@ def rows(title: str) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, .
     return works, {name: rest for name, rest in refused.items() if name not in works}
 
 
-@pytest.mark.parametrize(
-    ("title", "label"),
-    [
-        ("timm", "timm"),
-        ("With all their blocks", "whole"),
-        ("torchvision and open_clip", "elsewhere"),
-        ("transformers", "transformers"),
-    ],
-)
-def test_the_tables_have_the_models_of_the_script(title, label) -> None:
+@pytest.mark.parametrize("title", TABLES)
+def test_the_tables_have_the_models_of_the_script(title) -> None:
     works, refused = rows(title)
-    names = models_to_try.named(label)
-    assert len(names) == len(set(names))
-    assert sorted([*works, *refused]) == sorted(names)
+    names = models_to_try.named(TABLES[title])
+    assert sorted([*works, *refused]) == sorted(set(names)) == sorted(names)
     lines = [line for line in part(title).splitlines() if line.startswith("| `")]
     assert len(lines) == len(names)  # no line of a third kind
     for name, (_, identity, _, flops) in works.items():
@@ -56,35 +59,28 @@ def test_the_tables_have_the_models_of_the_script(title, label) -> None:
 
 
 def test_there_are_enough_and_they_are_counted() -> None:
-    titles = ("timm", "torchvision and open_clip", "With all their blocks", "transformers")
-    tables = [rows(title) for title in titles]
-    works = {name for table, _ in tables for name in table}
-    refused = {name for _, table in tables for name in table} | set(models_to_try.named("others"))
+    others = models_to_try.named("others")
+    works = {name for title in TABLES for name in rows(title)[0]}
+    refused = {name for title in TABLES for name in rows(title)[1]} | set(others)
     assert len(models_to_try.named("timm")) >= 90
     assert f"\n{len(works)} models work, {len(refused)} are refused." in PAGE
-
-
-def test_the_other_models_are_listed() -> None:
-    assert re.findall(r"`(\S+)`", part("Other models of timm")) == models_to_try.named("others")
+    assert re.findall(r"`(\S+)`", part("Other models of timm")) == others
+    for name in models_to_try.named("elsewhere"):
+        assert name.partition(":")[0] in model_loading.LIBRARIES
 
 
 def test_every_module_of_timm_is_there() -> None:
     """Of the version that the page was made with: a newer one may have more."""
-    listed = [
-        *models_to_try.MODELS,
-        *(pair.partition(":")[0] for pair in models_to_try.OTHERS.split()),
-    ]
-    assert len(listed) == len(set(listed))
+    models = {name: names.split() for name, names in models_to_try.MODELS.items()}
+    pairs = [pair.split(":") for pair in models_to_try.OTHERS.split()]
+    others = {module: [name] for module, name in pairs}
+    assert len(others) == len(pairs)
+    assert not models.keys() & others.keys()
     if f"timm {timm.__version__}," in PAGE:
-        assert sorted(listed) == timm.list_modules()
-        pairs = [
-            (module, name)
-            for module, names in models_to_try.MODELS.items()
-            for name in names.split()
-        ]
-        pairs += [tuple(pair.split(":")) for pair in models_to_try.OTHERS.split()]
-        for module, name in pairs:
-            assert name in timm.list_models(module=module), (module, name)
+        assert sorted(models | others) == timm.list_modules()
+        for module, names in (models | others).items():
+            assert set(names) <= set(timm.list_models(module=module)), module
+        assert set(models_to_try.named("whole")) <= set(timm.list_models())
 
 
 @pytest.mark.parametrize(
@@ -97,19 +93,12 @@ def test_every_module_of_timm_is_there() -> None:
     ],
 )
 def test_a_model_that_works_does(name) -> None:
-    options = {
-        "recipe": make_models_table.RECIPE,
-        "keep": make_models_table.KEEP,
-        "batch": make_models_table.BATCH,
-    }
-    verdict = examine(name, depth=make_models_table.DEPTH, **options)
-    assert make_models_table.works_table([verdict]).splitlines()[-1].split(" | ")[:2] == [
-        f"| `{name}`",
-        rows("timm")[0][name][0],
-    ]
+    verdict = examine(name, **OPTIONS)
     family, _, tokens, flops = rows("timm")[0][name]
     assert (verdict.verdict, verdict.family) == ("works", family)
-    assert tokens in make_models_table.works_table([verdict])
+    line = make_models_table.works_table([verdict]).splitlines()[-1]
+    assert line.startswith(f"| `{name}` | {family} | ")
+    assert tokens in line
     assert f"{verdict.flops:.2f}" == flops
 
 
@@ -117,12 +106,7 @@ def test_a_tower_of_transformers_is_reduced_as_the_table_says() -> None:
     """Of less than its own width: the tokens are the same, and the rest would take minutes."""
     name = "transformers:qwen2_5_vl_vision"
     narrow = {"hidden_size": 48, "intermediate_size": 96, "num_heads": 4, "out_hidden_size": 32}
-    options = {
-        "recipe": make_models_table.RECIPE,
-        "keep": make_models_table.KEEP,
-        "batch": make_models_table.BATCH,
-    }
-    verdict = examine(name, depth=make_models_table.DEPTH, **options, **narrow)
+    verdict = examine(name, **OPTIONS, **narrow)
     family, _, tokens, _ = rows("transformers")[0][name]
     assert (verdict.verdict, verdict.family) == ("works", family)
     assert f" {tokens} " in make_models_table.works_table([verdict])
@@ -144,15 +128,3 @@ def test_a_model_that_is_refused_is(title, name) -> None:
     first, _, ending = verdict.reason.partition(". ")
     assert first == reason
     assert f"- {ending}" in part(title)
-
-
-def test_the_names_are_names() -> None:
-    for name in models_to_try.named("elsewhere"):
-        assert name.partition(":")[0] in model_loading.LIBRARIES
-    if f"timm {timm.__version__}," in PAGE:
-        names = [
-            *models_to_try.named("timm"),
-            *models_to_try.named("whole"),
-            *models_to_try.named("others"),
-        ]
-        assert set(names) <= set(timm.list_models())

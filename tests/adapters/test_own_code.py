@@ -9,69 +9,63 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from open_clip.transformer import VisionTransformer as OpenClip
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer as TorchVision
 
 import tokenzoo
-from tests.adapters.hf.models import pixels, randomise, tower
+from tests.adapters.hf.models import made, pixels, tower, tower_sizes
 from tests.adapters.models import DEIT, VIT, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tokenzoo.errors import AttachError, UnsupportedModelError
 
 
-class MeanInFeatures(VisionTransformer):
+def mean(x: Tensor) -> Tensor:
+    """Of all tokens but CLS, each of them counted once."""
+    return x[:, 1:].mean(1)
+
+
+def features(self: Any, x: Tensor, **options: Any) -> Tensor:
     """As code for fine-tuning masked autoencoders does it."""
-
-    def forward_features(self, x: Tensor, **options: Any) -> Tensor:
-        x = self._pos_embed(self.patch_embed(x))
-        return self.fc_norm(self.norm(self.blocks(self.norm_pre(x)))[:, 1:].mean(1))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return x if pre_logits else self.head(x)
+    x = self._pos_embed(self.patch_embed(x))
+    return self.fc_norm(mean(self.norm(self.blocks(self.norm_pre(x)))))
 
 
-class MeanInHead(VisionTransformer):
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(self.fc_norm(x[:, 1:].mean(1)))
+def of_torchvision(self: Any, x: Tensor) -> Tensor:
+    x = self._process_input(x)
+    return self.heads(
+        mean(self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)))
+    )
 
 
-class MeanOfTorchvision(TorchVision):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self._process_input(x)
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
-        return self.heads(self.encoder(x)[:, 1:].mean(1))
-
-
-class MeanOfOpenClip(OpenClip):
-    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.ln_post(x)[:, 1:].mean(1), x[:, 1:]
-
-
-class MeanOfDino(transformers.Dinov2Model):
-    def forward(self, pixel_values: Tensor) -> Any:
-        out = super().forward(pixel_values)
-        out.pooler_output = out.last_hidden_state[:, 1:].mean(1)
-        return out
+def of_dino(self: Any, pixel_values: Tensor) -> Any:
+    out = transformers.Dinov2Model.forward(self, pixel_values)
+    out.pooler_output = mean(out.last_hidden_state)
+    return out
 
 
 class Head(nn.Module):
     """A head of the user's after `global_pool=""`, which hands it all tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, 1:].mean(1)
+        return mean(x)
 
 
-def of(model: Any, kind: type) -> Any:
-    model.__class__ = kind
+def own(model: Any, **methods: Any) -> Any:
+    """The model as one of the user's class, which has these methods."""
+    model.__class__ = type("Mine", (type(model),), methods)
     return model
+
+
+def with_own_features() -> Any:
+    return own(
+        VIT.build(depth=4, global_pool="avg"),
+        forward_features=features,
+        forward_head=lambda self, x, pre_logits=False: x if pre_logits else self.head(x),
+    )
 
 
 def with_own_pool() -> Any:
     model = VIT.build(depth=4)
-    model.pool = MethodType(lambda self, x, pool_type=None: x[:, 1:].mean(1), model)
+    model.pool = MethodType(lambda self, x, pool_type=None: mean(x), model)
     return model
 
 
@@ -82,13 +76,16 @@ def with_own_head() -> Any:
 
 
 OWN = {
-    "forward_features": lambda: of(VIT.build(depth=4, global_pool="avg"), MeanInFeatures),
-    "forward_head": lambda: of(DEIT.build(depth=4, global_pool="avg"), MeanInHead),
+    "forward_features": with_own_features,
+    "forward_head": lambda: own(
+        DEIT.build(depth=4, global_pool="avg"),
+        forward_head=lambda self, x, pre_logits=False: self.head(self.fc_norm(mean(x))),
+    ),
     "pool": with_own_pool,
     "Head": with_own_head,
-    "forward": lambda: of(torchvision_vit(4), MeanOfTorchvision),
-    "_pool": lambda: of(open_clip_vit(4), MeanOfOpenClip),
-    r"forward \(of": lambda: of(tower("dinov2"), MeanOfDino),
+    "forward": lambda: own(torchvision_vit(4), forward=of_torchvision),
+    "_pool": lambda: own(open_clip_vit(4), _pool=lambda self, x: (mean(self.ln_post(x)), x[:, 1:])),
+    r"forward \(of": lambda: own(tower("dinov2"), forward=of_dino),
 }
 
 
@@ -118,42 +115,27 @@ def test_all_tokens_give_the_mean_by_mass() -> None:
             assert gap(run(own), run(stock)) <= 1e-5
 
 
-def test_attached_again_its_own_methods_are_no_strangers() -> None:
-    model = VIT.build(depth=4)
+def test_a_subclass_without_code_and_what_is_attached_already_are_no_strangers() -> None:
+    model = own(VIT.build(depth=4))
     zoo = tokenzoo.build("tome", keep=20)
     zoo.attach(model)
     zoo.attach(model, replace=True)
+    assert gap(run(model), run(VIT.build(depth=4))) > 1e-3
 
 
-# ------------------------------------------------------------------- transformers' models around a tower
+def clip(**sizes: Any) -> dict[str, Any]:
+    return {"vision_config": tower_sizes(**sizes)}
 
 
-def sizes(**options: Any) -> dict[str, Any]:
-    wanted = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return {**wanted, "intermediate_size": 96, "image_size": 56, "patch_size": 7, **options}
-
-
+REGISTERS = tower_sizes(num_register_tokens=3)
 # Class, configuration, the tower's name, and the first token of which a mean is taken.
 CLASSIFIERS: dict[str, tuple[dict[str, Any], str, int]] = {
-    "Dinov2ForImageClassification": (sizes(), "dinov2", 1),
-    "Dinov2WithRegistersForImageClassification": (
-        sizes(num_register_tokens=3),
-        "dinov2_with_registers",
-        4,
-    ),
-    "CLIPForImageClassification": ({"vision_config": sizes()}, "vision_model", 1),
-    "SiglipForImageClassification": ({"vision_config": sizes()}, "vision_model", 0),
-    "Siglip2ForImageClassification": (
-        {"vision_config": {**sizes(num_patches=64), "image_size": None}},
-        "vision_model",
-        0,
-    ),
+    "Dinov2ForImageClassification": (tower_sizes(), "dinov2", 1),
+    "Dinov2WithRegistersForImageClassification": (REGISTERS, "dinov2_with_registers", 4),
+    "CLIPForImageClassification": (clip(), "vision_model", 1),
+    "SiglipForImageClassification": (clip(), "vision_model", 0),
+    "Siglip2ForImageClassification": (clip(num_patches=64, image_size=None), "vision_model", 0),
 }
-
-
-def around(kind: str, **options: Any) -> Any:
-    found = getattr(transformers, kind)
-    return randomise(found(found.config_class(**options))).eval()
 
 
 def mean_by_mass(model: Any, x: Tensor, mass: Tensor, first: int) -> Tensor:
@@ -167,7 +149,7 @@ def mean_by_mass(model: Any, x: Tensor, mass: Tensor, first: int) -> Tensor:
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_a_classifier_counts_masses(kind: str) -> None:
     config, name, first = CLASSIFIERS[kind]
-    model = around(kind, **config, num_labels=3)
+    model = made(kind, **config, num_labels=3)
     inside = getattr(model, name)
     x = pixels(inside)
     with torch.no_grad():
@@ -189,8 +171,8 @@ def test_a_classifier_counts_masses(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [*CLASSIFIERS, "ViTForMaskedImageModeling"])
 def test_around_an_attached_tower_a_plain_mean_is_refused(kind: str) -> None:
-    config, name, first = CLASSIFIERS.get(kind, (sizes(encoder_stride=7), "vit", 1))
-    model = around(kind, **config)
+    config, name, first = CLASSIFIERS.get(kind, (tower_sizes(encoder_stride=7), "vit", 1))
+    model = made(kind, **config)
     inside = getattr(model, name)
     x = pixels(inside)
     with torch.no_grad(), tokenzoo.build("tome", keep=20).attach(inside) as attached:
@@ -210,8 +192,8 @@ def test_around_an_attached_tower_a_plain_mean_is_refused(kind: str) -> None:
 
 
 def test_a_classifier_compiles_and_is_copied() -> None:
-    config = sizes(num_labels=3, num_hidden_layers=2)
-    model = around("Dinov2ForImageClassification", **config)
+    config = tower_sizes(num_labels=3, num_hidden_layers=2)
+    model = made("Dinov2ForImageClassification", **config)
     x = pixels(model)["pixel_values"]
     tokenzoo.build("tome", keep=20).attach(model)
     with torch.no_grad():
@@ -221,23 +203,27 @@ def test_a_classifier_compiles_and_is_copied() -> None:
         assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x).logits, eager)
 
 
-def test_the_grid_is_needed_and_other_classes_are_not_known() -> None:
-    model = around("ViTForMaskedImageModeling", **sizes(encoder_stride=7))
-    with pytest.raises(AttachError, match=r"lays them out on the grid.*restore=True"):
-        tokenzoo.build("tome", keep=20).attach(model)
-    with pytest.raises(AttachError, match="can be reduced at block, features"):
-        tokenzoo.build("downsample", keep=16).attach(model)
+def test_a_model_that_needs_the_grid_is_refused() -> None:
+    model = made("ViTForMaskedImageModeling", **tower_sizes(encoder_stride=7))
+    for recipe, named in (("tome", "grid.*restore=True"), ("downsample", "at block, features")):
+        with pytest.raises(AttachError, match=named):
+            tokenzoo.build(recipe, keep=16).attach(model)
 
-    class NewForImageClassification(transformers.Dinov2PreTrainedModel):
-        def __init__(self, config: Any) -> None:
-            super().__init__(config)
-            self.inside = transformers.Dinov2Model(config)
 
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.inside(pixel_values).last_hidden_state.mean(1)
+class NewForImageClassification(transformers.Dinov2PreTrainedModel):
+    """A class that transformers may have one day."""
 
-    NewForImageClassification.__module__ = "transformers.models.new.modeling_new"
-    model = NewForImageClassification(transformers.Dinov2Config(**sizes())).eval()
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.inside = transformers.Dinov2Model(config)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.inside(pixel_values).last_hidden_state.mean(1)
+
+
+def test_a_class_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NewForImageClassification, "__module__", "transformers.models.new")
+    model = NewForImageClassification(transformers.Dinov2Config(**tower_sizes())).eval()
     with pytest.raises(UnsupportedModelError, match=r"not known.*model.inside, restore=True"):
         tokenzoo.build("tome", keep=20).attach(model)
     tokenzoo.build("tome", keep=20).attach(model.inside)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenzoo import Evidence
 from tokenzoo.errors import MissingEvidenceError
-from tokenzoo.layouts.group_attention import GroupAttention, PackedAttention, seen
+from tokenzoo.layouts.group_attention import PackedAttention, seen
 from tokenzoo.scorers import ReceivedAttention
 
 close = {"rtol": 1e-11, "atol": 1e-12}
@@ -20,12 +20,11 @@ close = {"rtol": 1e-11, "atol": 1e-12}
 
 @dataclass(frozen=True)
 class Case:
-    """A packed sequence: tokens of each unit, or of each window of each unit, and how they are asked for.
+    """A packed sequence.
 
     Attributes:
         windows: of each unit, the tokens of its windows; in a pass without windows their sum counts.
         windowed: whether there are any.
-        lots: units with equally many tokens, as they are asked for together.
     """
 
     packed: PackedAttention
@@ -33,21 +32,15 @@ class Case:
     windowed: bool
     mass: Tensor
 
-    @property
-    def sizes(self) -> list[int]:
-        return [sum(unit) for unit in self.windows]
-
     def lots(self, seed: int = 0) -> list[Tensor]:
         """The tokens `[b, n]` of the units of each size, each unit's in an order of its own."""
         generator = torch.Generator().manual_seed(seed)
-        begins = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
-        found: list[Tensor] = []
-        for n in dict.fromkeys(self.sizes):
-            units = [i for i, size in enumerate(self.sizes) if size == n]
-            found.append(
-                torch.stack([begins[i] + torch.randperm(n, generator=generator) for i in units])
-            )
-        return found
+        found: dict[int, list[Tensor]] = {}
+        begin = 0
+        for n in map(sum, self.windows):
+            found.setdefault(n, []).append(begin + torch.randperm(n, generator=generator))
+            begin += n
+        return [torch.stack(units) for units in found.values()]
 
     def map(self) -> Tensor:
         """The attention `[h, r, r]` of all patches, zero between units and between windows."""
@@ -93,159 +86,78 @@ def case(
     return Case(packed, windows, windowed, mass)
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    unit = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any).map(tuple)
-    return case(
-        tuple(draw(st.lists(unit, min_size=1, max_size=4))),
-        windowed=draw(st.booleans()),
-        patches=draw(st.sampled_from([1, 4])),
-        heads=draw(st.integers(1, 3)),
-        width=draw(st.integers(1, 4)),
-        biased=draw(st.booleans()),
-        slack=draw(st.sampled_from([0, 0, 5])),
-        seed=draw(st.integers(0, 99)),
-    )
+unit = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any).map(tuple)
+cases = st.builds(
+    case,
+    st.lists(unit, min_size=1, max_size=4).map(tuple),
+    windowed=st.booleans(),
+    patches=st.sampled_from([1, 4]),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 4),
+    biased=st.booleans(),
+    slack=st.sampled_from([0, 0, 5]),
+    seed=st.integers(0, 99),
+)
 
 
-def shown(made: Case, tokens: Tensor, whole: Tensor) -> Tensor:
+def shown(made: Case, tokens: Tensor) -> Tensor:
     """The map between the tokens `[b, n]` of some units: `[b, h, n, p, n, p]`."""
-    p = made.packed.patches
+    p, whole = made.packed.patches, made.map()
     patches = (tokens[..., None] * p + torch.arange(p)).flatten(1)  # [b, n * p]
     maps = torch.stack([whole[:, at][:, :, at] for at in patches])
     b, n = tokens.shape
     return maps.reshape(b, -1, n, p, n, p)
 
 
-@given(cases(), st.booleans(), st.sampled_from(["all", "patches"]))
-@example(case(((0, 3, 0), (2, 0), (0, 0, 1))), True, "all")
-@example(case(((1,),), patches=1), False, "all")
-@settings(max_examples=80)
-def test_received_is_the_column_mean_of_the_map(made: Case, by_mass: bool, queries: str) -> None:
-    whole = made.map()
-    for tokens in made.lots():
-        maps = shown(made, tokens, whole)
-        mass = made.mass[tokens] if by_mass else None
-        weight = torch.ones(tokens.shape, dtype=torch.float64) if mass is None else mass
-        expected = torch.einsum("bhmpnq,bm->bn", maps, weight)
-        expected /= maps.shape[1] * made.packed.patches * weight.sum(-1, keepdim=True)
-        found = seen(made.packed, tokens).received(queries, mass)
-        torch.testing.assert_close(found, expected, **close)
-        torch.testing.assert_close(found.sum(-1), torch.ones(len(tokens)).double(), **close)
-
-
-@given(cases(), st.data())
-@settings(max_examples=60)
-def test_a_stride_asks_some_tokens_of_each_unit_and_all_of_a_window(
-    made: Case, data: st.DataObject
-) -> None:
-    stride = data.draw(st.sampled_from([1, 2, 3, 20]))
-    whole = made.map()
-    for tokens in made.lots():
-        n = tokens.shape[1]
+@given(cases, st.sampled_from([1, 2, 3, 20]), st.integers(1, 99))
+@example(case(((0, 3, 0), (2, 0), (0, 0, 1))), 2, 1)
+@example(case(((1,),), patches=1), 1, 2)
+@settings(max_examples=120)
+def test_it_shows_what_the_map_of_all_patches_shows(made: Case, stride: int, seed: int) -> None:
+    """A stride asks some tokens of each unit, and all of a window."""
+    for tokens in made.lots(seed):
+        (b, n), attention = tokens.shape, seen(made.packed, tokens)
+        maps = shown(made, tokens)  # [b, h, n, p, n, p]
+        mean = maps.mean((1, 3)).sum(-1)  # [b, n, n]
+        for queries in ("all", "patches"):
+            received = attention.received(queries)
+            torch.testing.assert_close(received, mean.mean(1), **close)
+        torch.testing.assert_close(received.sum(-1), torch.ones(b).double(), **close)
+        mass = made.mass[tokens]
+        expected = (mean * mass[..., None]).sum(1) / mass.sum(1, keepdim=True)
+        torch.testing.assert_close(attention.received(mass=mass), expected, **close)
         asked = slice(min(stride, n) // 2, None, stride)
-        maps = shown(made, tokens, whole)
-        if made.packed.bounds is None:
-            maps = maps[:, :, asked]
-        expected = maps.mean((1, 2, 3)).sum(-1)
-        torch.testing.assert_close(
-            seen(made.packed, tokens).received(stride=stride), expected, **close
-        )
-
-
-@given(cases(), st.data())
-@settings(max_examples=60)
-def test_rows_are_means_over_the_patches_of_a_query(made: Case, data: st.DataObject) -> None:
-    whole = made.map()
-    for tokens in made.lots(1):
-        b, n = tokens.shape
-        q = data.draw(st.integers(1, n + 1))
-        index = torch.randint(n, (b, q), generator=torch.Generator().manual_seed(q))
-        rows = shown(made, tokens, whole).mean(3).sum(-1)  # [b, h, n, n]
+        some = mean if made.packed.bounds is not None else mean[:, asked]
+        torch.testing.assert_close(attention.received(stride=stride), some.mean(1), **close)
+        index = torch.randint(n, (b, 1 + seed % (n + 1)))
+        rows = maps.mean(3).sum(-1)  # [b, h, n, n]
         expected = torch.stack([row[:, at] for row, at in zip(rows, index, strict=True)])
-        found = seen(made.packed, tokens).rows(index)
-        torch.testing.assert_close(found, expected, **close)
-        torch.testing.assert_close(
-            found.sum(-1), torch.ones(b, found.shape[1], q).double(), **close
-        )
+        torch.testing.assert_close(attention.rows(index), expected, **close)
 
 
-@given(cases())
+@given(cases)
 @settings(max_examples=30)
 def test_queries_and_keys_have_a_tokens_patches_side_by_side(made: Case) -> None:
     p, (h, _, d) = made.packed.patches, made.packed.key.shape
     for tokens in made.lots(2):
-        attention = seen(made.packed, tokens)
-        evidence = Evidence(
-            torch.zeros(*tokens.shape, 2), mass=made.mass[tokens], attention=attention
-        )
-        for name in ("query", "key"):
-            values = getattr(made.packed, name)
+        attention, x = seen(made.packed, tokens), torch.zeros(*tokens.shape, 2)
+        evidence = Evidence(x, mass=made.mass[tokens], attention=attention)
+        for found, values in (
+            (evidence.queries, made.packed.query),
+            (evidence.keys, made.packed.key),
+        ):
             expected = torch.stack([values[:, tokens * p + i] for i in range(p)], -2)
-            expected = expected.transpose(0, 1).reshape(len(tokens), h, -1, p * d)
-            assert torch.equal(getattr(attention, name), expected)
-        assert torch.equal(evidence.keys, attention.key)
-        assert torch.equal(evidence.queries, attention.query)
+            assert torch.equal(found, expected.transpose(0, 1).reshape(len(tokens), h, -1, p * d))
         assert torch.equal(evidence.received_attention, attention.received())
-        assert torch.equal(
-            ReceivedAttention(by_mass=True).score(evidence),
-            attention.received(mass=made.mass[tokens]),
-        )
+        by_mass = ReceivedAttention(by_mass=True).score(evidence)
+        assert torch.equal(by_mass, attention.received(mass=made.mass[tokens]))
         assert "cls_attention" not in evidence.provides
+        with pytest.raises(MissingEvidenceError, match="no CLS"):
+            attention.cls()
         bias = made.packed.key_bias
         assert (attention.key_bias is None) == (bias is None)
         if bias is not None and attention.key_bias is not None:
             assert torch.equal(attention.key_bias, bias[::p][tokens])
-
-
-def test_the_order_of_the_tokens_is_that_of_what_is_returned() -> None:
-    made = case(((3, 0, 4, 1), (8,)), biased=True)
-    tokens = torch.arange(16).view(2, 8)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    one, other = seen(made.packed, tokens), seen(made.packed, tokens[:, order])
-    torch.testing.assert_close(other.received(), one.received()[:, order], **close)
-    index = torch.tensor([[0, 5], [7, 7]])
-    torch.testing.assert_close(other.rows(index), one.rows(order[index])[..., order], **close)
-
-
-@pytest.mark.parametrize("windowed", [True, False])
-def test_a_unit_receives_what_it_receives_alone(windowed: bool) -> None:
-    units = ((2, 3, 1), (1, 1), (4, 2))
-    made = case(units, windowed=windowed, biased=True)
-    begin = 0
-    for windows in units:
-        n = sum(windows)
-        own = slice(begin * 4, (begin + n) * 4)
-        alone = case((windows,), windowed=windowed)
-        packed = made.packed
-        assert packed.key_bias is not None
-        lone = replace(
-            alone.packed,
-            query=packed.query[:, own],
-            key=packed.key[:, own],
-            key_bias=packed.key_bias[own],
-        )
-        tokens = torch.arange(n)[None]
-        mass = made.mass[begin : begin + n][None]
-        for weight in (None, mass):
-            torch.testing.assert_close(
-                seen(packed, begin + tokens).received(mass=weight),
-                seen(lone, tokens).received(mass=weight),
-                **close,
-            )
-        begin += n
-
-
-def test_one_window_a_unit_is_no_window() -> None:
-    made = case(((5,), (5,), (2,)), biased=True)
-    free = replace(made.packed, bounds=None)
-    for tokens in made.lots():
-        for mass in (None, made.mass[tokens]):
-            torch.testing.assert_close(
-                seen(made.packed, tokens).received(mass=mass),
-                seen(free, tokens).received(mass=mass),
-                **close,
-            )
 
 
 @pytest.mark.parametrize("windowed", [True, False])
@@ -254,7 +166,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, windowed: boo
     made = case(((3, 0, 4), (2, 5)), windowed=windowed, dtype=dtype, biased=True)
     made = replace(made, packed=replace(made.packed, key_bias=made.packed.key_bias.float()))
     tokens = torch.arange(14).view(2, 7)
-    maps = shown(made, tokens, made.map())
+    maps = shown(made, tokens)
     attention = seen(made.packed, tokens)
     assert attention.key.dtype == dtype
     for found, expected in (
@@ -270,22 +182,14 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, windowed: boo
 
 def test_gradients_reach_queries_and_keys_past_empty_windows() -> None:
     made = case(((0, 3, 0), (2, 1)))
-    query = made.packed.query.clone().requires_grad_()
-    key = made.packed.key.clone().requires_grad_()
-    packed = replace(made.packed, query=query, key=key)
+    leaves = [getattr(made.packed, name).clone().requires_grad_() for name in ("query", "key")]
+    packed = replace(made.packed, query=leaves[0], key=leaves[1])
     score = seen(packed, torch.arange(6).view(2, 3)).received()
     (score * torch.arange(3)).sum().backward()
-    for leaf in (query, key):
+    for leaf in leaves:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
         assert leaf.grad.abs().sum() > 1e-6
-
-
-def test_there_is_no_cls() -> None:
-    made = case(((2, 1),))
-    attention: GroupAttention = seen(made.packed, torch.arange(3)[None])
-    with pytest.raises(MissingEvidenceError, match="no CLS"):
-        attention.cls()
 
 
 def test_all_lots_read_the_windows_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,15 +211,8 @@ def test_all_lots_read_the_windows_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_waits_for_the_device(windowed: bool) -> None:
     """A tensor without values can be computed with, and not looked at."""
     made = case(((3, 0, 4), (2, 5)), windowed=windowed, biased=True).packed
-    bounds = None if made.bounds is None else made.bounds.to("meta")
-    assert made.key_bias is not None
-    packed = replace(
-        made,
-        query=made.query.to("meta"),
-        key=made.key.to("meta"),
-        key_bias=made.key_bias.to("meta"),
-        bounds=bounds,
-    )
+    names = ("query", "key", "key_bias", *(("bounds",) if windowed else ()))
+    packed = replace(made, **{name: getattr(made, name).to("meta") for name in names})
     tokens = torch.arange(14, device="meta").view(2, 7)
     attention = seen(packed, tokens)
     assert attention.received().shape == (2, 7)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from open_clip.transformer import VisionTransformer as OpenClip
 from torch import Tensor
-from torchvision.models import VisionTransformer as Torchvision
 
 import tokenzoo
 from tests.adapters.hf.models import llava, pixels, tower
 from tests.adapters.hf.vlm.qwen import qwen2_vl
-from tests.adapters.models import DINOV3, SIGLIP, VIT, gap, images, randomise, traces
-from tests.adapters.models import one_thread as one_thread
+from tests.adapters.models import DINOV3, SIGLIP, VIT, gap, images, traces
+from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.affinity import Affinity
 from tokenzoo.errors import (
@@ -40,16 +39,6 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and its converter warn of their own
 
 
-def torchvision_vit() -> Any:
-    sizes = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 2}
-    return randomise(Torchvision(**sizes, hidden_dim=48, mlp_dim=96, num_classes=10)).eval()
-
-
-def open_clip_vit() -> Any:
-    sizes = {"image_size": 64, "patch_size": 16, "width": 48, "layers": 2, "heads": 2}
-    return randomise(OpenClip(**sizes, mlp_ratio=2.0, output_dim=16)).eval()
-
-
 def vit() -> Any:
     """Three blocks: what the second leaves out, CLS does not see in the third."""
     return VIT.build(depth=3, img_size=64)
@@ -64,8 +53,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "timm ViT": lambda: VIT.build(depth=2, img_size=64),
     "timm SigLIP": lambda: SIGLIP.build(depth=2, img_size=64),
     "timm DINOv3, rotary, registers": lambda: DINOV3.build(depth=2, img_size=64),
-    "torchvision": torchvision_vit,
-    "open_clip": open_clip_vit,
+    "torchvision": lambda: torchvision_vit(2, image_size=64),
+    "open_clip": lambda: open_clip_vit(2, image_size=64),
     "transformers CLIP": clip,
 }
 # Recipes whose parts are all that a file may be made of: one between the blocks, one after them, per file.
@@ -83,11 +72,18 @@ COVERED = {
 
 
 @dataclass(frozen=True)
-class Coarse(Scorer):
-    """Two levels: nearly all tokens tie."""
+class By(Scorer):
+    """Scores by any function of the features."""
+
+    function: Callable[[Tensor], Tensor]
 
     def score(self, evidence: Evidence) -> Tensor:
-        return (evidence.x[..., 0] > 0).float()
+        return self.function(evidence.x)
+
+
+TIES = By(lambda x: (x[..., 0] > 0).float())  # two levels
+FICKLE = By(lambda x: x[..., 0] * (-1 if torch.onnx.is_in_onnx_export() else 1))
+PEEKS = By(lambda x: x[..., 0] * (1 if x.sum() > 0 else -1))  # looks at a value
 
 
 @dataclass(frozen=True)
@@ -99,22 +95,6 @@ class Alike(PairScorer):
         return Affinity(zero, zero)
 
 
-@dataclass(frozen=True)
-class Fickle(Scorer):
-    """Scores that are others in a file than here."""
-
-    def score(self, evidence: Evidence) -> Tensor:
-        return evidence.x[..., 0] * (-1 if torch.onnx.is_in_onnx_export() else 1)
-
-
-@dataclass(frozen=True)
-class Peeks(Scorer):
-    """Looks at a value, as no exported program can."""
-
-    def score(self, evidence: Evidence) -> Tensor:
-        return evidence.x[..., 0] * (1 if evidence.x.sum() > 0 else -1)
-
-
 def selection(scorer: Scorer) -> tokenzoo.Method:
     step = Step(Stage.BLOCK, Skip(0), SelectAssign(TopK(scorer), Drop()), Identity())
     return tokenzoo.build(Recipe(step, keep=9))
@@ -124,21 +104,17 @@ def shown(model: Any) -> Any:
     return pixels(model) if hasattr(model, "config") else images(model)
 
 
-def in_runtime(exported: Exported, x: Tensor) -> Tensor:
-    """The first output of the file."""
-    session = runtime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
-    return torch.tensor(session.run(None, {exported.inputs[0]: x.numpy()})[0])
-
-
 def assert_same(exported: Exported, zoo: tokenzoo.Method, model: Any, x: Tensor) -> None:
     with torch.no_grad():
         bare = model(x)
         with zoo.attach(model):
-            found = model(x)
-    expected = found if isinstance(found, Tensor) else found[0]
-    bare = bare if isinstance(bare, Tensor) else bare[0]
+            expected = model(x)
+    if not isinstance(expected, Tensor):
+        bare, expected = bare[0], expected[0]
     assert bare.shape != expected.shape or gap(bare, expected) > 1e-3  # there is something to see
-    assert gap(in_runtime(exported, x), expected) <= 1e-4
+    session = runtime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    (found, *_) = session.run(None, {exported.inputs[0]: x.numpy()})
+    assert gap(torch.tensor(found), expected) <= 1e-4
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -175,26 +151,19 @@ def test_every_part_is_covered() -> None:
     names = [*COVERED, *filter(None, COVERED.values()), "evoprune"]
     covered = set[type]().union(*(parts(tokenzoo.build(name).recipe.steps) for name in names))
     for name in tokenzoo.list_recipes():
-        try:
+        with suppress(TokenzooError):  # see `test_what_cannot_be_attached_cannot_be_exported`
             tokenzoo.build(name, keep=9).attach(clip()).detach()
-        except TokenzooError:
-            continue  # refused: see `test_what_cannot_be_attached_cannot_be_exported`
-        assert parts(tokenzoo.build(name).recipe.steps) <= covered, name
+            assert parts(tokenzoo.build(name).recipe.steps) <= covered, name
 
 
 @pytest.mark.parametrize("recipe", COVERED)
 def test_a_file_of_every_part(recipe: str, tmp_path: Any) -> None:
     model, path = clip(), tmp_path / "out.onnx"
     made = tokenzoo.build(recipe, keep=9).recipe
-    after = COVERED[recipe]
-    if after is not None:
-        (step,) = tokenzoo.build(after).recipe.steps
-        made = Recipe(
-            *made.steps,
-            replace(step, schedule=Once(keep=0.6)),
-            keep=9,
-            proportional_attention=made.proportional_attention,
-        )
+    if COVERED[recipe] is not None:
+        (after,) = tokenzoo.build(COVERED[recipe]).recipe.steps
+        steps = (*made.steps, replace(after, schedule=Once(keep=0.6)))
+        made = Recipe(*steps, keep=9, proportional_attention=made.proportional_attention)
     zoo = tokenzoo.build(made)
     if recipe == "downsample" and torch.__version__.startswith("2.11."):
         # Its converter gets an image made smaller wrong.
@@ -218,8 +187,8 @@ def test_what_cannot_be_attached_cannot_be_exported(tmp_path: Any) -> None:
 
 
 MATCHERS = {
-    "selection": SelectAssign(TopK(Coarse()), Drop()),
-    "pairs": Bipartite(Alike(), split=Alternate(), protect=Protect(Coarse(), 0.25, sticky=True)),
+    "selection": SelectAssign(TopK(TIES), Drop()),
+    "pairs": Bipartite(Alike(), split=Alternate(), protect=Protect(TIES, 0.25, sticky=True)),
 }
 
 
@@ -232,48 +201,51 @@ def test_ties_are_broken_as_here(match: Any, tmp_path: Any) -> None:
     assert_same(exported, zoo, model, images(model, batch=4, seed=5))
 
 
-def test_a_file_that_computes_something_else_is_not_left(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("scorer", "named"),
+    [
+        (FICKLE, r"differ from the model's by \d\.\de"),
+        (PEEKS, "torch cannot convert VisionTransformer"),
+    ],
+)
+def test_a_file_that_is_not_right_is_not_left(scorer: Scorer, named: str, tmp_path: Any) -> None:
     path, model = tmp_path / "out.onnx", vit()
     path.write_bytes(b"somebody's")
-    with pytest.raises(ExportError, match=r"differ from the model's by \d\.\de"):
-        export(selection(Fickle()), model, images(model), path, dynamic=False)
+    with pytest.raises(ExportError, match=named):
+        export(selection(scorer), model, images(model), path, dynamic=False)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"somebody's"]
     assert traces(model) == []
 
 
-def test_what_cannot_be_converted_says_so(tmp_path: Any) -> None:
-    model = vit()
-    with pytest.raises(ExportError, match="torch cannot convert VisionTransformer to ONNX"):
-        export(selection(Peeks()), model, images(model), tmp_path / "out.onnx")
-    assert list(tmp_path.iterdir()) == []
-    assert traces(model) == []
-
-
 def test_of_a_multimodal_model_only_the_tower() -> None:
-    zoo = tokenzoo.build("evoprune", keep=36)
     x = {"pixel_values": torch.randn(1, 3, 56, 56)}
-    with pytest.raises(UnsupportedModelError, match="export its vision tower alone"):
-        export(zoo, llava(), x, "out.onnx")
-    with pytest.raises(UnsupportedModelError, match="whose lengths the host looks up"):
-        export(zoo, qwen2_vl().model.visual, x, "out.onnx")
+    for model, named in (
+        (llava(), "export its vision tower alone"),
+        (qwen2_vl().model.visual, "whose lengths the host looks up"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=named):
+            export(tokenzoo.build("evoprune", keep=36), model, x, "out.onnx")
+
+
+IMAGE = torch.zeros(1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(
-    ("change", "example", "words"),
+    ("change", "example", "named"),
     [
-        (lambda m: m.train(), torch.zeros(1, 3, 64, 64), "call eval"),
-        (lambda m: m.bfloat16(), torch.zeros(1, 3, 64, 64), "torch.bfloat16"),
-        (lambda m: m, torch.zeros(0, 3, 64, 64), "at least one image"),
-        (lambda m: m, {"x": [1]}, "each of them a tensor"),
-        (lambda m: m, {}, "each of them a tensor"),
+        (lambda m: m.train(), IMAGE, "call eval"),
+        (lambda m: m.bfloat16(), IMAGE, "torch.bfloat16"),
+        (lambda m: m, IMAGE[:0], "at least one image"),
+        (lambda m: m, {"x": [1]}, "a tensor"),
+        (lambda m: m, {}, "a tensor"),
     ],
 )
-def test_bad_calls(change: Any, example: Any, words: str) -> None:
-    with pytest.raises(BadArgumentError, match=words):
-        export(selection(Coarse()), change(vit()), example, "out.onnx")
+def test_bad_calls(change: Any, example: Any, named: str) -> None:
+    with pytest.raises(BadArgumentError, match=named):
+        export(selection(TIES), change(vit()), example, "out.onnx")
 
 
 def test_what_is_missing_has_its_extra(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'tokenzoo\[onnx\]'"):
-        export(selection(Coarse()), vit(), torch.zeros(1, 3, 64, 64), "out.onnx")
+        export(selection(TIES), vit(), IMAGE, "out.onnx")

@@ -9,19 +9,12 @@ import tokenzoo
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.attach import attach
 from tokenzoo.tools.benchmark import Sizes, attaching, load
+from tokenzoo.tools.benchmark import clock as clocks
 from tokenzoo.tools.benchmark.candidates import copy_of
-from tokenzoo.tools.benchmark.clock import (
-    BEGIN,
-    ENCODER,
-    END,
-    LANGUAGE,
-    PROJECTOR,
-    SELECTION,
-    Clock,
-    parts,
-)
+from tokenzoo.tools.benchmark.clock import BEGIN, END, SELECTION, Clock, parts
 
 CPU = torch.device("cpu")
+ENCODER, PROJECTOR, LANGUAGE = clocks.ENCODER, clocks.PROJECTOR, clocks.LANGUAGE
 
 
 def marked(*marks):
@@ -31,15 +24,9 @@ def marked(*marks):
 
 def test_the_parts_of_a_call():
     clock = marked(
-        (ENCODER, 11.0),
-        *((SELECTION, 11.5), (SELECTION, 12.0)),
-        (ENCODER, 14.0),
-        (PROJECTOR, 14.5),
-        *((SELECTION, 14.75), (SELECTION, 15.0)),
-        (PROJECTOR, 15.5),
-        (LANGUAGE, 16.0),
-        *((SELECTION, 17.0), (SELECTION, 18.0)),
-        (LANGUAGE, 19.0),
+        *((ENCODER, 11.0), (SELECTION, 11.5), (SELECTION, 12.0), (ENCODER, 14.0)),
+        *((PROJECTOR, 14.5), (SELECTION, 14.75), (SELECTION, 15.0), (PROJECTOR, 15.5)),
+        *((LANGUAGE, 16.0), (SELECTION, 17.0), (SELECTION, 18.0), (LANGUAGE, 19.0)),
     )
     assert parts(clock, True, False) == {
         "encoder": 3.0,
@@ -72,17 +59,22 @@ def test_an_image_encoder_is_one_part():
     assert parts(blind, False, False) == {"encoder": 4.0, "encoder_alone": 4.0}
 
 
-def test_what_does_not_add_up_is_an_error():
-    with pytest.raises(AttachError, match="selection has 1 marks"):
-        parts(marked((SELECTION, 12.0)), False, False)
-    tower = ((ENCODER, 11.0), (ENCODER, 12.0))
-    with pytest.raises(AttachError, match="language model 0 times"):
-        parts(marked(*tower), True, False)
-    twice = [(LANGUAGE, float(13 + i)) for i in range(4)]
-    with pytest.raises(AttachError, match="language model 2 times"):
-        parts(marked(*tower, *twice), True, False)
-    with pytest.raises(AttachError, match="tower ran 0 times"):
-        parts(marked(*twice[:2]), True, False)
+TOWER = ((ENCODER, 11.0), (ENCODER, 12.0))
+LLM = ((LANGUAGE, 13.0), (LANGUAGE, 14.0))
+
+
+@pytest.mark.parametrize(
+    ("marks", "multimodal", "named"),
+    [
+        (((SELECTION, 12.0),), False, "selection has 1 marks"),
+        (TOWER, True, "language model 0 times"),
+        ((*TOWER, *LLM, *LLM), True, "language model 2 times"),
+        (LLM, True, "tower ran 0 times"),
+    ],
+)
+def test_what_does_not_add_up_is_an_error(marks, multimodal, named):
+    with pytest.raises(AttachError, match=named):
+        parts(marked(*marks), multimodal, False)
 
 
 def test_it_runs_in_a_call_alone():
@@ -93,11 +85,10 @@ def test_it_runs_in_a_call_alone():
         clock.call(lambda: 1 / 0)
     clock.tick()
     assert [name for name, _ in clock.marks] == [BEGIN]
-    clock.call(clock.tick)
-    assert [name for name, _ in clock.marks] == [BEGIN, SELECTION, END]
-    clock.blind = True
-    clock.call(clock.tick)
-    assert [name for name, _ in clock.marks] == [BEGIN, END]
+    for blind, marks in ((False, [BEGIN, SELECTION, END]), (True, [BEGIN, END])):
+        clock.blind = blind
+        clock.call(clock.tick)
+        assert [name for name, _ in clock.marks] == marks
 
 
 STAGES = [
@@ -116,13 +107,9 @@ STAGES = [
 def test_every_stage_calls_it_before_and_after(name, recipe, times):
     work = load(name, Sizes(tiny=True, frames=2 if "qwen" in name else None))
     order: list[str] = []
-    model = copy_of(work.model)
-    attach(
-        tokenzoo.build(recipe, keep=0.5).recipe,
-        model,
-        clock=lambda: order.append("tick"),
-        on_reduce=lambda event: order.append("reduced"),
-    )
+    model, zoo = copy_of(work.model), tokenzoo.build(recipe, keep=0.5)
+    told = {"clock": lambda: order.append("tick"), "on_reduce": lambda _: order.append("reduced")}
+    attach(zoo.recipe, model, **told)
     order.clear()  # what the proof on random tokens did
     work.run(model)()
     assert order == ["tick", "reduced", "tick"] * times

@@ -6,7 +6,6 @@ found, attached, checked, and gone.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
@@ -21,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tokenzoo-energy"
 TEXT = (ROOT / "docs" / "plugins.md").read_text()
 
-# Runs all texts of Python in one process and says what each has printed, the error included. Whether parts
-# have the properties of their kind is the business of tests/properties: here a few examples do.
+# Runs all texts of Python in one process and says what each has printed, the error included. A few examples
+# do: whether parts have the properties of their kind is the business of tests/properties.
 RUN = """
 import contextlib, functools, io, json, sys
 from tokenzoo import testing
@@ -72,8 +71,7 @@ with zoo.attach(vit) as attached:
     said["needs"] = sorted(zoo.recipe.needs)
 said["bare again"] = torch.equal(vit(images), bare)
 
-by_hand = tokenzoo.build(zoo.recipe)
-for name, saved in {"by name": zoo, "by hand": by_hand}.items():
+for name, saved in {"by name": zoo, "by hand": tokenzoo.build(zoo.recipe)}.items():
     saved.save(f"{name}.json")
     said[name] = tokenzoo.load(f"{name}.json").recipe == zoo.recipe
 print(json.dumps(said))
@@ -159,12 +157,9 @@ def test_a_block_prints_what_is_shown(block, printed):
 
 def test_the_files_are_those_of_the_example():
     files = {block.file: block.text for block in blocks() if block.file}  # the last version counts
-    for name, path in {
-        "tokenzoo_energy.py": "tokenzoo_energy.py",
-        "pyproject.toml": "pyproject.toml",
-        "test_energy.py": "tests/test_energy.py",
-    }.items():
-        assert files[name] == (EXAMPLE / path).read_text(), name
+    for name in ("tokenzoo_energy.py", "pyproject.toml", "test_energy.py"):
+        path = EXAMPLE / ("tests" if name == "test_energy.py" else "") / name
+        assert files[name] == path.read_text(), name
 
 
 def test_every_hook_is_there_with_its_signature():
@@ -177,12 +172,10 @@ def test_every_hook_is_there_with_its_signature():
 
 def test_every_need_and_every_check_is_there():
     table = TEXT.partition("## Evidence")[2].partition("\n\n```")[0]
-    for name in evidence.NAMES:
-        assert f"`{name}`" in table, name
     checks = [name for name in testing.__all__ if name.startswith("check_")]
     assert len(checks) == 6
-    for name in checks:
-        assert f"`{name}`" in TEXT, name
+    assert [name for name in evidence.NAMES if f"`{name}`" not in table] == []
+    assert [name for name in checks if f"`{name}`" not in TEXT] == []
 
 
 def test_what_is_shown_can_be_wrong():
@@ -193,31 +186,26 @@ def test_what_is_shown_can_be_wrong():
 
 
 def test_the_module_is_small():
-    module = EXAMPLE / "tokenzoo_energy.py"
-    lines = set()
-    for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue  # a docstring
-        if isinstance(node, ast.stmt):
-            body = getattr(node, "body", None)
-            lines |= set(range(node.lineno, (body[0].lineno if body else node.end_lineno + 1)))
-            lines |= {decorator.lineno for decorator in getattr(node, "decorator_list", [])}
-    assert 15 < len(lines) < 30
+    lines = (EXAMPLE / "tokenzoo_energy.py").read_text().splitlines()
+    code = [line for line in lines if line and '"""' not in line]
+    assert 15 < len(code) < 30
 
 
 def test_it_is_found_by_its_entry_point_and_used_on_a_model(place, printed):
     said = json.loads(printed[USE].splitlines()[-1])
-    assert said["value"] == "tokenzoo_energy"
-    assert said["distribution"] == "tokenzoo-energy"
-    assert said["requires"][0] == "tokenzoo>=0.1"
-    assert not said["imported before"]
-    assert said["scorers"] == ["energy"]
-    assert said["recipes"] == ["energetic"]
-    assert Path(said["file"]).is_relative_to(place.environment)
-    assert said["counts"] == said["planned"] == [196, 123, 123, 50]
-    assert said["needs"] == []
-    for fact in ("finite", "another result", "bare again", "by name", "by hand"):
-        assert said[fact], fact
+    assert Path(said.pop("file")).is_relative_to(place.environment)
+    assert said.pop("requires")[0] == "tokenzoo>=0.1"
+    assert said == {
+        "value": "tokenzoo_energy",
+        "distribution": "tokenzoo-energy",
+        "imported before": False,
+        "scorers": ["energy"],
+        "recipes": ["energetic"],
+        "counts": [196, 123, 123, 50],
+        "planned": [196, 123, 123, 50],
+        "needs": [],
+        **dict.fromkeys(("finite", "another result", "bare again", "by name", "by hand"), True),
+    }
 
 
 @pytest.mark.usefixtures("printed")
@@ -225,9 +213,7 @@ def test_a_broken_part_is_told_what_is_wrong(place):
     (place.folder / "louder.py").write_text(BROKEN)
     result = place.run("tokenzoo check louder:Louder --examples 5")
     assert result.returncode == 1, result.stdout
-    assert (
-        "violates the property 'batch_independent': An image alone has the result" in result.stdout
-    )
+    assert "violates the property 'batch_independent'" in result.stdout
     for part in ("expected: ", "found: ", "smallest example:", "read: "):
         assert f"\n  {part}" in result.stdout
 

@@ -77,38 +77,6 @@ def side_of(config: Any) -> int:
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
-# ---------------------------------------------------------------------------- the bare models' counts
-
-
-@pytest.mark.parametrize(("name", "crops"), CONFIGS)
-def test_as_many_tokens_as_the_bare_model_packs(name: str, crops: str) -> None:
-    config = CONFIGS[name, crops]
-    n = side_of(config) ** 2
-
-    @given(sizes)
-    @with_extremes
-    def check(size: tuple[int, int]) -> None:
-        ones = torch.ones(crops_of(config, size), n, 1)
-        packed = bare(name, config, size, ones)
-        assert packing.full_tokens(config, size, True) == len(packed)
-        # Of an image of N patches a newline comes after each line.
-        newlines = int((packed < 0).sum())
-        seen = packing.visual(config, size, True, n, n)
-        assert seen == VisualSpan(len(packed), len(packed), seen.units, newlines, n, len(ones))
-
-    check()
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_an_image_that_is_not_cut(name: str) -> None:
-    config = CONFIGS[name, "small"]
-    packed = bare(name, config, (300, 200), torch.ones(1, 64, 1))
-    assert packing.full_tokens(config, (300, 200), False) == len(packed) == 65
-    assert packing.short_tokens(config, (300, 200), False, 16) == 17
-    assert packing.visual(config, (300, 200), False, 64, 16) == VisualSpan(65, 17, 1, 1, 64, 1)
-    assert packing.visual(config, (300, 200), False, 64, 64) == VisualSpan(65, 65, 1, 1, 64, 1)
-
-
 def real_processor(name: str, crops: str) -> Any:
     """The processor for one of the configurations above."""
     config = CONFIGS[name, crops]
@@ -123,57 +91,44 @@ def real_processor(name: str, crops: str) -> Any:
 
 
 @pytest.mark.parametrize(("name", "crops"), CONFIGS)
-def test_as_many_placeholders_as_the_processor_writes(name: str, crops: str) -> None:
+def test_as_many_tokens_as_the_bare_model_packs_and_its_processor_writes(
+    name: str, crops: str
+) -> None:
     config, processor = CONFIGS[name, crops], real_processor(name, crops)
-    crop = config.vision_config.image_size
+    n, crop = side_of(config) ** 2, config.vision_config.image_size
     cls = 1 if name == "llava_next" else 0  # counted, and taken off again by strategy "default"
 
     @given(sizes)
     @with_extremes
     def check(size: tuple[int, int]) -> None:
-        written = processor._get_number_of_features(*size, crop, crop) - cls
-        assert packing.full_tokens(config, size, True) == written
+        ones = torch.ones(crops_of(config, size), n, 1)
+        packed = bare(name, config, size, ones)
+        assert packing.full_tokens(config, size, True) == len(packed)
+        assert packing.short_tokens(config, size, True, n) == len(packed)
+        assert processor._get_number_of_features(*size, crop, crop) - cls == len(packed)
+        # Of an image of N patches a newline comes after each line.
+        newlines = int((packed < 0).sum())
+        seen = packing.visual(config, size, True, n, n)
+        assert seen == VisualSpan(len(packed), len(packed), seen.units, newlines, n, len(ones))
 
     check()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_as_many_placeholders_as_there_are_in_a_prompt(name: str) -> None:
-    model = MODELS[name]()
-    for photo in hf.photos():
-        width, height = photo.size
-        inputs = hf.inputs(model, "user: <image> what is this ?", [[photo]])
-        written = int((inputs.input_ids == hf.IMAGE).sum())
-        assert packing.full_tokens(model.config, (height, width), True) == written
-        assert inputs.image_sizes.tolist() == [[height, width]]
-    two = hf.inputs(model, "user: <image> and <image> ?", [hf.photos()[:2]])
-    alone = name == "llava_next"  # LLaVA-NeXT cuts every image, OneVision one that is alone
-    written = int((two.input_ids == hf.IMAGE).sum())
-    assert written == sum(
-        packing.full_tokens(model.config, tuple(size), alone) for size in two.image_sizes.tolist()
-    )
-
-
-@pytest.mark.parametrize("frames", [1, 3])
-def test_as_many_placeholders_as_a_video_has(frames: int) -> None:
-    model = hf.llava_onevision()
-    inputs = hf.inputs(model, "user: <video> what is this ?", videos=[hf.video(frames)])
-    written = int((inputs.input_ids == hf.VIDEO).sum())
-    assert frames * packing.pooled(64) + 1 == written
+def test_an_image_that_is_not_cut(name: str) -> None:
+    config, size = CONFIGS[name, "small"], (300, 200)
+    packed = bare(name, config, size, torch.ones(1, 64, 1))
+    assert packing.full_tokens(config, size, False) == len(packed) == 65
+    assert packing.visual(config, size, False, 64, 64) == VisualSpan(65, 65, 1, 1, 64, 1)
+    assert packing.visual(config, size, False, 64, 16) == VisualSpan(65, 17, 1, 1, 64, 1)
 
 
 @given(st.integers(1, 40))
 def test_pooling_halves_a_grid(side: int) -> None:
-    model = SimpleNamespace(config=SimpleNamespace(vision_config=_sides(side)))
+    sides = SimpleNamespace(image_size=side * 2 + 1, patch_size=2)
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=sides))
     pooled = transformers.LlavaOnevisionModel.apply_pooling(model, torch.ones(1, side * side, 1))
     assert packing.pooled(side * side) == pooled.shape[1]
-
-
-def _sides(side: int) -> Any:
-    return SimpleNamespace(image_size=side * 2 + 1, patch_size=2)
-
-
-# ------------------------------------------------------------------------------------------ our rule
 
 
 @pytest.mark.parametrize(("name", "crops"), CONFIGS)
@@ -222,28 +177,9 @@ def test_a_crop_is_left_out_where_the_bare_model_keeps_nothing_of_it(name: str, 
     check()
 
 
-def test_some_crops_can_be_letterbox() -> None:
-    config = configuration("llava_next", "small")
-    config.image_grid_pinpoints = [[3 * 56, 3 * 56]]
-    assert packing.crop_layout(config, (50, 200), True) == (
-        (False, False, False),
-        (True, True, True),
-        (False, False, False),
-    )
-    assert packing.short_tokens(config, (50, 200), True, 5) == 5 + 3 * 5 + 1
-    assert packing.crop_layout(config, (200, 50), True) == ((False, True, False),) * 3
-    assert packing.short_tokens(config, (200, 50), True, 5) == 5 + 3 * 5 + 3
-    assert packing.crop_layout(config, (1, 4000), True) == ((False,) * 3,) * 3
-    assert (
-        packing.short_tokens(config, (1, 4000), True, 5) == 5
-    )  # of such a line the base crop alone
-
-
 def test_the_order_of_what_is_packed() -> None:
-    features = (
-        torch.arange(14.0).view(7, 2, 1).repeat(1, 1, 3)
-    )  # a base and 2 x 3 crops, m = 2, c = 3
-    features.requires_grad_()
+    """A base and 2 x 3 crops, of 2 tokens each."""
+    features = torch.arange(14.0).view(7, 2, 1).repeat(1, 1, 3).requires_grad_()
     newline = torch.full((3,), -1, dtype=torch.float64)
     where = ((True, False, True), (True, True, True))
     packed = packing.pack(features, where, newline)
@@ -258,38 +194,6 @@ def test_the_order_of_what_is_packed() -> None:
     assert packing.pack(features[:1], (), newline)[:, 0].tolist() == [0, 1, -1]
 
 
-def test_a_narrow_image_can_take_more_than_in_the_bare_model() -> None:
-    config = configuration("llava_next", "small")
-    config.image_grid_pinpoints = [[2 * 56, 2 * 56]]
-    seen = packing.visual(config, (40, 400), True, 64, 40)
-    assert seen == VisualSpan(64 + 2 * 17, 5 * 40 + 2, units=5, fixed=2, patches=64, encoded=5)
-
-
-@pytest.mark.parametrize(("name", "crops"), CONFIGS)
-def test_all_tokens_are_packed_by_the_model_itself(name: str, crops: str) -> None:
-    config = CONFIGS[name, crops]
-    n = side_of(config) ** 2
-    for size in ((300, 200), (20, 400), (1000, 990)):
-        for cut in (True, False):
-            whole = packing.full_tokens(config, size, cut)
-            assert packing.short_tokens(config, size, cut, n) == whole
-            assert packing.short_tokens(config, size, cut, n - 1) != whole
-
-
-# --------------------------------------------------------- what the bare models can't do, and errors
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("tokens", [65, 63], ids=["with CLS", "one patch less"])
-@pytest.mark.parametrize("channels", [1, 64, 96])
-def test_the_bare_models_stitch_only_whole_crops(name: str, tokens: int, channels: int) -> None:
-    """Strategy "full" with a CLS token, or "default" without one: why adapters refuse both."""
-    with pytest.raises(
-        (RuntimeError, ValueError), match=r"shape|Sizes of tensors|number of patches"
-    ):
-        bare(name, CONFIGS[name, "small"], (300, 200), torch.ones(3, tokens, channels))
-
-
 @pytest.mark.parametrize("said", ["pad", "anyres", "anyres_max_", "anyres_max_0", "anyres_max_x"])
 def test_an_aspect_ratio_that_says_no_number(said: str) -> None:
     config = configuration("llava_onevision", "small")
@@ -300,15 +204,10 @@ def test_an_aspect_ratio_that_says_no_number(said: str) -> None:
     assert packing.full_tokens(config, (300, 200), False) == 65  # which does not ask for it
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_an_image_of_another_number_of_crops(count: int) -> None:
-    with pytest.raises(
-        BadArgumentError, match=f"400 x 1000 pixels has 4 crops.*, but {count} were"
-    ):
-        packing.layout(CONFIGS["llava_next", "small"], (400, 1000), count)
-
-
-def test_a_layout_of_another_number_of_crops() -> None:
+def test_another_number_of_crops() -> None:
+    for count in (2, 3, 5):
+        with pytest.raises(BadArgumentError, match=f"1000 pixels has 4 crops.*, but {count} were"):
+            packing.layout(CONFIGS["llava_next", "small"], (400, 1000), count)
     for where, count in (((True, True),), 2), ((), 3):
         with pytest.raises(BadArgumentError, match=f"{count} crops were passed; this layout has"):
             packing.pack(torch.ones(count, 4, 1), where, torch.ones(1))

@@ -77,50 +77,46 @@ def separate(batch: Batch) -> bool:
     )
 
 
-@given(batches)
-def test_what_is_left_is_what_the_processor_would_have_written(batch: Batch) -> None:
+def expected_index(batch: Batch) -> list[list[int]]:
+    """Of each row, which columns stay: of a visual the first ones, and the last one again."""
+    n = len(batch.written("full")[0][0])
+    rows = []
+    for parts in batch.rows:
+        at = n - length(parts, "full") if batch.left else 0
+        rows.append([])
+        for part in parts:
+            full, keep = (1, 1) if isinstance(part, int) else (part[1].full, part[1].short)
+            rows[-1] += [at + min(j, full - 1) for j in range(keep)]
+            at += full
+    m = max(map(len, rows))
+    pads = [[-1] * (m - len(row)) for row in rows]
+    return [pad + row if batch.left else row + pad for pad, row in zip(pads, rows, strict=True)]
+
+
+def length(parts: tuple[Any, ...], state: str) -> int:
+    return sum(1 if isinstance(part, int) else getattr(part[1], state) for part in parts)
+
+
+@given(batches, st.booleans())
+def test_what_is_left_is_what_the_processor_would_have_written(batch: Batch, masked: bool) -> None:
+    """Of each row as if it were alone; without a mask, padding is text. All else follows the ids."""
     ids, mask = batch.written("full")
-    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
+    if not masked:
+        pads = [(0,) * (len(ids[0]) - length(parts, "full")) for parts in batch.rows]
+        rows = [pad + r if batch.left else r + pad for pad, r in zip(pads, batch.rows, strict=True)]
+        batch = Batch(tuple(rows), batch.left)
+    own = mask if masked else None
+    short = shorten(ids, batch.visuals(), attention_mask=own, pad_left=batch.left)
     if not changes(batch):
         assert short is None
         return
     assert short is not None
+    assert short.index.tolist() == expected_index(batch)
     wanted, wanted_mask = Batch(batch.rows, batch.left).written("short")
     assert short.take(ids, PAD).tolist() == wanted.tolist()
-    assert short.take(mask, 0).tolist() == wanted_mask.tolist()
-
-
-@given(batches)
-def test_the_first_placeholders_stay_and_the_last_is_repeated(batch: Batch) -> None:
-    ids, mask = batch.written("full")
-    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
-    if short is None:
-        return
-    begins = (mask != 0).int().argmax(1).tolist()
-    for parts, begin, index in zip(batch.rows, begins, short.index.tolist(), strict=True):
-        wanted, at = [], begin
-        for part in parts:
-            full, keep = (1, 1) if isinstance(part, int) else (part[1].full, part[1].short)
-            wanted += [at + min(j, full - 1) for j in range(keep)]
-            at += full
-        assert [i for i in index if i >= 0] == wanted
-
-
-@given(batches)
-def test_each_row_is_as_if_it_were_alone(batch: Batch) -> None:
-    ids, mask = batch.written("full")
-    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
-    if short is None:
-        return
-    for parts, index in zip(batch.rows, short.index.tolist(), strict=True):
-        alone = Batch((parts,), batch.left)
-        row_ids, _ = alone.written("full")
-        own = shorten(row_ids, alone.visuals(), pad_left=batch.left)
-        offset = (
-            len(ids[0]) - len(row_ids[0]) if batch.left else 0
-        )  # where the row begins in the batch
-        wanted = range(len(row_ids[0])) if own is None else own.index[0].tolist()
-        assert [i for i in index if i >= 0] == [i + offset for i in wanted]
+    assert short.take(mask if masked else torch.ones_like(ids), 0).tolist() == wanted_mask.tolist()
+    columns = torch.arange(ids.shape[1]).expand(3, *ids.shape)  # as positions are, [3, b, n]
+    assert torch.equal(short.take(columns, -1), short.index.expand(3, -1, -1))
 
 
 @given(batches)
@@ -139,48 +135,6 @@ def test_a_prompt_that_is_short_already_stays(batch: Batch) -> None:
             ]
 
 
-@given(batches, st.booleans())
-def test_without_a_mask_all_tokens_are_real(batch: Batch, left: bool) -> None:
-    ids, _ = batch.written("full")
-    short = shorten(ids, batch.visuals(), pad_left=left)
-    if short is None:
-        return
-    again = shorten(ids, batch.visuals(), attention_mask=torch.ones_like(ids), pad_left=left)
-    assert again is not None
-    assert torch.equal(short.index, again.index)
-    lengths = (short.index >= 0).sum(1)
-    text = [sum(isinstance(part, int) for part in parts) for parts in batch.rows]
-    lost = [len(ids[0]) - _length(parts, "full") for parts in batch.rows]  # its padding is text now
-    shown = [_length(parts, "short") for parts in batch.rows]
-    assert lengths.tolist() == [a + b for a, b in zip(lost, shown, strict=True)], text
-    assert short.index.shape[1] == lengths.max()
-    edge = short.index[:, 0 if left else -1]
-    assert (edge >= 0).tolist() == (lengths == lengths.max()).tolist()
-
-
-def _length(parts: tuple[Any, ...], state: str) -> int:
-    return sum(1 if isinstance(part, int) else getattr(part[1], state) for part in parts)
-
-
-@given(batches)
-def test_everything_with_one_value_per_token_follows(batch: Batch) -> None:
-    ids, mask = batch.written("full")
-    short = shorten(ids, batch.visuals(), attention_mask=mask, pad_left=batch.left)
-    if short is None:
-        return
-    labels = torch.arange(ids.numel()).view_as(ids)
-    positions = torch.stack([labels, labels + 1000, labels * 2])  # [3, b, n]
-    taken = short.take(labels, -100)
-    for r, index in enumerate(short.index.tolist()):
-        wanted = [-100 if i < 0 else r * ids.shape[1] + i for i in index]
-        assert taken[r].tolist() == wanted
-    for one, all_ in zip(positions, short.take(positions, -1), strict=True):
-        assert torch.equal(short.take(one, -1), all_)
-
-
-# ------------------------------------------------------------------------------------ by example
-
-
 def cut(
     rows: list[list[int]], visuals: list[VisualSpan], mask: Any = None, left: bool = True
 ) -> Any:
@@ -188,72 +142,35 @@ def cut(
     return shorten(torch.tensor(rows), {IMAGE: visuals}, attention_mask=mask, pad_left=left)
 
 
-def test_one_image() -> None:
-    short = cut([[1, 4, 4, 4, 4, 9]], [VisualSpan(4, 2)])
-    assert short.index.tolist() == [[0, 1, 2, 5]]
-    assert short.index.dtype == torch.int64
-    assert short.columns == 6
-
-
-def test_a_text_row_pads_the_others() -> None:
-    rows = [[4, 4, 4, 4, 9], [7, 7, 7, 8, 9]]
-    assert cut(rows, [VisualSpan(4, 1)]).index.tolist() == [[-1, -1, -1, 0, 4], [0, 1, 2, 3, 4]]
-    right = cut(rows, [VisualSpan(4, 1)], left=False)
-    assert right.index.tolist() == [[0, 4, -1, -1, -1], [0, 1, 2, 3, 4]]
-
-
-def test_padding_is_given_up() -> None:
-    rows, mask = [[4, 4, 4, 4, 9], [0, 0, 7, 8, 9]], [[1] * 5, [0, 0, 1, 1, 1]]
-    assert cut(rows, [VisualSpan(4, 1)], mask).index.tolist() == [[-1, 0, 4], [2, 3, 4]]
-
-
-@pytest.mark.parametrize("left", [False, True])
-def test_the_mask_says_where_padding_is(left: bool) -> None:
-    rows = [[4, 4, 4, 9], [7, 8, 9, 9]]
-    on_left = cut(rows, [VisualSpan(3, 1)], [[1, 1, 1, 1], [0, 1, 1, 1]], left)
-    assert on_left.index.tolist() == [[-1, 0, 3], [1, 2, 3]]
-    on_right = cut(rows, [VisualSpan(3, 1)], [[1, 1, 1, 1], [1, 1, 1, 0]], left)
-    assert on_right.index.tolist() == [[0, 3, -1], [0, 1, 2]]
-    both = cut(rows, [VisualSpan(3, 1)], [[1, 1, 1, 0], [0, 1, 1, 1]], left)
-    assert both.index.tolist() == [[-1, 0, 3], [1, 2, 3]]  # left, and what is on the right stays
-
-
-def test_zeros_inside_a_row_stay() -> None:
-    short = cut([[0, 7, 0, 8, 4, 4, 4]], [VisualSpan(3, 2)], [[0, 1, 0, 1, 1, 1, 1]])
-    assert short.index.tolist() == [[1, 2, 3, 4, 5]]
-
-
-def test_a_placeholder_counts_whatever_the_mask_says() -> None:
-    short = cut([[4, 4, 4, 9]], [VisualSpan(3, 2)], [[0, 0, 0, 1]])
-    assert short.index.tolist() == [[0, 1, 3]]
-
-
-def test_more_tokens_than_placeholders() -> None:
-    short = cut([[7, 4, 4, 9], [7, 4, 8, 9]], [VisualSpan(2, 4), VisualSpan(1, 1)])
-    assert short.index.tolist() == [[0, 1, 2, 2, 2, 3], [-1, -1, 0, 1, 2, 3]]
-
-
-def test_placeholders_of_a_visual_need_not_touch() -> None:
-    """A separator after every line of tokens, as some processors write it, is text: it stays."""
-    assert cut([[4, 4, 7, 4, 4, 9]], [VisualSpan(4, 3)]).index.tolist() == [[0, 1, 2, 3, 5]]
-
-
-def test_counts_that_fit_both_are_told_by_the_text_between() -> None:
-    visuals = [VisualSpan(4, 2), VisualSpan(2, 4)]
-    assert cut([[4, 4, 4, 4, 7, 4, 4]], visuals).index.tolist() == [[0, 1, 4, 5, 6, 6, 6]]
-    assert cut([[4, 4, 7, 4, 4, 4, 4]], visuals) is None
-    assert cut([[4, 4, 4, 4], [8, 7, 4, 4]], visuals) is not None
-    assert cut([[8, 7, 4, 4], [4, 4, 4, 4]], visuals) is None
-    assert cut([[4, 4, 7, 7, 7, 7], [7, 7, 4, 4, 4, 4]], visuals) is None
+UNEQUAL = [[4, 4, 4, 9], [7, 8, 9, 9]]
+THREE_TO_TWO, EITHER = [VisualSpan(3, 2)], [VisualSpan(4, 2), VisualSpan(2, 4)]
+# Ids, images, mask, and the columns that are left; None: nothing is to be done.
+EXAMPLES: list[tuple[list[list[int]], list[VisualSpan], Any, Any]] = [
+    # Padding at both sides, zeros inside a row, a placeholder that is masked.
+    (UNEQUAL, [VisualSpan(3, 1)], [[1, 1, 1, 0], [0, 1, 1, 1]], [[-1, 0, 3], [1, 2, 3]]),
+    ([[0, 7, 0, 8, 4, 4, 4]], THREE_TO_TWO, [[0, 1, 0, 1, 1, 1, 1]], [[1, 2, 3, 4, 5]]),
+    ([[4, 4, 4, 9]], THREE_TO_TWO, [[0, 0, 0, 1]], [[0, 1, 3]]),
+    # A separator after every line of tokens, as some processors write it, is text: it stays.
+    ([[4, 4, 7, 4, 4, 9]], [VisualSpan(4, 3)], None, [[0, 1, 2, 3, 5]]),
+    # Counts that fit both are told by the text between.
+    ([[4, 4, 4, 4, 7, 4, 4]], EITHER, None, [[0, 1, 4, 5, 6, 6, 6]]),
+    ([[4, 4, 7, 4, 4, 4, 4]], EITHER, None, None),
+    ([[4, 4, 4, 4], [8, 7, 4, 4]], EITHER, None, [[-1] * 4 + [0, 1], [0, 1, 2, 3, 3, 3]]),
+    ([[8, 7, 4, 4], [4, 4, 4, 4]], EITHER, None, None),
+    ([[4, 4, 7, 7, 7, 7], [7, 7, 4, 4, 4, 4]], EITHER, None, None),
     # Text between, either way: as the processor wrote it.
-    assert cut([[4, 8, 4, 4, 4, 7, 4, 4]], visuals).index.tolist() == [[0, 1, 2, 5, 6, 7, 7, 7]]
+    ([[4, 8, 4, 4, 4, 7, 4, 4]], EITHER, None, [[0, 1, 2, 5, 6, 7, 7, 7]]),
+    ([[7, 8]], [], None, None),
+]
 
 
-def test_nothing_to_do() -> None:
-    assert cut([[7, 8]], []) is None
-    assert shorten(torch.tensor([[7, 8]]), {}, pad_left=True) is None
-    assert cut([[4, 4, 8]], [VisualSpan(2, 2)]) is None
-    assert cut([[4, 8]], [VisualSpan(2, 1)]) is None
+@pytest.mark.parametrize(("rows", "visuals", "mask", "expected"), EXAMPLES)
+def test_examples(rows: Any, visuals: list[VisualSpan], mask: Any, expected: Any) -> None:
+    short = cut(rows, visuals, mask)
+    assert (None if short is None else short.index.tolist()) == expected
+    assert short is None or (short.index.dtype, short.columns) == (torch.int64, len(rows[0]))
+    if mask is not None:  # which says where padding is, whatever is asked for
+        assert cut(rows, visuals, mask, left=False).index.tolist() == expected
 
 
 def test_an_image_that_stays_does_not_hide_a_video_that_shrinks() -> None:
@@ -262,6 +179,7 @@ def test_an_image_that_stays_does_not_hide_a_video_that_shrinks() -> None:
     assert short is not None
     assert short.index.tolist() == [[0, 1, 2]]
     assert shorten(torch.tensor([[4, 4, 5]]), found, pad_left=True) is None
+    assert shorten(torch.tensor([[7, 8]]), {}, pad_left=True) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
@@ -297,8 +215,6 @@ def test_the_ids_are_read_once_from_their_device() -> None:
     assert short.index.device.type == "meta"
     assert short.index.shape == (2, 4)
 
-
-# --------------------------------------------------------------------------------------- errors
 
 TWO = [VisualSpan(4, 2), VisualSpan(4, 2)]
 ERRORS: dict[str, tuple[Any, dict[int, list[VisualSpan]], str]] = {

@@ -20,9 +20,11 @@ from torch import Tensor
 import tokenzoo
 from tests.adapters import models as of_timm
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm import qwen
+from tests.adapters.hf.vlm.calls import FLOWER, TALL, TEMPLE, Batch
 from tests.adapters.hf.vlm.test_qwen_tower import MIXED
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
+from tests.conformance.chats import CHATS, whole
 
 Inputs = Mapping[str, Any]
 TOWER = ("evoprune", "tome", "random")
@@ -130,90 +132,37 @@ def hf_tower(name: str, **options: Any) -> Spec:
     )
 
 
+PROMPTS = Batch(("what is the <image> ?", "the cat"), ((TALL,), ()))
+BEFORE = Batch(("<image> what is the dog ?", "<image> the cat"), ((TEMPLE,), (FLOWER,)))
+
+
 @cache
 def prompts(kind: str) -> Inputs:
     """A padded batch: a row with an image, and one without; of PaliGemma all have one."""
-    if kind == "internvl":
-        return dict(internvl.inputs(["what is the <image> ?", "the cat"], hf.photos()[2:3]))
-    if kind == "paligemma":
-        return dict(
-            paligemma.inputs(["<image> what is the dog ?", "<image> the cat"], hf.photos()[:2])
-        )
-    if kind.startswith("qwen"):
-        make = getattr(qwen, kind)
-        return dict(qwen.inputs(make(), ["what is the <image> ?", "the cat"], hf.photos()[2:3]))
-    return dict(
-        hf.inputs(getattr(hf, kind)(), ["what is the <image> ?", "the cat"], [hf.photos()[:1], []])
-    )
+    return dict((PROMPTS if CHATS[kind].words else BEFORE).given(whole(kind)))
 
 
-def llava(kind: str) -> Spec:
+def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **options: Any) -> Spec:
+    """A multimodal model.
+
+    Args:
+        kind: of `CHATS`.
+        blocks: path of the blocks of its tower.
+        depth: what its configuration calls the number of them.
+        **options: `extra` blocks that nobody reads, `vision` options, and fields of the spec.
+    """
+    extra, vision = options.pop("extra", 0), options.pop("vision", {})
+    projector = "visual.merger" if "visual" in blocks else "multi_modal_projector"
+    places = (f"model.{blocks}.2", f"model.{projector}", "model.language_model.layers.3")
     return Spec(
-        lambda depth: getattr(hf, kind)(
-            vision={"num_hidden_layers": depth + (kind != "llava_onevision")}
-        ),
+        lambda n: CHATS[kind].make(vision={depth: n + extra, **vision}),
         lambda model: prompts(kind),
         logits,
         second="model.language_model.layers.2.mlp",
-        places=(
-            "model.vision_tower.encoder.layers.2.self_attn",
-            "model.multi_modal_projector",
-            "model.language_model.layers.3",
-        ),
-        recipes=WHOLE,
-        checkpoint=hf_checkpoint,
-        offloads=kind == "llava",  # of the others, accelerate puts a parameter of their own nowhere
-        whole=True,
-    )
-
-
-def qwen_vl(kind: str) -> Spec:
-    return Spec(
-        lambda depth: getattr(qwen, kind)(vision={"depth": depth}),
-        lambda model: prompts(kind),
-        logits,
-        second="model.language_model.layers.2.mlp",
-        places=(
-            "model.visual.blocks.1.attn",
-            "model.visual.merger",
-            "model.language_model.layers.3",
-        ),
-        recipes=("evoprune", "tome", "divprune", "fastv"),
-        checkpoint=hf_checkpoint,
-        offloads=False,
-        whole=True,
-    )
-
-
-def internvl_vl() -> Spec:
-    return Spec(
-        lambda depth: internvl.internvl(vision={"num_hidden_layers": depth}),
-        lambda model: prompts("internvl"),
-        logits,
-        second="model.language_model.layers.2.mlp",
-        places=(
-            "model.vision_tower.encoder.layer.2.attention",
-            "model.multi_modal_projector",
-            "model.language_model.layers.3",
-        ),
-        recipes=WHOLE[
-            ::-1
-        ],  # the ways of running with the first, which folds its groups in the tower
+        places=places,
         checkpoint=hf_checkpoint,
         whole=True,
-    )
-
-
-def paligemma_vl(text: str, **vision: Any) -> Spec:
-    return Spec(
-        lambda depth: paligemma.paligemma(text, vision={"num_hidden_layers": depth, **vision}),
-        lambda model: prompts("paligemma"),
-        logits,
-        second="model.language_model.layers.2.mlp",
-        places=("model.vision_tower.encoder.layers.2.self_attn", "model.multi_modal_projector"),
-        recipes=("evoprune", "tome", "divprune"),  # the adapter follows no Gemma
-        checkpoint=hf_checkpoint,
-        whole=True,
+        **{"recipes": WHOLE, "offloads": True, **options},
     )
 
 
@@ -245,6 +194,7 @@ def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
     )
 
 
+CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl")
 TIMM = (*of_timm.TEN, of_timm.RES_POST, *of_timm.POSITIONAL)
 SPECS: dict[str, Spec] = {
     **{f"timm {case.family}": timm_case(case) for case in TIMM},
@@ -258,12 +208,18 @@ SPECS: dict[str, Spec] = {
     ),
     **{name: hf_tower(name) for name in hf.TOWERS},
     "siglip without a head": hf_tower("siglip", vision_use_head=False),
-    **{kind: llava(kind) for kind in ("llava", "llava_next", "llava_onevision")},
-    **{kind: qwen_vl(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
-    "internvl": internvl_vl(),
-    "paligemma": paligemma_vl("gemma"),
-    "paligemma2": paligemma_vl("gemma2", vision_use_head=True),
-    **{f"{kind} tower": qwen_tower(kind) for kind in ("qwen2_vl", "qwen2_5_vl")},
+    "llava": whole_model("llava", CLIP, extra=1),
+    # Of these, accelerate puts a parameter of their own nowhere.
+    "llava_next": whole_model("llava_next", CLIP, extra=1, offloads=False),
+    "llava_onevision": whole_model("llava_onevision", CLIP, offloads=False),
+    **{kind: whole_model(kind, "visual.blocks", "depth", offloads=False) for kind in QWEN_VL},
+    # The ways of running with the first recipe, which folds its groups in the tower.
+    "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
+    "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed
+    "paligemma2": whole_model(
+        "paligemma2", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}
+    ),
+    **{f"{kind} tower": qwen_tower(kind) for kind in QWEN_VL},
 }
 DEPTH = 5
 

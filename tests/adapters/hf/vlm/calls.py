@@ -1,4 +1,4 @@
-"""Batches for the whole models of `hf_models`, ways of calling them, and what detach leaves on them."""
+"""Batches for the small whole models, ways of calling them, and what detach leaves on them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.adapters.hf import models as hf
+from tests.adapters.hf.vlm import internvl, paligemma, qwen
 from tests.adapters.models import gap
 
 TEMPLE, FLOWER, TALL, WIDE, SMALL, *_ = hf.photos()
@@ -29,8 +30,23 @@ CACHE = CACHES["cache" not in inspect.signature(transformers.LlamaModel.forward)
 ONE = "user: <image> what is this ? assistant:"
 TWO = "<image> and <image> what is different ?"
 NONE = "is the sky blue ?"
-SEEN = "user: <video> what is this ?"
-BOTH = "<image> and <video> is this the same ? assistant:"
+
+
+def inputs(
+    model: Any,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[Any]] = (),
+    videos: Sequence[Any] | None = None,
+    side: str = "left",
+) -> Any:
+    """What the processor of any of the small models returns, with the images of each prompt."""
+    kind, flat = model.config.model_type, [image for some in images for image in some]
+    if kind.startswith("llava"):
+        return hf.inputs(model, prompts, images, videos, side)
+    if kind.startswith("qwen"):
+        return qwen.inputs(model, prompts, flat, videos, side)
+    made = internvl.inputs if kind == "internvl" else paligemma.inputs
+    return made(prompts, flat, side)
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ class Batch:
 
     def given(self, model: Any, side: str = "left") -> Any:
         """What the processor returns."""
-        return hf.inputs(model, self.prompts, self.images, self.videos or None, side)
+        return inputs(model, self.prompts, self.images, self.videos or None, side)
 
     def rows(self, model: Any) -> list[Any]:
         """What the processor returns for each row alone."""
@@ -51,26 +67,18 @@ class Batch:
         alone: list[Any] = []
         for prompt, images in zip(self.prompts, self.images, strict=True):
             mine = [films.pop(0) for _ in range(prompt.count("<video>"))]
-            alone.append(hf.inputs(model, prompt, [images], mine or None))
+            alone.append(inputs(model, [prompt], [images], mine or None))
         return alone
 
 
 SINGLE = Batch((ONE,), ((TEMPLE,),))
 PADDED = Batch((ONE, TWO, NONE), ((WIDE,), (FLOWER, SMALL), ()))
-FILMS = Batch(
-    (SEEN, BOTH, NONE, ONE), ((), (TALL,), (), (FLOWER,)), (hf.video(3), hf.video(3, of=1))
-)
 
 
 @cache
 def whole(kind: str) -> Any:
     """The model of that name, the same for all tests: they leave it bare."""
     return KINDS[kind]()
-
-
-def batches(kind: str) -> Sequence[Batch]:
-    """A padded batch with a row without images; for OneVision one with videos, too."""
-    return (PADDED, FILMS) if kind == "llava_onevision" else (PADDED,)
 
 
 def logits(model: Any, given: Any, **options: Any) -> Tensor:

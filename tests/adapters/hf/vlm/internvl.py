@@ -17,8 +17,7 @@ SIDE, PATCH, TOKENS = 56, 7, 16
 def internvl(**overrides: Any) -> Any:
     """InternVL, small: 5 blocks with a CLS token and LayerScale, pixel shuffle of 2 x 2, and a Qwen2.
 
-    Args:
-        **overrides: for the configuration; `vision` and `text` are dicts for its two parts.
+    Overrides are of the configuration; `vision` and `text` are dicts for its two parts.
     """
     overrides = dict(overrides)
     vision = {
@@ -63,13 +62,7 @@ def processor(padding_side: str) -> Any:
 def inputs(
     prompts: str | Sequence[str], images: Sequence[Any] = (), padding_side: str = "left"
 ) -> Any:
-    """What the processor returns for these prompts, padded if there are several.
-
-    Args:
-        prompts: each with one `<image>` per image.
-        images: of all prompts, in order.
-        padding_side: "left" or "right".
-    """
+    """What the processor returns for these prompts, with the images of all, in order."""
     given: dict[str, Any] = {"images": list(images)} if images else {}
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     return processor(padding_side)(text=prompts, padding=True, return_tensors="pt", **given)

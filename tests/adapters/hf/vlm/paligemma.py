@@ -31,9 +31,7 @@ WINDOW = 4
 def paligemma(text: str = "gemma", **overrides: Any) -> Any:
     """PaliGemma, small: a SigLIP of 5 blocks, and a Gemma, or Gemma 2 with every second layer in a window.
 
-    Args:
-        text: "gemma" or "gemma2" (PaliGemma 2).
-        **overrides: for the configuration; `vision` is a dict for its tower.
+    Overrides are of the configuration; `vision` is a dict for its tower.
     """
     overrides = dict(overrides)
     vision = {**_SIZES, "vision_use_head": False, **overrides.pop("vision", {})}
@@ -76,13 +74,9 @@ def inputs(
     padding_side: str = "left",
     suffix: Sequence[str] | None = None,
 ) -> Any:
-    """What the processor returns for these prompts, padded if there are several.
+    """What the processor returns for these prompts, each with one `<image>` per image before its words.
 
-    Args:
-        prompts: each with one `<image>` per image, before its words.
-        images: of all prompts, in order.
-        padding_side: "left" or "right".
-        suffix: what the model is to say of each; then there are `labels`.
+    With a suffix, which is what the model is to say of each, there are `labels`.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     given = processor(padding_side)(

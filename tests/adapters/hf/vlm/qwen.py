@@ -63,8 +63,7 @@ _VISION: dict[str, dict[str, Any]] = {
 def qwen2_vl(**overrides: Any) -> Any:
     """Qwen2-VL, small: 5 blocks, every one with full attention within an image, and a Qwen2 with M-RoPE.
 
-    Args:
-        **overrides: for the configuration; `vision` and `text` are dicts for its two parts.
+    Overrides are of the configuration; `vision` and `text` are dicts for its two parts.
     """
     return _made("Qwen2VL", overrides)
 
@@ -111,25 +110,15 @@ def inputs(
     videos: Sequence[Any] | None = None,
     padding_side: str = "left",
 ) -> Any:
-    """What the model's processor returns for these prompts, as tensors; padded if there are several.
+    """What the model's processor returns, padded; images and videos are those of all prompts, in order.
 
-    Args:
-        model: one of the two here, or its base.
-        prompts: each with one `<image>` or `<video>` per image or video, and a word between two of them.
-        images: of all prompts, in order.
-        videos: of all prompts, in order: frames `[f, height, width, 3]`.
-        padding_side: "left" or "right".
+    Between two of `<image>` and `<video>` of a prompt is a word; a video is `[f, height, width, 3]`.
     """
-    given: dict[str, Any] = {
-        "text": [prompts] if isinstance(prompts, str) else list(prompts),
-        "padding": True,
-        "return_tensors": "pt",
-    }
-    if images:
-        given["images"] = list(images)
-    if videos:
-        given["videos"] = list(videos)
-    return processor(model.config.model_type, padding_side)(**given)
+    text = [prompts] if isinstance(prompts, str) else list(prompts)
+    given = {"images": list(images or ()), "videos": list(videos or ())}
+    given = {name: some for name, some in given.items() if some}
+    made = processor(model.config.model_type, padding_side)
+    return made(text=text, padding=True, return_tensors="pt", **given)
 
 
 def pixels(model: Any, grids: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Tensor]:

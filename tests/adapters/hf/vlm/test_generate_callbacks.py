@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,22 +13,12 @@ from torch import Tensor
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import qwen
-from tests.adapters.hf.vlm.calls import FLOWER, PADDED, SINGLE, Batch, answer, remains
-from tests.adapters.hf.vlm.calls import whole as llava
-from tests.adapters.hf.vlm.test_qwen import whole as whole_qwen
+from tests.adapters.hf.vlm.calls import CACHE, answer, cache_of, remains
 from tests.adapters.models import one_thread as one_thread
+from tests.conformance.chats import CHATS, moved, said, whole
 from tokenzoo.errors import AttachError
 
-# The longest row has no image: the prompts get shorter, and the batch does not.
-WORDY = Batch(("what is <image> ?", " ".join(["is the sky blue"] * 40)), ((FLOWER,), ()))
-MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "llava": lambda: (llava("llava"), PADDED.given(llava("llava"))),
-    "wordy": lambda: (llava("llava"), WORDY.given(llava("llava"))),
-    "llava_next": lambda: (llava("llava_next"), PADDED.given(llava("llava_next"))),
-    "llava_onevision": lambda: (llava("llava_onevision"), PADDED.given(llava("llava_onevision"))),
-    "qwen2_vl": lambda: (whole_qwen("qwen2_vl"), qwen.batch(whole_qwen("qwen2_vl"))),
-}
+KINDS = ("llava", "llava, wordy", "llava_next", "llava_onevision", "qwen2_vl")
 WAYS: tuple[dict[str, Any], ...] = (
     {"num_beams": 3},
     {"num_return_sequences": 2, "do_sample": True},
@@ -58,9 +47,14 @@ class Seen(transformers.LogitsProcessor, transformers.StoppingCriteria):
     def end(self) -> None: ...
 
 
-@pytest.mark.parametrize("kind", MODELS)
+def batch(kind: str) -> tuple[Any, Any]:
+    """The model of that name, and a padded batch of prompts."""
+    return whole(kind), CHATS[kind].batch.given(whole(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_callbacks_see_what_they_see_in_the_bare_model(kind: str) -> None:
-    model, given = MODELS[kind]()
+    model, given = batch(kind)
     n = given["input_ids"].shape[1]
     prompts: list[tuple[Any, ...]] = []
     for name in ("bare", "evoprune", "dart"):
@@ -99,41 +93,35 @@ RULES: tuple[dict[str, Any], ...] = (  # together where no rule hides another
 )
 
 
-@pytest.mark.parametrize(("kind", "mask"), [("wordy", True), ("qwen2_vl", True), ("llava", False)])
+@pytest.mark.parametrize(
+    ("kind", "mask"), [("llava, wordy", True), ("qwen2_vl", True), ("llava", False)]
+)
 def test_penalties_of_a_configuration_are_those_of_the_callers_prompt(
     kind: str, mask: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the bare model's processors make of the logits, with the caller's ids, is what comes back."""
-    model, given = MODELS[kind]()
+    model, given = batch(kind)
     if not mask:
-        given = {key: value for key, value in SINGLE.given(model).items() if "mask" not in key}
+        given = dict(CHATS[kind].single(model))
+        del given["attention_mask"]
     n = given["input_ids"].shape[1]
     original = type(model)._get_logits_processor
-
-    class MadeError(Exception): ...
+    made: list[Any] = []
 
     def collect(*args: Any, **kwargs: Any) -> Any:
-        raise MadeError(original(*args, **kwargs))
+        made.append(original(*args, **kwargs))
+        return made[-1]
 
-    bare: list[tuple[dict[str, Any], Any]] = []
-    for rule in RULES:
-        way = {**rule, "eos_token_id": SAYS[0], "max_new_tokens": 2, "do_sample": False}
-        if "min_length" in way:
-            way["min_length"] += n
-        with monkeypatch.context() as patch:
-            patch.setattr(type(model), "_get_logits_processor", collect)
-            with pytest.raises(MadeError) as made:
-                model.generate(**given, **way)
-        bare.append((way, made.value.args[0]))
+    end = {"eos_token_id": SAYS[0], "max_new_tokens": 2}
+    ways = [{**end, **rule} for rule in RULES]
+    ways[0]["min_length"] += n
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_get_logits_processor", collect)
+        for way in ways:
+            answer(model, given, **way)
     with tokenzoo.build("evoprune", keep=0.5).attach(model):
-        for way, processors in bare:
-            out = model.generate(
-                **given,
-                **way,
-                return_dict_in_generate=True,
-                output_scores=True,
-                output_logits=True,
-            )
+        for way, processors in zip(ways, made, strict=True):
+            out = said(model, given, **way, output_scores=True)
             changed = 0.0
             for i, (raw, scores) in enumerate(zip(out.logits, out.scores, strict=True)):
                 expected = processors(out.sequences[:, : n + i], raw.clone())
@@ -144,7 +132,7 @@ def test_penalties_of_a_configuration_are_those_of_the_callers_prompt(
 
 def test_a_criterion_of_length_counts_the_callers_prompt() -> None:
     """Whether it is the caller's own or one that transformers makes; the caller's takes its place."""
-    model, given = MODELS["llava"]()
+    model, given = batch("llava")
     n = given["input_ids"].shape[1]
     with tokenzoo.build("tome", keep=0.5).attach(model):
         own = [transformers.MaxLengthCriteria(n + 2)]
@@ -155,8 +143,8 @@ def test_a_criterion_of_length_counts_the_callers_prompt() -> None:
 @pytest.mark.parametrize("also", [False, True], ids=["bare helper", "attached helper"])
 def test_callbacks_of_a_helper_see_the_callers_prompt(also: bool) -> None:
     """Assisted generation hands the processors to the model that drafts, which reads the short prompt."""
-    model, helper = llava("llava"), copy.deepcopy(llava("llava"))
-    given = SINGLE.given(model)
+    model, helper = whole("llava"), copy.deepcopy(whole("llava"))
+    given = CHATS["llava"].single(model)
     ids = given["input_ids"]
     zoo = tokenzoo.build("evoprune", keep=0.5)
     with zoo.attach(model):
@@ -177,19 +165,17 @@ def test_callbacks_of_a_helper_see_the_callers_prompt(also: bool) -> None:
 @pytest.mark.parametrize("kind", ["llava", "llava_onevision", "qwen2_vl"])
 def test_callbacks_see_a_conversation(kind: str) -> None:
     """The second turn goes on with a cache, and only the new words are read."""
-    model, given = MODELS[kind]()
+    model, given = batch(kind)
     with tokenzoo.build("tome", keep=0.5).attach(model):
-        first = model.generate(
-            **given, max_new_tokens=2, do_sample=False, return_dict_in_generate=True
+        first = said(model, given, max_new_tokens=2)
+        turn = moved(
+            given, torch.cat([first.sequences[:, -2:], first.sequences[:, -2:].flip(1)], 1)
         )
-        ids = torch.cat([first.sequences, first.sequences[:, -2:].flip(1)], 1)
-        rest = {"attention_mask": torch.ones_like(ids)}
-        rest["attention_mask"][:, : given["input_ids"].shape[1]] = given["attention_mask"]
-        process, stop = Seen(), Seen()
+        ids, process, stop = turn["input_ids"], Seen(), Seen()
         model.generate(
             ids,
-            **rest,
-            past_key_values=first.past_key_values,
+            attention_mask=turn["attention_mask"],
+            **{CACHE: cache_of(first)},
             max_new_tokens=2,
             do_sample=False,
             logits_processor=[process],
@@ -200,9 +186,9 @@ def test_callbacks_see_a_conversation(kind: str) -> None:
     assert all(torch.equal(rows[:, : ids.shape[1]], ids) for rows in seen)
 
 
-@pytest.mark.parametrize("kind", ["llava", "wordy", "qwen2_vl"])
+@pytest.mark.parametrize("kind", ["llava", "llava, wordy", "qwen2_vl"])
 def test_a_streamer_sees_what_the_bare_model_would_show(kind: str) -> None:
-    model, given = MODELS[kind]()
+    model, given = batch(kind)
     several = {"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 1}
     bare, stream = Seen(), Seen()
     answer(model, given, streamer=bare, **several)
@@ -213,7 +199,7 @@ def test_a_streamer_sees_what_the_bare_model_would_show(kind: str) -> None:
 
 
 def test_a_copy_has_callbacks_of_its_own_and_detach_leaves_none() -> None:
-    model, given = MODELS["llava"]()
+    model, given = batch("llava")
     n = given["input_ids"].shape[1]
     with tokenzoo.build("tome", keep=0.5).attach(model):
         twin = copy.deepcopy(model)
@@ -226,7 +212,7 @@ def test_a_copy_has_callbacks_of_its_own_and_detach_leaves_none() -> None:
 def test_a_transformers_that_collects_them_elsewhere_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, given = MODELS["llava"]()
+    model, given = batch("llava")
     with monkeypatch.context() as patch:
         patch.delattr(transformers.GenerationMixin, "_get_stopping_criteria")
         zoo, refused = tokenzoo.build("tome", keep=0.5), r"no _get_stopping_criteria.*Install"

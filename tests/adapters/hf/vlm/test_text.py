@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import pytest
@@ -17,35 +16,27 @@ from torch import Tensor, nn
 
 import tokenzoo
 from tests.adapters.hf.models import IMAGE, VIDEO, WORDS, video
-from tests.adapters.hf.models import inputs as llava_inputs
-from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm import calls
 from tests.adapters.hf.vlm.calls import (
     CACHE,
     FLOWER,
     KINDS,
+    NEW,
     TALL,
     TEMPLE,
     answer,
     cache_of,
     entering,
     logits,
-    real_gap,
     remains,
 )
-from tests.adapters.hf.vlm.test_qwen_generate import said
-from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
+from tests.conformance.chats import moved, said, whole
 from tokenzoo.errors import AttachError
 
-MODELS = {
-    **KINDS,
-    "qwen2_5_vl": qwen.qwen2_5_vl,
-    "internvl": internvl.internvl,
-    "paligemma": paligemma.paligemma,
-}
+MODELS = (*KINDS, "qwen2_5_vl", "internvl", "paligemma")
 EACH = pytest.mark.parametrize("kind", MODELS)
 RECIPES = pytest.mark.parametrize("name", ["trim", "cdpruner"])
-SIDES = pytest.mark.parametrize("side", ["left", "right"])
 NARROW = TEMPLE.crop((0, 0, 400, 10))  # crops that are letterbox alone have no placeholders
 PROMPTS = ("<image> flower", "<image> dome <image> dome dome")
 IMAGES = ((NARROW,), (FLOWER, TALL))
@@ -53,25 +44,13 @@ PIXELS = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
 WORD = {word: WORDS.index(word) for word in ("flower", "dome")}
 
 
-@cache
-def whole(kind: str) -> Any:
-    """The model of that name, the same for all tests: they leave it bare."""
-    return MODELS[kind]()
-
-
 def inputs(
     kind: str, prompts: Sequence[str], images: Sequence[Sequence[Any]], side: str = "left"
 ) -> Any:
-    """What the processor of that model returns."""
-    flat = [image for some in images for image in some]
-    if kind == "qwen2_5_vl":
-        return qwen.inputs(whole(kind), prompts, flat, padding_side=side)
-    if kind in KINDS:
-        return llava_inputs(whole(kind), prompts, images, padding_side=side)
-    if kind == "internvl":
-        return internvl.inputs(prompts, flat, side)
-    given = [f"{'<image> ' * p.count('<image>')}{p.replace('<image>', '')}" for p in prompts]
-    return paligemma.inputs(given, flat, side)
+    """What the processor of that model returns; of PaliGemma, with the images before the words."""
+    if kind == "paligemma":
+        prompts = [f"{'<image> ' * p.count('<image>')}{p.replace('<image>', '')}" for p in prompts]
+    return calls.inputs(whole(kind), prompts, images, None, side)
 
 
 def built(kind: str, name: str, keep: int | float, **options: Any) -> tokenzoo.Method:
@@ -124,15 +103,15 @@ def kept(model: Any, call: dict[str, Any], ids: Tensor) -> dict[str, list[int]]:
 
 @EACH
 @RECIPES
-@SIDES
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_each_image_is_chosen_from_by_its_own_prompt(kind: str, name: str, side: str) -> None:
     model, given = planted(kind), inputs(kind, PROMPTS, IMAGES, side)
     method = built(kind, name, 2 if name == "trim" and kind != "qwen2_5_vl" else 1, negated=False)
-    with method.attach(model) as attached, entering(model) as calls:
+    with method.attach(model) as attached, entering(model) as told:
         logits(model, given)
         short = attached.shorten(dict(given))["input_ids"]
         visuals = attached.adapter.visuals(given, lambda tokens: attached.plan(tokens).visual)
-        found = kept(model, calls[0], short)
+        found = kept(model, told[0], short)
     # Of every image, tile or crop that has placeholders one token stays.
     units = [one.units for one in visuals[IMAGE]]
     assert found["flower"][0] + found["dome"][1] == sum(units)
@@ -154,14 +133,11 @@ def test_each_image_is_chosen_from_by_its_own_prompt(kind: str, name: str, side:
 def test_images_and_videos_of_a_call(kind: str, image: Any) -> None:
     """The projector runs once for each kind."""
     model, prompts, film = planted(kind), ["<image> flower", "<video> dome dome"], video(4)
-    if kind == "qwen2_5_vl":
-        given = qwen.inputs(model, prompts, [image], [film])
-    else:
-        given = llava_inputs(model, prompts, [[image], []], [film])
+    given = calls.inputs(model, prompts, [[image], []], [film])
     method = tokenzoo.build("trim", keep=4, mean=False, negated=False)
-    with method.attach(model) as attached, entering(model) as calls:
+    with method.attach(model) as attached, entering(model) as told:
         logits(model, given)
-        found = kept(model, calls[0], attached.shorten(dict(given))["input_ids"])
+        found = kept(model, told[0], attached.shorten(dict(given))["input_ids"])
     slices = 4 if kind in KINDS else 2
     assert found["flower"][0] >= 1
     assert (found["dome"][0], found["dome"][1]) == (int(image is not FLOWER), slices)
@@ -170,38 +146,22 @@ def test_images_and_videos_of_a_call(kind: str, image: Any) -> None:
 
 @EACH
 @RECIPES
-def test_counts_and_rows_of_a_batch(kind: str, name: str) -> None:
-    """As planned; what a row is alone, in a copy too; `generate` encodes the images once."""
+def test_images_are_encoded_once_and_chosen_from_in_a_copy_too(kind: str, name: str) -> None:
     model, given = whole(kind), inputs(kind, PROMPTS, IMAGES)
-    bare = logits(model, given)
-    with built(kind, name, 1.0).attach(model):
-        assert real_gap(logits(model, given), bare, given["attention_mask"]) <= 1e-4
-        # Nothing is chosen, so no prompt is needed.
+    with built(kind, name, 1.0).attach(model):  # nothing is chosen, so no prompt is needed
         model.model.get_image_features(**{k: v for k, v in given.items() if k in PIXELS})
-    rows = [inputs(kind, PROMPTS[i : i + 1], IMAGES[i : i + 1]) for i in (0, 1)]
     passes: list[Any] = []
     with built(kind, name, 5).attach(model) as attached:
-        together = logits(model, given)
+        expected = logits(model, given)
         assert {one.features for one in attached.passes} == {5}
-        for row, alone in enumerate(rows):  # padded at the left
-            assert gap(logits(model, alone)[0, -1], together[row, -1]) <= 1e-4
         twin = copy.deepcopy(model)
         projector = model.get_submodule(attached.adapter.projector)
         counting = projector.register_forward_hook(lambda *_: passes.append(None))
-        assert torch.equal(answer(model, given)[:, 0], together[:, -1].argmax(-1))
+        assert torch.equal(answer(model, given)[:, 0], expected[:, -1].argmax(-1))
         assert len(passes) == 1
-        answer(model, given, num_beams=2)
         counting.remove()
-    assert torch.equal(logits(twin, given), together)
-    assert torch.equal(logits(model, given), bare)
+    assert torch.equal(logits(twin, given), expected)
     assert remains(model) == []
-
-
-def next_turn(kind: str, before: Tensor, new: Any) -> dict[str, Any]:
-    """The arguments of `generate`: all that was said, and what is said now."""
-    ids = torch.cat([before, new["input_ids"]], 1)
-    given = {**new, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return given if kind == "llava" else {**given, "mm_token_type_ids": (ids == IMAGE).long()}
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -212,20 +172,25 @@ def test_a_conversation_and_labels(kind: str) -> None:
     saying = model.lm_head.register_forward_hook(lambda _, args, output: output * 0 + say)
     first = inputs(kind, ["<image> flower flower"], [[FLOWER]])
     second = inputs(kind, ["<image> dome dome dome dome"], [[TALL]])
-    with built(kind, "cdpruner", 1, negated=False).attach(model), entering(model) as calls:
+    with built(kind, "cdpruner", 1, negated=False).attach(model), entering(model) as told:
         one = said(model, first)
-        calls.clear()
-        said(model, next_turn(kind, one.sequences, second), **{CACHE: cache_of(one)})
-        embeds = calls[0]["inputs_embeds"]
+        told.clear()
+        new = torch.cat([one.sequences[:, -NEW:], second["input_ids"]], 1)
+        both = moved(first, new)
+        if kind == "qwen2_5_vl":
+            both["mm_token_type_ids"] = (both["input_ids"] == IMAGE).long()
+        both |= {name: second[name] for name in PIXELS if name in second}
+        said(model, both, **{CACHE: cache_of(one)})
+        embeds = told[0]["inputs_embeds"]
         own = model.model.get_input_embeddings()(torch.tensor(WORD["dome"]))
         # Four as words, and one in the place of the image.
         assert int((torch.cosine_similarity(embeds, own, -1) > 0.999).sum()) == 5
         saying.remove()
         taught = inputs(kind, ["<image> dome flower flower"], [[FLOWER]])
         labels = torch.where(taught["input_ids"] == WORD["flower"], WORD["flower"], -100)
-        calls.clear()
+        told.clear()
         model(**taught, labels=labels).loss.backward()
-        embeds = calls[0]["inputs_embeds"]
+        embeds = told[0]["inputs_embeds"]
         assert int((torch.cosine_similarity(embeds, own, -1) > 0.999).sum()) == 2
 
 

@@ -1,0 +1,175 @@
+"""The whole models that answer prompts with images, small, and the prompts that they are asked.
+
+A new model joins by one row of `CHATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tokenzoo
+from tests.adapters.hf import models as hf
+from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm.calls import (
+    FLOWER,
+    NEW,
+    NONE,
+    ONE,
+    PADDED,
+    SMALL,
+    TALL,
+    TEMPLE,
+    TWO,
+    WIDE,
+    Batch,
+)
+from tokenzoo import Recipe, Stage, Step
+from tokenzoo.matchers import Drop, MaxMin, SelectAssign, TopK
+from tokenzoo.mergers import Identity
+from tokenzoo.schedules import Once
+from tokenzoo.scorers import FeatureNorm, Similarity
+
+LLM = ("fastv", "dart")  # they reduce in the language model alone
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A whole model, and its prompts.
+
+    Attributes:
+        make: the model.
+        batch: several prompts, of several sizes.
+        recipes: that it is tried with; the first alone where one says enough.
+        first: two prompts of different lengths with an image each.
+        second: what is asked after each of them, with another image.
+        tile: tokens of an image or tile of its one size.
+        words: it reads prompts without images, too.
+        mrope: a token has a time, a row and a column, and so a caller has to count positions.
+        alone: an image gets as many tokens in a prompt with others as alone.
+        assisted: the bare model says with an assistant what it says alone.
+        static: the bare model runs with a static cache.
+    """
+
+    make: Callable[..., Any]
+    batch: Batch
+    recipes: tuple[str, ...]
+    first: tuple[str, str] = ("see <image> there", "<image> ?")
+    second: str = "and <image> ?"
+    tile: int | None = None
+    words: bool = True
+    mrope: bool = False
+    alone: bool = True
+    assisted: bool = True
+    static: bool = True
+
+    @property
+    def columns(self) -> bool:
+        """Whether positions are columns from 0 on, without padding."""
+        return self.words and not self.mrope
+
+    def single(self, model: Any) -> Any:
+        """One prompt with an image."""
+        return Batch(self.first[:1], ((FLOWER,),)).given(model)
+
+    def pair(self, model: Any) -> Any:
+        """Two prompts with an image each, padded."""
+        return Batch(self.first, ((TALL,), (FLOWER,))).given(model)
+
+
+THUMBNAIL = FLOWER.resize((28, 28))  # Qwen makes four tokens of it
+QWEN = Batch(
+    ("what is <image> ?", "see <image> and <video> .", NONE, "<video> and <image> near <image> ?"),
+    ((THUMBNAIL,), (WIDE,), (), (TALL, THUMBNAIL)),
+    (qwen.video(4), qwen.video(2, of=1)),
+)
+FILMS = Batch(
+    (ONE, TWO, NONE, "user: <video> what is this ?", "<image> and <video> is this the same ?"),
+    ((WIDE,), (FLOWER, SMALL), (), (), (TALL,)),
+    (hf.video(3), hf.video(3, of=1)),
+)
+# The longest row has no image: when the others are shortened, the batch stays as long as it is.
+WORDY = Batch(("<image> ?", " ".join(["is the sky blue"] * 40)), ((TEMPLE,), ()))
+TILES = Batch((ONE, TWO, NONE), ((WIDE,), (TALL, FLOWER), ()))
+BEFORE = Batch(  # of PaliGemma images come before words, and every prompt has one
+    ("<image> what is this ?", "<image> <image> what is different ?", "<image> ?"),
+    ((WIDE,), (TALL, FLOWER), (WIDE,)),
+)
+
+
+def paligemma_vl(text: str, *recipes: str) -> Chat:
+    return Chat(
+        partial(paligemma.paligemma, text),
+        BEFORE,
+        recipes,
+        first=("<image> see the dog there", "<image> ?"),
+        second="<image> and here ?",
+        tile=paligemma.TOKENS,
+        words=False,
+        assisted=False,  # the proposals of an assistant are read in both directions
+        static=text == "gemma",
+    )
+
+
+ALL = ("evoprune", "tome", "divprune", "fastv", "everywhere")
+CHATS = {
+    "llava": Chat(hf.llava, PADDED, ALL, tile=64),
+    "llava, wordy": Chat(hf.llava, WORDY, ("evoprune", "fastv"), tile=64),
+    "llava_next": Chat(hf.llava_next, PADDED, ("fastervlm", "everywhere")),
+    "llava_onevision": Chat(hf.llava_onevision, FILMS, ("divprune", "dart"), alone=False),
+    "qwen2_vl": Chat(qwen.qwen2_vl, QWEN, ("tome", "everywhere"), mrope=True),
+    "qwen2_5_vl": Chat(qwen.qwen2_5_vl, QWEN, ALL, mrope=True),
+    "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),
+    "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
+    "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),
+}
+CASES = [(kind, name) for kind, chat in CHATS.items() for name in chat.recipes]
+FIRST = [(kind, chat.recipes[0]) for kind, chat in CHATS.items() if kind != "llava, wordy"]
+EACH = pytest.mark.parametrize(("kind", "name"), CASES)
+SOME = pytest.mark.parametrize(
+    ("kind", "name"), [*FIRST, ("llava", "fastv"), ("qwen2_5_vl", "fastv")]
+)
+KINDS = pytest.mark.parametrize(("kind", "name"), FIRST)
+
+
+def method(name: str, keep: int | float = 0.35) -> tokenzoo.Method:
+    """A recipe of the zoo, or one with a step at every stage, or at every one but the last."""
+    if name not in ("everywhere", "before the LLM"):
+        return tokenzoo.build(name, keep=keep)
+    (block,) = tokenzoo.build("evoprune", start=0).recipe.steps
+    large = SelectAssign(TopK(FeatureNorm()), Drop())
+    apart = SelectAssign(MaxMin(Similarity("x")), Drop())
+    steps = [
+        Step(Stage.BLOCK, Once(0, keep=2.0), block.matcher, block.merger),
+        Step(Stage.FEATURES, Once(keep=1.5), large, Identity()),
+        Step(Stage.PROJECTED, Once(keep=1.2), apart, Identity()),
+        Step(Stage.LLM(2), Once(), large, Identity()),
+    ]
+    return tokenzoo.build(Recipe(*(steps if name == "everywhere" else steps[:3]), keep=keep))
+
+
+@cache
+def whole(kind: str) -> Any:
+    """The model of that name, the same for all tests: they leave it bare."""
+    return CHATS[kind].make()
+
+
+def moved(given: Any, more: Tensor) -> dict[str, Tensor]:
+    """The same call with more words `[b, k]` after the prompt."""
+    new = {**given, "input_ids": torch.cat([given["input_ids"], more], 1)}
+    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 1)):
+        if name in given:
+            new[name] = torch.cat([given[name], torch.full_like(more, fill)], 1)
+    return new
+
+
+def said(model: Any, given: Any, **options: Any) -> Any:
+    """What `generate` returns, with its logits and its cache."""
+    greedy = {"max_new_tokens": NEW, "do_sample": False, **options}
+    return model.generate(**given, **greedy, return_dict_in_generate=True, output_logits=True)

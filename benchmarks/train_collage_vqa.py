@@ -14,10 +14,11 @@ has three parts:
 3. whole collages.
 
 In half of the batches a collage is put together from cells of several ones, each in its own place. Many
-questions are asked of a collage at once, and none of them sees another. No token is ever removed in training.
+questions are asked of a collage at once, and none of them sees another. No token is ever removed in
+training.
 
-A run that was stopped goes on from its checkpoint (OUT with the ending .ckpt). The learning rate follows the
-share of the time that has gone by, so two runs are alike only in what they draw, not bit for bit.
+A run that was stopped goes on from its checkpoint (OUT with the ending .ckpt). The learning rate follows
+the share of the time that has gone by, so two runs are alike only in what they draw, not bit for bit.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def align_loss(student: Student, batch: Features) -> tuple[Tensor, list[float]]:
         tuple(COLOUR_WORDS): batch.colours[:, CELL_OF].flatten(),
         PLACES: places,
     }
-    dot = (CELL_OF == batch.dots[:, None]).flatten().float()
+    dot = (batch.dots[:, None] == CELL_OF).flatten().float()
     loss = binary_cross_entropy_with_logits(logits[:, INDEX["dot"]] - DOT_SHIFT, dot)
     right: list[float] = []
     for names, labels in wanted.items():
@@ -228,7 +229,9 @@ def validate(student: Student, data: Features, each: int = 4) -> str:
             [question for kind in KINDS for _ in range(each) if (question := ask(kind, one, rng))]
             for one in scenes[part]
         ]
-        if len({len(row) for row in asked}) > 1:  # a mixed collage may have no digit that occurs once
+        if (
+            len({len(row) for row in asked}) > 1
+        ):  # a mixed collage may have no digit that occurs once
             continue
         words, answers = tensors(asked)
         hits = student.answers(data.x[part], words).argmax(2) == answers
@@ -314,7 +317,9 @@ def train(args: argparse.Namespace) -> None:
             torch.save({**saved, "progress": (step, spent)}, checkpoint)
             data, saved_at = Features.read(args.cache, "train"), spent
     export(student, vlm, args.out)
-    print(f"{step} steps, {len(data.x)} collages\nvalidation: {validate(student, held)}", flush=True)
+    print(
+        f"{step} steps, {len(data.x)} collages\nvalidation: {validate(student, held)}", flush=True
+    )
 
 
 def main() -> None:
@@ -323,8 +328,12 @@ def main() -> None:
     parser.add_argument("--collages", type=int, default=2000, help="collages of the training")
     parser.add_argument("--only-cache", action="store_true", help="run the tower and stop")
     parser.add_argument("--minutes", type=float, default=45.0, help="time budget of the training")
-    parser.add_argument("--align", type=float, default=0.08, help="the share of it that ends part 1")
-    parser.add_argument("--window", type=float, default=0.45, help="the share of it that ends part 2")
+    parser.add_argument(
+        "--align", type=float, default=0.08, help="the share of it that ends part 1"
+    )
+    parser.add_argument(
+        "--window", type=float, default=0.45, help="the share of it that ends part 2"
+    )
     parser.add_argument("--batch", type=int, default=8, help="whole collages a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--every", type=float, default=5.0, help="minutes between checkpoints")

@@ -14,12 +14,13 @@ TASKS = {
     "dense": "dense",
     "knn": "probe",
     "linear": "probe",
+    "collage-vqa": "collage_vqa",
     "classify": "classify",
 }
 NO_MODEL = ("classify",)
 """Tasks without a model of their own, which "all" leaves out."""
 
-OWN_IMAGES = ("digits",)
+OWN_IMAGES = ("digits", "collage-vqa")
 """Tasks whose images cannot be chosen."""
 
 

@@ -1,8 +1,8 @@
 """The small LLaVA: the trained ViT-S/14 as a tower, a projector of two layers, and a small Llama.
 
 The tower is that of `tokenzoo.evaluation.focus_vit`, frozen; the projector and the Llama are shipped with
-tokenzoo. The Llama reads the tower after its eighth block of twelve, where digits are told apart best: the last
-blocks were tuned to find what is salient.
+tokenzoo. The Llama reads the tower after its eighth block of twelve, since digits are told apart less well
+after later ones.
 """
 
 from __future__ import annotations

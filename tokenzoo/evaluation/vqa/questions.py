@@ -1,12 +1,12 @@
 """Questions about a collage, of eight kinds: four words each, with an answer of one word.
 
-Coarse questions are about colours, which fill a cell; fine ones about the shape of a digit or about the dot.
+    coarse:  colour at b3 ?         fine:  digit at b3 ?
+             count all red ?               count all digit7 ?
+             most common colour ?          where is digit7 ?    (it occurs once)
+                                           b3 like d1 ?         (the same digit: yes or no)
+                                           where is dot ?
 
-    colour-at      colour at b3 ?        fine:    digit-at       digit at b3 ?
-    colour-count   count all red ?                digit-count    count all digit7 ?
-    colour-most    most common colour ?           digit-where    where is digit7 ?     (it occurs once)
-                                                  digit-same     b3 like d1 ?          (yes, no)
-                                                  dot-where      where is dot ?
+Coarse questions are about colours, which fill a cell; fine ones about the shape of a digit, or the dot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenzoo.evaluation.vqa.collages import COLOURS, Collages
+from torch import Tensor
+
+from tokenzoo.evaluation.vqa.collages import CELLS, COLOURS, Collages
 from tokenzoo.evaluation.vqa.words import DIGITS, END, NUMBERS, PLACES
 
 PAINTS = tuple(COLOURS)
@@ -58,10 +60,10 @@ Ask = Callable[[Scene, random.Random], Question | None]
 
 def scenes(drawn: Collages) -> list[Scene]:
     """Return the scene of each collage."""
-    rows = zip(
-        drawn.digits.tolist(), drawn.colours.tolist(), drawn.dots.tolist(), strict=True
-    )
-    return [Scene(range(len(digits)), digits, colours, dot) for digits, colours, dot in rows]
+    return [
+        Scene(range(CELLS), _ints(digits), _ints(colours), int(dot))
+        for digits, colours, dot in zip(drawn.digits, drawn.colours, drawn.dots, strict=True)
+    ]
 
 
 def ask(kind: str, scene: Scene, rng: random.Random) -> Question | None:
@@ -73,6 +75,10 @@ def ask(kind: str, scene: Scene, rng: random.Random) -> Question | None:
         rng: that chooses.
     """
     return KINDS[kind](scene, rng)
+
+
+def _ints(values: Tensor) -> list[int]:
+    return [int(value) for value in values]
 
 
 def _digit_at(scene: Scene, rng: random.Random) -> Question:

@@ -1,0 +1,96 @@
+"""`collage-vqa`: questions about collages of digits, answered by a small LLaVA.
+
+A sample is a collage with one question of each kind, each in a prompt of its own: coarse ones about
+colours, which fill a cell, and fine ones about digits and a dot of less than a patch. An answer is one
+word, the most likely next token. See `tokenzoo.evaluation.vqa`.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation.focus_vit import images_of
+from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions
+from tokenzoo.evaluation.vqa.collages import Collages, collages
+from tokenzoo.evaluation.vqa.model import load_collage_llava, prompts
+from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, ask, scenes
+from tokenzoo.evaluation.vqa.words import encode
+
+SAMPLES = 50
+BATCH = 8
+
+
+def prepare(task: str, options: TaskOptions) -> Subject:
+    """Return the task, on collages of the digits that had no part in the training.
+
+    Raises:
+        BadArgumentError: another model, other data or another size was given.
+        MissingDependencyError: see `load_collage_llava`; or scikit-learn is not installed.
+    """
+    for name in ("model", "data", "size"):
+        if getattr(options, name) is not None:
+            raise BadArgumentError(
+                f"{name}={getattr(options, name)!r} with the task {task}: its model and collages are "
+                f"fixed; leave {name} away"
+            )
+    samples = options.count(SAMPLES)
+    drawn = collages("test", samples, seed=options.seed)
+    images = images_of(drawn.images)
+    words, right = questions_of(drawn, options.seed)
+
+    def score(model: Any, which: range, label: str) -> Outcome:
+        del label
+        found = torch.stack([answers(model, images[sample], words[sample]) for sample in which])
+        hits = found == right[which.start : which.stop]  # [s, 8]
+        kinds = dict(zip(KINDS, hits.unbind(1), strict=True))
+        groups = {"coarse": COARSE, "fine": FINE}
+        means = {
+            name: torch.stack([kinds[kind] for kind in group], 1).double().mean(1)
+            for name, group in groups.items()
+        }
+        return Outcome({"right": hits.double().mean(1), **means, **kinds}, found)
+
+    batch = torch.arange(BATCH)
+    timed = {
+        "input_ids": words[batch % samples, batch % len(KINDS)],
+        "pixel_values": images[batch % samples],
+    }
+    return Subject(
+        task,
+        "collage-llava",
+        load_collage_llava(),
+        samples,
+        score,
+        call=lambda model: model(**timed),
+        facts={"split": "test", "samples": samples, "seed": options.seed},
+    )
+
+
+def questions_of(drawn: Collages, seed: int) -> tuple[Tensor, Tensor]:
+    """Ask one question of each kind of each collage.
+
+    Args:
+        drawn: collages.
+        seed: of the questions.
+
+    Returns:
+        Prompts `[s, 8, t]` and the tokens of the right answers `[s, 8]`, in the order of `KINDS`.
+    """
+    rng = random.Random(seed)
+    words, right = list[Tensor](), list[list[int]]()
+    for scene in scenes(drawn):
+        asked = [found for kind in KINDS if (found := ask(kind, scene, rng)) is not None]
+        words.append(prompts([one.words for one in asked]))
+        right.append(encode([one.answer for one in asked]))
+    return torch.stack(words), torch.tensor(right)
+
+
+def answers(model: Any, image: Tensor, words: Tensor) -> Tensor:
+    """Return the most likely next token `[q]` of prompts `[q, t]` about one image `[3, H, W]`."""
+    shown = image.expand(len(words), -1, -1, -1)
+    return model(input_ids=words, pixel_values=shown).logits[:, -1].argmax(1)

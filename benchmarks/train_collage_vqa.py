@@ -73,15 +73,12 @@ class Features:
 
     def mixed(self, count: int, rng: torch.Generator, mix: bool) -> Features:
         """Draw `count` collages; with `mix`, each from the cells of several, of which one has the dot."""
-        owner = torch.randint(len(self.x), (count, 1), generator=rng).expand(-1, CELLS).clone()
-        if mix:
-            dots = self.dots[owner[:, 0]]  # of the first, which gives the cell with the dot
-            for cell in range(CELLS):
-                without = (self.dots != cell).nonzero()[:, 0]
-                other = without[torch.randint(len(without), (count,), generator=rng)]
-                owner[:, cell] = torch.where(dots == cell, owner[:, 0], other)
-        else:
-            dots = self.dots[owner[:, 0]]
+        first = torch.randint(len(self.x), (count,), generator=rng)
+        owner, dots = first[:, None].repeat(1, CELLS), self.dots[first]
+        for cell in range(CELLS if mix else 0):
+            without = (self.dots != cell).nonzero()[:, 0]
+            other = without[torch.randint(len(without), (count,), generator=rng)]
+            owner[:, cell] = torch.where(dots == cell, first, other)
         x = self.x[owner[:, CELL_OF], torch.arange(llava.TOKENS)]
         cells = torch.arange(CELLS)
         return Features(x, self.digits[owner, cells], self.colours[owner, cells], dots)

@@ -38,7 +38,7 @@ def untrained(tower: Any | None = None, **text: Any) -> Any:
         MissingDependencyError: transformers is not installed.
     """
     transformers = need("transformers")
-    tower = focus_vit.backbone() if tower is None else tower
+    seen: Any = focus_vit.backbone() if tower is None else tower
     said: dict[str, Any] = {
         "vocab_size": len(VOCABULARY),
         "hidden_size": WIDTH,
@@ -55,7 +55,7 @@ def untrained(tower: Any | None = None, **text: Any) -> Any:
         **text,
     }
     config = transformers.LlavaConfig(
-        vision_config=tower.config,
+        vision_config=seen.config,
         text_config=transformers.LlamaConfig(**said),
         image_token_id=INDEX[IMAGE],
         vision_feature_layer=LAYER,
@@ -63,7 +63,7 @@ def untrained(tower: Any | None = None, **text: Any) -> Any:
         tie_word_embeddings=True,
     )
     model = transformers.LlavaForConditionalGeneration(config).eval()
-    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.vision_tower.load_state_dict(seen.state_dict())
     return model
 
 

@@ -37,7 +37,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from tokenzoo.evaluation import focus_vit
+from tokenzoo.evaluation import TaskOptions, focus_vit
+from tokenzoo.evaluation.statistics import estimate
+from tokenzoo.evaluation.tasks import prepare
+from tokenzoo.evaluation.tasks.collage_vqa import questions_of
 from tokenzoo.evaluation.vqa import model as llava
 from tokenzoo.evaluation.vqa.collages import CELLS, GRID, collages
 from tokenzoo.evaluation.vqa.questions import KINDS, Question, Scene, ask
@@ -319,6 +322,22 @@ def train(args: argparse.Namespace) -> None:
     )
 
 
+def report(samples: int) -> None:
+    """Print what the shipped model gets on test collages, with 95 % intervals and two baselines."""
+    subject = prepare("collage-vqa", TaskOptions(samples=samples, seed=20_000_003))
+    with torch.inference_mode():
+        outcome = subject.score(subject.model, range(samples), "")
+    asked = questions_of(collages("test", samples, seed=20_000_003), 20_000_003)[1]  # [s, 8]
+    for name, scores in outcome.scores.items():
+        found = estimate([float(one) for one in scores])
+        line = f"{name}: {100 * found.value:.1f} +- {100 * found.half:.1f} %"
+        if name in KINDS:
+            answers = asked[:, list(KINDS).index(name)]
+            share = answers.bincount().max().item() / samples
+            line += f", always the most common answer {100 * share:.1f} %"
+        print(line)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--cache", type=Path, default=Path("collage-features"))
@@ -337,9 +356,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch likes")
     parser.add_argument("--out", type=Path, default=Path("collage_vqa.safetensors"))
+    parser.add_argument("--test", type=int, nargs="?", const=200, help="test the shipped weights")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.test:
+        report(args.test)
+        return
     if args.collages:
         cache(args.cache, "validation", 3 * CHUNK)
         cache(args.cache, "train", args.collages)

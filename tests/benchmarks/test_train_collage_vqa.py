@@ -18,7 +18,7 @@ from benchmarks.train_collage_vqa import (
     whole,
     window,
 )
-from tests.evaluation.vqa_subjects import small_llava
+from tests.evaluation.subjects import small_llava
 from tokenzoo.evaluation import focus_vit
 from tokenzoo.evaluation.vqa import model
 from tokenzoo.evaluation.vqa.collages import collages

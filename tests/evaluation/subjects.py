@@ -1,14 +1,16 @@
-"""A small subject: a random ViT that classifies random images, which takes milliseconds."""
+"""Small models that know nothing: a ViT as a subject, which takes milliseconds, and a LLaVA."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
 from tests.adapters.models import VIT
 from tokenzoo.evaluation import Outcome, Subject
 from tokenzoo.evaluation.task import batches
+from tokenzoo.evaluation.vqa import model
 
 SAMPLES, TOKENS = 6, 49
 
@@ -32,3 +34,16 @@ def subject(**options: Any) -> Subject:
     return Subject(
         "toy", "vit", model, SAMPLES, score, lambda model: model(images[:2]), {"seed": 0}
     )
+
+
+def small_llava() -> Any:
+    """That of `collage-vqa`, with a tower of 9 narrow blocks, the last of which is not read."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_attention_heads=2, num_hidden_layers=9, image_size=224, patch_size=14
+    )
+    vlm = model.untrained(Dinov2Model(config))
+    for value in vlm.parameters():
+        if value.ndim == 2:
+            torch.nn.init.normal_(value, std=value.shape[1] ** -0.5)
+    return vlm

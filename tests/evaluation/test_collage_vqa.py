@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 
 import tokenzoo
-from tests.evaluation.vqa_subjects import small_llava
+from tests.evaluation.subjects import small_llava
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.evaluation import Subject, TaskOptions, focus_vit, jobs, run
 from tokenzoo.evaluation.tasks import collage_vqa, prepare

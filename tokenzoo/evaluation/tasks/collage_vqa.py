@@ -21,7 +21,7 @@ from tokenzoo.evaluation.vqa.model import load_collage_llava, prompts
 from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, ask, scenes
 from tokenzoo.evaluation.vqa.words import encode
 
-SAMPLES = 50
+SAMPLES = 40
 BATCH = 8
 
 
@@ -55,7 +55,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         }
         return Outcome({"right": hits.double().mean(1), **means, **kinds}, found)
 
-    batch = torch.arange(BATCH)
+    batch = torch.arange(options.batch(BATCH))
     timed = {
         "input_ids": words[batch % samples, batch % len(KINDS)],
         "pixel_values": images[batch % samples],

@@ -52,6 +52,7 @@ PER_CELL = SIDE // GRID  # 4
 # The cell in which each patch lies: [256]
 CELL_OF = torch.arange(SIDE).div(PER_CELL, rounding_mode="floor")
 CELL_OF = (CELL_OF[:, None] * GRID + CELL_OF).flatten()
+SLOW = ("colour-count", "digit-count")  # learned last, so these are asked three times as often
 DOT_SHIFT = 3.0  # most patches are not in the cell with the dot
 
 
@@ -201,8 +202,8 @@ def whole(batch: Features) -> list[Scene]:
 
 
 def drawn(scene: Scene, count: int, rng: random.Random) -> list[Question]:
-    """Draw `count` questions that have an answer, of all kinds in turn."""
-    kinds, found = list(KINDS), list[Question]()
+    """Draw `count` questions that have an answer, of all kinds in a random order."""
+    kinds, found = [*KINDS, *SLOW, *SLOW], list[Question]()
     rng.shuffle(kinds)
     for turn in range(100 * count):
         if len(found) == count:

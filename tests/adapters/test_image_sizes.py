@@ -62,6 +62,18 @@ def test_a_budget_is_judged_by_the_size_of_the_pass(name: str) -> None:
         said(model, torch.ones(1, 3, SIDE, SIDE))
 
 
+@pytest.mark.parametrize("name", ["dinov2", "siglip", "vit_tiny_patch16_224"])
+def test_a_smaller_image_is_judged_by_the_image_of_the_pass(name: str) -> None:
+    model = dynamic(name)
+    with pytest.warns(UserWarning, match="28 x 28 .* to 706: .* several sizes") as caught:
+        attached = tokenzoo.build("downsample", keep=0.9).attach(model)  # 706 is 2 x 353
+    assert caught[0].filename == __file__
+    said(model, torch.ones(1, 3, 70, 70), **DYNAMIC[name])
+    assert attached.counts[-1] == 9 * 10
+    with pytest.raises(BudgetError, match="28 x 28 patches"):
+        said(model, torch.ones(1, 3, SIDE, SIDE), **DYNAMIC[name])
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "llava"])
 def test_a_model_of_one_size_is_judged_when_it_is_attached_to(name: str) -> None:
     model = hf.llava() if name == "llava" else made(name)

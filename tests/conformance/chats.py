@@ -117,7 +117,7 @@ def paligemma_vl(text: str, *recipes: str) -> Chat:
     )
 
 
-ALL = ("evoprune", "tome", "divprune", "fastv", "everywhere")
+ALL = ("evoprune", "tome", "divprune", "cdpruner", "fastv", "everywhere")
 CHATS = {
     "llava": Chat(hf.llava, PADDED, ALL, tile=64),
     "llava, wordy": Chat(hf.llava, WORDY, ("evoprune", "fastv"), tile=64),

@@ -162,7 +162,7 @@ def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **opti
         places=places,
         checkpoint=hf_checkpoint,
         whole=True,
-        **{"recipes": WHOLE, "offloads": True, **options},
+        **{"recipes": WHOLE, **options},
     )
 
 
@@ -208,11 +208,11 @@ SPECS: dict[str, Spec] = {
     ),
     **{name: hf_tower(name) for name in hf.TOWERS},
     "siglip without a head": hf_tower("siglip", vision_use_head=False),
-    "llava": whole_model("llava", CLIP, extra=1),
-    # Of these, accelerate puts a parameter of their own nowhere.
-    "llava_next": whole_model("llava_next", CLIP, extra=1, offloads=False),
-    "llava_onevision": whole_model("llava_onevision", CLIP, offloads=False),
-    **{kind: whole_model(kind, "visual.blocks", "depth", offloads=False) for kind in QWEN_VL},
+    # Of the others, accelerate puts a parameter of their own nowhere.
+    "llava": whole_model("llava", CLIP, extra=1, offloads=True),
+    "llava_next": whole_model("llava_next", CLIP, extra=1),
+    "llava_onevision": whole_model("llava_onevision", CLIP),
+    **{kind: whole_model(kind, "visual.blocks", "depth") for kind in QWEN_VL},
     # The ways of running with the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed

@@ -141,7 +141,8 @@ def test_shortened_inputs_give_the_same(kind: str, name: str) -> None:
                 assert torch.equal(answer(model, short), answer(model, given))
 
 
-@EACH
+# Of labels alone cdpruner would have no question: test_text.py.
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] != "cdpruner"])
 def test_labels(kind: str, name: str) -> None:
     model, batch = whole(kind), CHATS[kind].batch
     with method(name).attach(model) as attached:
@@ -215,6 +216,7 @@ def test_a_loop_by_hand_in_the_callers_coordinates(kind: str, name: str) -> None
                     mask, places = F.pad(mask, (0, 1), value=1), places[..., -1:] + 1
 
 
+BY_TURN = ("cdpruner", "everywhere")
 TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
@@ -254,10 +256,10 @@ class Conversation:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(k, name) for k, name in CASES if CHATS[k].alone and name not in (*LLM, "everywhere")],
+    [(k, name) for k, name in CASES if CHATS[k].alone and name not in (*LLM, *BY_TURN)],
 )
 def test_a_conversation_is_one_prompt_of_all(kind: str, name: str) -> None:
-    """Except in the language model, where what is kept depends on the end of a prompt."""
+    """Except where what is kept depends on the words, or on where the prompt ends."""
     model, chat = whole(kind), CHATS[kind]
     every = Batch(("<image> <image>",) * 2, ((TALL, WIDE), (FLOWER, WIDE))).given(model)
     with method(name).attach(model), entering(model) as calls:

@@ -90,6 +90,7 @@ def test_an_image_of_another_size_has_the_grid_and_the_plan_of_its_own(name: str
         said(model, x, **options)
         assert attached.counts == attached.plan(72).blocks
         assert attached.counts[-1] == 18
+        assert attached.adapter.grid(72) == (12, 6)
         said(model, torch.ones(1, 3, SIDE, SIDE))
         assert attached.counts == attached.plan().blocks
     with tokenzoo.build("evoprune", keep=1.0).attach(model):

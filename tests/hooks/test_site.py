@@ -31,6 +31,11 @@ from tokenzoo.hooks.reduction import Options
 from tokenzoo.hooks.site import Site
 from tokenzoo.hooks.state import PassSteps, ReductionState, get_state, set_state
 from tokenzoo.layouts import BatchedLayout
+from tokenzoo.matchers import Drop, SelectAssign, TopK
+from tokenzoo.mergers import Identity
+from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.schedules import Skip
+from tokenzoo.scorers import FeatureNorm
 
 
 def tome_by_hand(
@@ -145,6 +150,21 @@ def test_post_norm_blocks_are_spliced_as_well() -> None:
         expected = model.norm(x)
     assert attached.counts == (196, 196, 49, 49)
     assert gap(features, expected) <= 1e-5
+
+
+def test_a_site_shows_the_tokens_after_its_attention() -> None:
+    """A selection whose outcome is known: the largest of them, in their order."""
+    model = VIT.build(depth=2)
+    step = Step(Stage.BLOCK, Skip(), SelectAssign(TopK(FeatureNorm()), Drop()), Identity())
+    attached = tokenzoo.build(Recipe(step, keep=10)).attach(model, trace=True)
+    branches: list[Tensor] = []
+    block = model.blocks[1]
+    block.register_forward_pre_hook(lambda module, args: branches.append(args[0]))
+    block.attn.register_forward_hook(lambda module, args, out: branches.append(out))
+    run(model, images(model))
+    norms = (branches[0] + branches[1])[:, 1:].norm(dim=-1)
+    largest = norms.topk(10).indices.sort().values
+    assert torch.equal(attached.record.keep[:, 1:] - 1, largest)
 
 
 class Parallel(TimmBlock):

@@ -65,58 +65,45 @@ def test_no_option_takes_a_word_a_bool_an_object_or_a_part_of_another_kind(name:
                 replace(PARTS[name], **{option.name: value})
 
 
-SHARE, COUNT, POSITIVE = (-0.1, 1.1, math.nan), (0, -3, 2.5), (0, -1.0, math.inf, math.nan)
+SHARE = (-0.1, 1.1, math.nan)
 
 
 @pytest.mark.parametrize(
-    ("part", "option", "values"),
+    ("values", "options"),
     [
-        ("received_attention, scorers", "stride", COUNT),
-        ("received_attention, scorers", "layer", (math.nan, 1.5, [1])),
-        ("feature_norm, scorers", "on", ("values", ["x"])),
-        ("feature_norm, scorers", "power", (0, 3)),
-        ("diversity, scorers", "k", COUNT),
-        ("diversity, scorers", "tau", POSITIVE),
-        ("random, scorers", "seed", (-1, 2**31, 1.5)),
-        ("raters, scorers", "heads", COUNT),
-        ("graph_energy, scorers", "margin", (math.nan, math.inf)),
-        ("graph_energy, scorers", "alpha", POSITIVE),
-        ("graph_energy, scorers", "fall", (-0.1, math.nan)),
-        ("density_peak, scorers", "k", (0, -0.1, 1.5)),
-        ("graph_flow, scorers", "threshold", (-1.1, 1.1)),
-        ("graph_flow, scorers", "temperature", POSITIVE),
-        ("graph_flow, scorers", "steps", (*COUNT, 1001)),
-        ("similarity, scorers", "beta", POSITIVE),
-        ("by_depth, matchers", "border", SHARE),
-        ("every, matchers", "k", (1, *COUNT)),
-        ("protect, matchers", "share", SHARE),
-        ("lattice, matchers", "step", COUNT),
-        ("medoids, matchers", "rounds", (-1, 1001)),
-        ("greedy_dpp, matchers", "floor", POSITIVE),
-        ("far_from_pivots, matchers", "pivots", COUNT),
-        ("far_from_pivots, matchers", "text_pivots", (-1, 2.0)),
-        ("thin, matchers", "per_round", COUNT),
-        ("among, matchers", "share", SHARE),
-        ("join_first, matchers", "share", SHARE),
-        ("per_window, matchers", "size", COUNT),
-        ("nearest, matchers", "group", (0.5,)),
-        ("neighbour_sum, mergers", "k", COUNT),
-        ("skip, schedules", "start", (-1, 1.0)),
-        ("skip, schedules", "every", COUNT),
-        ("first, schedules", "n", COUNT),
-        ("last, schedules", "n", COUNT),
-        ("increasing, schedules", "alpha", (-1.0, 65, math.nan)),
-        ("decreasing, schedules", "alpha", (-1.0, 65, math.nan)),
-        ("per_block, schedules", "r", (-1, 8.0)),
-        ("per_block, schedules", "inflection", (-1.1, 1.1, math.nan)),
-        ("once, schedules", "at", (-0.5, 1.5, math.nan)),
-        ("once, schedules", "keep", POSITIVE),
+        (
+            (0, -3, 2.5),
+            "received_attention.stride diversity.k raters.heads graph_flow.steps every.k "
+            "lattice.step far_from_pivots.pivots thin.per_round per_window.size neighbour_sum.k "
+            "skip.every first.n last.n",
+        ),
+        (
+            (-1, 1.0),
+            "random.seed medoids.rounds far_from_pivots.text_pivots skip.start per_block.r",
+        ),
+        (SHARE, "by_depth.border protect.share among.share join_first.share"),
+        (
+            (0, -1.0, math.inf, math.nan),
+            "diversity.tau graph_energy.alpha graph_flow.temperature similarity.beta "
+            "greedy_dpp.floor once.keep",
+        ),
+        ((-1.1, 1.1, math.nan), "graph_flow.threshold per_block.inflection"),
+        ((-0.1, math.nan, math.inf), "graph_energy.fall increasing.alpha decreasing.alpha"),
+        ((-0.5, 1.5, math.nan), "once.at received_attention.layer"),
+        ((math.nan, math.inf), "graph_energy.margin"),
+        ((1001,), "graph_flow.steps medoids.rounds"),
+        ((65,), "increasing.alpha decreasing.alpha"),
+        ((0, -0.1, 1.5), "density_peak.k"),
+        *[((0, 3), "feature_norm.power"), (("values", ["x"]), "feature_norm.on")],
+        *[((1,), "every.k"), ((2**31,), "random.seed"), ((0.5,), "nearest.group")],
     ],
 )
-def test_numbers_beyond_the_range_of_an_option(part: str, option: str, values: Any) -> None:
-    for value in values:
-        with pytest.raises(BadArgumentError, match=re.escape(f"{option}={value!r}")):
-            replace(PARTS[part], **{option: value})
+def test_values_beyond_the_range_of_an_option(values: tuple[Any, ...], options: str) -> None:
+    parts = {name.partition(",")[0]: part for name, part in PARTS.items()}
+    for part, option in (one.split(".") for one in options.split()):
+        for value in values:
+            with pytest.raises(BadArgumentError, match=re.escape(f"{option}={value!r}")):
+                replace(parts[part], **{option: value})
 
 
 def each(make: Callable[[Any], object], *values: object) -> list[tuple[Callable[[], object], str]]:

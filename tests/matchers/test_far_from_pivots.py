@@ -100,7 +100,7 @@ def test_the_order_of_a_set_counts_the_prefix() -> None:
     pool = torch.arange(N).expand(B, N)
 
     def kept(order: Any) -> set[str]:
-        part = FarFromPivots(NORMS, text_pivots=4, order=order)
+        part = FarFromPivots(NORMS, order=order)
         chosen = (part.select(seen(9, prefix=prefix), pool, 9)[0] for prefix in range(40))
         return {str(one.sort().values.tolist()) for one in chosen}
 

@@ -25,7 +25,7 @@ Maps = Callable[[Any, Any], list[Any]]
 
 
 def getter(name: str) -> Any:
-    sizes = {"depth": 4, "embed_dim": 48, "num_heads": 4, "img_size": 112}
+    sizes: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 4, "img_size": 112}
     made = timm.create_model(name, features_only=True, out_indices=(0, 2), **sizes)
     return randomise(made).eval()
 

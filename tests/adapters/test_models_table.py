@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -24,7 +25,7 @@ TABLES = {
     "transformers": "transformers",
 }
 """The models of the script, by the title of their section."""
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "recipe": make_models_table.RECIPE,
     "keep": make_models_table.KEEP,
     "batch": make_models_table.BATCH,

@@ -46,7 +46,7 @@ def timm_in_open_clip() -> Any:
 
 
 def getter(name: str) -> Any:
-    sizes = {"embed_dim": 48, "depth": 4, "num_heads": 4}
+    sizes: dict[str, Any] = {"embed_dim": 48, "depth": 4, "num_heads": 4}
     return timm.create_model(name, features_only=True, **sizes)
 
 

@@ -24,8 +24,10 @@ from tokenzoo.scorers import CLSAttention
 
 def torchvision_vit(depth: int = 6, image_size: int = 112) -> Any:
     """A small one, 7 x 7 patches."""
-    sizes = {"patch_size": 16, "hidden_dim": 48, "num_heads": 2, "mlp_dim": 96, "num_classes": 10}
-    model = torchvision.models.VisionTransformer(image_size, num_layers=depth, **sizes)
+    sizes: dict[str, Any] = {"patch_size": 16, "hidden_dim": 48, "num_heads": 2, "mlp_dim": 96}
+    model = torchvision.models.VisionTransformer(
+        image_size, num_layers=depth, num_classes=10, **sizes
+    )
     return randomise(model).eval()
 
 
@@ -35,7 +37,7 @@ def open_clip_vit(depth: int = 6, **options: Any) -> Any:
     return randomise(OpenClip(**{**sizes, **options}, layers=depth, output_dim=16)).eval()
 
 
-def attention(**options: Any) -> nn.MultiheadAttention:
+def attention(**options: Any) -> Any:
     return randomise(nn.MultiheadAttention(24, 3, batch_first=True, **options)).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.layouts.group_attention import PackedAttention, seen
 from tokenzoo.scorers import ReceivedAttention
 
-close = {"rtol": 1e-11, "atol": 1e-12}
+close: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}
 
 
 @dataclass(frozen=True)

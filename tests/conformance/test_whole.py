@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
@@ -196,7 +197,7 @@ def test_a_loop_by_hand_in_the_callers_coordinates(kind: str, name: str) -> None
     model, chat = whole(kind), CHATS[kind]
     # With a mask, with positions: a padded batch needs the mask, and of Qwen the positions too.
     batch = [(True, True)] if chat.mrope else [(True, True), (True, False)]
-    single = [(True, True), (False, False), (False, True) if chat.mrope else (True, False)]
+    single = [(True, True), (False, False), (False, True), (True, False)][: 3 if chat.mrope else 4]
     for given, ways in ((chat.batch.given(model), batch), (chat.single(model), single)):
         positions = positions_of(model, given)
         with method(name).attach(model), torch.no_grad():
@@ -214,6 +215,48 @@ def test_a_loop_by_hand_in_the_callers_coordinates(kind: str, name: str) -> None
                     assert gap(out.logits[:, -1], wanted) <= 1e-4, (masked, placed, i)
                     call, cache = {"input_ids": words[:, i : i + 1]}, cache_of(out)
                     mask, places = F.pad(mask, (0, 1), value=1), places[..., -1:] + 1
+
+
+Way = tuple[bool, bool, bool | str]
+
+
+def by_hand(model: Any, given: Any, words: Tensor, way: Way) -> Tensor:
+    """The logits of a loop with these words: with a mask, with positions of the prompt, and later."""
+    masked, first, later = way
+    mask, call, cache = given["attention_mask"], dict(given), None
+    del call["attention_mask"]
+    places, found = torch.arange(mask.shape[1]).expand(mask.shape), list[Tensor]()
+    for word in (*words.T, words[:, 0]):
+        own = {"attention_mask": mask} if masked else {}
+        if cache is not None and later == "of the cache":
+            own |= {"position_ids": torch.full((len(mask), 1), int(cache.get_seq_length()))}
+        elif first if cache is None else later:
+            own |= {"position_ids": places}
+        out = model(**call, **own, **{CACHE: cache}, use_cache=True)
+        found.append(out.logits[:, -1])
+        call, cache = {"input_ids": word[:, None]}, cache_of(out)
+        mask, places = F.pad(mask, (0, 1), value=1), places[..., -1:] + 1
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if CHATS[case[0]].columns])
+def test_a_loop_by_hand_whose_rows_lose_unequally(kind: str, name: str) -> None:
+    """The caller's rows have no padding, and those of the cache have: whatever a call says of it."""
+    model, images = whole(kind), ((FLOWER,), (FLOWER, FLOWER))
+    texts = ["see <image> there", "see <image> and <image> there"]
+    ones = [Batch((text,), (shown,)) for text, shown in zip(texts, images, strict=True)]
+    lengths = [one.given(model)["input_ids"].shape[1] for one in ones]
+    texts = [" dog" * (max(lengths) - n) + " " + t for n, t in zip(lengths, texts, strict=True)]
+    words = torch.tensor([[5, 6], [6, 5]])
+    with method(name).attach(model), torch.no_grad():
+        alone = [
+            by_hand(model, Batch((text,), (shown,)).given(model), row[None], (True, True, True))
+            for text, shown, row in zip(texts, images, words, strict=True)
+        ]
+        given = Batch(tuple(texts), images).given(model)
+        assert bool(given["attention_mask"].all())
+        for way in product((True, False), (True, False), (True, False, "of the cache")):
+            assert gap(by_hand(model, given, words, way), torch.cat(alone)) <= 1e-4, way
 
 
 BY_TURN = ("cdpruner", "everywhere")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo.errors import AttachError
 from tokenzoo_adapters.hf.names import MASK, POSITIONS, cache_of
 from tokenzoo_adapters.hf.vlm.placeholders import Shortened
 
@@ -33,6 +34,7 @@ class CachedPrompt:
         lost: `[b, 1]`, how many tokens of each prompt were taken out; columns may also become padding.
         positions: `[3, b, m]`, where the tokens keep the positions of the caller's prompt; otherwise None.
         after: `[b, 1]`, the position of what comes next then.
+        columns: whether the positions are columns, with the padding: a call by hand, without positions.
     """
 
     full: Tensor
@@ -41,6 +43,7 @@ class CachedPrompt:
     lost: Tensor
     positions: Tensor | None = None
     after: Tensor | None = None
+    columns: bool = False
 
     @property
     def removed(self) -> int:
@@ -100,27 +103,66 @@ def counted(given: dict[str, Any], *, begins: bool) -> dict[str, Any]:
         return given
     if not (getattr(cache, COUNTED, False) if past else begins):
         return given
-    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    return {**given, POSITIONS: positions[:, past:]}
+    return {**given, POSITIONS: _without_padding(mask)[:, past:]}
 
 
 def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
     """In a decoding loop by hand: mask and positions, the caller's, become the cache's.
 
+    A call without a mask has no padding; the cache may have, where the rows of a batch lost unequally.
+
     Args:
         given: the arguments of a call.
         moves: whether positions count the tokens of the cache, and not those of the caller's prompt.
+
+    Raises:
+        AttachError: positions would be made of a mask, which is missing.
     """
     cache, mask, ids = cache_of(given), given.get(MASK), given.get("input_ids")
     cached: CachedPrompt | None = getattr(cache, CACHED, None)
-    if cached is None or not isinstance(mask, Tensor) or mask.ndim != 2 or ids is None:
+    if cached is None or not isinstance(ids, Tensor):
         return given
-    expected = int(cache.get_seq_length()) + ids.shape[1]
-    if mask.shape[1] != expected + cached.removed:
+    past, positions = int(cache.get_seq_length()), given.get(POSITIONS)
+    whole = past + ids.shape[1] + cached.removed
+    if mask is None and not moves and positions is None:
+        if bool((cached.mask == 0).any()):
+            raise AttachError(
+                "the rows of this batch lost unequally many tokens, so their cache has padding: pass "
+                "attention_mask [b, n] and position_ids with every call, or use model.generate(**inputs)"
+            )
+        return given
+    if mask is None:
+        mask = torch.ones_like(ids[:, :1]).expand(-1, whole)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != whole:
         return given
     rest = mask[:, cached.full.shape[1] :]
-    new = {**given, MASK: torch.cat([cached.mask.to(mask), rest], 1)}
-    positions = given.get(POSITIONS)
+    short = torch.cat([cached.mask.to(mask), rest], 1)
+    new = {**given, MASK: short}
     if moves and isinstance(positions, Tensor):
-        new[POSITIONS] = positions - cached.lost.to(positions)
+        new[POSITIONS] = positions - _shift(cached, positions, mask, past)
+    elif moves and positions is None and not cached.columns:
+        new[POSITIONS] = _without_padding(short)[:, past:]
     return new
+
+
+def _without_padding(mask: Tensor) -> Tensor:
+    """Positions `[b, n]` that do not count padding, as `generate` makes them."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def _shift(cached: CachedPrompt, positions: Tensor, mask: Tensor, past: int) -> Tensor:
+    """How much later the caller's positions are than those of the cache: `[b, 1]`.
+
+    They are counted in the caller's prompt, or from the length of the cache.
+
+    Args:
+        cached: what the cache remembers.
+        positions: the caller's `[b or 1, k]`, of k new tokens.
+        mask: the caller's `[b, n]`.
+        past: length of the cache.
+    """
+    first = positions[..., :1]
+    seen = (mask != 0).sum(1, keepdim=True) - positions.shape[-1]  # [b, 1], in the caller's prompt
+    lost = torch.full_like(cached.lost, cached.removed) if cached.columns else cached.lost
+    own = (first == past) & (seen != past)
+    return lost.to(first) - torch.where(own, seen - past, 0)

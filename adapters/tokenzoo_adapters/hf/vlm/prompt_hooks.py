@@ -9,6 +9,7 @@ coordinates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -119,7 +120,8 @@ class PromptHooks:
         self.decoder.prompt(None)
         cache = cache_in(output, self.name) if cached is not None or self.decoder.works else None
         if cached is not None and cache is not None:
-            setattr(cache, CACHED, cached)
+            columns = kwargs.get(POSITIONS) is None
+            setattr(cache, CACHED, replace(cached, columns=columns))
         if self.decoder.works and cache is not None and kwargs.get(POSITIONS) is not None:
             setattr(cache, COUNTED, True)
 

@@ -25,6 +25,9 @@ def per_size(call: SpanCall) -> list[VisualSpan]:
     """Images of sizes `[images, 2]` that are cut into a base crop and a grid of crops (`anyres.py`).
 
     `batch_num_images` says how many images each prompt has; one of several is a single crop (OneVision).
+
+    Raises:
+        AttachError: it does not count the images that were passed.
     """
     n = call.tokens()
     m = call.plan(n)
@@ -32,6 +35,11 @@ def per_size(call: SpanCall) -> list[VisualSpan]:
     numbers = call.given.get("batch_num_images")
     if numbers is not None:
         cut = [int(count) == 1 for count in numbers for _ in range(int(count))]
+        if len(cut) != len(call.sizes):
+            raise AttachError(
+                f"batch_num_images counts {len(cut)} images, and {len(call.sizes)} were passed; it is the "
+                "number of images of each prompt, as the processor returns it"
+            )
     return [
         anyres.visual(call.base.config, (int(size[0]), int(size[1])), crops, n, m)
         for size, crops in zip(call.sizes, cut, strict=True)

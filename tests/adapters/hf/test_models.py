@@ -10,12 +10,10 @@ import torch
 
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm.calls import (
-    FILMS,
     FLOWER,
     KINDS,
     ONE,
     PADDED,
-    SEEN,
     SINGLE,
     TEMPLE,
     TWO,
@@ -24,8 +22,10 @@ from tests.adapters.hf.vlm.calls import (
     logits,
     whole,
 )
+from tests.conformance.chats import FILMS
 
 EACH = pytest.mark.parametrize("kind", KINDS)
+SEEN = "user: <video> what is this ?"
 NO_IMAGE = Batch((ONE.replace("<image>", ""),) * 2, ((), ()))
 
 

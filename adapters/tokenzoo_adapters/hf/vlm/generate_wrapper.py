@@ -48,8 +48,6 @@ def _generated(hooks: PromptHooks, given: dict[str, Any]) -> Any:
     active = hooks.attached.active
     if active:
         given = hooks.takes.given((), given, "generate")
-        if hooks.state.shape is None:
-            hooks.refuse_encoded(given)
     if not active or given.get(ENCODED) or not _is_prompt(ids):
         if active and hooks.has_pixels(given) and not _is_prompt(ids):
             raise AttachError(

@@ -91,8 +91,6 @@ class PromptHooks:
         if not self.attached.active:
             return None
         given = self.takes.given(args, kwargs, self.name)
-        if self.state.shape is None:
-            self.refuse_encoded(given)
         if given.get(ENCODED):
             # Called by generate, which has shortened the prompt already.
             spans = self.state.spans
@@ -133,18 +131,6 @@ class PromptHooks:
         if not self.attached.active:
             return given
         return shorten_call(self.adapter, given, self.spans(given), pad_left=pad_left).given
-
-    def refuse_encoded(self, given: Mapping[str, Any]) -> None:
-        """Refuse a call by the user with encoded images.
-
-        Raises:
-            AttachError: there are some.
-        """
-        if given.get(ENCODED):
-            raise AttachError(
-                f"{ENCODED} are images that were encoded before, whose tokens no plan knows; pass "
-                "pixel_values, or detach first"
-            )
 
     def has_pixels(self, given: Mapping[str, Any]) -> bool:
         """Whether a call has images or videos."""

@@ -142,11 +142,9 @@ REFUSED: list[tuple[str, Change, str]] = [
     (QWENS, few_patches, "patches were passed, but images"),
     (QWENS, film, "pixel_values_videos without video_grid_thw"),
     ("llava_onevision", {"batch_num_images": torch.tensor([1, 2])}, "counts 3 images, and 1 were"),
-    ("llava qwen2_vl", {"mm_encoder_outputs": {"image": 1}}, "mm_encoder_outputs"),
 ]
 AFTER_LLM: list[tuple[str, Change, str]] = [  # with a recipe that works in the language model
     (LLAVAS, with_static_cache, r"a static cache .*\(layer 2\)"),
-    ("llava", {"mm_encoder_outputs": {"image": 1}}, "mm_encoder_outputs"),
 ]
 
 

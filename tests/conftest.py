@@ -5,6 +5,8 @@
 The tensors are tiny: a second thread only waits for the first, and on busy cores that made these tests
 five times slower.
 
+The files that take longest begin first: of two workers, one was left alone with a slow file at the end.
+
 The garbage collector went over the million objects of the imported libraries again and again, for a twelfth
 of the time. It leaves them alone now, and runs less often.
 """
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -21,6 +25,35 @@ settings.register_profile("tokenzoo", derandomize=True, deadline=None)
 settings.register_profile("thorough", settings.get_profile("tokenzoo"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tokenzoo"))
 torch.set_num_threads(1)
+
+USUAL = 0.1
+SECONDS = {  # a test, about, in files whose tests are slow
+    "conformance/test_compiled.py": 8,
+    "conformance/test_ways.py": 0.3,
+    "conformance/test_whole.py": 0.5,
+    "evaluation/test_on_ray.py": 10,
+    "examples/test_docs_plugins.py": 2,
+    "hooks/test_compiled.py": 3,
+    "hooks/test_fsdp.py": 1,
+    "kernels/test_assembled.py": 2,
+    "kernels/test_in_the_interpreter.py": 20,
+    "properties/test_broken_parts.py": 0.5,
+    "properties/test_properties_of_adapters.py": 1,
+    "tools/test_onnx.py": 6,
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist keep the order of the files, which it would sort by their number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files by the time that they take, the longest first."""
+    names = {item.path: "/".join(item.path.parts[-2:]) for item in items}
+    tests = Counter(item.path for item in items)
+    seconds = {path: tests[path] * SECONDS.get(name, USUAL) for path, name in names.items()}
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:

@@ -42,7 +42,7 @@ from tokenzoo.evaluation.statistics import estimate
 from tokenzoo.evaluation.tasks import prepare
 from tokenzoo.evaluation.tasks.collage_vqa import questions_of
 from tokenzoo.evaluation.vqa import model as llava
-from tokenzoo.evaluation.vqa.collages import CELLS, GRID, collages
+from tokenzoo.evaluation.vqa.collages import CELLS, COLOURS, GRID, collages
 from tokenzoo.evaluation.vqa.questions import KINDS, Question, Scene, ask
 from tokenzoo.evaluation.vqa.words import BOS, DIGITS, INDEX, PLACES, encode
 
@@ -167,7 +167,7 @@ def align_loss(student: Student, batch: Features) -> tuple[Tensor, list[float]]:
     places = CELL_OF.repeat(len(batch.x))
     wanted = {
         DIGITS: batch.digits[:, CELL_OF].flatten(),
-        tuple(COLOUR_WORDS): batch.colours[:, CELL_OF].flatten(),
+        tuple(COLOURS): batch.colours[:, CELL_OF].flatten(),
         PLACES: places,
     }
     dot = (batch.dots[:, None] == CELL_OF).flatten().float()
@@ -178,9 +178,6 @@ def align_loss(student: Student, batch: Features) -> tuple[Tensor, list[float]]:
         loss = loss + cross_entropy(part, labels)
         right.append((part.argmax(1) == labels).float().mean().item())
     return loss, right
-
-
-COLOUR_WORDS = ("red", "green", "blue", "yellow")
 
 
 def window(batch: Features, rng: random.Random) -> tuple[Tensor, list[Scene]]:
@@ -234,9 +231,8 @@ def validate(student: Student, data: Features, each: int = 4) -> str:
             [question for kind in KINDS for _ in range(each) if (question := ask(kind, one, rng))]
             for one in scenes[part]
         ]
-        if (
-            len({len(row) for row in asked}) > 1
-        ):  # a mixed collage may have no digit that occurs once
+        # A collage may have no digit that occurs once.
+        if len({len(row) for row in asked}) > 1:
             continue
         words, answers = tensors(asked)
         hits = student.answers(data.x[part], words).argmax(2) == answers

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo._core.validation import check_count, check_flag
+from tokenzoo.errors import BadArgumentError
 
 QUICK = 10  # a first look has that many times fewer samples
 
@@ -47,6 +48,19 @@ class TaskOptions:
     def count(self, default: int) -> int:
         """Return the number of samples: the chosen one, or the default."""
         return self.batch(default) if self.samples is None else self.samples
+
+    def refuse_choices(self, task: str) -> None:
+        """Refuse a choice of model, data or size, for a task whose model and collages are fixed.
+
+        Raises:
+            BadArgumentError: one of them was chosen.
+        """
+        for name in ("model", "data", "size"):
+            if getattr(self, name) is not None:
+                raise BadArgumentError(
+                    f"{name}={getattr(self, name)!r} with the task {task}: its model and collages are "
+                    f"fixed; leave {name} away"
+                )
 
     def batch(self, default: int) -> int:
         """Return the number of images of the call that is timed."""

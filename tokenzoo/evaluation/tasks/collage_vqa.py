@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.focus_vit import images_of
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions
 from tokenzoo.evaluation.vqa.collages import Collages, collages
@@ -32,12 +31,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         BadArgumentError: another model, other data or another size was given.
         MissingDependencyError: see `load_collage_llava`; or scikit-learn is not installed.
     """
-    for name in ("model", "data", "size"):
-        if getattr(options, name) is not None:
-            raise BadArgumentError(
-                f"{name}={getattr(options, name)!r} with the task {task}: its model and collages are "
-                f"fixed; leave {name} away"
-            )
+    options.refuse_choices(task)
     samples = options.count(SAMPLES)
     drawn = collages("test", samples, seed=options.seed)
     images = images_of(drawn.images)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
 from tokenzoo.tools import digits
 
@@ -25,12 +24,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         BadArgumentError: another model, other data or another size was given.
         MissingDependencyError: without timm or scikit-learn.
     """
-    for name in ("model", "data", "size"):
-        if getattr(options, name) is not None:
-            raise BadArgumentError(
-                f"{name}={getattr(options, name)!r} with the task {task}: its model and collages are "
-                f"fixed; leave {name} away"
-            )
+    options.refuse_choices(task)
     samples = options.count(SAMPLES)
     data = digits.collages("test", samples, seed=options.seed)
 

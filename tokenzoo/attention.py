@@ -22,6 +22,7 @@ class SeenAttention:
         bias: added to the logits by the model (relative positions), broadcasts to `[b, h, n, n]`, with four
             dimensions; or None.
         value: `[b, h, n, d]`, or None.
+        column: `[b, n]` the attention that each token receives from all, if it was computed already.
     """
 
     query: Tensor
@@ -31,6 +32,7 @@ class SeenAttention:
     key_bias: Tensor | None = None
     bias: Tensor | None = None
     value: Tensor | None = None
+    column: Tensor | None = None
 
     def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
         """Return the mean attention that each patch token receives: `[b, n - prefix]`.
@@ -41,6 +43,8 @@ class SeenAttention:
             stride: use every stride-th query only, as an estimate.
         """
         p = self.prefix
+        if self.column is not None and queries == "all" and mass is None and stride == 1:
+            return self.column[:, p:]
         chosen = every_so_often(self.query.shape[2], p if queries == "patches" else 0, stride)
         weight = mass
         if mass is not None:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import tokenzoo
 from tests.adapters.models import gap, largest
-from tests.conformance.specs import SPECS, TIMM, fresh, method
+from tests.conformance.specs import SPECS, TIMM, fresh, method, run
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.attach import find_adapter
@@ -33,6 +33,8 @@ PREFIX = {
     "dinov3_vit": 4,
 }
 """Of all others it is 1: CLS."""
+BIASED = ("BEiT", "relative positions")
+"""They add something to the logits."""
 
 
 def features(name: str, model: Any) -> Tensor:
@@ -206,3 +208,23 @@ def test_eager_attention_reduces_as_the_fused_one(name: str, recipe: str) -> Non
         method(name, recipe).attach(model)
         outs.append(features(name, model))
     assert gap(outs[0], outs[1]) <= 1e-4
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_what_is_received_comes_with_the_attention(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU EvoPrune's importance is a column of the map that the output is computed from."""
+
+    def refuse(*args: object, **kwargs: object) -> Tensor:
+        raise AssertionError(args, kwargs)
+
+    model = fresh(name)
+    with tokenzoo.build("evoprune", keep=16).attach(model):
+        expected = run(name, model)
+        monkeypatch.setattr("tokenzoo.attention.received_attention", refuse)
+        if any(word in name for word in BIASED):
+            with pytest.raises(AssertionError):
+                run(name, model)
+        else:
+            assert torch.equal(run(name, model)[0], expected[0])

@@ -25,14 +25,14 @@ MODELS = {
 
 
 class Attentions(TorchDispatchMode):
-    """Remember what goes into every fused attention, and hold none of it."""
+    """Remember what goes into every attention, fused or in tiles, and hold none of it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.given: list[StorageWeakRef] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "scaled_dot_product" in func.name():
+        if any(name in func.name() for name in ("scaled_dot_product", "baddbmm", "::bmm")):
             self.given += [StorageWeakRef(x.untyped_storage()) for x in args[:3]]
         return func(*args, **(kwargs or {}))
 

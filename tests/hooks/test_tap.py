@@ -103,6 +103,39 @@ def test_the_bias_is_added_to_a_mask_of_the_models_own(
     assert gap(out.float(), by_hand(*exact, mass.log()[:, None, None] + added, scale)) <= close
 
 
+def test_what_is_received_is_computed_with_the_output() -> None:
+    query, key, value = qkv()
+    bias = torch.tensor([[1, 1, 3, 2, 1, 5, 1], [1, 4, 1, 1, 1, 1, 2]]).log()
+    with Tap(2, bias, receives=True) as tap:
+        out = F.scaled_dot_product_attention(query, key, value)
+    with Tap(2, bias) as other:
+        torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value))
+    column = tap.seen[0].column
+    assert column is not None
+    assert torch.equal(tap.seen[0].received(), column[:, 2:])
+    for given in ({}, {"queries": "patches"}, {"stride": 2}, {"mass": bias[:, 2:] + 1}):
+        assert torch.equal(tap.seen[0].received(**given), other.seen[0].received(**given))
+
+
+@pytest.mark.parametrize(
+    "given", [{"attn_mask": MASK}, {"dropout_p": 0.5}, {"is_causal": True}, {"enable_gqa": True}]
+)
+def test_an_attention_with_more_than_a_bias_is_torchs_own(given: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    bare = F.scaled_dot_product_attention(*qkv(), **given)
+    torch.manual_seed(0)
+    with Tap(receives=True) as tap:
+        assert torch.equal(F.scaled_dot_product_attention(*qkv(), **given), bare)
+    assert tap.seen[0].column is None
+
+
+def test_another_mode_sees_torchs_own_attention() -> None:
+    spy = Spy()
+    with spy, Tap(receives=True):
+        F.scaled_dot_product_attention(*qkv())
+    assert spy.masks == [None]
+
+
 def test_other_calls_go_through_and_nothing_outside_is_seen() -> None:
     query, key, value = qkv()
     tap = Tap()

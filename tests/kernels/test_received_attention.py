@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,7 +15,12 @@ from torch import Tensor
 from tests.compiling import clean_compiler as clean_compiler
 from tests.kernels.drawing import draws
 from tests.watching import Watch
-from tokenzoo.kernels import attention_rows, received_attention, received_in_segments
+from tokenzoo.kernels import (
+    attend_and_receive,
+    attention_rows,
+    received_attention,
+    received_in_segments,
+)
 from tokenzoo.kernels.received_attention_blocked import NUMBERS, blocked
 
 
@@ -55,9 +61,12 @@ def test_tiles_of_any_size_make_the_map(
     added = torch.zeros(b, h, m, n, dtype=torch.float64)
     added = added if key_bias is None else added + key_bias[:, None, None]
     added = added if bias is None else added + bias
-    found = blocked(query, key, 0.3, key_bias, bias, share, numbers)
+    value = draws(seed + 5, b, h, n, 3)
+    out = value.new_empty(b, h, m, 3)
+    found = blocked(query, key, 0.3, key_bias, bias, share, numbers, value=value, out=out)
     close: Any = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(found, expected(query, key, added, share), **close)
+    torch.testing.assert_close(out, map_of(query, key, added) @ value, **close)
     if bias is None:
         rows = attention_rows(query, key, scale=0.3, key_bias=key_bias)
         torch.testing.assert_close(rows, map_of(query, key, added), **close)
@@ -73,6 +82,34 @@ def test_any_precision_is_as_good_as_float32(dtype: torch.dtype) -> None:
     close = expected(query, key, bias[:, None, None], share)
     torch.testing.assert_close(found.double(), close, rtol=2e-5, atol=1e-8)
     assert attention_rows(query, key, scale=1.0).dtype == torch.float32
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_an_attention_and_what_is_received_in_it(biased: bool) -> None:
+    query, key, value = (draws(seed, 2, 9, 3, 4).float().transpose(1, 2) for seed in range(3))
+    bias = draws(3, 2, 9).float() if biased else None
+    found = attend_and_receive(query, key, value, scale=0.3, key_bias=bias)
+    assert found is not None
+    mask = None if bias is None else bias[:, None, None]
+    fused = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    torch.testing.assert_close(found[0], fused)
+    assert found[0].stride() == fused.transpose(1, 2).contiguous().transpose(1, 2).stride()
+    column = received_attention(query, key, scale=0.3, key_bias=bias)
+    assert torch.equal(found[1], column)
+
+
+@pytest.mark.parametrize("which", ["bfloat16", "gradient", "queries", "values"])
+def test_an_attention_that_is_left_to_torch(which: str) -> None:
+    query, key, value = (draws(seed, 2, 3, 9, 4).float() for seed in range(3))
+    if which == "bfloat16":
+        query, key, value = (one.bfloat16() for one in (query, key, value))
+    elif which == "gradient":
+        value.requires_grad_()
+    elif which == "queries":
+        query = query[:, :, :5]
+    else:
+        value = value.double()
+    assert attend_and_receive(query, key, value, scale=0.3) is None
 
 
 def test_what_is_masked_by_its_bias_receives_nothing() -> None:

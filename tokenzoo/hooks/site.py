@@ -159,17 +159,18 @@ class Site:
         state = self._state()
         layout, steps = state.layout, state.steps
         places = None if layout.segmented else layout.places
-        wanted = places is not None or self._feeds_later_step(state) or self._ends_encoder(state)
-        wanted = wanted or (steps.watches and state.surplus(self.index))
+        reduces = steps.watches and state.surplus(self.index)
+        wanted = reduces or self._feeds_later_step(state) or self._ends_encoder(state)
         bias = None
         if self.options.proportional and layout.buckets:
             x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
             bias = layout.log_mass(x.device)
-        if wanted or bias is not None:
+        if wanted or places is not None or bias is not None:
             # An attention that runs a second time in one block is seen twice, which is an error.
             if self.run.tap is None:
                 segmented = layout.segmented
-                self.run.tap = Tap(layout.prefix, bias, places, segmented=segmented)
+                receives = reduces and steps.receives and not segmented
+                self.run.tap = Tap(layout.prefix, bias, places, segmented, receives)
                 self.run.windows = self.adapter.windows(self.index, kwargs) if segmented else None
             if self.adapter.uses_attention_interface:
                 return  # the attention asks for it

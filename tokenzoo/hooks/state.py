@@ -44,6 +44,7 @@ class PassSteps:
         projected: the step after the projector, or None.
         trial: whether this is the proof at attach time and not a pass.
         watches: whether the step inside the blocks needs something that only a tap on the attention shows.
+        receives: whether it needs the attention that each token receives.
         watches_after: the same of the steps after the last block.
         keeps_evidence: whether the last block's evidence travels on, to the step after the projector.
     """
@@ -53,6 +54,7 @@ class PassSteps:
     projected: Step | None = None
     trial: bool = False
     watches: bool = False
+    receives: bool = False
     watches_after: bool = False
     keeps_evidence: bool = False
 
@@ -68,7 +70,8 @@ class PassSteps:
         """The steps, with what they watch."""
         keeps = watches(projected)
         after = keeps or watches(features)
-        return cls(block, features, projected, trial, watches(block), after, keeps)
+        receives = block is not None and "received_attention" in block.needs
+        return cls(block, features, projected, trial, watches(block), receives, after, keeps)
 
     @property
     def after(self) -> bool:

@@ -8,10 +8,8 @@ taps off the stack.
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,17 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# torch has no public way to take out a mode that is not on top of the stack.
-from torch.overrides import (
-    _get_current_function_mode_stack as entered,  # pyright: ignore[reportPrivateUsage]
-)
-
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.key_bias import added, fits, gathered, widened
+from tokenzoo.hooks.mode_stack import entered, no_mode, runs, take_out
+from tokenzoo.kernels import attend_and_receive
 from tokenzoo.kernels.choice import transformed
-
-_C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
 
 TAP_ATTR = "_tokenzoo_watch"
 """Where an attention module that looks for its tap itself finds the holder of it.
@@ -52,6 +45,8 @@ class Tap(TorchFunctionMode):
             bias that the model made for all of them; None: all of them are there.
         segmented: whether each call is about the next segment of a packed sequence, `[1, h, s, d]`, whose
             key bias is `[1, r]`.
+        receives: whether the attention that each token receives will be read, and is to be computed
+            together with the output where that is faster.
 
     Attributes:
         seen: one entry per call, with the key bias of that call.
@@ -64,14 +59,15 @@ class Tap(TorchFunctionMode):
         prefix: int = 0,
         key_bias: Tensor | None = None,
         places: Tensor | None = None,
-        *,
         segmented: bool = False,
+        receives: bool = False,
     ) -> None:
         super().__init__()
         self.prefix = prefix
         self.key_bias = key_bias
         self.places = places
         self.segmented = segmented
+        self.receives = receives
         self.begin = 0  # of the next segment
         self.seen: list[SeenAttention] = []
         self.caller: FrameType | None = None
@@ -93,7 +89,7 @@ class Tap(TorchFunctionMode):
         if torch.compiler.is_dynamo_compiling():
             super().__exit__(None, None, None)  # pyright: ignore[reportUnknownMemberType]
             return
-        _take_out(self)
+        take_out(self)
         self.caller = None
 
     def orphaned(self) -> bool:
@@ -101,8 +97,8 @@ class Tap(TorchFunctionMode):
         if self.caller is None:
             return False
         if torch.compiler.is_dynamo_compiling():
-            return not _runs(self.caller_id)
-        if _runs(self.caller_id):
+            return not runs(self.caller_id)
+        if runs(self.caller_id):
             return False
         # What it holds is not to live as long as it stays on the stack.
         self.seen, self.key_bias, self.places = [], None, None
@@ -143,6 +139,31 @@ class Tap(TorchFunctionMode):
         bias = bias[:, None, None].to(query.dtype)  # [b, 1, 1, n]
         return bias if own is None else own + bias
 
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor | None:
+        """Compute an attention without a mask together with what is read of it, and remember both.
+
+        Args:
+            query: `[b, h, n, d]`.
+            key: `[b, h, n, d]`.
+            value: `[b, h, n, d]`.
+            scale: the factor on the inner products; None: `d ** -0.5`.
+
+        Returns:
+            `[b, h, n, d]`, laid out as `[b, n, h, d]`; None: nothing was computed, `look` is to be called.
+        """
+        if not self.receives or torch.compiler.is_compiling() or not no_mode():
+            return None  # another mode on the stack is to see the call of torch's attention
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        found = attend_and_receive(query, key, value, scale=factor, key_bias=self.key_bias)
+        if found is None:
+            return None
+        out, column = found
+        seen = SeenAttention(query, key, factor, self.prefix, self.key_bias, None, value, column)
+        self.seen.append(seen)
+        return out
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -179,6 +200,10 @@ class Tap(TorchFunctionMode):
             return attend(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
             )
+        if attn_mask is None and not (dropout_p or is_causal or options):
+            out = self.attend(query, key, value, scale)
+            if out is not None:
+                return out
         if self.key_bias is not None and attn_mask is None and fits(query):
             self.look(query, key, None, scale, value)
             factor = query.shape[-1] ** -0.5 if scale is None else scale
@@ -257,34 +282,8 @@ def sweep(*, traced: bool = True) -> None:
     Args:
         traced: those of compiled code too, of which nobody knows whether their attention still runs.
     """
-    if torch.compiler.is_dynamo_compiling() or not _C._len_torch_function_stack():
+    if torch.compiler.is_dynamo_compiling() or no_mode():
         return
     for mode in entered():
         if isinstance(mode, Tap) and (mode.orphaned() or (traced and mode.traced)):
             mode.close()
-
-
-def _take_out(tap: Tap) -> None:
-    """Take a tap off the stack of modes; the other modes stay, in their order."""
-    while True:
-        modes = entered()
-        at = next((i for i, mode in enumerate(modes) if mode is tap), None)
-        if at is None:
-            return
-        above = modes[at + 1 :]
-        steps: list[Callable[[], object]] = [_C._pop_torch_function_stack] * (len(above) + 1)
-        steps += [partial(_C._push_on_torch_function_stack, mode) for mode in above]
-        # One call of C: an interrupt comes before it or after it, and never takes the others' modes away.
-        list(map(operator.call, steps))
-
-
-def _runs(frame_id: str) -> bool:
-    """Whether the frame with this `id`, which a tap holds, is on the stack of this thread."""
-    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and str(id(frame)) != frame_id:
-        frame = frame.f_back
-    return frame is not None
-
-
-# As torch.compiler.assume_constant_result does, which would import the compiler.
-_runs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

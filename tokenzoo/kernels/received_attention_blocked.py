@@ -21,6 +21,9 @@ def blocked(
     bias: Tensor | None,
     share: Tensor,
     numbers: int = NUMBERS,
+    *,
+    value: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Compute `received_attention` without gradients, with two buffers of memory.
 
@@ -32,6 +35,8 @@ def blocked(
         bias: broadcasts to `[b, h, m, n]`, or None.
         share: `[b, m]` what each query counts; each row sums to 1.
         numbers: size of a buffer; at least n are used.
+        value: `[b, h, n, e]` if the output of the attention is wanted, too.
+        out: `[b, h, m, e]`, which it is written to.
 
     Returns:
         `[b, n]`.
@@ -63,4 +68,8 @@ def blocked(
                 torch.softmax(tile.view(g * q, n), -1, out=map_)
                 weight = share[image, own]
                 total[image].addmv_(map_.mT, weight if g == 1 else weight.repeat(g))
+                if value is not None and out is not None:
+                    out[image, head : head + g, own] = (
+                        map_.view(g, q, n) @ value[image, head : head + g]
+                    )
     return total.div_(h)

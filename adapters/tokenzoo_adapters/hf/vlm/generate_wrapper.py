@@ -48,7 +48,9 @@ def _generated(hooks: PromptHooks, given: dict[str, Any]) -> Any:
     active = hooks.attached.active
     if active:
         given = hooks.takes.given((), given, "generate")
-    if not active or given.get(ENCODED) or not _is_prompt(ids):
+    if active and given.get(ENCODED):
+        return _with_encoded(hooks, given)
+    if not active or not _is_prompt(ids):
         if active and hooks.has_pixels(given) and not _is_prompt(ids):
             raise AttachError(
                 "generate with pixel values and no input_ids [b, n]: the prompt cannot be shortened. "
@@ -81,6 +83,17 @@ def _generated(hooks: PromptHooks, given: dict[str, Any]) -> Any:
         hooks.state.spans = hooks.state.shape = None
         text.end()
     return _restored(output, prompt["input_ids"], short["input_ids"], cache, call.cached)
+
+
+def _with_encoded(hooks: PromptHooks, given: dict[str, Any]) -> Any:
+    """Call `generate` with encoded images: a model that assists another one gets them from that one."""
+    if not getattr(given.get("generation_config"), "is_assistant", False):
+        hooks.refuse_encoded()
+    hooks.state.assists = True
+    try:
+        return cast("Any", type(hooks.model)).generate(hooks.model, **given)
+    finally:
+        hooks.state.assists = None
 
 
 def _count_short(model: Any, given: dict[str, Any], removed: int) -> None:

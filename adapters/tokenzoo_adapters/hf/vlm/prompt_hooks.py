@@ -41,11 +41,13 @@ class CallState(PerThread):
     Attributes:
         spans: the images and videos of the call of `generate` that runs.
         shape: of its short prompt.
+        assists: whether a call of `generate` runs that drafts for another model, from its encoded images.
         cached: what the cache of the forward that runs has to remember.
     """
 
     spans: Spans | None = thread_local("spans")
     shape: tuple[int, int] | None = thread_local("shape")
+    assists: bool | None = thread_local("assists")
     cached: CachedPrompt | None = thread_local("cached")
 
 
@@ -93,6 +95,8 @@ class PromptHooks:
         given = self.takes.given(args, kwargs, self.name)
         if given.get(ENCODED):
             # Called by generate, which has shortened the prompt already.
+            if self.state.shape is None and not self.state.assists:
+                self.refuse_encoded()
             spans = self.state.spans
         else:
             spans = self.spans(given)
@@ -131,6 +135,18 @@ class PromptHooks:
         if not self.attached.active:
             return given
         return shorten_call(self.adapter, given, self.spans(given), pad_left=pad_left).given
+
+    def refuse_encoded(self) -> None:
+        """Refuse encoded images of the caller if the recipe works in the language model.
+
+        Raises:
+            AttachError: it does, and would do nothing: nobody says which tokens are those of an image.
+        """
+        if self.decoder.works:
+            raise AttachError(
+                f"{ENCODED} are images that were encoded before the call; a recipe that works in the "
+                "language model does not know their tokens. Pass the pixel values instead, or detach first"
+            )
 
     def has_pixels(self, given: Mapping[str, Any]) -> bool:
         """Whether a call has images or videos."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -146,6 +147,9 @@ REFUSED: list[tuple[str, Change, str]] = [
 AFTER_LLM: list[tuple[str, Change, str]] = [  # with a recipe that works in the language model
     (LLAVAS, with_static_cache, r"a static cache .*\(layer 2\)"),
 ]
+ENCODED = "mm_encoder_outputs"
+if ENCODED in signature(transformers.LlavaForConditionalGeneration.forward).parameters:
+    AFTER_LLM.append(("llava qwen2_vl", {ENCODED: {"image": 1}}, ENCODED))
 
 
 @pytest.mark.parametrize(

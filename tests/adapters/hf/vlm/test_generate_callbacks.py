@@ -140,16 +140,15 @@ def test_a_criterion_of_length_counts_the_callers_prompt() -> None:
         assert answer(model, given, max_new_tokens=4, stopping_criteria=own).shape[1] == 2
 
 
-@pytest.mark.parametrize("also", [False, True], ids=["bare helper", "attached helper"])
-def test_callbacks_of_a_helper_see_the_callers_prompt(also: bool) -> None:
+@pytest.mark.parametrize("also", [None, "evoprune", "fastv"])
+def test_callbacks_of_a_helper_see_the_callers_prompt(also: str | None) -> None:
     """Assisted generation hands the processors to the model that drafts, which reads the short prompt."""
     model, helper = whole("llava"), copy.deepcopy(whole("llava"))
     given = CHATS["llava"].single(model)
     ids = given["input_ids"]
-    zoo = tokenzoo.build("evoprune", keep=0.5)
-    with zoo.attach(model):
-        if also:
-            zoo.attach(helper)
+    with tokenzoo.build("evoprune", keep=0.5).attach(model):
+        if also is not None:
+            tokenzoo.build(also, keep=0.5).attach(helper)
         process, allow = Seen(), Seen()
         rule = {"logits_processor": [process], "prefix_allowed_tokens_fn": allow.allowed}
         rule |= {"repetition_penalty": 1.3}

@@ -100,6 +100,29 @@ def test_scores_are_those_of_the_words_that_are_most_likely(subject: Subject) ->
     assert scores["fine"] == pytest.approx(sum(right[len(COARSE) :]) / len(FINE))
 
 
+@pytest.mark.parametrize(
+    ("name", "encoded"),
+    [("evoprune", 1), ("divprune", 1), ("fastv", 1), (None, 1), ("cdpruner", 8)],
+)
+def test_an_image_is_encoded_once_for_all_of_its_questions(
+    subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the question decides which tokens are kept."""
+    vlm, sizes = subject.model, list[int]()
+    if name is not None:
+        tokenzoo.build(name, keep=64).attach(vlm)
+    tower = vlm.model.vision_tower
+    tower.embeddings.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+    with torch.no_grad():
+        found = subject.score(vlm, range(2), "").answers
+        assert sizes == [encoded, encoded]
+        monkeypatch.setattr(collage_vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
+        apart = subject.score(vlm, range(2), "").answers
+    assert sizes[2:] == [8, 8]
+    assert found is not None
+    assert torch.equal(found, apart)
+
+
 def test_a_sweep_of_the_tower_and_of_the_llama(subject: Subject) -> None:
     recipes = ["evoprune", "fastv", "downsample"]
     bare, *rows = run(subject, jobs(recipes, [16]), rounds=0)

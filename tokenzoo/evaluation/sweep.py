@@ -180,7 +180,8 @@ def attach(job: Job, subject: Subject) -> Attached:
     A warning that the configured image size is out of reach says nothing here: the pass itself decides.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="keep=.*out of reach", category=UserWarning)
+        said = "keep=.*out of reach|an image of .*cannot be resized"
+        warnings.filterwarnings("ignore", message=said, category=UserWarning)
         return job.method().attach(subject.model, **subject.attach)
 
 

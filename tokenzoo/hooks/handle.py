@@ -259,3 +259,8 @@ STOPPED = (
     "attached: it stopped early (an exception, forward_intermediates(stop_early=True)), or blocks were cut "
     "(prune_intermediate_layers): then detach, and attach again"
 )
+
+
+def attached_to(model: nn.Module) -> Attached | None:
+    """Return what is attached to a model, or None."""
+    return getattr(model, MARK, None)

@@ -17,6 +17,7 @@ from tokenzoo.evaluation.focus_vit import images_of
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions
 from tokenzoo.evaluation.vqa.collages import Collages, collages
 from tokenzoo.evaluation.vqa.model import load_collage_llava, prompts
+from tokenzoo.evaluation.vqa.one_image import encode_once, shown
 from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, ask, scenes
 from tokenzoo.evaluation.vqa.words import encode
 
@@ -49,6 +50,8 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         }
         return Outcome({"right": hits.double().mean(1), **means, **kinds}, found)
 
+    model = load_collage_llava()
+    encode_once(model)
     batch = torch.arange(options.batch(BATCH))
     timed = {
         "input_ids": words[batch % samples, batch % len(KINDS)],
@@ -57,7 +60,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
     return Subject(
         task,
         "collage-llava",
-        load_collage_llava(),
+        model,
         samples,
         score,
         call=lambda model: model(**timed),
@@ -86,5 +89,5 @@ def questions_of(drawn: Collages, seed: int) -> tuple[Tensor, Tensor]:
 
 def answers(model: Any, image: Tensor, words: Tensor) -> Tensor:
     """Return the most likely next token `[q]` of prompts `[q, t]` about one image `[3, H, W]`."""
-    shown = image.expand(len(words), -1, -1, -1)
-    return model(input_ids=words, pixel_values=shown).logits[:, -1].argmax(1)
+    pixels = shown(model, image, len(words))
+    return model(input_ids=words, pixel_values=pixels).logits[:, -1].argmax(1)

@@ -48,6 +48,7 @@ from tests.conformance.chats import (
     whole,
 )
 from tokenzoo import Recipe, Stage, Step
+from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.schedules import Once
@@ -239,24 +240,43 @@ def by_hand(model: Any, given: Any, words: Tensor, way: Way) -> Tensor:
     return torch.stack(found, 1)
 
 
+def unequal(model: Any) -> Batch:
+    """Rows of equal length, one with an image and one with two: they lose unequally many tokens."""
+    texts, images = ("see <image> there", "see <image> and <image> there"), (FLOWER, FLOWER)
+    ones = [Batch((text,), (images[: n + 1],)) for n, text in enumerate(texts)]
+    lengths = [one.given(model)["input_ids"].shape[1] for one in ones]
+    fill = [" dog" * (max(lengths) - n) + " " for n in lengths]
+    return Batch((fill[0] + texts[0], fill[1] + texts[1]), (images[:1], images))
+
+
 @pytest.mark.parametrize(("kind", "name"), [case for case in CASES if CHATS[case[0]].columns])
 def test_a_loop_by_hand_whose_rows_lose_unequally(kind: str, name: str) -> None:
     """The caller's rows have no padding, and those of the cache have: whatever a call says of it."""
-    model, images = whole(kind), ((FLOWER,), (FLOWER, FLOWER))
-    texts = ["see <image> there", "see <image> and <image> there"]
-    ones = [Batch((text,), (shown,)) for text, shown in zip(texts, images, strict=True)]
-    lengths = [one.given(model)["input_ids"].shape[1] for one in ones]
-    texts = [" dog" * (max(lengths) - n) + " " + t for n, t in zip(lengths, texts, strict=True)]
+    model = whole(kind)
+    both = unequal(model)
     words = torch.tensor([[5, 6], [6, 5]])
     with method(name).attach(model), torch.no_grad():
         alone = [
             by_hand(model, Batch((text,), (shown,)).given(model), row[None], (True, True, True))
-            for text, shown, row in zip(texts, images, words, strict=True)
+            for text, shown, row in zip(both.prompts, both.images, words, strict=True)
         ]
-        given = Batch(tuple(texts), images).given(model)
+        given = both.given(model)
         assert bool(given["attention_mask"].all())
         for way in product((True, False), (True, False), (True, False, "of the cache")):
             assert gap(by_hand(model, given, words, way), torch.cat(alone)) <= 1e-4, way
+
+
+@pytest.mark.parametrize("kind", [kind for kind, chat in CHATS.items() if not chat.columns])
+def test_positions_of_a_cache_with_padding_need_a_mask(kind: str) -> None:
+    """A model that makes positions of the mask would count the padding that the caller does not know."""
+    model = whole(kind)
+    given, words = unequal(model).given(model), torch.tensor([[5, 6], [6, 5]])
+    with (
+        method("evoprune").attach(model),
+        torch.no_grad(),
+        pytest.raises(AttachError, match="lost unequally .* pass attention_mask"),
+    ):
+        by_hand(model, given, words, (False, False, False))
 
 
 BY_TURN = ("cdpruner", "everywhere")

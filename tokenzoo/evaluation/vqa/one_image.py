@@ -36,7 +36,8 @@ def encode_once(model: Any) -> None:
 def shown(model: Any, image: Tensor, prompts: int) -> Tensor:
     """Repeat an image `[3, H, W]` for so many prompts: `[b, 3, H, W]`.
 
-    It is encoded once, unless what is attached to the model reads the prompt and keeps other tokens for each.
+    It is encoded once, unless what is attached to the model reads the prompt, and keeps other tokens for
+    each.
     """
     repeated = image.expand(prompts, -1, -1, -1)
     attached = attached_to(model)

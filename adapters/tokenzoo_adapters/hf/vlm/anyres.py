@@ -54,18 +54,6 @@ def full_tokens(config: Any, image_size: tuple[int, int], crops: bool) -> int:
     return _side(config) ** 2 + lines * (columns + 1)
 
 
-def short_tokens(config: Any, image_size: tuple[int, int], crops: bool, tokens: int) -> int:
-    """Tokens of an image by our rule, when `tokens` are left of each crop.
-
-    Raises:
-        BadArgumentError: as `full_tokens`.
-    """
-    if tokens == _side(config) ** 2:
-        return full_tokens(config, image_size, crops)
-    where = crop_layout(config, image_size, crops)
-    return _crops(where) * tokens + _newlines(where)
-
-
 def visual(
     config: Any, image_size: tuple[int, int], crops: bool, full: int, tokens: int
 ) -> VisualSpan:
@@ -131,7 +119,7 @@ def pack(features: Tensor, where: Layout, newline: Tensor) -> Tensor:
         newline: `[c]`.
 
     Returns:
-        `[t, c]`, t = `short_tokens(...)` for m tokens.
+        `[t, c]`, t as `visual(...).short` for m tokens.
 
     Raises:
         BadArgumentError: the layout is that of another number of crops.

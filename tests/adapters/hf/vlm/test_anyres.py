@@ -104,7 +104,6 @@ def test_as_many_tokens_as_the_bare_model_packs_and_its_processor_writes(
         ones = torch.ones(crops_of(config, size), n, 1)
         packed = bare(name, config, size, ones)
         assert packing.full_tokens(config, size, True) == len(packed)
-        assert packing.short_tokens(config, size, True, n) == len(packed)
         assert processor._get_number_of_features(*size, crop, crop) - cls == len(packed)
         # Of an image of N patches a newline comes after each line.
         newlines = int((packed < 0).sum())
@@ -142,10 +141,8 @@ def test_packing_has_the_length_that_was_said(name: str, crops: str) -> None:
         where = packing.layout(config, size, count)
         assert where == packing.crop_layout(config, size, True)
         packed = packing.pack(torch.ones(count, m, 1), where, torch.zeros(1))
-        short = packing.short_tokens(config, size, True, m)
-        assert len(packed) == short
         said = packing.visual(config, size, True, n, m)
-        assert said.short == short
+        assert said.short == len(packed)
         assert said.full == packing.full_tokens(config, size, True)
         # Each crop gives as many; the rest are newlines, which are no token of any of them.
         assert said.short == said.units * m + said.fixed

@@ -19,6 +19,7 @@ from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Subject
 from tokenzoo.evaluation import tune as tuning
+from tokenzoo.evaluation.models import vision_model
 from tokenzoo.evaluation.target import Target, parse_target
 from tokenzoo.evaluation.tune import VARIANTS, Candidate, rungs, tune
 from tokenzoo.evaluation.unlabelled import divergence, subject_of, unlabelled
@@ -167,6 +168,16 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadArgumentError, match=named):
             unlabelled("vit_tiny_patch16_224", folder, count=count)
+
+
+def test_a_checkpoint_folder_has_its_own_weights(tmp_path: Path) -> None:
+    model = hf.tower("dinov2")
+    model.save_pretrained(tmp_path)
+    found = vision_model(str(tmp_path)).model
+    assert all(
+        torch.equal(ours, own)
+        for ours, own in zip(found.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_what_a_smaller_image_leaves_is_compared_on_the_whole_grid() -> None:

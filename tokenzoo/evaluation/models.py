@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import focus_vit
-from tokenzoo.tools import model_loading
+from tokenzoo.tools import model_loading, transformers_loading
 
 FOCUS = "focus-vit-s"
 """The trained ViT-S of `focus_vit`."""
@@ -38,23 +39,44 @@ def vision_model(name: str, size: int | None = None) -> VisionModel:
 
     Args:
         name: "focus-vit-s"; a model of timm with the tag of its trained weights
-            ("vit_small_patch14_dinov2.lvd142m"); or what else `model_loading.create` takes, with random
-            weights.
+            ("vit_small_patch14_dinov2.lvd142m"); a checkpoint folder of transformers, with the weights in
+            it; or what else `model_loading.create` takes, with random weights.
         size: pixels on a side; None: the model's own.
 
     Raises:
-        UnknownNameError, MissingDependencyError, BadArgumentError: see `model_loading.create`.
+        BadArgumentError: it is a vision-language model; or see `model_loading.create`.
+        UnknownNameError, MissingDependencyError: see `model_loading.create`.
     """
     mean, std = (torch.tensor(one)[:, None, None] for one in (focus_vit.MEAN, focus_vit.STD))
     if name == FOCUS:
         return VisionModel(focus_vit.load_focus_vit().backbone, size or focus_vit.SIZE, mean, std)
-    tower = model_loading.create(name, **trained(name))
+    tower = _tower(name)
     config = getattr(tower.model, "pretrained_cfg", None)
     if config:
         mean, std = (torch.tensor(config[what])[:, None, None] for what in ("mean", "std"))
     own = getattr(getattr(tower.model, "config", None), "image_size", focus_vit.SIZE)
     own = tower.size[1] if tower.size else own
     return VisionModel(tower.model, size or int(own), mean, std)
+
+
+def _tower(name: str) -> model_loading.Tower:
+    """Make the model, with trained weights where there are any.
+
+    Raises:
+        BadArgumentError: it is a vision-language model.
+    """
+    folder = transformers_loading.is_folder(name) and transformers_loading.has_weights(name)
+    if folder:  # what kind of model it is, before its weights are loaded
+        made, config = None, transformers_loading.config_of(name)
+    else:
+        made = model_loading.create(name, **trained(name))
+        config = getattr(made.model, "config", None)
+    if hasattr(config, "model_type") and transformers_loading.is_multimodal(config):
+        raise BadArgumentError(
+            f"{name} is a vision-language model; a vision model is needed here. `tokenzoo tune` takes it "
+            "with --prompts, a file of what it is asked"
+        )
+    return made or model_loading.Tower(transformers_loading.trained(name, {}), ())
 
 
 def trained(name: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
             if hasattr(vision, "fullatt_block_indexes"):  # both kinds of blocks, as in the long one
                 full = [i for i in vision.fullatt_block_indexes if i < depth]
                 vision.fullatt_block_indexes = full or [depth - 1]
-        whole = _is_multimodal(config)
+        whole = is_multimodal(config)
         if whole:
             _shrink(config)
         kind: Any = auto.AutoModelForImageTextToText if whole else auto.AutoModel
@@ -75,6 +75,22 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
     except Exception as error:  # configurations raise errors of many types
         raise BadArgumentError(
             f"transformers cannot make {name!r} with {dict(options)!r}: {error}"
+        ) from error
+
+
+def config_of(folder: str) -> Any:
+    """Return the configuration in a checkpoint's folder.
+
+    Raises:
+        BadArgumentError: transformers cannot read it.
+    """
+    try:
+        return _transformers("models.auto").AutoConfig.from_pretrained(
+            folder, local_files_only=True
+        )
+    except (OSError, ValueError) as error:  # an unknown type of model is a ValueError
+        raise BadArgumentError(
+            f"transformers cannot read the configuration of {folder!r}: {error}"
         ) from error
 
 
@@ -104,7 +120,7 @@ def trained(folder: str, options: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _is_multimodal(config: Any) -> bool:
+def is_multimodal(config: Any) -> bool:
     """Whether the configuration is of a vision tower and a language model that writes about images."""
     known = _transformers("models.auto.modeling_auto").MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     parts = ("vision_config", "text_config")

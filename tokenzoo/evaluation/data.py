@@ -85,22 +85,33 @@ def read_image(source: Any, name: object, size: int, transform: Transform | None
     Raises:
         BadArgumentError: it cannot be read as an image.
     """
-    pil = need("PIL.Image")
-    ops = need("PIL.ImageOps")
+    whole = open_image(source, name)
+    if transform is not None:
+        return transform(whole)
+    image = need("PIL.ImageOps").fit(whole, (size, size), need("PIL.Image").BICUBIC)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(size, size, 3).permute(2, 0, 1) / 255
+
+
+def open_image(source: Any, name: object) -> Any:
+    """Open an image as Pillow's, in RGB and upright.
+
+    Args:
+        source: a path or an open binary file.
+        name: of the image, for the message.
+
+    Raises:
+        BadArgumentError: it cannot be read as an image.
+    """
     try:
-        with pil.open(source) as file:
-            whole = ops.exif_transpose(file).convert("RGB")
-            if transform is not None:
-                return transform(whole)
-            image = ops.fit(whole, (size, size), pil.BICUBIC)
+        with need("PIL.Image").open(source) as file:
+            return need("PIL.ImageOps").exif_transpose(file).convert("RGB")
     except (
         OSError,
         ValueError,
         SyntaxError,
     ) as error:  # Pillow raises SyntaxError for a broken PNG
         raise BadArgumentError(f"{name} cannot be read as an image: {error}") from error
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(size, size, 3).permute(2, 0, 1) / 255
 
 
 def labelled(

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenzoo import plugins
 from tokenzoo.errors import TokenzooError
 from tokenzoo.evaluation.results import REFUSED, Key, Row
-from tokenzoo.evaluation.task import Outcome, Subject
+from tokenzoo.evaluation.task import Outcome, Subject, agreement
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.tools.timing import interleaved
@@ -207,13 +207,10 @@ def relative_time(subject: Subject, twin: Any, rounds: int) -> list[float]:
 
 def _scores(outcome: Outcome, bare: Outcome) -> dict[str, Any]:
     """Return the fields of a row that hold what each sample scored."""
-    agreement: Sequence[float] = []
-    if outcome.answers is not None and bare.answers is not None:
-        same = outcome.answers == bare.answers  # [s, ...]
-        agreement = _rounded(same.flatten(1).all(1) if same.ndim > 1 else same)
+    same = agreement(outcome, bare)
     return {
         "scores": {name: _rounded(values) for name, values in outcome.scores.items()},
-        "agreement": agreement,
+        "agreement": [] if same is None else _rounded(same),
     }
 
 

@@ -87,6 +87,14 @@ class Outcome:
     answers: Tensor | None = None
 
 
+def agreement(outcome: Outcome, bare: Outcome) -> Tensor | None:
+    """Return whether all answers of each sample are the bare model's, `[s]` bool; None: no answers."""
+    if outcome.answers is None or bare.answers is None:
+        return None
+    same = outcome.answers == bare.answers  # [s, ...]
+    return same.flatten(1).all(1) if same.ndim > 1 else same
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A task that is ready to be run.
@@ -103,6 +111,8 @@ class Subject:
         attach: further arguments of `attach`.
         per_patch: whether the output has a vector for each patch, so that a token that is removed after
             the last block saves something in what reads the output.
+        read_on: whether a language model reads the tokens within `call`, so that the operations of a plan,
+            which are the tower's, say little of the time.
     """
 
     task: str
@@ -114,3 +124,4 @@ class Subject:
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     attach: Mapping[str, Any] = field(default_factory=dict[str, Any])
     per_patch: bool = False
+    read_on: bool = False

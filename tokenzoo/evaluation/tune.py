@@ -4,6 +4,9 @@ The judge needs no labels: a candidate is scored by how near the outputs are to 
 `unlabelled`). Successive halving: all candidates see a few images, the better half sees twice as many, and
 so on; controls are never sorted out, so that a winner is always seen next to them. For a target time, each
 candidate gets the most tokens with which it was measured to be fast enough.
+
+The subject is a vision model and images (`unlabelled`), or a vision-language model, prompts and images
+(`answers`).
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import torch
 from tokenzoo._core.quoting import quote
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, TokenzooError
+from tokenzoo.evaluation.largest_share import SLACK, TRIES, largest_share
 from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, relative_time
 from tokenzoo.evaluation.target import Target
-from tokenzoo.evaluation.task import Outcome, Subject
+from tokenzoo.evaluation.task import Outcome, Subject, agreement
 from tokenzoo.recipes.controls import CONTROLS
 from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.zoo import build, list_recipes
@@ -36,8 +40,6 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ),
 }
 FIRST = 8  # images of the first rung
-SLACK = 1.03  # a time so much above the target still meets it: the noise of a quiet machine
-TRIES = 4  # measurements of one candidate's time
 MARGIN = 0.05  # share of what the best gains over the best control that a faster winner may lose
 
 
@@ -49,7 +51,7 @@ class Candidate:
         job: recipe, options and tokens.
         budget: the plan.
         time: median and quartiles, relative to the bare model.
-        scores: likeness on the images that it has seen so far.
+        scores: likeness on the samples that it has seen so far: images, or prompts.
         agreement: the same answers as the bare model's; [] without answers.
     """
 
@@ -68,6 +70,11 @@ class Candidate:
     def mean(self) -> float:
         """The mean likeness."""
         return sum(self.scores) / len(self.scores)
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens after the last reduction, in the language model or before it."""
+        return self.budget.visual if self.budget.llm is None else self.budget.llm
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def tune(
     """Find the recipe that keeps most at the target.
 
     Args:
-        subject: the model and the images, see `unlabelled`.
+        subject: the model and what it is shown, see `unlabelled` and `answers`.
         target: time or tokens.
         recipes: names; None: all. The controls always run too.
         rounds: of the timing.
@@ -181,8 +188,9 @@ def _meeting(
     Raises:
         TokenzooError: it cannot run on the model, or cannot be that fast.
     """
-    if target.kind == "tokens":
-        job = Job(name, target.value, options=options)
+
+    def measured(keep: float) -> Candidate:
+        job = Job(name, keep, options=options)
         with attach(job, subject) as attached:
             budget = attached.plan(patches)
             if budget.flops >= 1 and not subject.per_patch:
@@ -190,9 +198,20 @@ def _meeting(
                     f"{name} saves nothing: it removes tokens after the last block, and the output of "
                     f"{subject.model_name} has none of them"
                 )
-            time = relative_time(subject, twin, rounds)
-        return Candidate(job, budget, time)
+            return Candidate(job, budget, relative_time(subject, twin, rounds))
+
+    def timed(keep: float) -> tuple[float, Candidate]:
+        found = measured(keep)
+        return found.time[0], found
+
+    if target.kind == "tokens":
+        return measured(target.value)
     share, nearest = float(target.value), float("inf")
+    if subject.read_on:
+        found, nearest = largest_share(timed, share)
+        if found is not None:
+            return found
+        raise _too_slow(name, nearest, target)
     for _ in range(TRIES):
         # The most tokens whose plan costs no more than this share of the operations.
         method = build(name, flops=share, **options)
@@ -202,7 +221,11 @@ def _meeting(
             return Candidate(Job(name, budget.visual, options=options), budget, time)
         nearest = min(nearest, time[0])
         share *= target.value / time[0]
-    raise BadArgumentError(
+    raise _too_slow(name, nearest, target)
+
+
+def _too_slow(name: str, nearest: float, target: Target) -> BadArgumentError:
+    return BadArgumentError(
         f"{name} came down to {nearest:.2f} of the time, not to {target.value:g}"
     )
 
@@ -220,7 +243,7 @@ def _halved(
     for seen, more in rungs(subject.samples):
         shown: list[Candidate] = []
         for one in left:
-            tell(f"{one.job.recipe} on {more - seen} images")
+            tell(f"{one.job.recipe} on {more - seen} samples")
             try:
                 shown.append(_scored(subject, one, range(seen, more), bare))
             except TokenzooError as error:
@@ -248,10 +271,10 @@ def _scored(subject: Subject, one: Candidate, which: range, bare: Outcome) -> Ca
     with attach(one.job, subject), torch.inference_mode():
         outcome = subject.score(subject.model, which, one.job.key(subject).attached)
     scores = next(iter(outcome.scores.values()))
-    agreement = one.agreement
-    if outcome.answers is not None and bare.answers is not None:
-        same = outcome.answers == bare.answers[which.start : which.stop]
-        agreement = (*agreement, *(float(hit) for hit in same))
+    answers = None if bare.answers is None else bare.answers[which.start : which.stop]
+    same = agreement(outcome, replace(bare, answers=answers))
     return replace(
-        one, scores=(*one.scores, *(float(score) for score in scores)), agreement=agreement
+        one,
+        scores=(*one.scores, *(float(score) for score in scores)),
+        agreement=(*one.agreement, *(float(hit) for hit in (same if same is not None else ()))),
     )

@@ -39,7 +39,7 @@ def unlabelled(
         seed: of the draw of images.
 
     Raises:
-        BadArgumentError: fewer than 8 images, or no such folder.
+        BadArgumentError: fewer than 8 images, no such folder, or a vision-language model (see `answers`).
         UnknownNameError, MissingDependencyError: see `models.vision_model`.
     """
     known = vision_model(model, size)

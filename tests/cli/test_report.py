@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
+from tests.cli.calling import small_vit as small_vit
 from tests.evaluation.test_report import small_library as small_library
 from tests.evaluation.test_summary import ROWS, row
+from tokenzoo.evaluation import TaskOptions, jobs, run
+from tokenzoo.evaluation.tasks import prepare
 
 
 def written(path: Path, rows=ROWS) -> Path:
@@ -86,3 +90,48 @@ def test_an_older_page_is_kept_until_the_new_one_is_made(tmp_path, option) -> No
     out.write_text("older")
     assert call("report", bad, option, out).exit_code == 2
     assert out.read_text() == "older"
+
+
+@pytest.fixture
+def measured(tmp_path, small_vit) -> Path:
+    """Rows of `digits` on a small model, and of a task that cannot be drawn."""
+    subject = prepare("digits", TaskOptions(samples=4))
+    return written(
+        tmp_path / "m.jsonl", [*run(subject, jobs(["tome", "pool"], [16]), rounds=0), *ROWS]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        (("--maps", "digits"), 6),
+        (("--maps", "all", "--map-images", 3), 9),
+        (("--maps", "all", "--maps", "digits", "--map-images", 1), 3),
+    ],
+)
+def test_maps_of_samples(measured: Path, options: tuple, images: int) -> None:
+    """An image each of the original and of two recipes."""
+    out = measured.parent / "report.html"
+    done("report", measured, "-o", out, *options)
+    assert out.read_text().count("data:image/webp;base64,") == images
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--maps", "dense"), "maps 'dense'; it must be TASK, TASK=PATH or all"),
+        (("--maps", "all=here"), "maps 'all=here'; it must be"),
+        (("--maps", "read"), "maps of 'read'; there are maps of digits"),
+        (("--maps", "digits=here"), "its model and collages are fixed"),
+        (("--maps", "digits", "--map-images", 5), "which has 4 that can be drawn"),
+        (("--maps", "digits", "--map-images", 0), "map-images=0"),
+        (("--maps", "digits", "--markdown", "board.md"), "without a page"),
+    ],
+)
+def test_maps_that_cannot_be_drawn(measured: Path, options: tuple, words: str) -> None:
+    out = measured.parent / "report.html"
+    page = () if "--markdown" in options else ("-o", out)
+    result = call("report", measured, *page, *options)
+    assert result.exit_code == 2, result.output
+    assert words in " ".join(result.stderr.split())
+    assert not out.exists()

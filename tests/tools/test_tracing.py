@@ -8,7 +8,7 @@ import torch
 import tokenzoo
 from tests.adapters.models import REG_GAP, SIGLIP, VIT, Case, images, traces
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.tools.tracing import _grid, trace_tokens
+from tokenzoo.tools.tracing import grid_of, trace_tokens
 from tokenzoo.tools.viz import merged_groups, shrunk_image
 
 
@@ -71,8 +71,8 @@ def test_images_of_another_size_have_their_own_grid() -> None:
 
 
 def test_patches_that_are_no_grid_of_squares_are_refused() -> None:
-    assert _grid(49, (224, 224)) == (7, 7)
-    assert _grid(120, (160, 192)) == (10, 12)
+    assert grid_of(49, (224, 224)) == (7, 7)
+    assert grid_of(120, (160, 192)) == (10, 12)
     for tokens in (7, 48, 50, 63):
         with pytest.raises(BadArgumentError, match=f"{tokens} patch tokens .* 224 x 224"):
-            _grid(tokens, (224, 224))
+            grid_of(tokens, (224, 224))

@@ -204,5 +204,11 @@ def positions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def images_of(arrays: Tensor) -> Tensor:
     """Normalise images `[b, 3, H, W]` in 0..1 as in training."""
-    mean, std = (torch.tensor(one)[:, None, None] for one in (MEAN, STD))
+    mean, std = channels()
     return (arrays - mean) / std
+
+
+def channels() -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the channels, `[3, 1, 1]` each."""
+    mean, std = (torch.tensor(one)[:, None, None] for one in (MEAN, STD))
+    return mean, std

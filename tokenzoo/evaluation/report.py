@@ -15,8 +15,10 @@ from string import Template
 from typing import Any
 
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.evaluation.maps import Maps
 from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.report_hard import hard_table
+from tokenzoo.evaluation.report_maps import maps_section
 from tokenzoo.evaluation.report_tables import (
     COLUMNS,
     budget_text,
@@ -28,12 +30,17 @@ from tokenzoo.evaluation.report_tables import (
 from tokenzoo.evaluation.summary import Line, Summary, budget_order
 
 
-def page(found: Sequence[Summary], pictures: Mapping[str, str] | None = None) -> str:
+def page(
+    found: Sequence[Summary],
+    pictures: Mapping[str, str] | None = None,
+    maps: Mapping[str, Maps] | None = None,
+) -> str:
     """Return the page.
 
     Args:
         found: the tasks.
         pictures: images as `data:` URLs, by what they show.
+        maps: of what was merged, by `task_id`.
 
     Raises:
         BadArgumentError: there is nothing to show.
@@ -65,6 +72,11 @@ def page(found: Sequence[Summary], pictures: Mapping[str, str] | None = None) ->
         ),
         kinds="\n".join(kinds_table(one) for one in found if len(one.metrics) > 1),
         hard="\n".join(hard_table(one) for one in found),
+        maps="\n".join(
+            maps_section(one, drawn)
+            for one in found
+            if (drawn := (maps or {}).get(task_id(one))) is not None
+        ),
         pictures=_pictures(pictures or {}),
         refused=_refused(found),
         commands="\n".join(_commands(one) for one in found),

@@ -87,6 +87,27 @@ class Outcome:
     answers: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """The images of a task, for pictures.
+
+    Attributes:
+        images: `[s, 3, H, W]`, one of each sample, as the model reads them.
+        call: one forward pass of a model on the sample of an index.
+        mean: of the channels, `[3, 1, 1]`: with `std` what undoes the normalisation.
+        std: standard deviation of the channels, `[3, 1, 1]`.
+    """
+
+    images: Tensor
+    call: Callable[[Any, int], object]
+    mean: Tensor
+    std: Tensor
+
+    def light(self, image: Tensor) -> Tensor:
+        """Return an image `[3, h, w]` that the model reads in 0..1."""
+        return (image * self.std + self.mean).clamp(0, 1)
+
+
 def agreement(outcome: Outcome, bare: Outcome) -> Tensor | None:
     """Return whether all answers of each sample are the bare model's, `[s]` bool; None: no answers."""
     if outcome.answers is None or bare.answers is None:
@@ -113,6 +134,7 @@ class Subject:
             the last block saves something in what reads the output.
         read_on: whether a language model reads the tokens within `call`, so that the operations of a plan,
             which are the tower's, say little of the time.
+        shown: its images; None: they cannot be drawn.
     """
 
     task: str
@@ -125,3 +147,4 @@ class Subject:
     attach: Mapping[str, Any] = field(default_factory=dict[str, Any])
     per_patch: bool = False
     read_on: bool = False
+    shown: Shown | None = None

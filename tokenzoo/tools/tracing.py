@@ -107,13 +107,13 @@ def trace_tokens(zoo: Method, model: Any, images: Tensor) -> Trace:
         tokens = next(iter(plans.values())).tokens - prefix if plans else attached.counts[0]
     small = shown[0] if shown and shown[0].shape != images.shape else None
     size = (images if small is None else small).shape[2:]
-    grid = attached.adapter.grid(tokens) or _grid(tokens, size)
+    grid = attached.adapter.grid(tokens) or grid_of(tokens, size)
     # Patches have one size, so their number is proportional to the size of the image.
     before = tokens if small is None else tokens * images[0].numel() // small[0].numel()
     return Trace(output, before, grid, prefix, plans, small)
 
 
-def _grid(tokens: int, size: Sequence[int]) -> tuple[int, int]:
+def grid_of(tokens: int, size: Sequence[int]) -> tuple[int, int]:
     """Return the rows and columns of square patches of an image of this size.
 
     Raises:

@@ -85,7 +85,7 @@
 
   function update() {
     const want = wanted();
-    const rows = [...document.querySelectorAll("tr[data-name]")];
+    const rows = [...document.querySelectorAll("tr[data-name], figure[data-name]")];
     for (const row of rows) {
       const { task, name, budget, control } = row.dataset;
       row.hidden = name !== "bare"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenzoo.evaluation.focus_vit import images_of
-from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions
+from tokenzoo.evaluation.focus_vit import channels, images_of
+from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions
 from tokenzoo.evaluation.vqa.collages import Collages, collages
 from tokenzoo.evaluation.vqa.model import load_collage_llava, prompts
 from tokenzoo.evaluation.vqa.one_image import encode_once, shown
@@ -65,6 +65,13 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         score,
         call=lambda model: model(**timed),
         facts={"split": "test", "samples": samples, "seed": options.seed},
+        shown=Shown(
+            images,
+            lambda model, place: model(
+                input_ids=words[place, :1], pixel_values=images[place : place + 1]
+            ),
+            *channels(),
+        ),
     )
 
 

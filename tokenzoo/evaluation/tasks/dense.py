@@ -15,10 +15,10 @@ from torch.nn.functional import avg_pool2d, cosine_similarity, interpolate
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
-from tokenzoo.evaluation.focus_vit import PATCH, SIZE, images_of, load_focus_vit
+from tokenzoo.evaluation.focus_vit import PATCH, SIZE, channels, images_of, load_focus_vit
 from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.patch_grid import enlarged
-from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
+from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions, batches
 
 SAMPLES = 48
 BATCH = 4
@@ -74,6 +74,11 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         call=lambda model: model(pixel_values=images[: options.batch(BATCH)]),
         facts={"data": source, "samples": len(images), "size": size, "seed": options.seed},
         attach={"restore": True},
+        shown=Shown(
+            images,
+            lambda model, place: model(pixel_values=images[place : place + 1]),
+            *channels(),
+        ),
     )
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
+from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions, batches
 from tokenzoo.tools import digits
 
 SAMPLES = 1000
+HALF = torch.full((3, 1, 1), 0.5)  # mean and deviation of its images, which are in -1..1
 BATCH = 25  # a small model is fastest where its activations fit into the cache
 
 
@@ -53,4 +54,10 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         score,
         call=lambda model: model(data.images[: options.batch(BATCH)]),
         facts={"split": "test", "samples": samples, "seed": options.seed},
+        shown=Shown(
+            data.images,
+            lambda model, place: model(data.images[place : place + 1]),
+            HALF,
+            HALF,
+        ),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tokenzoo.errors import BudgetError
 from tokenzoo.evaluation.largest_share import SLACK, TRIES, largest_share
 
 Time = Callable[[float], float]
@@ -53,3 +54,24 @@ def test_no_share_is_fast_enough(time: Time) -> None:
 def test_a_share_that_is_met_is_kept_if_a_larger_one_is_not() -> None:
     found, _, shares = searched(lambda share: 0.3 if share <= 0.5 else 0.9, 0.5)
     assert found == 0.5 < shares[1]
+
+
+def reaching(least: float, time: Time) -> Time:
+    def reached(share: float) -> float:
+        if share < least:
+            raise BudgetError(f"{share} is out of reach")
+        return time(share)
+
+    return reached
+
+
+def test_shares_out_of_reach() -> None:
+    """A recipe that cannot leave so few tokens: it has the time of the fewest that were tried."""
+    found, _, shares = searched(reaching(0.5, lambda share: 0.6 * share), 0.45)
+    assert (found, len(shares)) == (0.725, 2)
+    found, shortest, shares = searched(reaching(0.4, lambda share: 0.2 + 0.8 * share), 0.35)
+    assert found is None
+    assert 0.5 < shortest < 0.6
+    assert len(set(shares)) == TRIES
+    with pytest.raises(BudgetError, match="out of reach"):
+        searched(reaching(1.0, lambda share: share), 0.5)

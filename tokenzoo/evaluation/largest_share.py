@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from tokenzoo.errors import BudgetError
+
 T = TypeVar("T")
 
 SLACK = 1.03  # a time so much above the limit still meets it: the noise of a quiet machine
@@ -19,17 +21,27 @@ def largest_share(
     """Search for the largest share of the tokens that meets a limit, by linear steps.
 
     Args:
-        measure: from a share in (0, 1) the time, relative to that of all tokens, and what was measured.
+        measure: from a share in (0, 1) the time, relative to that of all tokens, and what was measured; or
+            a BudgetError: so few tokens are out of reach.
         limit: of the time, below 1.
 
     Returns:
         What was measured at the largest share that meets the limit, None if none does; and the shortest
         time that was measured.
+
+    Raises:
+        BudgetError: every share that was tried is out of reach.
     """
     met: tuple[float, float, T] | None = None
     above, share, shortest = (1.0, 1.0), limit, float("inf")
+    unreached, error = 0.0, BudgetError()
     for _ in range(TRIES):
-        time, found = measure(share)
+        try:
+            time, found = measure(share)
+        except BudgetError as refused:
+            unreached, error = share, refused
+            share = round((unreached + above[0]) / 2, 3)
+            continue
         shortest = min(shortest, time)
         if time <= limit * SLACK:
             met = (share, time, found)
@@ -40,7 +52,9 @@ def largest_share(
         following = _following(above, None if met is None else met[:2], limit)
         if met is not None and following - met[0] < STEP:
             break
-        share = following
+        share = following if following > unreached else round((unreached + above[0]) / 2, 3)
+    if shortest == float("inf"):
+        raise error
     return (None if met is None else met[2]), shortest
 
 

@@ -274,7 +274,7 @@ def test_positions_of_a_cache_with_padding_need_a_mask(kind: str) -> None:
     with (
         method("evoprune").attach(model),
         torch.no_grad(),
-        pytest.raises(AttachError, match="lost unequally .* pass attention_mask"),
+        pytest.raises(AttachError, match=r"lost unequally .* pass attention_mask"),
     ):
         by_hand(model, given, words, (False, False, False))
 

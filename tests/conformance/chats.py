@@ -55,6 +55,7 @@ class Chat:
         alone: an image gets as many tokens in a prompt with others as alone.
         assisted: the bare model says with an assistant what it says alone.
         static: the bare model runs with a static cache.
+        begin: the first position.
     """
 
     make: Callable[..., Any]
@@ -68,6 +69,7 @@ class Chat:
     alone: bool = True
     assisted: bool = True
     static: bool = True
+    begin: int = 0
 
     @property
     def columns(self) -> bool:
@@ -114,6 +116,7 @@ def paligemma_vl(text: str, *recipes: str) -> Chat:
         words=False,
         assisted=False,  # the proposals of an assistant are read in both directions
         static=text == "gemma",
+        begin=1,
     )
 
 

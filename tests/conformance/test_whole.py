@@ -221,16 +221,17 @@ def test_a_loop_by_hand_in_the_callers_coordinates(kind: str, name: str) -> None
 Way = tuple[bool, bool, bool | str]
 
 
-def by_hand(model: Any, given: Any, words: Tensor, way: Way) -> Tensor:
+def by_hand(model: Any, given: Any, words: Tensor, way: Way, begin: int = 0) -> Tensor:
     """The logits of a loop with these words: with a mask, with positions of the prompt, and later."""
     masked, first, later = way
     mask, call, cache = given["attention_mask"], dict(given), None
     del call["attention_mask"]
-    places, found = torch.arange(mask.shape[1]).expand(mask.shape), list[Tensor]()
+    places, found = begin + torch.arange(mask.shape[1]).expand(mask.shape), list[Tensor]()
     for word in (*words.T, words[:, 0]):
         own = {"attention_mask": mask} if masked else {}
         if cache is not None and later == "of the cache":
-            own |= {"position_ids": torch.full((len(mask), 1), int(cache.get_seq_length()))}
+            past = int(cache.get_seq_length())
+            own |= {"position_ids": torch.full((len(mask), 1), begin + past)}
         elif first if cache is None else later:
             own |= {"position_ids": places}
         out = model(**call, **own, **{CACHE: cache}, use_cache=True)
@@ -249,24 +250,25 @@ def unequal(model: Any) -> Batch:
     return Batch((fill[0] + texts[0], fill[1] + texts[1]), (images[:1], images))
 
 
-@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if CHATS[case[0]].columns])
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if not CHATS[case[0]].mrope])
 def test_a_loop_by_hand_whose_rows_lose_unequally(kind: str, name: str) -> None:
     """The caller's rows have no padding, and those of the cache have: whatever a call says of it."""
-    model = whole(kind)
+    model, begin = whole(kind), CHATS[kind].begin
     both = unequal(model)
     words = torch.tensor([[5, 6], [6, 5]])
     with method(name).attach(model), torch.no_grad():
         alone = [
-            by_hand(model, Batch((text,), (shown,)).given(model), row[None], (True, True, True))
-            for text, shown, row in zip(both.prompts, both.images, words, strict=True)
+            by_hand(model, Batch((text,), (own,)).given(model), row[None], (True,) * 3, begin)
+            for text, own, row in zip(both.prompts, both.images, words, strict=True)
         ]
         given = both.given(model)
         assert bool(given["attention_mask"].all())
         for way in product((True, False), (True, False), (True, False, "of the cache")):
-            assert gap(by_hand(model, given, words, way), torch.cat(alone)) <= 1e-4, way
+            found = by_hand(model, given, words, way, begin)
+            assert gap(found, torch.cat(alone)) <= 1e-4, way
 
 
-@pytest.mark.parametrize("kind", [kind for kind, chat in CHATS.items() if not chat.columns])
+@pytest.mark.parametrize("kind", [kind for kind, chat in CHATS.items() if chat.mrope])
 def test_positions_of_a_cache_with_padding_need_a_mask(kind: str) -> None:
     """A model that makes positions of the mask would count the padding that the caller does not know."""
     model = whole(kind)

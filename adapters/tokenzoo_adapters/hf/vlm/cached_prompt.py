@@ -88,12 +88,13 @@ def kept_positions(
     return positions.gather(-1, index.expand(*positions.shape[:-2], *index.shape))
 
 
-def counted(given: dict[str, Any], *, begins: bool) -> dict[str, Any]:
+def counted(given: dict[str, Any], *, begins: bool, first: int) -> dict[str, Any]:
     """Positions without padding, as `generate` makes them: a choice by keys depends on positions.
 
     Args:
         given: the arguments of a call.
         begins: whether it has images, and so decides for what is decoded later.
+        first: the first position.
     """
     mask, ids, cache = given.get(MASK), given.get("input_ids"), cache_of(given)
     past = 0 if cache is None else int(cache.get_seq_length())
@@ -103,10 +104,10 @@ def counted(given: dict[str, Any], *, begins: bool) -> dict[str, Any]:
         return given
     if not (getattr(cache, COUNTED, False) if past else begins):
         return given
-    return {**given, POSITIONS: _without_padding(mask)[:, past:]}
+    return {**given, POSITIONS: _without_padding(mask, first)[:, past:]}
 
 
-def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
+def in_cache(given: dict[str, Any], *, moves: bool, first: int) -> dict[str, Any]:
     """In a decoding loop by hand: mask and positions, the caller's, become the cache's.
 
     A call without a mask has no padding; the cache may have, where the rows of a batch lost unequally.
@@ -114,6 +115,7 @@ def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
     Args:
         given: the arguments of a call.
         moves: whether positions count the tokens of the cache, and not those of the caller's prompt.
+        first: the first position.
 
     Raises:
         AttachError: positions would be made of a mask, which is missing.
@@ -139,15 +141,15 @@ def in_cache(given: dict[str, Any], *, moves: bool) -> dict[str, Any]:
     short = torch.cat([cached.mask.to(mask), rest], 1)
     new = {**given, MASK: short}
     if moves and isinstance(positions, Tensor):
-        new[POSITIONS] = positions - _shift(cached, positions, mask, past)
+        new[POSITIONS] = positions - _shift(cached, positions - first, mask, past)
     elif moves and positions is None and not cached.columns:
-        new[POSITIONS] = _without_padding(short)[:, past:]
+        new[POSITIONS] = _without_padding(short, first)[:, past:]
     return new
 
 
-def _without_padding(mask: Tensor) -> Tensor:
-    """Positions `[b, n]` that do not count padding, as `generate` makes them."""
-    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+def _without_padding(mask: Tensor, first: int) -> Tensor:
+    """Positions `[b, n]`, from `first` on, that do not count padding, as `generate` makes them."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0) + first
 
 
 def _shift(cached: CachedPrompt, positions: Tensor, mask: Tensor, past: int) -> Tensor:
@@ -157,7 +159,7 @@ def _shift(cached: CachedPrompt, positions: Tensor, mask: Tensor, past: int) -> 
 
     Args:
         cached: what the cache remembers.
-        positions: the caller's `[b or 1, k]`, of k new tokens.
+        positions: the caller's `[b or 1, k]`, of k new tokens, counted from 0.
         mask: the caller's `[b, n]`.
         past: length of the cache.
     """

@@ -93,6 +93,7 @@ class PromptHooks:
         if not self.attached.active:
             return None
         given = self.takes.given(args, kwargs, self.name)
+        first = self.adapter.spec.first_position
         if given.get(ENCODED):
             # Called by generate, which has shortened the prompt already.
             if self.state.shape is None and not self.state.assists:
@@ -107,10 +108,10 @@ class PromptHooks:
             if spans:
                 self.adapter.prompt_text.begin(PromptCall(given, spans))
         if self.state.shape is None:
-            given = in_cache(given, moves=not self.mrope)
+            given = in_cache(given, moves=not self.mrope, first=first)
         if self.decoder.works:
             if not self.mrope:
-                given = counted(given, begins=bool(spans))
+                given = counted(given, begins=bool(spans), first=first)
             self.decoder.prompt(self._prompt(given, spans) if spans else None)
         return (), given
 

@@ -95,6 +95,7 @@ class VisionLanguageSpec:
             fewer tokens of an image (`assembly.py`, `anyres.py`).
         positions: "sequential", or "mrope": a token keeps the time, row and column that it has in the whole
             prompt. The model's `get_rope_index` counts them, when its images are encoded.
+        first_position: of a prompt; positions of the model are counted from it.
         streams: further features that the language model reads.
         refuse: of the bare model and its tower, a sentence after the name of the model that says why it
             cannot be attached to and what to do; None: it can.
@@ -113,6 +114,7 @@ class VisionLanguageSpec:
     settings: tuple[str, ...] = ()
     assembly: tuple[Assembly, ...] = ()
     positions: Literal["sequential", "mrope"] = "sequential"
+    first_position: int = 0
     streams: tuple[ExtraStream, ...] = ()
     refuse: Callable[[Any, Adapter], str | None] = nothing
 

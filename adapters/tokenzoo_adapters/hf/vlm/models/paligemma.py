@@ -13,4 +13,5 @@ PALIGEMMA = VisionLanguageSpec(
     whole="PaliGemmaForConditionalGeneration",
     bare="PaliGemmaModel",
     modalities=(Modality("pixel_values", "image_token_id", per_image),),
+    first_position=1,
 )

@@ -7,8 +7,9 @@
 Every candidate of `tune` (each recipe that fits the model, `VARIANTS` of some, the controls) is scored
 twice at each budget: as `tune` scores it, by likeness to the bare model on unlabelled images, and by
 accuracy on other, labelled images. `digits` has the shipped ViT; `knn` and `linear` have the packaged
-ViT-S, with small images. `tune` itself runs too, and what its choice loses against the best candidate is
-its regret. The same command goes on where it was stopped.
+ViT-S, with small images; `collage-vqa` has the small LLaVA, which is asked prompts as in `tune --prompts`.
+`tune` itself runs too, and what its choice loses against the best candidate is its regret. The same command
+goes on where it was stopped; `--only collage-vqa` runs one task.
 """
 
 from __future__ import annotations
@@ -22,27 +23,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from rank_agreement import agreement, regret
+from rank_agreement import Agreement, agreement, regret
 from recorded import provenance
 
 from tokenzoo.evaluation import Job, ResultsFile, Row, Subject, TaskOptions, data, run
+from tokenzoo.evaluation.answers import subject_of_prompts
+from tokenzoo.evaluation.focus_vit import images_of
 from tokenzoo.evaluation.models import FOCUS, normalised, vision_model
 from tokenzoo.evaluation.results import OK
 from tokenzoo.evaluation.summary import name_of
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.tasks import prepare
+from tokenzoo.evaluation.tasks.collage_vqa import questions_of
 from tokenzoo.evaluation.tasks.probe import SIZE
 from tokenzoo.evaluation.tune import VARIANTS, tune
 from tokenzoo.evaluation.unlabelled import subject_of
+from tokenzoo.evaluation.vqa.collages import collages
+from tokenzoo.evaluation.vqa.model import load_collage_llava
+from tokenzoo.evaluation.vqa.questions import KINDS
 from tokenzoo.recipes.controls import CONTROLS
 from tokenzoo.tools import digits
 from tokenzoo.zoo import list_recipes
 
-DIGITS, PROBES = ("digits",), ("knn", "linear")
+DIGITS, PROBES, PROMPTS = ("digits",), ("knn", "linear"), ("collage-vqa",)
 SAVES = 0.99  # operations relative to bare below which a recipe saves something
 # Of the 64 patches of small images 0.25 are 16, and 0.125 are 8.
-RUNS = ((PROBES, 0.25), (DIGITS, 0.25), (DIGITS, 16), (PROBES, 0.125))
-LABELLED = {DIGITS: 300, PROBES: 200}  # images, chosen for 20 minutes of one core in all
+RUNS = ((PROBES, 0.25), (DIGITS, 0.25), (DIGITS, 16), (PROBES, 0.125), (PROMPTS, 16))
+# Images, chosen for 20 minutes of one core in all; and collages with eight questions each.
+LABELLED = {DIGITS: 300, PROBES: 200, PROMPTS: 16}
 QUICK = ("evoprune", "tome", "topk")
 
 
@@ -58,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subjects: dict[Sequence[str], tuple[Subject, list[Subject]]] = {}
     for tasks, keep in RUNS:
         if tasks == PROBES and (given.quick or given.labelled is None):
+            continue
+        if given.only not in (None, *tasks) or (given.quick and tasks == PROMPTS != (given.only,)):
             continue
         if tasks not in subjects:
             subjects[tasks] = _subjects(tasks, given)
@@ -118,9 +128,13 @@ def compared(
     saving = [
         name
         for name in names
-        if (right[name].flops or 0) < SAVES and right[name].key.recipe not in CONTROLS
+        # In a vision-language model every recipe saves something in the language model.
+        if (blind.read_on or (right[name].flops or 0) < SAVES)
+        and right[name].key.recipe not in CONTROLS
     ]
     for metric in right[names[0]].scores:
+        if metric in KINDS:  # of questions: too few of each
+            continue
         scores = scores_of(names, right, metric)
         without = {"likeness": scores_of(names, seen, "likeness")}
         if all(seen[name].agreement for name in names):
@@ -171,6 +185,15 @@ def scores_of(names: Iterable[str], rows: Mapping[str, Row], metric: str) -> np.
     return np.array([rows[name].scores[metric] for name in names], dtype=float)
 
 
+def ranking(rows: Sequence[Row], metric: str, blind: str = "prompts") -> Agreement:
+    """Compare the rankings of all candidates in rows of two tasks, one of them `blind`: without labels."""
+    fitting = [row for row in rows if row.status == OK and row.key.recipe is not None]
+    seen = {name_of(row.key): row for row in fitting if row.key.task == blind}
+    right = {name_of(row.key): row for row in fitting if row.key.task != blind}
+    names = [name for name in seen if name in right]
+    return agreement(scores_of(names, right, metric), scores_of(names, seen, "likeness"))
+
+
 def tables(content: Mapping[str, Any]) -> list[str]:
     """Return the comparisons as lines of Markdown: the agreement of the rankings, and the regrets."""
     ranked = [
@@ -205,6 +228,11 @@ def _text(value: float | None, interval: Sequence[float] | None = None) -> str:
 
 def _subjects(tasks: Sequence[str], given: argparse.Namespace) -> tuple[Subject, list[Subject]]:
     """Return the subject without labels, and those with them, on other images."""
+    if tasks == PROMPTS:
+        judged = [
+            prepare(name, TaskOptions(samples=given.samples or LABELLED[tasks])) for name in tasks
+        ]
+        return _prompts(given.images), judged
     options = TaskOptions(
         data=given.labelled if tasks != DIGITS else None,
         samples=given.samples or LABELLED[tasks],
@@ -222,6 +250,19 @@ def _subjects(tasks: Sequence[str], given: argparse.Namespace) -> tuple[Subject,
     return subject_of(model, images, name, {"data": source, "seed": seed}), judged
 
 
+def _prompts(count: int, seed: int = 1) -> Subject:
+    """Return the subject of collages with a question each, of the eight kinds in turn."""
+    drawn = collages("test", count, seed=seed)
+    words, _ = questions_of(drawn, seed)  # [s, 8, t]
+    pixels = images_of(drawn.images)
+    given = [
+        {"input_ids": words[place, place % words.shape[1], None], "pixel_values": image[None]}
+        for place, image in enumerate(pixels)
+    ]
+    facts = {"data": "collages", "seed": seed}
+    return subject_of_prompts(load_collage_llava(), given, "collage-llava", facts, answer_tokens=1)
+
+
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labelled", type=Path, help="parquet or folder for knn and linear")
@@ -232,6 +273,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, default=Path("tune-rows.jsonl"))
     parser.add_argument("--known", type=Path, help="results that are not measured again")
     parser.add_argument("--out", type=Path, default=Path("tune-validation.json"))
+    parser.add_argument("--only", choices=[*DIGITS, *PROBES, *PROMPTS], help="one task")
     parser.add_argument("--quick", action="store_true", help="digits, and a few recipes")
     given = parser.parse_args(arguments)
     if (given.labelled is None) != (given.unlabelled is None):

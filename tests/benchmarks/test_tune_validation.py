@@ -11,10 +11,14 @@ import pytest
 import rank_agreement as ranks
 import tune_validation as validation
 
+from tests.evaluation.subjects import small_llava
+from tokenzoo.evaluation import ResultsFile
+from tokenzoo.evaluation.tasks import collage_vqa
+
 pytest.importorskip("scipy")
 ROOT = Path(__file__).parents[2]
 
-RESULTS = ROOT / "docs" / "results" / "tune-validation.json"
+RESULTS = ROOT / "docs" / "results"
 
 
 def hits(*shares: float, images: int = 200, seed: int = 7) -> np.ndarray:
@@ -94,8 +98,36 @@ def test_from_end_to_end_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_prompts_of_the_small_llava(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes that save nothing in the tower save in the language model: all that fit are candidates."""
+    monkeypatch.setattr(validation, "QUICK", ("tome", "fastv", "divprune"))
+    for module in (validation, collage_vqa):
+        monkeypatch.setattr(module, "load_collage_llava", small_llava)
+    out = tmp_path / "out.json"
+    command = ["--quick", "--only", "collage-vqa", "--samples", "2", "--images", "8"]
+    validation.main(
+        [*command, "--rounds", "1", "--rows", str(tmp_path / "r.jsonl"), "--out", str(out)]
+    )
+    found = json.loads(out.read_text())["comparisons"]
+    assert [one["metric"] for one in found] == ["right", "coarse", "fine"]
+    for one in found:
+        assert set(one["candidates"]) == {"tome", "fastv", "divprune", "random", "uniform", "pool"}
+        assert one["agreement"]["likeness"]["methods that save"]["candidates"] == 3
+
+
+def test_the_ranking_of_prompts_in_the_document_is_that_of_the_rows() -> None:
+    rows = ResultsFile(RESULTS / "tune-prompts.jsonl").rows()
+    document = (ROOT / "docs" / "evaluation.md").read_text()
+    found = {metric: validation.ranking(rows, metric) for metric in ("right", "coarse", "fine")}
+    for metric, one in found.items():
+        assert one.over_images is not None
+        low, high = one.over_images
+        line = f"| {metric} | {one.value:.2f}, {low:.2f} to {high:.2f} | {one.ceiling:.2f} |"
+        assert line in document
+
+
 def test_the_tables_of_the_document_are_those_of_the_results() -> None:
-    content = json.loads(RESULTS.read_text())
+    content = json.loads((RESULTS / "tune-validation.json").read_text())
     document = (ROOT / "docs" / "evaluation.md").read_text()
     missing = [line for line in validation.tables(content) if line not in document]
     assert not missing

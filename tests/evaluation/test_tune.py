@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import tokenzoo
@@ -170,6 +171,25 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
             unlabelled("vit_tiny_patch16_224", folder, count=count)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 0.5]}, (0.125, 0.5)),
+        ({"do_normalize": False}, (0.0, 1.0)),
+    ],
+)
+def test_a_checkpoint_folder_says_how_images_are_normalised(
+    options: dict[str, Any], said: tuple[float, float], tmp_path: Path
+) -> None:
+    hf.tower("siglip").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="does not say how its images are normalised"):
+        vision_model(str(tmp_path))
+    transformers.SiglipImageProcessor(**options).save_pretrained(tmp_path)
+    found = vision_model(str(tmp_path))
+    assert (found.mean[2].item(), found.std[2].item()) == said
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say how")
 def test_a_checkpoint_folder_has_its_own_weights(tmp_path: Path) -> None:
     model = hf.tower("dinov2")
     model.save_pretrained(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,34 @@ def vision_model(name: str, size: int | None = None) -> VisionModel:
     config = getattr(tower.model, "pretrained_cfg", None)
     if config:
         mean, std = (torch.tensor(config[what])[:, None, None] for what in ("mean", "std"))
+    elif transformers_loading.is_folder(name):
+        mean, std = _channels(Path(name), mean, std)
     own = getattr(getattr(tower.model, "config", None), "image_size", focus_vit.SIZE)
     own = tower.size[1] if tower.size else own
     return VisionModel(tower.model, size or int(own), mean, std)
+
+
+def _channels(folder: Path, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the channels as a checkpoint says, or these, with a warning."""
+    said: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text())
+            said = {**found, **found.get("image_processor", {})}
+            break
+    if said.get("do_normalize") is False:
+        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    if "image_mean" in said and "image_std" in said:
+        mean, std = (
+            torch.tensor(said[name])[:, None, None] for name in ("image_mean", "image_std")
+        )
+        return mean, std
+    warnings.warn(
+        f"{folder} does not say how its images are normalised: mean and standard deviation of ImageNet are "
+        "used. If it was trained with others, save its image processor in the folder",
+        stacklevel=3,
+    )
+    return mean, std
 
 
 def _tower(name: str) -> model_loading.Tower:

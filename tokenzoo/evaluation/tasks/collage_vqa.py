@@ -33,10 +33,31 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         MissingDependencyError: see `load_collage_llava`; or scikit-learn is not installed.
     """
     options.refuse_choices(task)
-    samples = options.count(SAMPLES)
-    drawn = collages("test", samples, seed=options.seed)
+    return subject_of("test", options.count(SAMPLES), seed=options.seed, batch=options.batch(BATCH))
+
+
+def subject_of(
+    split: str,
+    samples: int,
+    *,
+    seed: int = 0,
+    batch: int = BATCH,
+) -> Subject:
+    """Return the task on collages of one split of the digits: no digit is in two of them.
+
+    Args:
+        split: "train", "validation" or "test".
+        samples: number of collages.
+        seed: of collages and questions.
+        batch: prompts of the call that is timed.
+
+    Raises:
+        BadArgumentError: no such split, or a number below 1.
+        MissingDependencyError: see `load_collage_llava`; or scikit-learn is not installed.
+    """
+    drawn = collages(split, samples, seed=seed)
     images = images_of(drawn.images)
-    words, right = questions_of(drawn, options.seed)
+    words, right = questions_of(drawn, seed)
 
     def score(model: Any, which: range, label: str) -> Outcome:
         del label
@@ -52,19 +73,19 @@ def prepare(task: str, options: TaskOptions) -> Subject:
 
     model = load_collage_llava()
     encode_once(model)
-    batch = torch.arange(options.batch(BATCH))
+    prompt = torch.arange(batch)
     timed = {
-        "input_ids": words[batch % samples, batch % len(KINDS)],
-        "pixel_values": images[batch % samples],
+        "input_ids": words[prompt % samples, prompt % len(KINDS)],
+        "pixel_values": images[prompt % samples],
     }
     return Subject(
-        task,
+        "collage-vqa",
         "collage-llava",
         model,
         samples,
         score,
         call=lambda model: model(**timed),
-        facts={"split": "test", "samples": samples, "seed": options.seed},
+        facts={"split": split, "samples": samples, "seed": seed},
         shown=Shown(
             images,
             lambda model, place: model(

@@ -26,8 +26,23 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         MissingDependencyError: without timm or scikit-learn.
     """
     options.refuse_choices(task)
-    samples = options.count(SAMPLES)
-    data = digits.collages("test", samples, seed=options.seed)
+    return subject_of("test", options.count(SAMPLES), seed=options.seed, batch=options.batch(BATCH))
+
+
+def subject_of(split: str, samples: int, *, seed: int = 0, batch: int = BATCH) -> Subject:
+    """Return the task on collages of one split of the digits: no digit is in two of them.
+
+    Args:
+        split: "train", "validation" or "test".
+        samples: number of collages.
+        seed: of the collages.
+        batch: collages of the call that is timed.
+
+    Raises:
+        BadArgumentError: no such split, or a number below 1.
+        MissingDependencyError: without timm or scikit-learn.
+    """
+    data = digits.collages(split, samples, seed=seed)
 
     def score(model: Any, which: range, label: str) -> Outcome:
         del label
@@ -47,13 +62,13 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         )
 
     return Subject(
-        task,
+        "digits",
         "digits-vit",
         digits.load_digits_vit(),
         samples,
         score,
-        call=lambda model: model(data.images[: options.batch(BATCH)]),
-        facts={"split": "test", "samples": samples, "seed": options.seed},
+        call=lambda model: model(data.images[:batch]),
+        facts={"split": split, "samples": samples, "seed": seed},
         shown=Shown(
             data.images,
             lambda model, place: model(data.images[place : place + 1]),

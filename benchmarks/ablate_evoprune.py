@@ -84,9 +84,13 @@ def choose(
     score: Callable[[Options], Tensor],
     home: Options,
     alternatives: Mapping[str, Sequence[Options]],
+    limit: float | None = None,
 ) -> Choice:
-    """Apply the rule; `score(options)` is `[n]`, one number per collage."""
-    limit = bound(sum(map(len, alternatives.values())))
+    """Apply the rule; `score(options)` is `[n]`, one number per collage.
+
+    `limit` is how many standard errors a gain needs; None: `bound` of all comparisons, for many samples.
+    """
+    limit = limit or bound(sum(map(len, alternatives.values())))
     base, rounds = dict(home), []
     for _ in range(ROUNDS):
         chosen, comparisons = dict(base), []

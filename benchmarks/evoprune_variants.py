@@ -137,6 +137,8 @@ SCHEDULES = {
     "mean": Mean(),
     "first 6": First(6),
     "last 6": Last(6),
+    "first 4": First(4),
+    "last 4": Last(4),
     "increasing": Increasing(),
     "decreasing": Decreasing(),
 }
@@ -150,7 +152,7 @@ def changed(recipe: Recipe, **parts: Any) -> Recipe:
 
 
 def recipe_of(options: Options, keep: int) -> Recipe:
-    """EvoPrune with these options, and the split that they name."""
+    """EvoPrune with these options, and the split and the schedule that they name."""
     own = {name: value for name, value in options.items() if name not in ("split", "schedule")}
     recipe = evoprune(keep=keep, schedule=SCHEDULES[options.get("schedule", "skip")], **own)
     matcher = recipe.steps[0].matcher

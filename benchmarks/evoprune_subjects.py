@@ -3,9 +3,6 @@
 The halves were fixed before anything was measured. `digits` and `collage-vqa` choose on collages of the
 digits for validation and report on collages of those for testing: no digit is in both. The photographs of
 `dense` are in order of their names: the first half chooses.
-
-`collage-vqa` asks eight questions of each image. Its tower does not read the question, so it encodes an
-image once here, and not once for each question: the same answers in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from tokenzoo.evaluation.results import OK
 from tokenzoo.evaluation.sweep import Bare, row_of
 from tokenzoo.evaluation.task import Outcome
 from tokenzoo.evaluation.tasks import collage_vqa, digits, prepare
-from tokenzoo.evaluation.vqa.model import TOKENS
 from tokenzoo.zoo import Method
 
 HALVES = {"choosing": "validation", "held-out": "test"}
@@ -68,7 +64,7 @@ def subject_of(
         )
     batch = 3 if few else collage_vqa.BATCH
     split = HALVES[half]
-    return collage_vqa.subject_of(split, samples, seed=SEED, batch=batch, answer=answers_at_once)
+    return collage_vqa.subject_of(split, samples, seed=SEED, batch=batch)
 
 
 def part_of(whole: Subject, half: str) -> Subject:
@@ -81,17 +77,6 @@ def part_of(whole: Subject, half: str) -> Subject:
 
     facts = {**whole.facts, "half": half}
     return replace(whole, samples=stop - start, score=score, facts=facts)
-
-
-def answers_at_once(model: Any, image: Tensor, words: Tensor) -> Tensor:
-    """`collage_vqa.answers` with one pass of the tower: from `[3, H, W]` and prompts `[q, t]` to `[q]`."""
-    inner = model.model
-    features = inner.get_image_features(pixel_values=image[None]).pooler_output[0]  # [m, c]
-    embed = inner.get_input_embeddings()
-    before, after = embed(words[:, :1]), embed(words[:, 1 + TOKENS :])
-    prompt = torch.cat([before, features.expand(len(words), -1, -1), after], 1)
-    hidden = inner.language_model(inputs_embeds=prompt).last_hidden_state[:, -1]  # [q, c]
-    return model.lm_head(hidden).argmax(1)
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,11 @@ import evoprune_task_tables as tables
 import pytest
 import torch
 
-import tokenzoo
-from tests.evaluation.subjects import TOKENS, small_llava, subject
+from tests.evaluation.subjects import TOKENS, subject
 from tokenzoo.evaluation import Job
-from tokenzoo.evaluation.focus_vit import images_of
-from tokenzoo.evaluation.tasks import collage_vqa
-from tokenzoo.evaluation.vqa.collages import collages
 from tokenzoo.tools import digits
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "evoprune.md").read_text()
-
-
-@pytest.mark.parametrize("recipe", [None, "evoprune", "pool"])
-def test_one_pass_of_the_tower_gives_the_answers_of_the_task(recipe):
-    model, drawn = small_llava(), collages("test", 2, seed=3)
-    images = images_of(drawn.images)
-    words, _ = collage_vqa.questions_of(drawn, 3)
-    with torch.inference_mode():
-        if recipe is not None:
-            tokenzoo.build(recipe, keep=16).attach(model)
-        for image, asked in zip(images, words, strict=True):
-            wanted = collage_vqa.answers(model, image, asked)
-            assert subjects.answers_at_once(model, image, asked).equal(wanted)
 
 
 def test_the_halves_are_all_samples_once():

@@ -32,7 +32,7 @@ def test_rows_carry_what_was_typed_without_the_folders(
     file.append(row(None, "word"))  # of another task: it stays, and is not shown
     result = done(
         *("eval", "--task", "digits", "--recipe", "tome,random", "--recipe", "pool"),
-        *("--keep", "25%", "--rounds", 0, "--seeds", 1, "--quick", "--out", out),
+        *("--keep", "25%", "--rounds", 0, "--seeds", 1, "--no-quick", "--out", out),
         *("--data", data, "--model", data),
     )
     assert "toy, vit: 6 samples" in result.output
@@ -40,7 +40,7 @@ def test_rows_carry_what_was_typed_without_the_folders(
     [command] = {row.command for row in file.rows()[1:]}
     assert sorted(shlex.split(command)) == sorted(
         shlex.split(
-            "tokenzoo eval --task digits --recipe tome,random,pool --keep 25% --quick --seeds 1 "
+            "tokenzoo eval --task digits --recipe tome,random,pool --keep 25% --no-quick --seeds 1 "
             "--out 'my results.jsonl' --data images --model images --rounds 0"
         )
     )

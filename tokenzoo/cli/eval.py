@@ -182,14 +182,14 @@ def command(options: Mapping[str, Any]) -> str:
     """Return the command with these options for a shell; of files and folders, only the last name."""
     words = ["tokenzoo", "eval"]
     for name, value in options.items():
-        words.append("--" + name.replace("_", "-"))
+        words.append("--" + "no-" * (value is False) + name.replace("_", "-"))
         if isinstance(value, Path) or (isinstance(value, str) and Path(value).exists()):
             words.append(Path(value).name)
         elif name == "data":
             words[-1:] = [word for text in value for word in ("--data", without_folder(text))]
         elif isinstance(value, list | tuple):
             words.append(",".join(str(item) for item in cast("Sequence[Any]", value)))
-        elif value is not True:
+        elif not isinstance(value, bool):
             words.append(str(value))
     return shlex.join(words)
 

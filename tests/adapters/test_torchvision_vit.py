@@ -46,6 +46,7 @@ def attention(**options: Any) -> Any:
 )
 def test_the_tap_on_a_multihead_attention_is_the_attention(bias: bool, projected: bool) -> None:
     """As F.multi_head_attention_forward, which takes log mass as a float padding mask."""
+    torch.manual_seed(0)
     module, x = attention(bias=projected), torch.randn(2, 7, 24)
     log = (torch.rand(2, 7) + 0.5).log() if bias else None
     expected, weights = module(x, x, x, key_padding_mask=log, average_attn_weights=False)
@@ -53,7 +54,7 @@ def test_the_tap_on_a_multihead_attention_is_the_attention(bias: bool, projected
     with tap:
         found, none = module(x, x, x, need_weights=False)
     assert none is None
-    torch.testing.assert_close(found, expected)
+    assert gap(found, expected) <= 1e-5
     seen = tap.seen[0]
     torch.testing.assert_close(seen.received(), weights.mean((1, 2))[:, 1:])
     torch.testing.assert_close(seen.cls(), weights[:, :, 0, 1:])

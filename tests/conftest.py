@@ -43,6 +43,12 @@ SECONDS = {  # a test, about, in files whose tests are slow
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let each test draw the same numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let pytest-xdist keep the order of the files, which it would sort by their number of tests."""
     config.option.loadscopereorder = False

@@ -128,6 +128,7 @@ CHATS = {
     "llava_onevision": Chat(hf.llava_onevision, FILMS, ("divprune", "dart"), alone=False),
     "qwen2_vl": Chat(qwen.qwen2_vl, QWEN, ("tome", "everywhere"), mrope=True),
     "qwen2_5_vl": Chat(qwen.qwen2_5_vl, QWEN, ALL, mrope=True),
+    "qwen3_vl": Chat(qwen.qwen3_vl, QWEN, ("tome", "cdpruner", "everywhere"), mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
     "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),

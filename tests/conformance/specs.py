@@ -22,7 +22,7 @@ from tests.adapters import models as of_timm
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import FLOWER, TALL, TEMPLE, Batch
-from tests.adapters.hf.vlm.test_qwen_tower import MIXED
+from tests.adapters.hf.vlm.test_packed_tower import MIXED
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tests.conformance.chats import CHATS, whole
 
@@ -166,7 +166,7 @@ def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **opti
     )
 
 
-def qwen_tower(kind: str) -> Spec:
+def packed_tower(kind: str) -> Spec:
     return Spec(
         lambda depth: getattr(qwen, kind)(vision={"depth": depth}).model.visual,
         lambda model: qwen.pixels(model, MIXED),
@@ -194,7 +194,7 @@ def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
     )
 
 
-CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl")
+CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TIMM = (*of_timm.TEN, of_timm.RES_POST, *of_timm.POSITIONAL)
 SPECS: dict[str, Spec] = {
     **{f"timm {case.family}": timm_case(case) for case in TIMM},
@@ -219,7 +219,7 @@ SPECS: dict[str, Spec] = {
     "paligemma2": whole_model(
         "paligemma2", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}
     ),
-    **{f"{kind} tower": qwen_tower(kind) for kind in QWEN_VL},
+    **{f"{kind} tower": packed_tower(kind) for kind in QWEN_VL},
 }
 DEPTH = 5
 

@@ -9,6 +9,7 @@ from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
 from tokenzoo_adapters.hf.vlm.models.paligemma import PALIGEMMA
 from tokenzoo_adapters.hf.vlm.models.qwen2_5_vl import QWEN2_5_VL
 from tokenzoo_adapters.hf.vlm.models.qwen2_vl import QWEN2_VL
+from tokenzoo_adapters.hf.vlm.models.qwen3_vl import QWEN3_VL
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
 
 SPECS: tuple[VisionLanguageSpec, ...] = (
@@ -17,6 +18,7 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     LLAVA_ONEVISION,
     QWEN2_VL,
     QWEN2_5_VL,
+    QWEN3_VL,
     INTERNVL,
     PALIGEMMA,
 )

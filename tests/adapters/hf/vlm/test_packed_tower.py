@@ -33,7 +33,7 @@ from tokenzoo.parts import Schedule, Scorer
 from tokenzoo.schedules import Explicit, Mean, Once
 from tokenzoo.scorers import Random, ReceivedAttention, Similarity
 
-KINDS = {"qwen2_vl": qwen.qwen2_vl, "qwen2_5_vl": qwen.qwen2_5_vl}
+KINDS = {"qwen2_vl": qwen.qwen2_vl, "qwen2_5_vl": qwen.qwen2_5_vl, "qwen3_vl": qwen.qwen3_vl}
 BOTH = pytest.mark.parametrize("kind", KINDS)
 BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
 RECIPES = ("evoprune", "tome", "random", "uniform", "pool")

@@ -1,0 +1,20 @@
+"""Qwen3-VL: as Qwen2-VL, with times between the slices of a video, and deepstack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenzoo_adapters.hf.vlm.models.qwen2_vl import PACKED, QWEN2_VL
+from tokenzoo_adapters.hf.vlm.spans import per_slice
+from tokenzoo_adapters.hf.vlm.streams import DEEPSTACK
+
+IMAGES, VIDEOS = PACKED
+
+QWEN3_VL = replace(
+    QWEN2_VL,
+    folder="qwen3_vl",
+    whole="Qwen3VLForConditionalGeneration",
+    bare="Qwen3VLModel",
+    modalities=(IMAGES, replace(VIDEOS, spans=per_slice)),
+    streams=(DEEPSTACK,),
+)

@@ -213,6 +213,14 @@ SPECS: dict[str, Spec] = {
     "llava_next": whole_model("llava_next", CLIP, extra=1),
     "llava_onevision": whole_model("llava_onevision", CLIP),
     **{kind: whole_model(kind, "visual.blocks", "depth") for kind in QWEN_VL},
+    **{
+        kind: whole_model(kind, "visual.blocks", "depth", recipes=recipes)
+        for kind, recipes in (
+            ("qwen3_vl_moe", ("fastv",)),
+            ("qwen3_5", WHOLE[:1]),
+            ("glm4v", WHOLE[:2]),
+        )
+    },
     # The ways of running with the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed

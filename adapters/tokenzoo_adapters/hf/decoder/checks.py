@@ -46,6 +46,13 @@ def check_steps(language: LanguageModel, steps: DecoderSteps, adds: int = 0) -> 
     Raises:
         AttachError: its class is not supported, or a step does not fit it; says which.
     """
+    kinds = set(getattr(language.config, "layer_types", None) or ())
+    if "linear_attention" in kinds:
+        raise AttachError(
+            f"the language model {language.kind} cannot be reduced at the stage 'llm': layers with linear "
+            "attention keep one state of all tokens so far, from which none can be taken. Use a recipe "
+            "that reduces before the language model"
+        )
     if language.kind not in SUPPORTED:
         raise AttachError(
             f"the language model {language.kind} is not supported at the stage 'llm'; "
@@ -62,7 +69,6 @@ def check_steps(language: LanguageModel, steps: DecoderSteps, adds: int = 0) -> 
             "tokens keep the time, row and column in their image, which are not renumbered when others "
             "are removed. Make the step with positions='keep'"
         )
-    kinds = set(getattr(language.config, "layer_types", None) or ())
     if not kinds and getattr(
         language.config, "sliding_window", None
     ):  # Mistral: one for all layers

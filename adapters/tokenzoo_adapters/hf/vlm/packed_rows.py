@@ -138,7 +138,7 @@ class PackedRows:
             merged = merged[layout.raster(merged.device)]
         merged = self._filled(merged, layout)
         if alone:
-            rest = cast("list[Any]", list(cast("Any", output)[2:]))
+            rest = list(cast("tuple[Any, ...]", output)[2:])
             rest = [self._follow(one, layout) if is_stream(one) else one for one in rest]
             return (x, merged, *rest)
         setattr(output, POOLED, merged)

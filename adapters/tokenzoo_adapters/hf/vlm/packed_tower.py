@@ -49,6 +49,11 @@ TOWERS = {
     "qwen2_vl": PackedNames("Qwen2VisionTransformerPretrainedModel"),
     "qwen2_5_vl": PackedNames("Qwen2_5_VisionTransformerPretrainedModel"),
     "qwen3_vl": PackedNames("Qwen3VLVisionModel", streams=(DEEPSTACK,)),
+    "qwen3_vl_moe": PackedNames("Qwen3VLMoeVisionModel", streams=(DEEPSTACK,)),
+    "qwen3_5": PackedNames("Qwen3_5VisionModel"),
+    "qwen3_5_moe": PackedNames("Qwen3_5MoeVisionModel"),
+    "glm4v": PackedNames("Glm4vVisionModel", end="post_layernorm"),
+    "glm4v_moe": PackedNames("Glm4vMoeVisionModel", end="post_layernorm"),
 }
 """The towers that are followed, by folder of transformers.models."""
 

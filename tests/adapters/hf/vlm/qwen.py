@@ -57,6 +57,14 @@ _VISION: dict[str, dict[str, Any]] = {
         "fullatt_block_indexes": [2, 4],
         "tokens_per_second": 25,
     },
+    "Qwen3_5": {
+        "depth": 5,
+        "hidden_size": 48,
+        "num_heads": 4,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 36,
+    },
     "Qwen3VL": {
         "depth": 5,
         "hidden_size": 48,
@@ -67,6 +75,8 @@ _VISION: dict[str, dict[str, Any]] = {
         "deepstack_visual_indexes": [0, 2, 3],
     },
 }
+
+_VISION["Qwen3VLMoe"] = _VISION["Qwen3VL"]
 
 
 def qwen2_vl(**overrides: Any) -> Any:
@@ -85,6 +95,22 @@ def qwen2_5_vl(**overrides: Any) -> Any:
 def qwen3_vl(**overrides: Any) -> Any:
     """Qwen3-VL, small: as `qwen2_vl`, with learned positions, and the blocks 0, 2, 3 in three layers."""
     return _made("Qwen3VL", {**overrides, "text": {"head_dim": 16, **overrides.get("text", {})}})
+
+
+def qwen3_vl_moe(**overrides: Any) -> Any:
+    """Qwen3-VL-MoE, small: as `qwen3_vl`, with two of four experts a token."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    text = {"head_dim": 16, **experts, **overrides.get("text", {})}
+    return _made("Qwen3VLMoe", {**overrides, "text": text})
+
+
+def qwen3_5(**overrides: Any) -> Any:
+    """Qwen3.5, small: as `qwen3_vl` without deepstack; three of four layers have linear attention."""
+    sizes = {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16}
+    rope = {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
+    text = {**sizes, **heads, "rope_parameters": rope, **overrides.get("text", {})}
+    return _made("Qwen3_5", {**overrides, "text": text})
 
 
 def _made(name: str, overrides: dict[str, Any]) -> Any:
@@ -107,7 +133,9 @@ def _made(name: str, overrides: dict[str, Any]) -> Any:
 _PROCESSORS = {
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
-    "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), ("Qwen3VLProcessor", "Qwen3VLVideoProcessor")
+    ),
 }
 
 

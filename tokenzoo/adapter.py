@@ -76,8 +76,7 @@ class Adapter(Part, ABC):
 
     dynamic_size: bool = False
     """Whether one model takes images of several sizes. Then `tokens()` is about the configured size alone:
-    a budget that cannot be reached from there is a warning when the recipe is attached, and each pass is
-    judged by its own size. Otherwise it is an error when the recipe is attached."""
+    a budget that cannot be reached from there is a warning at attach time, and otherwise an error."""
 
     all_tokens: str = ""
     """Why what reads the tokens after the blocks must be given all of them ("its forward_head is not
@@ -86,6 +85,9 @@ class Adapter(Part, ABC):
     positional: bool = False
     """Whether positions act inside its attention (rotary, relative): then every pass carries `places`,
     and what the attention adds to its logits for all tokens is gathered for those that are left."""
+
+    records: bool = False
+    """Whether it reads plans (`SizeBucket.plan`) after the last block: they are put together for it."""
 
     follow = OldName("adapt_block_inputs")
     followers = OldName("passthrough_modules")
@@ -221,8 +223,8 @@ class Adapter(Part, ABC):
             tokens: rows that enter, without the prefix tokens that this adapter knows.
 
         Returns:
-            What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell.
-            Anything else than `tokens` is an error of the pass: prompts, or other tokens of a subclass.
+            What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell. Else
+            it is an error of the pass: prompts, or other tokens of a subclass.
         """
         return tokens
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm import glm, internvl, paligemma, qwen
 from tests.adapters.hf.vlm.calls import (
     FLOWER,
     NEW,
@@ -91,6 +91,9 @@ QWEN = Batch(
     ((THUMBNAIL,), (WIDE,), (), (TALL, THUMBNAIL)),
     (qwen.video(4), qwen.video(2, of=1)),
 )
+PHOTOS = Batch(
+    ("what is <image> ?", "see <image> .", NONE, ONE), ((THUMBNAIL,), (WIDE,), (), (TALL,))
+)
 FILMS = Batch(
     (ONE, TWO, NONE, "user: <video> what is this ?", "<image> and <video> is this the same ?"),
     ((WIDE,), (FLOWER, SMALL), (), (), (TALL,)),
@@ -128,6 +131,11 @@ CHATS = {
     "llava_onevision": Chat(hf.llava_onevision, FILMS, ("divprune", "dart"), alone=False),
     "qwen2_vl": Chat(qwen.qwen2_vl, QWEN, ("tome", "everywhere"), mrope=True),
     "qwen2_5_vl": Chat(qwen.qwen2_5_vl, QWEN, ALL, mrope=True),
+    "qwen3_vl": Chat(qwen.qwen3_vl, QWEN, ("tome", "cdpruner", "everywhere"), mrope=True),
+    "qwen3_vl_moe": Chat(qwen.qwen3_vl_moe, QWEN, ("everywhere",), mrope=True),
+    "qwen3_5": Chat(qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True),
+    "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM", "cdpruner"), mrope=True),
+    "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
     "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),

@@ -22,7 +22,7 @@ from tests.adapters import models as of_timm
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import FLOWER, TALL, TEMPLE, Batch
-from tests.adapters.hf.vlm.test_qwen_tower import MIXED
+from tests.adapters.hf.vlm.test_packed_tower import MIXED
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tests.conformance.chats import CHATS, whole
 
@@ -166,7 +166,7 @@ def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **opti
     )
 
 
-def qwen_tower(kind: str) -> Spec:
+def packed_tower(kind: str) -> Spec:
     return Spec(
         lambda depth: getattr(qwen, kind)(vision={"depth": depth}).model.visual,
         lambda model: qwen.pixels(model, MIXED),
@@ -194,7 +194,7 @@ def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
     )
 
 
-CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl")
+CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TIMM = (*of_timm.TEN, of_timm.RES_POST, *of_timm.POSITIONAL)
 SPECS: dict[str, Spec] = {
     **{f"timm {case.family}": timm_case(case) for case in TIMM},
@@ -213,13 +213,21 @@ SPECS: dict[str, Spec] = {
     "llava_next": whole_model("llava_next", CLIP, extra=1),
     "llava_onevision": whole_model("llava_onevision", CLIP),
     **{kind: whole_model(kind, "visual.blocks", "depth") for kind in QWEN_VL},
+    **{
+        kind: whole_model(kind, "visual.blocks", "depth", recipes=recipes)
+        for kind, recipes in (
+            ("qwen3_vl_moe", ("fastv",)),
+            ("qwen3_5", WHOLE[:1]),
+            ("glm4v", WHOLE[:2]),
+        )
+    },
     # The ways of running with the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed
     "paligemma2": whole_model(
         "paligemma2", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}
     ),
-    **{f"{kind} tower": qwen_tower(kind) for kind in QWEN_VL},
+    **{f"{kind} tower": packed_tower(kind) for kind in QWEN_VL},
 }
 DEPTH = 5
 

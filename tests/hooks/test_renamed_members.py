@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenzoo_adapters.hf.vlm.qwen_tower import HFQwenTower, find_qwen_tower
+from tokenzoo_adapters.hf.vlm.packed_tower import HFPackedTower, find_packed_tower
 from torch import Tensor
 
 import tokenzoo
-from tests.adapters.hf.vlm import test_qwen_tower as qwen_tower
+from tests.adapters.hf.vlm import test_packed_tower as packed_tower
 from tests.hooks.test_groups import Grouped, Tower, image
 from tokenzoo import plugins
 from tokenzoo.adapter import OLD_NAMES, Adapter, BlockPath
@@ -114,19 +114,19 @@ def test_a_packed_adapter_of_the_last_version_still_packs() -> None:
         DeprecationWarning, match=r"PackedAdapter is tokenzoo\.Adapter with layout_class"
     ):
 
-        class Old(HFQwenTower, PackedAdapter):
+        class Old(HFPackedTower, PackedAdapter):
             patches = 4
             layout, group = PackedAdapter.layout, PackedAdapter.group
 
     class Plugin:
         @hookimpl
         def tokenzoo_adapter(self, model: Any) -> Adapter:
-            known = find_qwen_tower(model)
+            known = find_packed_tower(model)
             assert known is not None
             return Old(known.tower, known.rows)
 
-    model = qwen_tower.tower("qwen2_5_vl")
-    x = qwen_tower.pixels(model, qwen_tower.MIXED)
+    model = packed_tower.tower("qwen2_5_vl")
+    x = packed_tower.pixels(model, packed_tower.MIXED)
     outs: list[Tensor] = []
     for mine in ((), (Plugin(),)):
         with ExitStack() as stack:
@@ -134,5 +134,5 @@ def test_a_packed_adapter_of_the_last_version_still_packs() -> None:
                 stack.enter_context(plugins.registered(plugin))
             attached = stack.enter_context(tokenzoo.build("evoprune", keep=0.4).attach(model))
             assert isinstance(attached.adapter, Old) == bool(mine)
-            outs.append(qwen_tower.run(model, x, qwen_tower.MIXED))
+            outs.append(packed_tower.run(model, x, packed_tower.MIXED))
     assert torch.equal(*outs)

@@ -2,7 +2,8 @@
 
 Adapters import these names from this package, and nothing from its files:
 
-- state of a pass: `get_state`, `ReductionState`, `reduced_tokens`, `LOST` (the message if there is none);
+- state of a pass: `get_state`, `set_state`, `ReductionState`, `reduced_tokens`, `LOST` (the
+  message if there is none);
 - per thread: `PerThread`, `thread_local`;
 - attention: `Tap`, `TAP_ATTR`, `unwatch`; log mass as one more channel of the keys: `fits`, `widened`;
 - hooks: `hook_first`, `Undo`, `undo_all`, `refuse_symbols`, `refuse_outside`;
@@ -20,6 +21,7 @@ from tokenzoo.hooks.state import (
     ReductionState,
     get_state,
     reduced_tokens,
+    set_state,
     thread_local,
 )
 from tokenzoo.hooks.tap import TAP_ATTR, Tap, unwatch
@@ -42,6 +44,7 @@ __all__ = [
     "reduced_tokens",
     "refuse_outside",
     "refuse_symbols",
+    "set_state",
     "thread_local",
     "undo_all",
     "unwatch",

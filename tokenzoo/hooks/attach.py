@@ -53,7 +53,6 @@ def attach(
         raise BadArgumentError(
             f"on_reduce={quote(on_reduce)}; it must be a function that takes an Event"
         )
-    options = Options(recipe.proportional_attention, trace, restore, debug, on_reduce, clock)
     refuse_sharded(model)
     refuse_programs(model)
     model = _unwrap(model)
@@ -67,6 +66,9 @@ def attach(
         adapter = adapter.with_prefix(check_count("prefix", prefix, least=0))
     _check_runs(model)
     check_fit(recipe, adapter, type(model).__name__, restore=restore)
+    options = Options(
+        recipe.proportional_attention, trace, restore, debug, on_reduce, clock, adapter.records
+    )
     attached = Attached(model, recipe, adapter, options=options, when=when)
     _check_budget(attached)
     try:

@@ -53,6 +53,7 @@ class Options:
         restore: features come back at full length.
         debug: every site looks at its values, and raises.
         on_reduce: receives each reduction.
+        records: the adapter reads the plans of a pass (`Adapter.records`).
         clock: is called right before the evidence of a reduction is made, and right after the reduction.
     """
 
@@ -62,11 +63,17 @@ class Options:
     debug: bool = False
     on_reduce: Callable[[Event], object] | None = None
     clock: Callable[[], None] | None = None
+    records: bool = False
 
     @property
     def follows(self) -> bool:
         """Whether anybody wants the plans of a pass."""
-        return self.trace or self.restore or self.on_reduce is not None
+        return self.composes or self.on_reduce is not None
+
+    @property
+    def composes(self) -> bool:
+        """Whether the plans of a pass are put together, from its first tokens on."""
+        return self.trace or self.restore or self.records
 
     def tick(self) -> None:
         """Call the clock, if there is one; what is compiled has none."""
@@ -186,7 +193,7 @@ def reduced(
         whole = plan.after_prefix(prefix)
         if options.on_reduce is not None:
             options.on_reduce(Event(place.block, whole, tokens, after, place.stage))
-        if options.trace or options.restore:
+        if options.composes:
             record = whole if record is None else record.then(whole)
     if debug:
         check_finite(after, f"leave the reduction in {place.name}")

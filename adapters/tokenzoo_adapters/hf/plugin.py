@@ -16,14 +16,14 @@ from tokenzoo_adapters.hf.tower_names import TOWERS
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
 from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
-from tokenzoo_adapters.hf.vlm.qwen_tower import TOWERS as PACKED
-from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
+from tokenzoo_adapters.hf.vlm.packed_tower import TOWERS as PACKED
+from tokenzoo_adapters.hf.vlm.packed_tower import find_packed_tower
 
 
 @hookimpl
 def tokenzoo_adapter(model: Any) -> Adapter | None:
     """The adapter of a model of transformers; raises for other models of it, with what to attach to."""
-    found = find_tower(model) or _inside(model) or find_qwen_tower(model)
+    found = find_tower(model) or _inside(model) or find_packed_tower(model)
     found = found or find_vision_language(model, SPECS)
     if found is not None or not type(model).__module__.startswith("transformers."):
         return found
@@ -45,7 +45,7 @@ def _refusal(model: Any) -> str:
     inside = [
         path
         for path, module in model.named_modules()
-        if find_tower(module) is not None or find_qwen_tower(module) is not None
+        if find_tower(module) is not None or find_packed_tower(module) is not None
     ]
     if any(hasattr(module, "deepstack_visual_indexes") for module in model.modules()):
         return (
@@ -54,7 +54,10 @@ def _refusal(model: Any) -> str:
             "zoo.reduce(features), after the tower"
         )
     if not inside:
-        followed = [*(names.model for names in TOWERS.values()), *PACKED.values()]
+        followed = [
+            *(names.model for names in TOWERS.values()),
+            *(names.model for names in PACKED.values()),
+        ]
         followed += [entry.model for entry in OUTER_MODELS]
         followed += [spec.whole for spec in SPECS]
         return (

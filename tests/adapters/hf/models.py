@@ -190,6 +190,8 @@ def randomise(model: Any, seed: int = 0) -> Any:
             owner = model.get_submodule(path)
             if last == "lambda1":  # LayerScale
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            elif last in ("gate_up_proj", "down_proj"):  # of experts `[e, out, in]`
+                parameter.copy_(normal(parameter) / parameter.shape[-1] ** 0.5)
             elif last.endswith("bias"):
                 parameter.copy_(0.1 * normal(parameter))
             elif "Norm" in type(owner).__name__:

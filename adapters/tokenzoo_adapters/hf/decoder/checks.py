@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.mergers import Identity
 from tokenzoo.parts import Assigner, walk
 from tokenzoo_adapters.hf import attention as hf_attention
 from tokenzoo_adapters.hf.decoder.language_model import MROPE, SUPPORTED, LanguageModel
@@ -34,12 +35,24 @@ def check_decoder(language: Any, name: str) -> None:
         )
 
 
-def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
+def check_steps(language: LanguageModel, steps: DecoderSteps, adds: int = 0) -> None:
     """Raise if a language model cannot be reduced by these steps, as far as can be read off it.
+
+    Args:
+        language: the language model.
+        steps: of the recipe.
+        adds: the number of its first layers after which it adds features to visual tokens.
 
     Raises:
         AttachError: its class is not supported, or a step does not fit it; says which.
     """
+    kinds = set(getattr(language.config, "layer_types", None) or ())
+    if "linear_attention" in kinds:
+        raise AttachError(
+            f"the language model {language.kind} cannot be reduced at the stage 'llm': layers with linear "
+            "attention keep one state of all tokens so far, from which none can be taken. Use a recipe "
+            "that reduces before the language model"
+        )
     if language.kind not in SUPPORTED:
         raise AttachError(
             f"the language model {language.kind} is not supported at the stage 'llm'; "
@@ -56,7 +69,6 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
             "tokens keep the time, row and column in their image, which are not renumbered when others "
             "are removed. Make the step with positions='keep'"
         )
-    kinds = set(getattr(language.config, "layer_types", None) or ())
     if not kinds and getattr(
         language.config, "sliding_window", None
     ):  # Mistral: one for all layers
@@ -72,6 +84,12 @@ def check_steps(language: LanguageModel, steps: DecoderSteps) -> None:
                 f"{step.stage!r}: a step in a language model of {language.depth} layers must name one of "
                 f"the layers 1 to {language.depth - 1}, whose input is reduced by the evidence of the "
                 "layer before: Stage.LLM(2)"
+            )
+        if layer < adds and not isinstance(step.merger, Identity):
+            raise AttachError(
+                f"{step.stage!r} merges tokens by {type(step.merger).__name__}, and the language model "
+                f"adds features of inner blocks of the tower to each visual token after its first {adds} "
+                f"layers (deepstack): merge at layer {adds} or later, or drop tokens, with Identity()"
             )
         if any(isinstance(part, Assigner) and part.extra for part in walk(step.matcher)):
             raise AttachError(

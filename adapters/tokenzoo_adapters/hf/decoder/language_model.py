@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from tokenzoo_adapters.hf.names import Takes, place_in_cache, takes
 
-MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel")
+ADDING = dict.fromkeys(("Qwen3VLTextModel", "Qwen3VLMoeTextModel"), "_deepstack_process")
+"""Supported classes that add features to visual tokens after their first layers, and the method for it."""
+
+MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel", *ADDING)
 """Supported classes whose tokens have a time, a row and a column; layers are given the angles alone."""
 
 SUPPORTED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", *MROPE)

@@ -23,6 +23,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.hooks import Options, PerThread, Undo, hook_first, thread_local, undo_all
 from tokenzoo.recipe import Recipe
 from tokenzoo_adapters.hf.decoder import checks
+from tokenzoo_adapters.hf.decoder.adding import follow_added
 from tokenzoo_adapters.hf.decoder.call import LayerCall, cache_in_call
 from tokenzoo_adapters.hf.decoder.checks import check_decoder as check_decoder
 from tokenzoo_adapters.hf.decoder.evidence import layer_context
@@ -55,10 +56,12 @@ class Decoder:
     Args:
         language: the language model, one that `check_decoder` accepts.
         attached: the recipe on the whole model.
+        adds: the number of its first layers after which it adds features of inner blocks of the tower.
     """
 
-    def __init__(self, language: nn.Module, attached: Attachment) -> None:
+    def __init__(self, language: nn.Module, attached: Attachment, adds: int = 0) -> None:
         self.attached = attached
+        self.adds = adds
         self.language = LanguageModel.of(language)
         self.steps = DecoderSteps.of(cast("Recipe", attached.recipe))
         self.call = _CallState()
@@ -75,7 +78,7 @@ class Decoder:
     def check(self) -> None:
         """Raise if the recipe does not fit the language model (see `checks.check_steps`)."""
         if self.works:
-            checks.check_steps(self.language, self.steps)
+            checks.check_steps(self.language, self.steps, self.adds)
 
     def check_generate(self, given: Mapping[str, Any]) -> None:
         """Raise if `generate` cannot be called with these arguments (see `checks.check_generate`)."""
@@ -93,6 +96,7 @@ class Decoder:
             return partial(undo_all, undo)
         language, first = self.language, min(self.steps.by_layer)
         recorders = install_recorders(language, self.steps, undo)
+        undo += follow_added(language)
         start = language.module.register_forward_pre_hook(self.start, with_kwargs=True)
         undo.append(start.remove)
         for i, layer in enumerate(language.layers):

@@ -29,10 +29,10 @@ from tokenzoo_adapters.hf.vlm import generate_wrapper, mrope
 from tokenzoo_adapters.hf.vlm.assembly import packed_tower
 from tokenzoo_adapters.hf.vlm.delegation import answers_as
 from tokenzoo_adapters.hf.vlm.interface import Placed
+from tokenzoo_adapters.hf.vlm.packed_tower import HFPackedTower, find_packed_tower
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
-from tokenzoo_adapters.hf.vlm.qwen_tower import find_qwen_tower
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
 
 
@@ -197,6 +197,7 @@ class VisionLanguageAdapter(Adapter):
         tower, new = packed_tower(self.tower), dict(given)
         encoded: dict[str, Any] = {}
         kept: dict[int, list[Any]] = {}
+        sizes = {token: iter([span.full for span in several]) for token, several in spans.items()}
         with self.prompt_text.call(said or PromptCall(given, spans)):
             for modality in self.spec.modalities:
                 pixels = new.pop(modality.pixels, None)
@@ -205,7 +206,7 @@ class VisionLanguageAdapter(Adapter):
                 encode = getattr(self.base, modality.features)
                 encoded[modality.kind] = encode(pixels, new[modality.sizes], return_dict=True)
                 token = int(getattr(self.base.config, modality.placeholder))
-                kept[token] = tower.rows.left()
+                kept.setdefault(token, []).extend(tower.rows.left(sizes[token]))
         if encoded:
             new[ENCODED] = encoded
         positions, after = mrope.positions(self.base, new, spans, kept, start)
@@ -237,13 +238,15 @@ def find_vision_language(
 
 def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageAdapter:
     name = type(model).__name__
-    if spec.streams:
-        raise UnsupportedModelError(
-            f"{name} passes features of inner blocks of its vision tower ({spec.streams[0].name}) to its "
-            "language model, which is not supported yet. What works on it: zoo.reduce(features), after the "
-            "tower"
-        )
     tower = _tower(spec, model, base)
+    carries = tower.streams if isinstance(tower, HFPackedTower) else ()
+    for stream in spec.streams:
+        if stream not in carries:
+            raise UnsupportedModelError(
+                f"{name} passes features of inner blocks of its vision tower ({stream.name}) to its "
+                f"language model, and {type(tower).__name__} does not carry them along. What works on it: "
+                "zoo.reduce(features), after the tower"
+            )
     reason = spec.refuse(base, tower)
     if reason is not None:
         raise UnsupportedModelError(f"{name} {reason}")
@@ -266,7 +269,7 @@ def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     """The adapter of the tower, down to the last block whose result is read."""
     name, tower = type(model).__name__, getattr(base, spec.tower)
     at = f"{_at(model, base)}{spec.tower}."
-    whole = find_tower(tower, at=at) or find_qwen_tower(tower, at)
+    whole = find_tower(tower, at=at) or find_packed_tower(tower, at)
     if whole is None:
         raise UnsupportedModelError(
             f"{name} has the vision tower {type(tower).__name__}, which is not supported. What works on "

@@ -6,7 +6,7 @@ function of this module: copied and pickled with the model, it is the copy's. Th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from tokenzoo.layouts import BatchedLayout
 from tokenzoo_adapters.common.patching import put, remove
 from tokenzoo_adapters.hf.names import LAST, POOLED
 from tokenzoo_adapters.hf.vlm import anyres
-from tokenzoo_adapters.hf.vlm.qwen_tower import HFQwenTower
+from tokenzoo_adapters.hf.vlm.packed_tower import HFPackedTower
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
 
 
@@ -71,13 +71,13 @@ def replaced(base: Any, **methods: Callable[..., Any]) -> Undo:
     return partial(remove, base, tuple(methods))
 
 
-def packed_tower(tower: Adapter) -> HFQwenTower:
+def packed_tower(tower: Adapter) -> HFPackedTower:
     """A tower that knows which groups of each image are left.
 
     Raises:
         UnsupportedModelError: it is batched.
     """
-    if not isinstance(tower, HFQwenTower):
+    if not isinstance(tower, HFPackedTower):
         raise UnsupportedModelError(
             f"split_by_grid and positions='mrope' need a packed tower, and {type(tower).__name__} is "
             "batched: leave them out of the spec"
@@ -149,14 +149,26 @@ def _side(config: Any) -> int:
 
 
 def _features(
-    tower: HFQwenTower, base: Any, original: Callable[..., Any], *args: Any, **options: Any
+    tower: HFPackedTower, base: Any, original: Callable[..., Any], *args: Any, **options: Any
 ) -> Any:
     """A features method of the model, with as many rows of each image as are left."""
+    if tower.rows.state.fills:  # called by the method for videos, which cuts what is too many
+        return original(base, *args, **options)
     wanted = options.pop("return_dict", None)
     wanted = base.config.return_dict if wanted is None else wanted
-    # The model splits the rows by the grid: it is given as many as that says, and what is too many is cut.
+    # The model splits the rows by the grid: it is given as many as that says, and those that are left are
+    # taken out of them.
     with tower.rows.filled():
         output = original(base, *args, return_dict=True, **options)
-    images = zip(getattr(output, POOLED), tower.rows.left(), strict=True)
-    setattr(output, POOLED, tuple(rows[: len(left)] for rows, left in images))
+    images: Sequence[Tensor] = getattr(output, POOLED)
+    left = tower.rows.left(len(rows) for rows in images)
+    setattr(output, POOLED, _taken(images, left))
+    for stream in tower.streams:
+        setattr(output, stream.name, [_taken(one, left) for one in getattr(output, stream.name)])
     return output if wanted else output.to_tuple()
+
+
+def _taken(images: Sequence[Tensor], left: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Of the rows `[n, c]` of each image those that are left."""
+    pairs = zip(images, left, strict=True)
+    return tuple(rows if len(at) == len(rows) else rows[at.to(rows.device)] for rows, at in pairs)

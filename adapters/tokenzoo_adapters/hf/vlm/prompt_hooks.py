@@ -64,7 +64,8 @@ class PromptHooks:
         self.attached = attached
         self.mrope = adapter.spec.positions == "mrope"
         self.model: nn.Module = adapter.model
-        self.decoder = Decoder(getattr(adapter.base, adapter.spec.language), attached)
+        spec, base = adapter.spec, adapter.base
+        self.decoder = Decoder(getattr(base, spec.language), attached, spec.adds(base.config))
         self.state = CallState()
         self.name = type(self.model).__name__
         self.takes = takes(type(self.model))

@@ -52,6 +52,16 @@ def per_grid(call: SpanCall) -> list[VisualSpan]:
     Raises:
         AttachError: the grids are no tensor.
     """
+    return [VisualSpan(t * n, t * call.plan(n), units=t, patches=n) for t, n in _slices(call)]
+
+
+def per_slice(call: SpanCall) -> list[VisualSpan]:
+    """As `per_grid`, where words stand between the slices of a video: each has placeholders of its own."""
+    return [VisualSpan(n, call.plan(n), patches=n) for t, n in _slices(call) for _ in range(t)]
+
+
+def _slices(call: SpanCall) -> list[tuple[int, int]]:
+    """Slices in time of each image or video, and tokens of each of them."""
     if not isinstance(call.sizes, Tensor):
         raise AttachError(
             f"the grids of images are a {type(call.sizes).__name__}; they must be a tensor [images, 3], as "
@@ -59,8 +69,7 @@ def per_grid(call: SpanCall) -> list[VisualSpan]:
         )
     rows: list[list[int]] = cast("Any", call.sizes).tolist()
     group = call.spec.group(call.base.config)
-    sizes = [(t, h * w // group) for t, h, w in rows]
-    return [VisualSpan(t * n, t * call.plan(n), units=t, patches=n) for t, n in sizes]
+    return [(t, h * w // group) for t, h, w in rows]
 
 
 def pooled_frames(call: SpanCall) -> list[VisualSpan]:

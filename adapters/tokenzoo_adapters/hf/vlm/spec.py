@@ -17,6 +17,7 @@ from typing import Any, Literal
 from tokenzoo.adapter import Adapter
 from tokenzoo.hooks import Undo
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
+from tokenzoo_adapters.hf.vlm.streams import ExtraStream
 
 Spans = Mapping[int, list[VisualSpan]]
 """The images and videos of a call, by the id of their placeholder, in the order of the prompts."""
@@ -44,21 +45,6 @@ class Modality:
     def kind(self) -> str:
         """The name of the modality in transformers: "image" or "video"."""
         return self.features.removeprefix("get_").removesuffix("_features")
-
-
-@dataclass(frozen=True)
-class ExtraStream:
-    """Features of inner blocks of the tower that the language model reads too (deepstack).
-
-    No adapter carries one yet: a model whose spec names one is refused.
-
-    Attributes:
-        name: the field of the tower's output that has them, one tensor for each of `blocks`.
-        blocks: the entry of the vision config that lists the blocks.
-    """
-
-    name: str
-    blocks: str
 
 
 def one(config: Any) -> int:
@@ -96,7 +82,8 @@ class VisionLanguageSpec:
         positions: "sequential", or "mrope": a token keeps the time, row and column that it has in the whole
             prompt. The model's `get_rope_index` counts them, when its images are encoded.
         first_position: of a prompt; positions of the model are counted from it.
-        streams: further features that the language model reads.
+        streams: features of inner blocks of the tower that the language model adds to its first layers, one
+            block after each layer. The tower must be one that carries them.
         refuse: of the bare model and its tower, a sentence after the name of the model that says why it
             cannot be attached to and what to do; None: it can.
     """
@@ -122,6 +109,11 @@ class VisionLanguageSpec:
         """Count the prefix tokens of the tower, of so many, that reach the projector."""
         cut = bool(self.select) and getattr(config, self.select) == "default"
         return 0 if cut else prefix
+
+    def adds(self, config: Any) -> int:
+        """Count the first layers of the language model after which it adds features of inner blocks."""
+        vision = config.vision_config
+        return sum(len(getattr(vision, stream.blocks)) for stream in self.streams)
 
 
 @dataclass(frozen=True)

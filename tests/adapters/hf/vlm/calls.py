@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm import glm, internvl, paligemma, qwen
 from tests.adapters.models import gap
 
 TEMPLE, FLOWER, TALL, WIDE, SMALL, *_ = hf.photos()
@@ -45,6 +45,8 @@ def inputs(
         return hf.inputs(model, prompts, images, videos, side)
     if kind.startswith("qwen"):
         return qwen.inputs(model, prompts, flat, videos, side)
+    if kind.startswith("glm4v"):
+        return glm.inputs(prompts, flat, videos, side)
     made = internvl.inputs if kind == "internvl" else paligemma.inputs
     return made(prompts, flat, side)
 
@@ -149,7 +151,8 @@ def remains(model: nn.Module) -> list[str]:
         if "tokenzoo" in str(getattr(config, "_attn_implementation", "")):
             found.append(f"{path}.config")
         mine = ("generate", "pack_image_features", "apply_pooling", "forward")
-        mine += ("_get_logits_processor", "_get_stopping_criteria")
+        mine += ("_get_logits_processor", "_get_stopping_criteria", "_deepstack_process")
+        mine += ("get_image_features", "get_video_features")
         found += [f"{path}.{n}" for n in vars(module) if n in mine or "tokenzoo" in n]
     return found
 

@@ -1,8 +1,9 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL written out again, as plainly as it goes.
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL written out again, as plainly as it goes.
 
 One image at a time, its groups always in raster order, every attention a dense map with a mask. Of the
 model only its layers with weights are used: no boundaries, no window order, no packed sequence, nothing of
-tokenzoo. What happens between the attention and the MLP of a block is handed in.
+tokenzoo. What happens between the attention and the MLP of a block is handed in. What inner blocks hand the
+language model (deepstack) keeps lists of what each group is made of.
 """
 
 from __future__ import annotations
@@ -12,7 +13,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Deep:
+    """What one block hands the language model, and what has become of it since.
+
+    Attributes:
+        rows: `[n, c']`, of the groups at that block.
+        parts: for each group that is left, the rows that it is made of, with their masses then.
+    """
+
+    rows: Tensor
+    parts: list[list[tuple[int, float]]]
+
+    def now(self) -> Tensor:
+        """The mean by mass for each group that is left."""
+        means: list[Tensor] = []
+        for own in self.parts:
+            total = sum(mass for _, mass in own)
+            means.append(sum(self.rows[i] * (mass / total) for i, mass in own))  # pyright: ignore
+        return torch.stack(means)
 
 
 @dataclass(frozen=True)
@@ -24,12 +47,14 @@ class Image:
         place: `[n]`, which of the first groups, in raster order, each one is.
         mass: `[n]`.
         columns: of the whole grid of groups.
+        deep: what inner blocks hand the language model.
     """
 
     x: Tensor
     place: Tensor
     mass: Tensor
     columns: int
+    deep: tuple[Deep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,7 @@ def images(tower: Any, pixels: Tensor, grids: Sequence[Sequence[int]]) -> list[I
     for t, h, w in grids:
         for _ in range(t):
             own, patches = patches[: h * w], patches[h * w :]
+            own = own + learned(tower, h, w)
             n = h * w // p
             x = own.reshape(n, p, -1)
             found.append(
@@ -64,6 +90,18 @@ def images(tower: Any, pixels: Tensor, grids: Sequence[Sequence[int]]) -> list[I
                 )
             )
     return found
+
+
+def learned(tower: Any, h: int, w: int) -> Tensor:
+    """Learned positions, resized to a grid: `[h * w, c]`, group by group; 0: there are none."""
+    if not hasattr(tower, "pos_embed"):
+        return torch.zeros(1)
+    table, side = tower.pos_embed.weight, tower.num_grid_per_side
+    table = table.view(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(table, (h, w), mode="bilinear", align_corners=True)[0]  # [c, h, w]
+    g = tower.spatial_merge_size
+    apart = grid.reshape(-1, h // g, g, w // g, g).permute(1, 3, 2, 4, 0)
+    return apart.reshape(h * w, -1)
 
 
 def angles(tower: Any, image: Image, width: int) -> Tensor:
@@ -130,8 +168,26 @@ def run(
                 image = between(index, i, image, shown)
             n, p, c = image.x.shape
             more = block.mlp(block.norm2(image.x.reshape(n * p, c)))
-            found[i] = replace(image, x=image.x + more.reshape(n, p, c))
+            image = replace(image, x=image.x + more.reshape(n, p, c))
+            found[i] = replace(image, deep=(*image.deep, *handed(tower, index, image)))
     return found
+
+
+def handed(tower: Any, index: int, image: Image) -> list[Deep]:
+    """What a block hands the language model, if it is one of those that do."""
+    blocks = list(getattr(tower, "deepstack_visual_indexes", ()))
+    if index not in blocks:
+        return []
+    rows = tower.deepstack_merger_list[blocks.index(index)](image.x.flatten(0, 1))
+    return [Deep(rows, [[(i, float(mass))] for i, mass in enumerate(image.mass)])]
+
+
+def streams(found: Sequence[Image]) -> list[Tensor]:
+    """What the language model is handed of each such block, image after image: `[t, channels]`."""
+    return [
+        torch.cat([deep.now() for deep in own])
+        for own in zip(*(i.deep for i in found), strict=True)
+    ]
 
 
 def merged(tower: Any, found: Sequence[Image]) -> Tensor:
@@ -149,9 +205,14 @@ def joined(image: Image, keep: Tensor, dst: Tensor) -> Image:
     """
     x: list[Tensor] = []
     mass: list[Tensor] = []
+    parts: list[list[list[tuple[int, float]]]] = [[] for _ in image.deep]
     for slot in range(len(keep)):
         members = [i for i in range(len(dst)) if int(dst[i]) == slot]
         own = image.mass[members]
         mass.append(own.sum())
         x.append((image.x[members] * own[:, None, None]).sum(0) / own.sum())
-    return replace(image, x=torch.stack(x), mass=torch.stack(mass), place=image.place[keep])
+        for deep, lists in zip(image.deep, parts, strict=True):
+            lists.append([one for i in members for one in deep.parts[i]])
+    left = tuple(replace(one, parts=own) for one, own in zip(image.deep, parts, strict=True))
+    place = image.place[keep]
+    return replace(image, x=torch.stack(x), mass=torch.stack(mass), place=place, deep=left)

@@ -1,4 +1,4 @@
-"""Small Qwen2-VL and Qwen2.5-VL models of transformers and their real processors; nothing is downloaded."""
+"""Small Qwen models of transformers with packed towers and their real processors; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,26 @@ _VISION: dict[str, dict[str, Any]] = {
         "fullatt_block_indexes": [2, 4],
         "tokens_per_second": 25,
     },
+    "Qwen3_5": {
+        "depth": 5,
+        "hidden_size": 48,
+        "num_heads": 4,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 36,
+    },
+    "Qwen3VL": {
+        "depth": 5,
+        "hidden_size": 48,
+        "num_heads": 4,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [0, 2, 3],
+    },
 }
+
+_VISION["Qwen3VLMoe"] = _VISION["Qwen3VL"]
 
 
 def qwen2_vl(**overrides: Any) -> Any:
@@ -71,6 +90,27 @@ def qwen2_vl(**overrides: Any) -> Any:
 def qwen2_5_vl(**overrides: Any) -> Any:
     """Qwen2.5-VL, small: as `qwen2_vl`, with windows of 3 x 3 tokens in the blocks 0, 1 and 3."""
     return _made("Qwen2_5_VL", overrides)
+
+
+def qwen3_vl(**overrides: Any) -> Any:
+    """Qwen3-VL, small: as `qwen2_vl`, with learned positions, and the blocks 0, 2, 3 in three layers."""
+    return _made("Qwen3VL", {**overrides, "text": {"head_dim": 16, **overrides.get("text", {})}})
+
+
+def qwen3_vl_moe(**overrides: Any) -> Any:
+    """Qwen3-VL-MoE, small: as `qwen3_vl`, with two of four experts a token."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    text = {"head_dim": 16, **experts, **overrides.get("text", {})}
+    return _made("Qwen3VLMoe", {**overrides, "text": text})
+
+
+def qwen3_5(**overrides: Any) -> Any:
+    """Qwen3.5, small: as `qwen3_vl` without deepstack; three of four layers have linear attention."""
+    sizes = {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16}
+    rope = {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
+    text = {**sizes, **heads, "rope_parameters": rope, **overrides.get("text", {})}
+    return _made("Qwen3_5", {**overrides, "text": text})
 
 
 def _made(name: str, overrides: dict[str, Any]) -> Any:
@@ -90,16 +130,25 @@ def _made(name: str, overrides: dict[str, Any]) -> Any:
     return answering(getattr(transformers, f"{name}ForConditionalGeneration")(config))
 
 
+_PROCESSORS = {
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), ("Qwen3VLProcessor", "Qwen3VLVideoProcessor")
+    ),
+}
+
+
 @cache
 def processor(kind: str, padding_side: str = "left") -> Any:
-    """The real processor of "qwen2_vl" or "qwen2_5_vl", for the sizes here."""
+    """The real processor of a model, for the sizes here."""
     options = {"size": SIZES, "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
     frames = {"do_sample_frames": False, "size": {**SIZES, "longest_edge": GROUP**2 * 80}}
-    name = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}[kind]
+    name, videos = _PROCESSORS[kind]
     return getattr(transformers, name)(
         transformers.Qwen2VLImageProcessor(**options),
         _tokenizer(padding_side),
-        transformers.Qwen2VLVideoProcessor(**{**options, **frames}),
+        getattr(transformers, videos)(**{**options, **frames}),
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
-from tokenzoo_adapters.hf.vlm.spec import ExtraStream, VisionLanguageSpec
+from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
+from tokenzoo_adapters.hf.vlm.streams import DEEPSTACK
 
 from tests.adapters.hf.models import llava
 from tokenzoo.errors import UnsupportedModelError
@@ -45,6 +46,11 @@ def test_the_names_are_those_of_the_model(spec: VisionLanguageSpec) -> None:
         entries += (modality.placeholder,)
     assert [name for name in entries if name and not hasattr(base.config, name)] == []
     assert spec.group(base.config) >= 1
+    tower = base.get_submodule(spec.tower)
+    for stream in spec.streams:
+        blocks = getattr(base.config.vision_config, stream.blocks)
+        assert blocks == getattr(tower, stream.blocks)
+        assert len(getattr(tower, stream.heads)) == len(blocks) == spec.adds(base.config)
 
 
 @EACH
@@ -53,7 +59,7 @@ def test_it_is_copied_by_name(spec: VisionLanguageSpec) -> None:
 
 
 def test_a_stream_that_nobody_carries_is_refused() -> None:
-    spec = replace(LLAVA, streams=(ExtraStream("deepstack_features", "deepstack_visual_indexes"),))
+    spec = replace(LLAVA, streams=(DEEPSTACK,))
     with pytest.raises(
         UnsupportedModelError, match=r"inner blocks of its vision tower \(deepstack"
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE
 from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
@@ -9,6 +10,8 @@ from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
 from tokenzoo_adapters.hf.vlm.models.paligemma import PALIGEMMA
 from tokenzoo_adapters.hf.vlm.models.qwen2_5_vl import QWEN2_5_VL
 from tokenzoo_adapters.hf.vlm.models.qwen2_vl import QWEN2_VL
+from tokenzoo_adapters.hf.vlm.models.qwen3_5 import QWEN3_5, QWEN3_5_MOE
+from tokenzoo_adapters.hf.vlm.models.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
 
 SPECS: tuple[VisionLanguageSpec, ...] = (
@@ -17,6 +20,12 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     LLAVA_ONEVISION,
     QWEN2_VL,
     QWEN2_5_VL,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    GLM4V,
+    GLM4V_MOE,
     INTERNVL,
     PALIGEMMA,
 )

@@ -1,13 +1,13 @@
 """The rows of a packed tower, image by image: which grids went in, and which groups came out.
 
-A tower of Qwen's returns one row for each group, which its merger makes. Qwen2.5-VL sorts them from the
-order of its windows to raster order by an index of all groups, and the model splits them by the grids of
-all images. Three hooks give both what they expect.
+Such a tower returns one row for each group, which its merger makes. Qwen2.5-VL sorts them from the order of
+its windows to raster order by an index of all groups, and the model splits them by the grids of all images.
+Hooks give both what they expect. What else leaves the tower (`streams`) gets the same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import PerThread, Undo, get_state, thread_local, undo_all
+from tokenzoo.hooks import PerThread, Undo, get_state, set_state, thread_local, undo_all
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.hf.names import LAST, POOLED, entering
+from tokenzoo_adapters.hf.vlm.streams import ExtraStream, carried, is_stream, mark
 
 
 class TowerPass(PerThread):
@@ -26,28 +27,34 @@ class TowerPass(PerThread):
 
     Attributes:
         grids: rows and columns of the groups of each image, or slice in time of a video.
-        slices: how many grids each image or video has.
         layout: of what left the tower; None: all is there.
         fills: whether the rows of each image are to be as many as in the bare model.
+        leaving: the state of what left the last block, on its way to the merger.
     """
 
     grids: tuple[tuple[int, int], ...] | None = thread_local("grids")
-    slices: tuple[int, ...] = thread_local("slices")
     layout: PackedLayout | None = thread_local("layout")
     fills: bool | None = thread_local("fills")
+    leaving: Any = thread_local("leaving")
 
 
 class PackedRows:
     """The rows of one tower.
 
     Args:
-        tower: a vision tower of Qwen2-VL or Qwen2.5-VL.
+        tower: a packed vision tower.
         sorts: whether it sorts the rows at its end, from the order of its windows.
+        end: the module that is given what leaves the last block, if that is not its merger.
+        streams: what leaves it in addition.
     """
 
-    def __init__(self, tower: Any, *, sorts: bool) -> None:
+    def __init__(
+        self, tower: Any, *, sorts: bool, end: str = "", streams: tuple[ExtraStream, ...] = ()
+    ) -> None:
         self.tower = tower
         self.sorts = sorts
+        self.end = end
+        self.streams = streams
         self.state = TowerPass()
 
     def install(self) -> Undo:
@@ -57,6 +64,13 @@ class PackedRows:
             self.tower.merger.register_forward_hook(self.spread),
             self.tower.register_forward_hook(self.gather),
         ]
+        if self.end:
+            end = self.tower.get_submodule(self.end)
+            handles.append(end.register_forward_pre_hook(self.leave))
+            handles.append(self.tower.merger.register_forward_pre_hook(self.arrive))
+        for stream in self.streams:
+            heads = getattr(self.tower, stream.heads)
+            handles += [head.register_forward_hook(mark) for head in heads]
         return partial(undo_all, [handle.remove for handle in handles])
 
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -75,12 +89,11 @@ class PackedRows:
         """A pre-hook of the tower: remember the grids of the images."""
         del tower
         grids = args[1] if len(args) > 1 else options.get("grid_thw")
-        self.state.grids, self.state.layout = None, None
+        self.state.grids = self.state.layout = self.state.leaving = None
         if not isinstance(grids, Tensor):
             return
         rows: list[list[int]] = cast("Any", grids).tolist()
         side = int(self.tower.spatial_merge_size)
-        self.state.slices = tuple(t for t, _, _ in rows)
         self.state.grids = tuple((h // side, w // side) for t, h, w in rows for _ in range(t))
         patches = entering(args, options)
         wanted = sum(t * h * w for t, h, w in rows)
@@ -99,6 +112,18 @@ class PackedRows:
         whole = output.new_zeros(layout.whole, output.shape[1])
         return whole.index_copy(0, layout.kept.to(output.device), output)
 
+    def leave(self, end: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """A pre-hook of the module after the last block: what it makes of the tokens loses their state."""
+        del end
+        self.state.leaving = get_state(args[0])
+
+    def arrive(self, merger: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """A pre-hook of the merger: its input, one row for each group, gets the state back."""
+        del merger
+        state, self.state.leaving = self.state.leaving, None
+        if state is not None:
+            set_state(args[0], state)
+
     def gather(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """A hook of the tower: the rows of the groups that are left, in raster order, image by image."""
         del tower, args
@@ -111,48 +136,54 @@ class PackedRows:
         merged: Tensor = cast("Any", output)[1] if alone else getattr(output, POOLED)
         if self.sorts:
             merged = merged[layout.raster(merged.device)]
-        if self.state.fills:
-            merged = self._filled(merged, layout)
+        merged = self._filled(merged, layout)
         if alone:
-            return (x, merged, *cast("Any", output)[2:])
+            rest = list(cast("tuple[Any, ...]", output)[2:])
+            rest = [self._follow(one, layout) if is_stream(one) else one for one in rest]
+            return (x, merged, *rest)
         setattr(output, POOLED, merged)
+        for stream in self.streams:
+            setattr(output, stream.name, self._follow(getattr(output, stream.name), layout))
         return output
 
-    def _filled(self, merged: Tensor, layout: PackedLayout) -> Tensor:
-        """As many rows of each image as in the bare model: zeros after those that are left."""
-        whole = [height * width for height, width in self.grids()]
-        counts = dict.fromkeys(range(len(whole)), 0)
-        for bucket in layout.buckets:
-            counts.update(dict.fromkeys(bucket.images, bucket.tokens))
-        rows: list[int] = []
-        begin = grid = 0
-        for slices in self.state.slices:
-            mine = range(grid, grid + slices)
-            rows += range(begin, begin + sum(counts[i] for i in mine))
-            begin, grid = begin + sum(whole[i] for i in mine), grid + slices
-        index = torch.tensor(rows, device=merged.device)
-        return merged.new_zeros(begin, merged.shape[1]).index_copy(0, index, merged)
+    def _follow(self, stream: list[Tensor], layout: PackedLayout) -> list[Tensor]:
+        """The rows of a stream for the groups that are left."""
+        return [self._filled(carried(rows, layout), layout) for rows in stream]
+
+    def _filled(self, rows: Tensor, layout: PackedLayout) -> Tensor:
+        """Where the model splits them: each row in its place, zeros where groups are missing."""
+        if not self.state.fills:
+            return rows
+        whole = rows.new_zeros(layout.whole, rows.shape[1])
+        return whole.index_copy(0, layout.raster(rows.device), rows)
 
     @contextmanager
     def filled(self) -> Generator[None]:
-        """Within, the tower returns as many rows of each image as in the bare model, zeros at the end."""
+        """Within, the tower returns as many rows as the bare model, zeros where groups are missing."""
         self.state.fills = True
         try:
             yield
         finally:
             self.state.fills = False
 
-    def left(self) -> list[Tensor]:
-        """Of each image and video of the last pass here, which of its groups are left: `[m]` each."""
-        sizes = [height * width for height, width in self.grids()]
+    def left(self, sizes: Iterable[int]) -> list[Tensor]:
+        """Of images and videos of the last pass here, which of their groups are left: `[m]` each.
+
+        Args:
+            sizes: groups of each in the bare model, in order; further ones are not read. The slices in time
+                of a video may be counted together or each for itself.
+        """
+        whole = [height * width for height, width in self.grids()]
         layout = self.state.layout
-        parts = [torch.arange(size) for size in sizes] if layout is None else layout.left()
+        parts = [torch.arange(size) for size in whole] if layout is None else layout.left()
         found: list[Tensor] = []
-        grid = 0
-        for slices in self.state.slices:
-            mine = range(grid, grid + slices)
-            found.append(torch.cat([parts[i] + sizes[i] * (i - grid) for i in mine]))
-            grid += slices
+        unit, sizes = 0, iter(sizes)
+        while unit < len(whole):
+            begin, size, mine = 0, next(sizes), list[Tensor]()
+            while begin < size:
+                mine.append(parts[unit] + begin)
+                begin, unit = begin + whole[unit], unit + 1
+            found.append(torch.cat(mine))
         return found
 
 

@@ -33,7 +33,7 @@ from tokenzoo.parts import Schedule, Scorer
 from tokenzoo.schedules import Explicit, Mean, Once
 from tokenzoo.scorers import Random, ReceivedAttention, Similarity
 
-KINDS = {"qwen2_vl": qwen.qwen2_vl, "qwen2_5_vl": qwen.qwen2_5_vl}
+KINDS = {"qwen2_vl": qwen.qwen2_vl, "qwen2_5_vl": qwen.qwen2_5_vl, "qwen3_vl": qwen.qwen3_vl}
 BOTH = pytest.mark.parametrize("kind", KINDS)
 BASES = pytest.mark.parametrize("base", ["sdpa", "eager"])
 RECIPES = ("evoprune", "tome", "random", "uniform", "pool")
@@ -233,7 +233,8 @@ def test_a_reduced_pass_is_the_plain_tower_with_the_same_plans(
     expected = plain.merged(model, found)
     assert gap(out, expected) <= 1e-4
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
-    parameters = list(model.parameters())
+    # (What inner blocks hand the language model is in test_streams.py.)
+    parameters = [own for name, own in model.named_parameters() if "deepstack" not in name]
     grads = torch.autograd.grad((out * weights).sum(), parameters)
     for grad, own in zip(
         grads, torch.autograd.grad((expected * weights).sum(), parameters), strict=True
@@ -297,7 +298,7 @@ def test_the_evidence_is_that_of_the_dense_attention(
     with torch.no_grad():
         plain.run(model, x, grids, between, proportional=proportional)
     assert len(seen) == 10  # 5 blocks, 2 lots
-    assert kind == "qwen2_vl" or min(windows) < max(windows)  # some lost all their groups
+    assert kind != "qwen2_5_vl" or min(windows) < max(windows)  # some lost all their groups
     for site, evidence in enumerate(seen):
         block, lot = site // 2, lots[site % 2]
         assert ("grid" in evidence.provides) == (block == 0)

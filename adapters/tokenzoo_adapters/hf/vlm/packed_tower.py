@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL: packed images, 2 x 2 groups, windows, rotary positions.
+"""Packed vision towers (Qwen2-VL and its successors): 2 x 2 groups, windows, rotary positions.
 
 A group of 2 x 2 patches is one token: the tower's merger makes one token of the language model of it. All
 images of a call are one sequence; an image, or one slice in time of a video, attends to itself alone, in
@@ -10,7 +10,6 @@ put the rows in their places.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,19 +22,45 @@ from tokenzoo.errors import AttachError
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention
-from tokenzoo_adapters.hf.names import ANGLES
-from tokenzoo_adapters.hf.vlm.qwen_rows import PackedRows
+from tokenzoo_adapters.hf.names import ANGLES, loaded_class
+from tokenzoo_adapters.hf.vlm.packed_rows import PackedRows
+from tokenzoo_adapters.hf.vlm.streams import DEEPSTACK, ExtraStream
+
+
+@dataclass(frozen=True)
+class PackedNames:
+    """What a class of packed towers calls its parts.
+
+    All have `patch_embed`, `blocks` with `norm1`, `attn`, `norm2` and `mlp`, and a `merger`.
+
+    Attributes:
+        model: the class.
+        end: the module that is given what leaves the last block, if that is not the merger, and if the
+            merger is given one row for each group.
+        streams: what leaves it in addition.
+    """
+
+    model: str
+    end: str = ""
+    streams: tuple[ExtraStream, ...] = ()
+
 
 TOWERS = {
-    "qwen2_vl": "Qwen2VisionTransformerPretrainedModel",
-    "qwen2_5_vl": "Qwen2_5_VisionTransformerPretrainedModel",
+    "qwen2_vl": PackedNames("Qwen2VisionTransformerPretrainedModel"),
+    "qwen2_5_vl": PackedNames("Qwen2_5_VisionTransformerPretrainedModel"),
+    "qwen3_vl": PackedNames("Qwen3VLVisionModel", streams=(DEEPSTACK,)),
+    "qwen3_vl_moe": PackedNames("Qwen3VLMoeVisionModel", streams=(DEEPSTACK,)),
+    "qwen3_5": PackedNames("Qwen3_5VisionModel"),
+    "qwen3_5_moe": PackedNames("Qwen3_5MoeVisionModel"),
+    "glm4v": PackedNames("Glm4vVisionModel", end="post_layernorm"),
+    "glm4v_moe": PackedNames("Glm4vMoeVisionModel", end="post_layernorm"),
 }
 """The towers that are followed, by folder of transformers.models."""
 
 
 @dataclass(frozen=True, eq=False)
-class HFQwenTower(Adapter):
-    """A vision tower of Qwen2-VL or Qwen2.5-VL, alone or inside of a larger model.
+class HFPackedTower(Adapter):
+    """A packed vision tower, alone or inside of a larger model.
 
     Args:
         tower: what it is about.
@@ -68,6 +93,16 @@ class HFQwenTower(Adapter):
     def patches(self) -> int:
         """`group`, by its old name."""
         return self.group
+
+    @property
+    def streams(self) -> tuple[ExtraStream, ...]:
+        """What leaves the tower in addition to its tokens, and follows them."""
+        return self.rows.streams
+
+    @computed
+    def records(self) -> bool:
+        """What leaves an inner block follows the tokens by their plan."""
+        return bool(self.rows.streams)
 
     @computed
     def width(self) -> int:
@@ -201,11 +236,12 @@ def window_index(grid: tuple[int, int], side: int) -> Tensor:
     return window.flatten().argsort(stable=True)
 
 
-def find_qwen_tower(model: Any, at: str = "") -> HFQwenTower | None:
-    """The adapter of a vision tower of Qwen2-VL or Qwen2.5-VL, if it is one."""
-    for folder, name in TOWERS.items():
-        module = sys.modules.get(f"transformers.models.{folder}.modeling_{folder}")
-        if module is not None and isinstance(model, getattr(module, name)):
+def find_packed_tower(model: Any, at: str = "") -> HFPackedTower | None:
+    """The adapter of a packed vision tower, if it is one of `TOWERS`."""
+    for folder, names in TOWERS.items():
+        kind = loaded_class(folder, names.model)
+        if kind is not None and isinstance(model, kind):
             sorts = bool(getattr(model, "window_size", 0))
-            return HFQwenTower(model, PackedRows(model, sorts=sorts), at)
+            rows = PackedRows(model, sorts=sorts, end=names.end, streams=names.streams)
+            return HFPackedTower(model, rows, at)
     return None

@@ -96,6 +96,8 @@ class VisionLanguageSpec:
         positions: "sequential", or "mrope": a token keeps the time, row and column that it has in the whole
             prompt. The model's `get_rope_index` counts them, when its images are encoded.
         first_position: of a prompt; positions of the model are counted from it.
+        gaps: whether padding may come between the tokens of a conversation. Not where a layer of the
+            language model reads the columns before (short convolutions), whatever the mask says.
         streams: further features that the language model reads.
         refuse: of the bare model and its tower, a sentence after the name of the model that says why it
             cannot be attached to and what to do; None: it can.
@@ -115,6 +117,7 @@ class VisionLanguageSpec:
     assembly: tuple[Assembly, ...] = ()
     positions: Literal["sequential", "mrope"] = "sequential"
     first_position: int = 0
+    gaps: bool = True
     streams: tuple[ExtraStream, ...] = ()
     refuse: Callable[[Any, Adapter], str | None] = nothing
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from tokenzoo_adapters.hf.vlm.models.gemma3 import GEMMA3
 from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
+from tokenzoo_adapters.hf.vlm.models.lfm2_vl import LFM2_VL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
 from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
 from tokenzoo_adapters.hf.vlm.models.paligemma import PALIGEMMA
 from tokenzoo_adapters.hf.vlm.models.qwen2_5_vl import QWEN2_5_VL
 from tokenzoo_adapters.hf.vlm.models.qwen2_vl import QWEN2_VL
+from tokenzoo_adapters.hf.vlm.models.smolvlm import IDEFICS3, SMOLVLM
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
 
 SPECS: tuple[VisionLanguageSpec, ...] = (
@@ -19,4 +22,8 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     QWEN2_5_VL,
     INTERNVL,
     PALIGEMMA,
+    GEMMA3,
+    IDEFICS3,
+    SMOLVLM,
+    LFM2_VL,
 )

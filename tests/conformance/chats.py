@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import glm, internvl, paligemma, qwen
+from tests.adapters.hf.vlm import gemma3, glm, idefics3, internvl, lfm2_vl, paligemma, qwen
 from tests.adapters.hf.vlm.calls import (
     FLOWER,
     NEW,
@@ -102,6 +102,7 @@ FILMS = Batch(
 # The longest row has no image: when the others are shortened, the batch stays as long as it is.
 WORDY = Batch(("<image> ?", " ".join(["is the sky blue"] * 40)), ((TEMPLE,), ()))
 TILES = Batch((ONE, TWO, NONE), ((WIDE,), (TALL, FLOWER), ()))
+SIZES = Batch((ONE, TWO, NONE), ((WIDE,), (TALL.resize((40, 70)), FLOWER.resize((56, 56))), ()))
 BEFORE = Batch(  # of PaliGemma images come before words, and every prompt has one
     ("<image> what is this ?", "<image> <image> what is different ?", "<image> ?"),
     ((WIDE,), (TALL, FLOWER), (WIDE,)),
@@ -137,6 +138,10 @@ CHATS = {
     "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM", "cdpruner"), mrope=True),
     "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),
+    "gemma3": Chat(gemma3.gemma3, TILES, ("evoprune", "before the LLM"), tile=gemma3.TOKENS),
+    "idefics3": Chat(idefics3.idefics3, TILES, ("tome", "everywhere"), tile=idefics3.TOKENS),
+    "smolvlm": Chat(idefics3.smolvlm, TILES, ("evoprune", "fastv"), tile=idefics3.TOKENS),
+    "lfm2_vl": Chat(lfm2_vl.lfm2_vl, SIZES, ("tome", "before the LLM", "cdpruner")),
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
     "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),
 }
@@ -171,10 +176,22 @@ def whole(kind: str) -> Any:
     return CHATS[kind].make()
 
 
+def marks(given: Any) -> bool:
+    """Whether the token types of a call are 1 of images alone, as Gemma 3's are."""
+    types = given.get("token_type_ids")
+    return types is not None and torch.equal(types == 1, given["input_ids"] == hf.IMAGE)
+
+
 def moved(given: Any, more: Tensor) -> dict[str, Tensor]:
     """The same call with more words `[b, k]` after the prompt."""
     new = {**given, "input_ids": torch.cat([given["input_ids"], more], 1)}
-    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 1)):
+    # Of words, PaliGemma's type is 1; Gemma 3's is 0, and 1 that of images.
+    fills = {
+        "attention_mask": 1,
+        "mm_token_type_ids": 0,
+        "token_type_ids": 0 if marks(given) else 1,
+    }
+    for name, fill in fills.items():
         if name in given:
             new[name] = torch.cat([given[name], torch.full_like(more, fill)], 1)
     return new

@@ -149,16 +149,18 @@ def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **opti
         kind: of `CHATS`.
         blocks: path of the blocks of its tower.
         depth: what its configuration calls the number of them.
-        **options: `extra` blocks that nobody reads, `vision` options, and fields of the spec.
+        **options: `extra` blocks that nobody reads, `vision` options, the paths of the `projector` and
+            the `text` model, its `second` part, and fields of the spec.
     """
     extra, vision = options.pop("extra", 0), options.pop("vision", {})
     projector = "visual.merger" if "visual" in blocks else "multi_modal_projector"
-    places = (f"model.{blocks}.2", f"model.{projector}", "model.language_model.layers.3")
+    projector, text = options.pop("projector", projector), options.pop("text", "language_model")
+    places = (f"model.{blocks}.2", f"model.{projector}", f"model.{text}.layers.3")
     return Spec(
         lambda n: CHATS[kind].make(vision={depth: n + extra, **vision}),
         lambda model: prompts(kind),
         logits,
-        second="model.language_model.layers.2.mlp",
+        second=f"model.{text}.layers.2.{options.pop('second', 'mlp')}",
         places=places,
         checkpoint=hf_checkpoint,
         whole=True,
@@ -195,6 +197,7 @@ def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
 
 
 CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+IDEFICS3 = {"projector": "connector", "text": "text_model"}
 TIMM = (*of_timm.TEN, of_timm.RES_POST, *of_timm.POSITIONAL)
 SPECS: dict[str, Spec] = {
     **{f"timm {case.family}": timm_case(case) for case in TIMM},
@@ -223,6 +226,10 @@ SPECS: dict[str, Spec] = {
     },
     # The ways of running with the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
+    "gemma3": whole_model("gemma3", CLIP, recipes=WHOLE[:3]),
+    "idefics3": whole_model("idefics3", "vision_model.encoder.layers", **IDEFICS3),
+    "smolvlm": whole_model("smolvlm", "vision_model.encoder.layers", **IDEFICS3),
+    "lfm2_vl": whole_model("lfm2_vl", CLIP, second="feed_forward", recipes=WHOLE[:3]),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed
     "paligemma2": whole_model(
         "paligemma2", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}

@@ -42,6 +42,7 @@ from tests.conformance.chats import (
     TALL,
     WIDE,
     Chat,
+    marks,
     method,
     moved,
     said,
@@ -149,7 +150,7 @@ def test_labels(kind: str, name: str) -> None:
     model, batch = whole(kind), CHATS[kind].batch
     with method(name).attach(model) as attached:
         adapter = attached.adapter
-        parts = (f"model.{adapter.spec.tower}", adapter.projector, "model.language_model")
+        parts = (f"model.{adapter.spec.tower}", adapter.projector, f"model.{adapter.spec.language}")
         for side in SIDES:
             given = batch.given(model, side)
             ids = given["input_ids"]
@@ -307,8 +308,9 @@ class Conversation:
         second = Batch((chat.second,) * 2, ((WIDE,), (WIDE,))).given(model)
         one = said(model, first)
         given = moved(first, torch.cat([one.sequences[:, -NEW:], second["input_ids"]], 1))
-        if TYPES[1] in first:  # a second prefix of PaliGemma is read from left to right, bare too
-            given[TYPES[1]][:, -second["input_ids"].shape[1] :] = second[TYPES[1]]
+        # A second prefix of PaliGemma is read from left to right, bare too.
+        for types in {*(TYPES if marks(first) else TYPES[1:])} & first.keys():
+            given[types][:, -second["input_ids"].shape[1] :] = second[types]
         names = {"input_ids", "attention_mask", *TYPES} & given.keys()
         return cls(first, second, {key: given[key] for key in names}, one)
 
@@ -401,7 +403,8 @@ TILED: dict[str, Callable[[], Any]] = {
 def test_what_is_left_are_rows_of_the_bare_model(kind: str, stage: Stage) -> None:
     """Four of a tile: a square number, which InternVL's pixel shuffle would take for a grid."""
     model, keep = TILED[kind](), 4
-    given = CHATS[kind.removesuffix(", norms")].batch.given(model)
+    chat = CHATS[kind.removesuffix(", norms")]
+    given = chat.batch.given(model)
     chosen = SelectAssign(TopK(FeatureNorm()), Drop())
     step = Step(stage, Once(-1 if stage == Stage.BLOCK else None), chosen, Identity())
     zoo = tokenzoo.build(Recipe(step, keep=keep))
@@ -412,7 +415,7 @@ def test_what_is_left_are_rows_of_the_bare_model(kind: str, stage: Stage) -> Non
     assert not torch.equal(kept, torch.arange(keep).expand_as(kept))
     with torch.no_grad():
         rows = model.model.get_image_features(given["pixel_values"], return_dict=True).pooler_output
-        rows = torch.stack(list(rows))
+        rows = torch.cat(list(rows)).reshape(len(kept), chat.tile, -1)
         rows = rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[2]))
         embeds = model.get_input_embeddings()(short["input_ids"])
         embeds[short["input_ids"] == hf.IMAGE] = rows.flatten(0, 1)

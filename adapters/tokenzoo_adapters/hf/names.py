@@ -35,6 +35,7 @@ FEATURES = "hidden_states"
 
 MASK = "attention_mask"
 POSITIONS = "position_ids"
+TYPES = "token_type_ids"
 
 ANGLES = "position_embeddings"
 """Cosines and sines of the positions, an argument of layers."""

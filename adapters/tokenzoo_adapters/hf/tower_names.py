@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class TowerNames:
         cls: whether there is a CLS token; registers are those of the configuration.
         rotary: whether positions act inside the attention.
         flat: whether its input is flat patches and their grid, not an image.
+        padding: the argument that says which patches are not padding, its second; "": there is none.
         asks: whether it interpolates its positions for another image size only if an argument says so.
         scale: the parameter by which a block multiplies its second branch, after its last module; "": none.
         masked: whether a block takes an attention mask.
@@ -29,6 +31,7 @@ class TowerNames:
     cls: bool = True
     rotary: bool = False
     flat: bool = False
+    padding: str = ""
     asks: bool = False
     scale: str = ""
     masked: bool = True
@@ -39,13 +42,26 @@ _CLIP = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
 _DINO = ("norm1", "attention", "norm2", "drop_path")
 _VIT = ("layernorm_before", "attention", "layernorm_after", "dropout")
 
+
+def _idefics(model: str) -> TowerNames:
+    """A SigLIP that takes padded images: its positions are those of a grid of any size."""
+    options: dict[str, Any] = {"cls": False, "padding": "patch_attention_mask"}
+    return TowerNames(model, "encoder.layers", _CLIP, "post_layernorm", **options)
+
+
 TOWERS: dict[str, TowerNames] = {
     "clip": TowerNames("CLIPVisionModel", "encoder.layers", _CLIP, asks=True),
     "siglip": TowerNames(
         "SiglipVisionModel", "encoder.layers", _CLIP, "post_layernorm", cls=False, asks=True
     ),
     "siglip2": TowerNames(
-        "Siglip2VisionModel", "encoder.layers", _CLIP, "post_layernorm", cls=False, flat=True
+        "Siglip2VisionModel",
+        "encoder.layers",
+        _CLIP,
+        "post_layernorm",
+        cls=False,
+        flat=True,
+        padding="pixel_attention_mask",
     ),
     "dinov2": TowerNames("Dinov2Model", "encoder.layer", _DINO, "layernorm"),
     "dinov2_with_registers": TowerNames(
@@ -56,5 +72,7 @@ TOWERS: dict[str, TowerNames] = {
         "InternVLVisionModel", "encoder.layer", _VIT, "layernorm", scale="lambda_2", masked=False
     ),
     "vit": TowerNames("ViTModel", "layers", _VIT, "layernorm", asks=True),
+    "idefics3": _idefics("Idefics3VisionTransformer"),
+    "smolvlm": _idefics("SmolVLMVisionTransformer"),
 }
 """The supported towers, by folder of transformers.models."""

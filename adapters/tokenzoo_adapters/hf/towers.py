@@ -1,4 +1,4 @@
-"""transformers' vision towers: CLIP, SigLIP, SigLIP 2, DINOv2 (with registers), DINOv3 and ViT.
+"""transformers' vision towers: CLIP, SigLIP, SigLIP 2, DINOv2 (with registers), DINOv3, ViT, SmolVLM's.
 
 They differ in names, prefix tokens and pooling, as the table `TOWERS` says. SigLIP 2 here is the class for
 images of any shape (NaFlex). Its images must fill their patches: a padding mask is made for all tokens, and
@@ -58,9 +58,9 @@ class HFTower(Adapter):
 
     @computed
     def stages(self) -> frozenset[str]:
-        """Images can be shrunk unless its input is flat patches, or a reader needs the full grid."""
+        """Images can be shrunk unless a mask or shapes come with them, or a reader needs the full grid."""
         reads_grid = self.outer_class is not None and self.outer_class.reads == "grid"
-        fixed = self.names.flat or reads_grid
+        fixed = bool(self.names.padding) or reads_grid
         return frozenset({"block", "features"} if fixed else {"block", "features", "image"})
 
     @computed
@@ -183,8 +183,13 @@ class HFTower(Adapter):
         undo: list[Undo] = [hf_attention.install(self.model)]
         embeddings = self.model.embeddings
         handles = [embeddings.register_forward_pre_hook(self._look, with_kwargs=True)]
-        if self.names.flat:
-            handles.append(self.model.register_forward_pre_hook(_unpadded, with_kwargs=True))
+        if self.names.padding:
+            unpad = partial(_unpadded, self.names.padding)
+            handles.append(self.model.register_forward_pre_hook(unpad, with_kwargs=True))
+        if self.names.padding and not self.names.flat:
+            # Without a mask it makes one for all patches.
+            encoder = self.model.encoder
+            handles.append(encoder.register_forward_pre_hook(_unmasked, with_kwargs=True))
         if hasattr(self.model, "head") and len(self.blocks()) == len(self._layers()):
             handles.append(hf_pool.install(self.model.head.attention, proportional))
         undo += [handle.remove for handle in handles]
@@ -212,9 +217,9 @@ class HFTower(Adapter):
     def connect(self, attached: Attachment) -> Callable[[], None]:
         """Make the classifier of the outer model count masses."""
         undo = connect_outer(self.model, self.outer, self._own_prefix(), attached)
-        if self.outer is not None and self.names.flat:
-            hook = self.outer.register_forward_pre_hook(_unpadded, with_kwargs=True)
-            undo.append(hook.remove)
+        if self.outer_class is not None and self.names.flat:
+            unpad = partial(_unpadded, self.names.padding)
+            undo.append(self.outer.register_forward_pre_hook(unpad, with_kwargs=True).remove)
         return partial(undo_all, undo)
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
@@ -238,30 +243,36 @@ def find_tower(model: Any, at: str = "", depth: int | None = None) -> HFTower | 
 
 
 def _unpadded(
-    model: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+    name: str, model: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A pre-hook of SigLIP 2: remove a padding mask that masks nothing.
+    """A pre-hook of SigLIP 2 and SmolVLM: remove a padding mask, of that name, that masks nothing.
 
     Raises:
         AttachError: an image does not fill its patches.
     """
     del model
-    given = dict(
-        zip(("pixel_values", "pixel_attention_mask", "spatial_shapes"), args, strict=False)
-    )
+    given = dict(zip(("pixel_values", name, "spatial_shapes"), args, strict=False))
     given |= options
-    mask = given.get("pixel_attention_mask")
+    mask, unfilled = given.get(name), UNFILLED.format(name)
     if mask is not None and torch.compiler.is_compiling():
-        torch._assert_async((mask == 1).all(), UNFILLED)  # pyright: ignore
+        torch._assert_async((mask == 1).all(), unfilled)  # pyright: ignore
     elif mask is not None and not bool((mask == 1).all()):
-        raise AttachError(UNFILLED)
-    return (), {**given, "pixel_attention_mask": None}
+        raise AttachError(unfilled)
+    return (), {**given, name: None}
+
+
+def _unmasked(
+    encoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A pre-hook of an encoder whose mask masks nothing."""
+    del encoder
+    return args[:1], {**options, MASK: None}
 
 
 UNFILLED = (
-    "an image does not fill its patches (pixel_attention_mask has zeros): a mask is made for all tokens, "
-    "and fewer are there. Call the model with images of one shape at a time and the max_num_patches that "
-    "they fill, or detach first"
+    "an image does not fill its patches ({} has zeros): a mask is made for all tokens, and fewer are "
+    "there. Call the model with images of one shape at a time whose patches are all filled (SigLIP 2: the "
+    "max_num_patches that they fill), or detach first"
 )
 
 

@@ -55,7 +55,7 @@ def check_steps(language: LanguageModel, steps: DecoderSteps, adds: int = 0) -> 
         )
     if language.kind not in SUPPORTED:
         raise AttachError(
-            f"the language model {language.kind} is not supported at the stage 'llm'; "
+            f"the language model {language.kind} is not supported at the stage 'llm'{_in_a_row(language)}; "
             f"{', '.join(SUPPORTED)} are. Use a recipe that reduces before the language model"
         )
     if steps.need(FROM_ATTENTION):
@@ -130,3 +130,12 @@ def check_generate(given: Mapping[str, Any], steps: DecoderSteps) -> None:
                 "cuts the caches of all layers to one length, but their lengths differ. Leave it out, or "
                 "use a recipe that reduces before the language model"
             )
+
+
+def _in_a_row(language: LanguageModel) -> str:
+    """Which layers read tokens in a row, so that none may be missing; "": none is known to."""
+    kinds = set(getattr(language.config, "layer_types", None) or ())
+    named = sorted(kind for kind in kinds if "conv" in kind or "linear" in kind or "mamba" in kind)
+    if not named:
+        return ""
+    return f" (layers of the kind {', '.join(named)} read tokens in a row, and padding as if it were one)"

@@ -80,10 +80,16 @@ class VisionLanguageAdapter(Adapter):
         return None if tokens is None else tokens // self._joins()
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """The grid of one image, tile or frame; a square where the projector joins patches."""
-        side = isqrt(tokens)
-        if self._joins() == 1:
+        """The grid of one image, tile or frame.
+
+        Where the projector joins patches, it is that of the patches of this pass, or a square.
+        """
+        joins = self._joins()
+        if joins == 1:
             return self.tower.grid(tokens)
+        seen, g, side = self.tower.grid(tokens * joins), isqrt(joins), isqrt(tokens)
+        if seen is not None and not seen[0] % g and not seen[1] % g:
+            return seen[0] // g, seen[1] // g
         return (side, side) if side * side == tokens else None
 
     def layout(self, x: Tensor) -> TokenLayout:

@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import UnsupportedModelError
-from tokenzoo.hooks import PerThread, Undo, get_state, hook_first, thread_local, undo_all
-from tokenzoo.layouts import BatchedLayout
+from tokenzoo.hooks import Undo
 from tokenzoo_adapters.common.patching import put, remove
-from tokenzoo_adapters.hf.names import LAST, POOLED
+from tokenzoo_adapters.hf.names import POOLED
 from tokenzoo_adapters.hf.vlm import anyres
 from tokenzoo_adapters.hf.vlm.packed_tower import HFPackedTower
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
@@ -48,23 +46,6 @@ def split_by_grid(spec: VisionLanguageSpec, base: Any, tower: Adapter) -> Undo:
     return replaced(base, **methods)
 
 
-def folded_groups(spec: VisionLanguageSpec, base: Any, tower: Adapter) -> Undo:
-    """Give a projector that joins the patches of a square grid each group that is left as its own image.
-
-    The tower's output `[b, prefix + m * p, c]` goes on as `[b * m, prefix + p, c]`, with repeated prefix
-    tokens; what the projector makes of it, `[b * m, 1, c']`, is `[b, m, c']` again. For models that shuffle
-    pixels between the tower and the projector.
-    """
-    del tower
-    folded = _Folded()
-    handles = [
-        getattr(base, spec.tower).register_forward_hook(partial(_fold, folded)),
-        # Before whatever reads the projector's tokens: the step of the stage "projected".
-        hook_first(base.get_submodule(spec.projector), partial(_unfold, folded)),
-    ]
-    return partial(undo_all, [handle.remove for handle in handles])
-
-
 def replaced(base: Any, **methods: Callable[..., Any]) -> Undo:
     """Put methods on an instance; returns what takes them away."""
     put(base, methods)
@@ -83,39 +64,6 @@ def packed_tower(tower: Adapter) -> HFPackedTower:
             "batched: leave them out of the spec"
         )
     return tower
-
-
-class _Folded(PerThread):
-    """The pass of a tower that runs in this thread.
-
-    Attributes:
-        images: of the batch whose groups are images of their own now; None: they are not.
-    """
-
-    images: int | None = thread_local("images")
-
-
-def _fold(folded: _Folded, tower: nn.Module, args: Any, output: Any) -> Any:
-    """A hook of the tower; groups that are all there are left in their grid."""
-    del tower, args
-    x: Tensor = getattr(output, LAST)
-    state = get_state(x)
-    layout = None if state is None else state.layout
-    folded.images = None
-    if not isinstance(layout, BatchedLayout) or layout.group == 1 or layout.raster is not None:
-        return output
-    folded.images, m = x.shape[0], layout.bucket.tokens
-    prefix, patches = x[:, : layout.prefix], x[:, layout.prefix :]
-    groups = patches.reshape(-1, layout.group, x.shape[2])  # [b * m, p, c]
-    setattr(output, LAST, torch.cat([prefix.repeat_interleave(m, 0), groups], 1))
-    return output
-
-
-def _unfold(folded: _Folded, projector: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """A hook of the projector."""
-    del projector, args
-    images, folded.images = folded.images, None
-    return output if images is None else output.reshape(images, -1, output.shape[-1])
 
 
 def _pack(base: Any, image_features: Any, image_sizes: Any, *args: Any, **options: Any) -> Any:

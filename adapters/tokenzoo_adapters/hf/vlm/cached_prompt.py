@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo_adapters.hf.names import MASK, POSITIONS, cache_of
+from tokenzoo_adapters.hf.names import MASK, POSITIONS, TYPES, cache_of
 from tokenzoo_adapters.hf.vlm.placeholders import Shortened
 
 CACHED = "_tokenzoo_prompt"
@@ -35,6 +35,7 @@ class CachedPrompt:
         positions: `[3, b, m]`, where the tokens keep the positions of the caller's prompt; otherwise None.
         after: `[b, 1]`, the position of what comes next then.
         columns: whether the positions are columns, with the padding: a call by hand, without positions.
+        types: `[b, m]`, the token types; None: the call had none.
     """
 
     full: Tensor
@@ -44,11 +45,19 @@ class CachedPrompt:
     positions: Tensor | None = None
     after: Tensor | None = None
     columns: bool = False
+    types: Tensor | None = None
 
     @property
     def removed(self) -> int:
         """How many columns the caller's prompt is longer."""
         return self.full.shape[1] - self.short.shape[1]
+
+    def typed(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The token types of a conversation `[b, m + k]`, if a call has those of its k new tokens."""
+        new = given.get(TYPES)
+        if self.types is None or not isinstance(new, Tensor):
+            return {}
+        return {TYPES: torch.cat([self.types.to(new), new], 1)}
 
     def begins(self, ids: Tensor) -> bool:
         """Whether a prompt goes on where this one ended."""
@@ -140,6 +149,9 @@ def in_cache(given: dict[str, Any], *, moves: bool, first: int) -> dict[str, Any
     rest = mask[:, cached.full.shape[1] :]
     short = torch.cat([cached.mask.to(mask), rest], 1)
     new = {**given, MASK: short}
+    types = given.get(TYPES)
+    if isinstance(types, Tensor) and types.shape[1] == whole:
+        new |= cached.typed({TYPES: types[:, cached.full.shape[1] :]})
     if moves and isinstance(positions, Tensor):
         new[POSITIONS] = positions - _shift(cached, positions - first, mask, past)
     elif moves and positions is None and not cached.columns:

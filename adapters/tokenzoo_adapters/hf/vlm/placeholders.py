@@ -50,11 +50,12 @@ class VisualSpan:
     fixed: int = 0
     patches: int = 0
     encoded: int = 0
+    run: int = 0
 
     def __post_init__(self) -> None:
         for name in ("full", "short", "units"):
             check_count(name, getattr(self, name))
-        for name in ("fixed", "patches", "encoded"):
+        for name in ("fixed", "patches", "encoded", "run"):
             check_count(name, getattr(self, name), 0)
 
     def entering(self, recipe: Recipe, layer: int) -> int:

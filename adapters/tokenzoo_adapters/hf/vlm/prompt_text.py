@@ -47,7 +47,8 @@ class PromptText(PerThread):
 
     Attributes:
         current: that call; None: images are encoded without a prompt.
-        projected: how often the projector has run in it: once for the images, once for the videos.
+        projected: how often the projector has run in it: once for the images, once for the videos, and for
+            each of their sizes (`VisualSpan.run`).
     """
 
     current: PromptCall | None = thread_local("current")
@@ -90,7 +91,8 @@ class PromptText(PerThread):
             AttachError: there is no prompt, it is no ids, or one with an image has no text.
         """
         call, number = self.current, self.projected
-        if call is None or not number or number > len(call.visuals):
+        runs = [] if call is None else _runs(call.visuals)
+        if call is None or not number or number > len(runs):
             raise AttachError(
                 "this recipe chooses by the text of a prompt, and images are encoded without one: call the "
                 "model or generate with input_ids and pixel values, or attach a recipe that needs no text"
@@ -102,7 +104,8 @@ class PromptText(PerThread):
                 "the processor returns them, not inputs_embeds"
             )
         ids = ids.cpu()
-        rows = _rows(ids, *list(call.visuals.items())[number - 1])
+        token, run = runs[number - 1]
+        rows = _rows(ids, token, call.visuals[token], run)
         words = _words(ids, call, _special(model, base, call.visuals))
         of_rows = {row: ids[row][words[row]] for row in rows}
         for row, text in of_rows.items():
@@ -127,13 +130,23 @@ class PromptText(PerThread):
             self.projected += 1
 
 
-def _rows(ids: Tensor, token: int, several: list[VisualSpan]) -> list[int]:
-    """Of each image, crop or frame, the row of its prompt.
+def _runs(visuals: Visuals) -> list[tuple[int, int]]:
+    """The runs of the projector in a call, in order: a placeholder, and which run of its images it is."""
+    return [
+        (token, run)
+        for token, several in visuals.items()
+        for run in sorted({one.run for one in several})
+    ]
+
+
+def _rows(ids: Tensor, token: int, several: list[VisualSpan], run: int) -> list[int]:
+    """Of each image, crop or frame of a run of the projector, the row of its prompt.
 
     Args:
         ids: `[b, m]`, with the planned placeholders.
         token: the placeholder.
         several: its images or videos, in the order of the prompts.
+        run: which of them.
     """
     places = (ids == token).nonzero()  # [p, 2], row by row
     wanted = sum(one.short for one in several)
@@ -145,7 +158,8 @@ def _rows(ids: Tensor, token: int, several: list[VisualSpan]) -> list[int]:
     rows: list[int] = []
     begin = 0
     for one in several:
-        rows += [int(places[begin, 0])] * (one.encoded or one.units)
+        if one.run == run:
+            rows += [int(places[begin, 0])] * (one.encoded or one.units)
         begin += one.short
     return rows
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo_adapters.hf.names import MASK, POSITIONS
+from tokenzoo_adapters.hf.names import MASK, POSITIONS, TYPES
 from tokenzoo_adapters.hf.vlm.cached_prompt import (
     CACHED,
     CachedPrompt,
@@ -26,7 +26,7 @@ from tokenzoo_adapters.hf.vlm.placeholders import Shortened, shorten
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall
 from tokenzoo_adapters.hf.vlm.spec import Spans
 
-FILLS = {MASK: 0, "labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+FILLS = {MASK: 0, "labels": -100, TYPES: 0, "mm_token_type_ids": 0}
 """What stands in padding, for each argument that has one value per token of the prompt."""
 
 
@@ -102,7 +102,8 @@ def shorten_call(
     now = real if now is None else now
     before = torch.ones_like(ids) if mask is None else (mask != 0).to(ids.dtype)
     lost = before.sum(1, keepdim=True) - (now != 0).to(ids.dtype).sum(1, keepdim=True)
-    cached = CachedPrompt(ids, new["input_ids"], now, lost)
+    types = new[TYPES] if per_token(TYPES, new.get(TYPES), new["input_ids"]) else None
+    cached = CachedPrompt(ids, new["input_ids"], now, lost, types=types)
     return ShortCall(new, cached, None if found is None else found.index)
 
 
@@ -152,10 +153,11 @@ def per_token(name: str, value: object, ids: Tensor) -> bool:
 
 
 def padding_id(config: Any) -> int:
-    """A token to stand in padding, which nothing reads; never a placeholder."""
-    for source in (config, config.get_text_config()):
+    """A token to stand in padding, which nothing reads: embedded, and never a placeholder."""
+    text = config.get_text_config()
+    for source in (text, config):
         token = getattr(source, "pad_token_id", None)
-        if isinstance(token, int) and token >= 0:
+        if isinstance(token, int) and 0 <= token < text.vocab_size:
             return token
     return 0
 

@@ -21,6 +21,16 @@ def per_image(call: SpanCall) -> list[VisualSpan]:
     return [span] * len(call.pixels)
 
 
+def per_tile(call: SpanCall) -> list[VisualSpan]:
+    """Tiles `[rows, tiles, 3, h, w]`. What is all zeros fills up the row of a prompt, and is no tile.
+
+    Where there are only zeros the first is one, as in the model.
+    """
+    n = call.tokens()
+    tiles = int((call.pixels != 0).flatten(2).any(2).sum())
+    return [VisualSpan(n, call.plan(n), patches=n)] * max(1, tiles)
+
+
 def per_size(call: SpanCall) -> list[VisualSpan]:
     """Images of sizes `[images, 2]` that are cut into a base crop and a grid of crops (`anyres.py`).
 

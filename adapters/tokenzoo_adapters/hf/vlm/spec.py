@@ -84,6 +84,8 @@ class VisionLanguageSpec:
         first_position: of a prompt; positions of the model are counted from it.
         streams: features of inner blocks of the tower that the language model adds to its first layers, one
             block after each layer. The tower must be one that carries them.
+        gaps: whether padding may come between the tokens of a conversation. Not where a layer of the
+            language model reads the columns before (short convolutions), whatever the mask says.
         refuse: of the bare model and its tower, a sentence after the name of the model that says why it
             cannot be attached to and what to do; None: it can.
     """
@@ -102,6 +104,7 @@ class VisionLanguageSpec:
     assembly: tuple[Assembly, ...] = ()
     positions: Literal["sequential", "mrope"] = "sequential"
     first_position: int = 0
+    gaps: bool = True
     streams: tuple[ExtraStream, ...] = ()
     refuse: Callable[[Any, Adapter], str | None] = nothing
 

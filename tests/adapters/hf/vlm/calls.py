@@ -14,11 +14,14 @@ import transformers
 from torch import Tensor, nn
 
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import glm, internvl, paligemma, qwen
+from tests.adapters.hf.vlm import gemma3, glm, idefics3, internvl, lfm2_vl, paligemma, qwen
 from tests.adapters.models import gap
 
 TEMPLE, FLOWER, TALL, WIDE, SMALL, *_ = hf.photos()
 KINDS = {make.__name__: make for make in (hf.llava, hf.llava_next, hf.llava_onevision)}
+NESTED = {"gemma3": gemma3.inputs, "idefics3": idefics3.inputs, "smolvlm": idefics3.inputs}
+NESTED["lfm2_vl"] = lfm2_vl.inputs
+"""What the processor of a model returns, by its kind, if it takes the images of each prompt."""
 NEW = 3  # tokens of an answer: by the prompt, by its cache, and by one that has grown
 
 CACHES = ("cache", "past_key_values")
@@ -47,6 +50,8 @@ def inputs(
         return qwen.inputs(model, prompts, flat, videos, side)
     if kind.startswith("glm4v"):
         return glm.inputs(prompts, flat, videos, side)
+    if kind in NESTED:
+        return NESTED[kind](prompts, images, side)
     made = internvl.inputs if kind == "internvl" else paligemma.inputs
     return made(prompts, flat, side)
 
@@ -127,7 +132,8 @@ def entering(model: Any) -> Generator[list[dict[str, Any]]]:
         calls.append(dict(kwargs))
 
     base = getattr(model, "model", model)
-    handle = base.language_model.register_forward_pre_hook(hook, with_kwargs=True)
+    language = base.text_model if hasattr(base, "text_model") else base.language_model
+    handle = language.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield calls
     finally:

@@ -7,6 +7,7 @@ two words: the word that is in the prompt says which of them is kept.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,20 +35,28 @@ from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import moved, said, whole
 from tokenzoo.errors import AttachError
 
-MODELS = (*KINDS, "qwen2_5_vl", "internvl", "paligemma")
+MODELS = (*KINDS, "qwen2_5_vl", "internvl", "paligemma", "gemma3", "idefics3", "lfm2_vl")
 EACH = pytest.mark.parametrize("kind", MODELS)
 RECIPES = pytest.mark.parametrize("name", ["trim", "cdpruner"])
 NARROW = TEMPLE.crop((0, 0, 400, 10))  # crops that are letterbox alone have no placeholders
 PROMPTS = ("<image> flower", "<image> dome <image> dome dome")
 IMAGES = ((NARROW,), (FLOWER, TALL))
 PIXELS = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
+PIXELS += ("pixel_attention_mask", "spatial_shapes")
 WORD = {word: WORDS.index(word) for word in ("flower", "dome")}
 
 
 def inputs(
     kind: str, prompts: Sequence[str], images: Sequence[Sequence[Any]], side: str = "left"
 ) -> Any:
-    """What the processor of that model returns; of PaliGemma, with the images before the words."""
+    """What the processor of that model returns.
+
+    Of PaliGemma with the images before the words; where a tile has marks, which are words, with more words.
+    """
+    if kind in ("idefics3", "lfm2_vl"):
+        short = {id(NARROW): NARROW.resize((100, 50))}  # LFM2-VL has no room for so narrow an image
+        images = [[short.get(id(image), image) for image in some] for some in images]
+        prompts = [re.sub(r"(flower|dome)", r"\1 " * 30, prompt) for prompt in prompts]
     if kind == "paligemma":
         prompts = [f"{'<image> ' * p.count('<image>')}{p.replace('<image>', '')}" for p in prompts]
     return calls.inputs(whole(kind), prompts, images, None, side)
@@ -86,7 +95,8 @@ def planted(kind: str) -> Any:
         base.visual.register_forward_pre_hook(see, with_kwargs=True)
         base.visual.merger.register_forward_hook(plant)
     else:
-        base.multi_modal_projector.register_forward_hook(plant)
+        projector = getattr(base, "connector" if kind == "idefics3" else "multi_modal_projector")
+        projector.register_forward_hook(plant)
     return model
 
 

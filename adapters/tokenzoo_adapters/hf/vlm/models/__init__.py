@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tokenzoo_adapters.hf.vlm.models.gemma3 import GEMMA3
 from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE
 from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
+from tokenzoo_adapters.hf.vlm.models.lfm2_vl import LFM2_VL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
 from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
@@ -12,6 +14,7 @@ from tokenzoo_adapters.hf.vlm.models.qwen2_5_vl import QWEN2_5_VL
 from tokenzoo_adapters.hf.vlm.models.qwen2_vl import QWEN2_VL
 from tokenzoo_adapters.hf.vlm.models.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from tokenzoo_adapters.hf.vlm.models.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
+from tokenzoo_adapters.hf.vlm.models.smolvlm import IDEFICS3, SMOLVLM
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec
 
 SPECS: tuple[VisionLanguageSpec, ...] = (
@@ -28,4 +31,8 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     GLM4V_MOE,
     INTERNVL,
     PALIGEMMA,
+    GEMMA3,
+    IDEFICS3,
+    SMOLVLM,
+    LFM2_VL,
 )

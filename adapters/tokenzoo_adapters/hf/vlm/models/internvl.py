@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenzoo.adapter import Adapter
-from tokenzoo_adapters.hf.vlm.assembly import folded_groups
+from tokenzoo_adapters.hf.vlm.groups import folded_groups
 from tokenzoo_adapters.hf.vlm.models.llava import LAYERS, STRATEGY, wrong_strategy
 from tokenzoo_adapters.hf.vlm.spans import per_image
 from tokenzoo_adapters.hf.vlm.spec import Modality, VisionLanguageSpec

@@ -14,7 +14,8 @@ from tests.evaluation.subjects import small_llava
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.evaluation import Subject, TaskOptions, focus_vit, jobs, run
 from tokenzoo.evaluation.tasks import collage_vqa, prepare
-from tokenzoo.evaluation.vqa import model
+from tokenzoo.evaluation.vqa import llava, model
+from tokenzoo.evaluation.vqa import subject as vqa
 from tokenzoo.evaluation.vqa.collages import CELLS, COLOURS, GRID, SIDE, collages
 from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, Scene, ask, scenes
 from tokenzoo.evaluation.vqa.words import PLACES, VOCABULARY, encode
@@ -116,7 +117,7 @@ def test_an_image_is_encoded_once_for_all_of_its_questions(
     with torch.no_grad():
         found = subject.score(vlm, range(2), "").answers
         assert sizes == [encoded, encoded]
-        monkeypatch.setattr(collage_vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
+        monkeypatch.setattr(vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
         apart = subject.score(vlm, range(2), "").answers
     assert sizes[2:] == [8, 8]
     assert found is not None
@@ -136,14 +137,14 @@ def test_a_sweep_of_the_tower_and_of_the_llama(subject: Subject) -> None:
 
 def test_weights_are_those_of_projector_and_llama_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     state = load((files("tokenzoo") / "weights" / model.WEIGHTS).read_bytes())
-    assert not [name for name in state if name.startswith(model.TOWER)]
+    assert not [name for name in state if name.startswith(llava.TOWER)]
     focus = focus_vit.FocusViT(focus_vit.backbone())
     monkeypatch.setattr(focus_vit, "load_focus_vit", lambda: focus)
     loaded = model.load_collage_llava().state_dict()
     assert all(loaded[name].equal(value.float()) for name, value in state.items())
     assert loaded["lm_head.weight"].equal(loaded["model.language_model.embed_tokens.weight"])
     tower = focus.backbone.state_dict()
-    assert all(loaded[model.TOWER + name].equal(value) for name, value in tower.items())
+    assert all(loaded[llava.TOWER + name].equal(value) for name, value in tower.items())
 
 
 def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@
 
 The tower is frozen, so it runs once over the training pages, and its features are kept on disk. The layers
 of the Llama begin as those of collage-vqa, which find places and compare what they read; so do the words
-for places, numbers, yes and no. Training has two parts:
+for places, numbers, yes and no. Training has three parts:
 
 1. align: each projected patch names the word, if there is one, and the place of its cell, in the embedding
    of the Llama's own words;
-2. whole pages.
+2. windows of 3 of the 8 slots, which have 96 of the 256 tokens, under the names that they have in the page;
+3. whole pages.
 
 In half of the batches a page is put together from the cells of several ones, each in its own place. No
 token is ever removed in training. The student and the loop are those of `vqa_training.py`.
@@ -33,7 +34,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from vqa_training import CHUNK, Course, Student, tensors
 
 from tokenzoo.evaluation.vqa import llava, model, words
-from tokenzoo.evaluation.vqa.documents import COLUMNS, FRAMES, KEYS, VALUES, Page, pages, printed
+from tokenzoo.evaluation.vqa.documents import (
+    COLUMNS,
+    FRAMES,
+    KEYS,
+    SLOTS,
+    VALUES,
+    Page,
+    pages,
+    printed,
+)
 from tokenzoo.evaluation.vqa.page_questions import KINDS, PLACES, WORDS, Question, ask, cells
 
 PER_LINE = 32  # patches of a slot: 2 rows of 16
@@ -85,7 +95,8 @@ class Features:
 def contents(page: Page) -> list[str | None]:
     """What is in each cell: a word, the stamp, or nothing."""
     found = cells(page)
-    found[page.stamp] = "stamp"
+    if page.stamp is not None:
+        found[page.stamp] = "stamp"
     return found
 
 
@@ -143,11 +154,37 @@ def align_loss(student: Student, x: Tensor, made: Sequence[Page]) -> tuple[Tenso
 
 
 def drawn(page: Page, count: int, rng: random.Random) -> list[Question]:
-    """Draw `count` questions of all kinds in a random order."""
-    kinds = [*KINDS, *SLOW]
+    """Draw `count` questions that have an answer, of all kinds in a random order."""
+    kinds, found = [*KINDS, *SLOW], list[Question]()
     rng.shuffle(kinds)
-    asked = (ask(kinds[turn % len(kinds)], page, rng) for turn in range(count))
-    return [question for question in asked if question is not None]
+    for turn in range(100 * count):
+        if len(found) == count:
+            break
+        question = ask(kinds[turn % len(kinds)], page, rng)
+        found += [] if question is None else [question]
+    return found
+
+
+def window(x: Tensor, made: Sequence[Page], rng: random.Random) -> tuple[Tensor, list[Page]]:
+    """Cut three slots out of each page, of which two or three have a line: [b, 96, c].
+
+    Often two of them have the same value, or "same" would seldom be answered by yes.
+    """
+    picks, parts = list[Tensor](), list[Page]()
+    for page in made:
+        lines = [slot for slot in range(SLOTS) if page.keys[slot]]
+        equal = [slot for slot in lines if page.values.count(page.values[slot]) == 2]
+        slots = set(equal if rng.random() < 0.4 else rng.sample(lines, 2))
+        slots.add(rng.choice([slot for slot in range(SLOTS) if slot not in slots]))
+        keys, values = (
+            [word if slot in slots else None for slot, word in enumerate(side)]
+            for side in (page.keys, page.values)
+        )
+        stamp = page.stamp if page.stamp // COLUMNS in slots else None
+        parts.append(Page(keys, values, stamp, page.frame))
+        picks.append(torch.isin(PATCH // PER_LINE, torch.tensor(sorted(slots))).nonzero()[:, 0])
+    index = torch.stack(picks)  # [b, 96]
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2])), parts
 
 
 def train(args: argparse.Namespace) -> None:
@@ -160,11 +197,14 @@ def train(args: argparse.Namespace) -> None:
     def lesson(
         part: str, step: int, rng: random.Random, generator: torch.Generator
     ) -> tuple[Tensor, list[float]]:
-        x, made = data.batch(args.batch * (1 if part == "whole" else 4), rng, step % 2 == 0)
-        named, right = align_loss(student, x, made)
+        x, made = data.batch(args.batch * (1 if part == "whole" else 3), rng, step % 2 == 0)
         if part == "align":
-            return named, right
-        asked, answers = tensors([drawn(page, 22, rng) for page in made], WORDS.encode)
+            return align_loss(student, x, made)
+        named, _ = align_loss(student, x[:4], made[:4])
+        if part == "window":
+            x, made = window(x, made, rng)
+        count = 22 if part == "whole" else 12
+        asked, answers = tensors([drawn(page, count, rng) for page in made], WORDS.encode)
         # Places are to be read from the features: a shorter prompt has other positions.
         if step % 4 < 2:
             x = x[:, torch.randperm(x.shape[1], generator=generator)]
@@ -182,7 +222,7 @@ def train(args: argparse.Namespace) -> None:
         for page in held.pages
     ]
     course = Course(
-        (("align", args.align), ("whole", 1.0)),
+        (("align", args.align), ("window", args.window), ("whole", 1.0)),
         lesson,
         lambda: training.validate(student, held.x, questions, WORDS.encode),
         renew,
@@ -192,7 +232,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     about = __doc__.partition("\n")[0] if __doc__ else None
-    parser = training.arguments(about, name="documents", minutes=40.0, align=0.1)
+    parser = training.arguments(about, name="documents", minutes=40.0, align=0.1, window=0.4)
     parser.add_argument("--pages", type=int, default=1200, help="pages of the training")
     args = parser.parse_args()
     if args.threads:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import torch
 from safetensors.torch import load
-from train_documents import CELL_OF, FRAMES, INKED, Features, contents, start
+from train_documents import CELL_OF, FRAMES, INKED, Features, contents, start, window
 
 from tokenzoo.evaluation.vqa import llava, model, words
 from tokenzoo.evaluation.vqa.documents import LEFTS, pages, printed
@@ -28,6 +28,28 @@ def test_new_pages_keep_words_places_and_frame_together() -> None:
         assert patches[:, 0].equal(wanted[CELL_OF])
         assert patches[:, 1].equal(torch.arange(256))
         assert set(patches[:, 2].tolist()) == {FRAMES.index(page.frame)}
+
+
+def test_windows_keep_slots_and_answers_together() -> None:
+    """Each patch says what is in its cell, and where it is."""
+    made = pages("train", 20, seed=0)
+    inside = torch.tensor(
+        [[WORDS.index.get(what or "", 0) for what in contents(page)] for page in made]
+    )
+    told = torch.stack([inside[:, CELL_OF], torch.arange(256).expand(20, -1)], 2)
+    x, parts = window(told, made, random.Random(0))
+    assert x.shape == (20, 96, 2)
+    stamps = 0
+    for patches, page, part in zip(x, made, parts, strict=True):
+        wanted = torch.tensor([WORDS.index.get(what or "", 0) for what in contents(part)])
+        assert patches[:, 0].equal(wanted[CELL_OF[patches[:, 1]]])
+        left = set(CELL_OF[patches[:, 1]].tolist())
+        assert len(left) == 6
+        assert {cell for cell, what in enumerate(contents(page)) if what} & left == {
+            cell for cell, what in enumerate(contents(part)) if what
+        }
+        stamps += part.stamp is not None
+    assert 0 < stamps < 20
 
 
 def test_words_are_in_the_patches_that_name_them() -> None:

@@ -103,9 +103,9 @@ def test_answers_are_right() -> None:
 
 
 def test_an_empty_page_has_no_answer_to_some() -> None:
-    page = Page([None] * SLOTS, [None] * SLOTS, 0, "plain")
+    page = Page([None] * SLOTS, [None] * SLOTS, None, "plain")
     unanswered = {kind for kind in KINDS if ask(kind, page, random.Random(2)) is None}
-    assert unanswered == {"word-at", "value-of", "key-of", "word-where", "same"}
+    assert unanswered == {"stamp-where", "word-at", "value-of", "key-of", "word-where", "same"}
 
 
 def test_words_are_told_apart() -> None:

@@ -51,13 +51,14 @@ class Page:
     Attributes:
         keys: the word in the left column of each slot; None: the slot is blank.
         values: the word in the right column of each slot; None where the key is.
-        stamp: the cell with the stamp: twice its slot, plus 1 if it is in the right column.
+        stamp: the cell with the stamp: twice its slot, plus 1 if it is in the right column; None: there is
+            none, as in a part of a page.
         frame: one of `FRAMES`.
     """
 
     keys: Sequence[str | None]
     values: Sequence[str | None]
-    stamp: int
+    stamp: int | None
     frame: str
 
 
@@ -124,9 +125,10 @@ def _printed(page: Page, rng: random.Random) -> Tensor:
                 y = slot * HEIGHT + BASELINE + rng.randint(-SHIFT[1], SHIFT[1])
                 ink = (rng.randint(0, 60),) * 3
                 draw.text((x, y), word, font=_font(), fill=ink, anchor="ls")
-    slot, column = divmod(page.stamp, COLUMNS)
-    x, y = LEFTS[column] + rng.randint(10, 40), slot * HEIGHT + rng.randint(12, 16)
-    draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), fill=rng.choice(STAMPS))
+    if page.stamp is not None:
+        slot, column = divmod(page.stamp, COLUMNS)
+        x, y = LEFTS[column] + rng.randint(10, 40), slot * HEIGHT + rng.randint(12, 16)
+        draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), fill=rng.choice(STAMPS))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.reshape(SIDE, SIDE, 3).permute(2, 0, 1) / 255
 

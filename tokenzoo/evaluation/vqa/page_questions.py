@@ -88,8 +88,10 @@ def _frame(page: Page, rng: random.Random) -> Question:
     return Question("frame", ("kind", "of", "frame", END), page.frame)
 
 
-def _stamp_where(page: Page, rng: random.Random) -> Question:
+def _stamp_where(page: Page, rng: random.Random) -> Question | None:
     del rng
+    if page.stamp is None:
+        return None
     return Question("stamp-where", ("where", "is", "stamp", END), PLACES[page.stamp])
 
 

@@ -7,21 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from vqa_training import Student, export, tensors
 
-from benchmarks.train_collage_vqa import (
-    CELL_OF,
-    Features,
-    Student,
-    drawn,
-    export,
-    tensors,
-    whole,
-    window,
-)
+from benchmarks.train_collage_vqa import CELL_OF, Features, drawn, whole, window
 from tests.evaluation.subjects import small_llava
 from tokenzoo.evaluation import focus_vit
-from tokenzoo.evaluation.vqa import model
+from tokenzoo.evaluation.vqa import llava, model
 from tokenzoo.evaluation.vqa.collages import collages
+from tokenzoo.evaluation.vqa.words import encode
 
 
 def test_answers_from_features_are_those_of_the_exported_model(tmp_path: Path) -> None:
@@ -29,12 +22,12 @@ def test_answers_from_features_are_those_of_the_exported_model(tmp_path: Path) -
     images = focus_vit.images_of(made.images)
     with torch.no_grad():
         shown = vlm.model.vision_tower(pixel_values=images, output_hidden_states=True)
-        x = shown.hidden_states[model.LAYER][:, 1:]
+        x = shown.hidden_states[llava.LAYER][:, 1:]
         student, rng = Student(vlm, x), random.Random(0)
         asked = [
             drawn(one, 8, rng) for one in whole(Features(x, made.digits, made.colours, made.dots))
         ]
-        words, _ = tensors(asked)
+        words, _ = tensors(asked, encode)
         found = student.answers(x, words)  # [2, 8, v]
         export(student, vlm, tmp_path / "out.safetensors")
         state = load_file(tmp_path / "out.safetensors")

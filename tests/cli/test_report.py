@@ -122,7 +122,7 @@ def test_maps_of_samples(measured: Path, options: tuple, images: int) -> None:
         (("--maps", "dense"), "maps 'dense'; it must be TASK, TASK=PATH or all"),
         (("--maps", "all=here"), "maps 'all=here'; it must be"),
         (("--maps", "read"), "maps of 'read'; there are maps of digits"),
-        (("--maps", "digits=here"), "its model and collages are fixed"),
+        (("--maps", "digits=here"), "its model and images are fixed"),
         (("--maps", "digits", "--map-images", 5), "which has 4 that can be drawn"),
         (("--maps", "digits", "--map-images", 0), "map-images=0"),
         (("--maps", "digits", "--markdown", "board.md"), "without a page"),

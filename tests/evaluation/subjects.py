@@ -10,7 +10,9 @@ from transformers import Dinov2Config, Dinov2Model
 from tests.adapters.models import VIT
 from tokenzoo.evaluation import Outcome, Subject
 from tokenzoo.evaluation.task import batches
-from tokenzoo.evaluation.vqa import model
+from tokenzoo.evaluation.vqa import llava
+from tokenzoo.evaluation.vqa.vocabulary import Vocabulary
+from tokenzoo.evaluation.vqa.words import WORDS
 
 SAMPLES, TOKENS = 6, 49
 
@@ -36,13 +38,13 @@ def subject(**options: Any) -> Subject:
     )
 
 
-def small_llava() -> Any:
-    """That of `collage-vqa`, with a tower of 9 narrow blocks, the last of which is not read."""
+def small_llava(words: Vocabulary = WORDS) -> Any:
+    """A small LLaVA with a tower of 9 narrow blocks, the last of which is not read."""
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=32, num_attention_heads=2, num_hidden_layers=9, image_size=224, patch_size=14
     )
-    vlm = model.untrained(Dinov2Model(config))
+    vlm = llava.untrained(words, Dinov2Model(config))
     for value in vlm.parameters():
         if value.ndim == 2:
             torch.nn.init.normal_(value, std=value.shape[1] ** -0.5)

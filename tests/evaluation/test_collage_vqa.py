@@ -1,23 +1,16 @@
-"""The task `collage-vqa`: collages show what is said of them, answers are right, prompts are scored."""
+"""The task `collage-vqa`: collages show what is said of them, and answers are right."""
 
 from __future__ import annotations
 
 import random
-from importlib.resources import files
 
 import pytest
 import torch
-from safetensors.torch import load
 
-import tokenzoo
-from tests.evaluation.subjects import small_llava
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
-from tokenzoo.evaluation import Subject, TaskOptions, focus_vit, jobs, run
-from tokenzoo.evaluation.tasks import collage_vqa, prepare
-from tokenzoo.evaluation.vqa import model
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.vqa.collages import CELLS, COLOURS, GRID, SIDE, collages
-from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, Scene, ask, scenes
-from tokenzoo.evaluation.vqa.words import PLACES, VOCABULARY, encode
+from tokenzoo.evaluation.vqa.questions import KINDS, Scene, ask, scenes
+from tokenzoo.evaluation.vqa.words import PLACES, encode
 
 
 def test_a_collage_shows_its_colours_and_its_dot() -> None:
@@ -73,84 +66,8 @@ def test_a_part_of_a_collage_has_no_answer_to_some() -> None:
     assert {"colour-most", "digit-where", "dot-where"} <= unanswered
 
 
-@pytest.fixture
-def subject(monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setattr(collage_vqa, "load_collage_llava", small_llava)
-    return prepare("collage-vqa", TaskOptions(samples=2))
-
-
-def test_scores_are_those_of_the_words_that_are_most_likely(subject: Subject) -> None:
-    """Each prompt alone, with a recipe attached, against the answers of the scene."""
-    drawn = collages("test", 2, seed=0)
-    images, rng = focus_vit.images_of(drawn.images), random.Random(0)
-    right: list[float] = []
-    with tokenzoo.build("tome", keep=16).attach(subject.model), torch.no_grad():
-        outcome = subject.score(subject.model, range(1, 2), "")
-        for index, scene in enumerate(scenes(drawn)):
-            for one in (ask(kind, scene, rng) for kind in KINDS):
-                assert one is not None
-                ids = model.prompts([one.words])
-                logits = subject.model(input_ids=ids, pixel_values=images[index, None]).logits
-                hit = VOCABULARY[int(logits[0, -1].argmax())] == one.answer
-                right += [float(hit)] if index == 1 else []
-    scores = {name: value.item() for name, value in outcome.scores.items()}
-    assert [scores[kind] for kind in KINDS] == right
-    assert scores["right"] == sum(right) / len(right)
-    assert scores["coarse"] == pytest.approx(sum(right[: len(COARSE)]) / len(COARSE))
-    assert scores["fine"] == pytest.approx(sum(right[len(COARSE) :]) / len(FINE))
-
-
-@pytest.mark.parametrize(
-    ("name", "encoded"),
-    [("evoprune", 1), ("divprune", 1), ("fastv", 1), (None, 1), ("cdpruner", 8)],
-)
-def test_an_image_is_encoded_once_for_all_of_its_questions(
-    subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unless the question decides which tokens are kept."""
-    vlm, sizes = subject.model, list[int]()
-    if name is not None:
-        tokenzoo.build(name, keep=64).attach(vlm)
-    tower = vlm.model.vision_tower
-    tower.embeddings.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
-    with torch.no_grad():
-        found = subject.score(vlm, range(2), "").answers
-        assert sizes == [encoded, encoded]
-        monkeypatch.setattr(collage_vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
-        apart = subject.score(vlm, range(2), "").answers
-    assert sizes[2:] == [8, 8]
-    assert found is not None
-    assert torch.equal(found, apart)
-
-
-def test_a_sweep_of_the_tower_and_of_the_llama(subject: Subject) -> None:
-    recipes = ["evoprune", "fastv", "downsample"]
-    bare, *rows = run(subject, jobs(recipes, [16]), rounds=0)
-    assert bare.agreement == [1, 1]
-    assert [(row.key.recipe, row.status, row.tokens) for row in rows[:2]] == [
-        ("evoprune", "ok", 16),
-        ("fastv", "ok", 256),  # enter the Llama
-    ]
-    assert rows[2].status == "refused"  # its prompt would be for a larger image
-
-
-def test_weights_are_those_of_projector_and_llama_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = load((files("tokenzoo") / "weights" / model.WEIGHTS).read_bytes())
-    assert not [name for name in state if name.startswith(model.TOWER)]
-    focus = focus_vit.FocusViT(focus_vit.backbone())
-    monkeypatch.setattr(focus_vit, "load_focus_vit", lambda: focus)
-    loaded = model.load_collage_llava().state_dict()
-    assert all(loaded[name].equal(value.float()) for name, value in state.items())
-    assert loaded["lm_head.weight"].equal(loaded["model.language_model.embed_tokens.weight"])
-    tower = focus.backbone.state_dict()
-    assert all(loaded[model.TOWER + name].equal(value) for name, value in tower.items())
-
-
-def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused() -> None:
     with pytest.raises(BadArgumentError, match=r"'purple' is not in the vocabulary.* red"):
         encode(["count", "purple"])
     with pytest.raises(BadArgumentError, match="split='all'"):
         collages("all", 1, seed=0)
-    monkeypatch.setattr(model, "WEIGHTS", "other.safetensors")
-    with pytest.raises(MissingDependencyError, match=r"weights/other\.safetensors.*train_collage"):
-        model.load_collage_llava()

@@ -148,7 +148,7 @@ def test_other_samples_than_those_of_the_rows_are_refused(collages: Subject, tmp
             subject_for(replace(one, facts=facts))
     with pytest.raises(BadArgumentError, match="maps of 'knn'; there are maps of digits"):
         subject_for(replace(one, task="knn"))
-    with pytest.raises(BadArgumentError, match="its model and collages are fixed"):
+    with pytest.raises(BadArgumentError, match="its model and images are fixed"):
         subject_for(one, tmp_path)
 
 

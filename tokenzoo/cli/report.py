@@ -46,7 +46,7 @@ def run_it(
     maps: Annotated[
         list[str] | None,
         typer.Option(
-            help="Draw what was merged in samples of a task: TASK (digits, collage-vqa, dense), "
+            help="Draw what was merged in samples of a task: TASK (digits, collage-vqa, documents, dense), "
             "TASK=PATH with the folder of its images, or all; can be repeated."
         ),
     ] = None,

@@ -32,7 +32,7 @@ from tokenzoo.token_map import TokenMap
 from tokenzoo.tools.tracing import grid_of
 from tokenzoo.tools.viz import merged_groups, shrunk_image
 
-TASKS = ("digits", "dense", "collage-vqa")
+TASKS = ("digits", "dense", "collage-vqa", "documents")
 """Tasks whose samples can be drawn."""
 
 SIDE = 224  # pixels of the shorter side of a picture in the page

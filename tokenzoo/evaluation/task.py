@@ -50,7 +50,7 @@ class TaskOptions:
         return self.batch(default) if self.samples is None else self.samples
 
     def refuse_choices(self, task: str) -> None:
-        """Refuse a choice of model, data or size, for a task whose model and collages are fixed.
+        """Refuse a choice of model, data or size, for a task whose model and images are fixed.
 
         Raises:
             BadArgumentError: one of them was chosen.
@@ -58,7 +58,7 @@ class TaskOptions:
         for name in ("model", "data", "size"):
             if getattr(self, name) is not None:
                 raise BadArgumentError(
-                    f"{name}={getattr(self, name)!r} with the task {task}: its model and collages are "
+                    f"{name}={getattr(self, name)!r} with the task {task}: its model and images are "
                     f"fixed; leave {name} away"
                 )
 

@@ -15,12 +15,13 @@ TASKS = {
     "knn": "probe",
     "linear": "probe",
     "collage-vqa": "collage_vqa",
+    "documents": "documents",
     "classify": "classify",
 }
 NO_MODEL = ("classify",)
 """Tasks without a model of their own, which "all" leaves out."""
 
-OWN_IMAGES = ("digits", "collage-vqa")
+OWN_IMAGES = ("digits", "collage-vqa", "documents")
 """Tasks whose images cannot be chosen."""
 
 

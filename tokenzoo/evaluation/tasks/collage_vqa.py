@@ -8,17 +8,17 @@ word, the most likely next token. See `tokenzoo.evaluation.vqa`.
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenzoo.evaluation.focus_vit import channels, images_of
-from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions
+from tokenzoo.evaluation.focus_vit import images_of
+from tokenzoo.evaluation.task import Subject, TaskOptions
+from tokenzoo.evaluation.vqa import subject as vqa
 from tokenzoo.evaluation.vqa.collages import Collages, collages
 from tokenzoo.evaluation.vqa.model import load_collage_llava, prompts
-from tokenzoo.evaluation.vqa.one_image import encode_once, shown
 from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, ask, scenes
+from tokenzoo.evaluation.vqa.subject import Asked
 from tokenzoo.evaluation.vqa.words import encode
 
 SAMPLES = 40
@@ -56,44 +56,11 @@ def subject_of(
         MissingDependencyError: see `load_collage_llava`; or scikit-learn is not installed.
     """
     drawn = collages(split, samples, seed=seed)
-    images = images_of(drawn.images)
-    words, right = questions_of(drawn, seed)
-
-    def score(model: Any, which: range, label: str) -> Outcome:
-        del label
-        found = torch.stack([answers(model, images[sample], words[sample]) for sample in which])
-        hits = found == right[which.start : which.stop]  # [s, 8]
-        kinds = dict(zip(KINDS, hits.unbind(1), strict=True))
-        groups = {"coarse": COARSE, "fine": FINE}
-        means = {
-            name: torch.stack([kinds[kind] for kind in group], 1).double().mean(1)
-            for name, group in groups.items()
-        }
-        return Outcome({"right": hits.double().mean(1), **means, **kinds}, found)
-
+    groups = {"coarse": tuple(COARSE), "fine": tuple(FINE)}
+    asked = Asked(images_of(drawn.images), *questions_of(drawn, seed), groups)
+    facts = {"split": split, "samples": samples, "seed": seed}
     model = load_collage_llava()
-    encode_once(model)
-    prompt = torch.arange(batch)
-    timed = {
-        "input_ids": words[prompt % samples, prompt % len(KINDS)],
-        "pixel_values": images[prompt % samples],
-    }
-    return Subject(
-        "collage-vqa",
-        "collage-llava",
-        model,
-        samples,
-        score,
-        call=lambda model: model(**timed),
-        facts={"split": split, "samples": samples, "seed": seed},
-        shown=Shown(
-            images,
-            lambda model, place: model(
-                input_ids=words[place, :1], pixel_values=images[place : place + 1]
-            ),
-            *channels(),
-        ),
-    )
+    return vqa.subject_of("collage-vqa", "collage-llava", model, asked, batch=batch, facts=facts)
 
 
 def questions_of(drawn: Collages, seed: int) -> tuple[Tensor, Tensor]:
@@ -113,9 +80,3 @@ def questions_of(drawn: Collages, seed: int) -> tuple[Tensor, Tensor]:
         words.append(prompts([one.words for one in asked]))
         right.append(encode([one.answer for one in asked]))
     return torch.stack(words), torch.tensor(right)
-
-
-def answers(model: Any, image: Tensor, words: Tensor) -> Tensor:
-    """Return the most likely next token `[q]` of prompts `[q, t]` about one image `[3, H, W]`."""
-    pixels = shown(model, image, len(words))
-    return model(input_ids=words, pixel_values=pixels).logits[:, -1].argmax(1)

@@ -1,5 +1,7 @@
-"""Questions about collages, and a small LLaVA that answers them: the parts of the task `collage-vqa`.
+"""Questions about images, and small LLaVAs that answer them.
 
-`collages` draws images of 4 x 4 coloured digits, `questions` asks about them in the words of `words`, and
-`model` is the trained ViT-S/14 with a projector and a small Llama.
+`llava` is the model: the trained ViT-S/14 with a projector and a small Llama; `vocabulary` has what its
+words are, `subject` the scores. For the task `collage-vqa`, `collages` draws images of 4 x 4 digits,
+`questions` asks about them in the words of `words`, and `model` loads the weights. For the task
+`documents`, `documents` prints pages of a form, and `page_questions` asks about them.
 """

@@ -1,100 +1,21 @@
-"""The small LLaVA: the trained ViT-S/14 as a tower, a projector of two layers, and a small Llama.
-
-The tower is that of `tokenzoo.evaluation.focus_vit`, frozen; the projector and the Llama are shipped with
-tokenzoo. The Llama reads the tower after its eighth block of twelve, since digits are told apart less well
-after later ones.
-"""
+"""The small LLaVA of the task `collage-vqa`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-import torch
-from safetensors.torch import load
 from torch import Tensor
 
-from tokenzoo.errors import MissingDependencyError
-from tokenzoo.evaluation import focus_vit
-from tokenzoo.evaluation.needs import need
-from tokenzoo.evaluation.vqa.words import BOS, IMAGE, INDEX, PAD, VOCABULARY, encode
+from tokenzoo.evaluation.vqa import llava
+from tokenzoo.evaluation.vqa.words import WORDS
 
 WEIGHTS = "collage_vqa.safetensors"
-TOKENS = (focus_vit.SIZE // focus_vit.PATCH) ** 2  # of an image: 256
-LAYER = 8  # the hidden state of the tower that is read: later blocks tell digits apart less well
-WIDTH = 128
-TOWER = "model.vision_tower."
-
-
-def untrained(tower: Any | None = None, **text: Any) -> Any:
-    """Return the model with random weights in projector and Llama, in eval mode.
-
-    Args:
-        tower: a `Dinov2Model`; None: one of random weights.
-        **text: for the configuration of the Llama.
-
-    Raises:
-        MissingDependencyError: transformers is not installed.
-    """
-    transformers = need("transformers")
-    seen: Any = focus_vit.backbone() if tower is None else tower
-    said: dict[str, Any] = {
-        "vocab_size": len(VOCABULARY),
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 1024,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "pad_token_id": INDEX[PAD],
-        "bos_token_id": INDEX[BOS],
-        "eos_token_id": None,
-        "tie_word_embeddings": True,
-        **text,
-    }
-    config = transformers.LlavaConfig(
-        vision_config=seen.config,
-        text_config=transformers.LlamaConfig(**said),
-        image_token_id=INDEX[IMAGE],
-        vision_feature_layer=LAYER,
-        vision_feature_select_strategy="default",  # without CLS
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlavaForConditionalGeneration(config).eval()
-    model.model.vision_tower.load_state_dict(seen.state_dict())
-    return model
 
 
 def load_collage_llava() -> Any:
-    """Return the trained model in eval mode: float16 on disk, float32 in memory.
-
-    Raises:
-        MissingDependencyError: its weights, or those of its tower, are not installed; says how.
-        BadArgumentError: see `load_focus_vit`.
-    """
-    path = files("tokenzoo") / "weights" / WEIGHTS
-    if not path.is_file():
-        raise MissingDependencyError(
-            f"this installation has no weights/{WEIGHTS}: make them with "
-            "python benchmarks/train_collage_vqa.py"
-        )
-    model = untrained(focus_vit.load_focus_vit().backbone)
-    state = {name: value.float() for name, value in load(path.read_bytes()).items()}
-    model.load_state_dict(state | own_tower(model))
-    model.tie_weights()
-    return model
-
-
-def own_tower(model: Any) -> dict[str, Tensor]:
-    """Return the weights that are not shipped: those of the tower, and the tied ones of the head."""
-    state: dict[str, Tensor] = model.state_dict()
-    return {
-        name: value
-        for name, value in state.items()
-        if name.startswith(TOWER) or name == "lm_head.weight"
-    }
+    """Return the trained model in eval mode, see `llava.load_llava`."""
+    return llava.load_llava(WORDS, WEIGHTS, "train_collage_vqa.py")
 
 
 def prompts(questions: Sequence[Sequence[str]]) -> Tensor:
@@ -103,5 +24,4 @@ def prompts(questions: Sequence[Sequence[str]]) -> Tensor:
     Raises:
         BadArgumentError: a word is not in the vocabulary.
     """
-    start = [INDEX[BOS], *[INDEX[IMAGE]] * TOKENS]
-    return torch.tensor([[*start, *encode(words)] for words in questions])
+    return llava.prompts(WORDS, questions)

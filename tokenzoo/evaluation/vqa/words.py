@@ -1,13 +1,11 @@
-"""The vocabulary of the small LLaVA: one token a word, no tokenizer to download."""
+"""The vocabulary of the task `collage-vqa`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.vqa.collages import COLOURS, GRID
+from tokenzoo.evaluation.vqa.vocabulary import END as END
+from tokenzoo.evaluation.vqa.vocabulary import Vocabulary
 
-PAD, BOS, IMAGE = "<pad>", "<bos>", "<image>"
 PLACES = tuple(f"{row}{column}" for row in "abcd"[:GRID] for column in range(1, GRID + 1))
 """Names of the cells, row by row: a1 to d4."""
 
@@ -19,21 +17,7 @@ NUMBERS = (
 )  # fmt: skip
 ANSWERS = (*PLACES, *DIGITS, *COLOURS, *NUMBERS, "yes", "no")
 QUESTION = ("digit", "colour", "at", "count", "all", "where", "is", "dot", "like", "most", "common")
-END = "?"
-VOCABULARY = (PAD, BOS, IMAGE, END, *QUESTION, *ANSWERS)
-INDEX = {word: index for index, word in enumerate(VOCABULARY)}
-
-
-def encode(words: Sequence[str]) -> list[int]:
-    """Return the token of each word.
-
-    Raises:
-        BadArgumentError: a word is not in the vocabulary.
-    """
-    unknown = [word for word in words if word not in INDEX]
-    if unknown:
-        raise BadArgumentError(
-            f"{unknown[0]!r} is not in the vocabulary of collage-vqa; its words are "
-            f"{', '.join(VOCABULARY[3:])}"
-        )
-    return [INDEX[word] for word in words]
+WORDS = Vocabulary("collage-vqa", (*QUESTION, *ANSWERS))
+VOCABULARY = WORDS.words
+INDEX = WORDS.index
+encode = WORDS.encode

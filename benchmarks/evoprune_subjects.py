@@ -38,9 +38,9 @@ BUDGETS: Mapping[str, Sequence[int]] = {
 }
 PHOTOGRAPHS = 48
 SAMPLES = {
-    "collage-vqa": {"choosing": 40, "held-out": 60, FINAL: 80},
-    "digits": {"choosing": 150, "held-out": 300, FINAL: 600},
-    "linear": {"choosing": 80, FINAL: 200},  # and twice as many with which it learns
+    "collage-vqa": {"choosing": 40, "held-out": 60, FINAL: 60},
+    "digits": {"choosing": 150, "held-out": 300, FINAL: 400},
+    "linear": {"choosing": 80, FINAL: 150},  # and twice as many with which it learns
 }
 PAPER: Options = HOME | {"stride": 1}  # the defaults of the recipe
 OF_THE_PENALTY = ("curve", "beta", "density", "k", "tau")  # without an effect where lam is 0

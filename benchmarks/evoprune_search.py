@@ -1,19 +1,24 @@
 """Past the paper: is a recipe of EvoPrune's parts ahead of `evoprune` and `tome` at equal time?
 
-    python benchmarks/evoprune_search.py --photographs FOLDER    # times, then the held-out halves
+    python benchmarks/evoprune_search.py choose --photographs FOLDER --cifar FOLDER
+    python benchmarks/evoprune_search.py test --photographs FOLDER --cifar FOLDER
     python benchmarks/evoprune_task_tables.py                    # the tables of docs/evoprune.md
 
 THE RULE, written down before anything was measured with this script.
 
-- Time: every candidate, `evoprune` and `tome` at two budgets, all in the same rounds, relative to the bare
-  model: CPU time of one thread, since the machine does other work too. The time of a recipe at any budget
-  is a line in the operations of its plan, through these two (`fitted`).
-- Equal time: the targets are the times of `evoprune` at the two budgets of the task. A candidate gets the
-  most tokens with which it is not slower than the target, `tome` the fewest with which it is not faster.
-- A sample's score is the mean over both targets of the main metric. Each candidate is compared with
-  `evoprune` and with `tome`, paired, on the held-out halves of three tasks.
-- A candidate is ahead if all six differences are above 0 at 95 %, after Bonferroni's correction for the two
-  candidates (all six must be, so there is none for the comparisons).
+- Time: see `equal_time.py`. The targets are the times of `evoprune` at the two budgets of a task; all
+  recipes are timed in the same rounds. Where `tome` is always faster than a target, it keeps all tokens.
+- A sample's score is the mean over both targets of the main metric.
+- `choose`, on the choosing halves: each candidate is compared with `evoprune` and with `tome`, paired. Its
+  value is the smallest difference in standard errors of its mean. One that is too slow at every budget on
+  some task is out. All are compared on `dense`, the six of the highest value on `digits` too, the three of
+  the highest value over both on `collage-vqa` and `linear` (features of CIFAR-10). There they are not
+  timed: it is at equal operations, those of `evoprune`. The one with the highest value over all four tasks
+  is chosen, and written into docs/results/evoprune-search.json.
+- `test`, once, on the last halves: the chosen one is timed anew and compared with both rivals on all four
+  tasks. It is ahead if all eight differences are above 0 at 95 %, by Student's t. There is one candidate,
+  and all eight must be above 0, so there is nothing to correct; the bound that is corrected for eight
+  comparisons (Bonferroni) is reported too. A task on which it is not ahead ends the test.
 """
 
 from __future__ import annotations
@@ -21,189 +26,195 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import linear_regression
-from time import process_time
 from typing import Any
 
 import torch
 from ablate_evoprune import errors
-from evoprune_on_tasks import command
-from evoprune_subjects import (
-    BUDGETS as BUDGETS_OF_THE_RULE,
-)
-from evoprune_subjects import (
-    PAPER,
-    PATCHES,
-    RESULTS,
-    Measured,
-    attached,
-    file_of,
-    mean_scores,
-    recorded,
-    subject_of,
-    variant,
-)
+from collage_runs import rounded
+from equal_time import Tower, beyond, fitted, timed, within
+from evoprune_on_tasks import bound, command
+from evoprune_subjects import BUDGETS as BUDGETS_OF_THE_RULE
+from evoprune_subjects import FINAL, PAPER, RESULTS, Measured, file_of, subject_of, variant
 from evoprune_variants import Options
 from torch import Tensor
 
-from tokenzoo.errors import BudgetError
-from tokenzoo.evaluation import Job, Subject
-from tokenzoo.tools.benchmark.candidates import copy_of
-from tokenzoo.tools.timing import Timing, in_turn, relative
+from tokenzoo.evaluation import Job
 
 PLAIN: Options = {"lam": 0.0, "ctr": 0.0}  # merge what is alike, and nothing else
 CANDIDATES: dict[str, Options] = {
     "plain": PLAIN,
-    "plain, every block but the first": PLAIN | {"every": 1},
+    "every block but the first": PLAIN | {"every": 1},
+    "every block": PLAIN | {"schedule": "mean"},
+    "every third block": PLAIN | {"every": 3},
+    "every other block from the third on": PLAIN | {"start": 2},
+    "increasing slowly": PLAIN | {"schedule": "increasing slowly"},
+    "equal shares": PLAIN | {"schedule": "geometric"},
+    "keys": PLAIN | {"features": "keys"},
+    "ranked by received attention": PLAIN | {"rank": "received attention"},
+    "protection": {"lam": 0.0, "stride": 4},
+    "less protection": {"lam": 0.0, "ctr": 0.1, "stride": 4},
+    "less protection, stride 8": {"lam": 0.0, "ctr": 0.1, "stride": 8},
+    "penalty by keys": {"ctr": 0.0, "density": "keys"},
 }
 # With 16 tokens `collage-vqa` has hardly more right than the most common answers would.
 BUDGETS = {**BUDGETS_OF_THE_RULE, "collage-vqa": (64, 32)}
 RIVALS = ("evoprune", "tome")
-CONTROLS = ("random", "uniform", "pool")
-LADDER = (32, 96)  # budgets that are timed
-SHAPE = {"dense": (12, 384), "collage-vqa": (8, 384), "digits": (12, 96)}  # blocks, width
-TIMES = RESULTS / "evoprune-times.json"
+TOWERS = {
+    "dense": Tower(12, 384),
+    "digits": Tower(12, 96),
+    "collage-vqa": Tower(8, 384),
+    "linear": Tower(12, 384, 64, (8, 24)),
+}
+GO_ON = {
+    "dense": 13,
+    "digits": 6,
+    "collage-vqa": 3,
+    "linear": 3,
+}  # candidates, by task, in this order
+UNTIMED = ("collage-vqa", "linear")  # in `choose`
+SEARCH = RESULTS / "evoprune-search.json"
+ROUNDS = {"choosing": 6, FINAL: 8}  # of the timing
 
 
 def job(name: str, keep: int) -> Job:
-    """A rival, a control or a candidate, by its name."""
+    """A rival or a candidate, by its name."""
     if name in CANDIDATES:
         return variant(PAPER | CANDIDATES[name], keep)
     return variant(PAPER, keep) if name == "evoprune" else Job(name, keep)
 
 
-def operations(name: str, keep: int, task: str) -> float:
-    """Operations of the blocks by the plan, relative to the bare model's."""
-    depth, width = SHAPE[task]
-    return job(name, keep).method().plan(PATCHES, depth, prefix=1, width=width).flops
-
-
-def cpu_times(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """As `interleaved`, by the CPU time of this process: a clock would count the work of others too."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for name in in_turn(list(calls), 1 + rounds):  # the first round is warm-up
-        start = process_time()
-        calls[name]()
-        seconds[name].append(process_time() - start)
-    bare = seconds["bare"][1:]
-    return {name: relative(own[1:], bare) for name, own in seconds.items()}
-
-
-def timed(subject: Subject, names: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Median and quartiles of the time, by name and budget, all in the same rounds."""
-    calls: dict[str, Any] = {"bare": lambda: subject.call(subject.model)}
-    with ExitStack() as stack:
-        for name in names:
-            for keep in LADDER:
-                model = copy_of(subject.model)
-                stack.enter_context(job(name, keep).method().attach(model, **subject.attach))
-                calls[f"{name}|{keep}"] = lambda model=model: subject.call(model)
-        with torch.inference_mode():
-            found = cpu_times(calls, rounds)
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    for label, timing in found.items():
-        if label != "bare":
-            name, _, keep = label.partition("|")
-            times[name][keep] = [round(one, 4) for one in (timing.ratio, timing.low, timing.high)]
-    return times
-
-
-def fitted(name: str, task: str, times: Mapping[str, Sequence[float]]) -> dict[int, float]:
-    """The time at every budget that the plan can reach, as a line in its operations."""
-    known = [operations(name, int(keep), task) for keep in times]
-    line = linear_regression(known, [values[0] for values in times.values()])
-    found: dict[int, float] = {}
-    for keep in range(8, PATCHES + 1):
-        try:
-            found[keep] = line.intercept + line.slope * operations(name, keep, task)
-        except BudgetError:  # too few for the sites of its schedule
-            continue
-    return found
-
-
 def equal_time(times: Mapping[str, Mapping[str, Sequence[float]]], task: str) -> dict[str, Any]:
-    """The budgets of each recipe at the two targets, by the rule; one that is always too slow has none.
-
-    Raises:
-        ValueError: tome is faster than a target at every budget.
-    """
-    lines = {name: fitted(name, task, own) for name, own in times.items()}
+    """The targets of a task, and the budgets of each recipe at them; one that is too slow has []."""
+    tower = TOWERS[task]
+    lines = {name: fitted(partial(job, name), tower, own) for name, own in times.items()}
     targets = [lines["evoprune"][keep] for keep in BUDGETS[task]]
-    budgets: dict[str, Any] = {"evoprune": list(BUDGETS[task])}
-    for name, line in lines.items():
-        if name == "tome":
-            found = [min((k for k in line if line[k] >= target), default=0) for target in targets]
-        else:
-            found = [max((k for k in line if line[k] <= target), default=0) for target in targets]
-        if name != "evoprune" and all(found):
-            budgets[name] = found
-    if "tome" not in budgets:
-        raise ValueError(f"tome on {task} is faster than {max(targets)} at every budget")
-    return {"targets": targets, "budgets": budgets}
-
-
-def candidates(at: Mapping[str, Any]) -> list[str]:
-    """The candidates that are fast enough on a task at some budget."""
-    return [name for name in CANDIDATES if name in at["budgets"]]
+    budgets = {
+        name: beyond(line, targets) if name == "tome" else within(line, targets)
+        for name, line in lines.items()
+    }
+    return {"targets": targets, "budgets": budgets | {"evoprune": list(BUDGETS[task])}}
 
 
 def compared(
-    scores: Callable[[Sequence[Job]], Tensor], names: Sequence[str], at: Mapping[str, Any]
+    scores: Callable[[Sequence[Job]], Tensor], names: Iterable[str], at: Mapping[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """Differences `[s]` of the score to each rival, by name and rival.
+    """Differences `[s]` of the score to each rival, by name and rival; of the names that are fast enough.
 
     Args:
         scores: from jobs to the score of each sample, `[s]`.
-        names: of candidates and controls.
-        at: what `equal_time` returned; a control has the budgets of `evoprune`.
+        names: of candidates.
+        at: what `equal_time` returned.
     """
-    budgets = at["budgets"]
-    found = {
-        name: scores([job(name, keep) for keep in budgets.get(name, budgets["evoprune"])])
-        for name in (*RIVALS, *names)
-    }
+    budgets = {name: own for name, own in at["budgets"].items() if own}
+
+    def found(name: str) -> Tensor:
+        return scores([job(name, keep) for keep in budgets[name]])
+
+    rivals = {name: found(name) for name in RIVALS}
     return {
-        name: {rival: found[name] - found[rival] for rival in RIVALS if rival != name}
+        name: {rival: found(name) - theirs for rival, theirs in rivals.items()}
         for name in names
+        if name in budgets
     }
 
 
-def in_file(half: str, task: str) -> Callable[[Sequence[Job]], Tensor]:
-    """The scores that are recorded for a task, from jobs to `[s]`."""
-    rows = recorded(half)
-    return lambda jobs: mean_scores([rows[task, attached(one)] for one in jobs])
+def values(tasks: Mapping[str, Any]) -> dict[str, float]:
+    """The smallest difference in standard errors of each candidate that every task has, the best first."""
+    there = [set(one["errors"]) for one in tasks.values()]
+    found = {
+        name: min(error for one in tasks.values() for error in one["errors"][name].values())
+        for name in CANDIDATES
+        if all(name in one for one in there)
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def timed_at(task: str, photographs: Path | None, rounds: int) -> dict[str, Any]:
-    """Measure the times of a task, and find the budgets at equal time; both are kept in a file."""
-    known = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    if task not in known:
-        subject = subject_of(task, "choosing", photographs, few=True)
-        times = timed(subject, (*RIVALS, *CANDIDATES), rounds)
-        known[task] = {"rounds": rounds, "threads": 1, "times": times, **equal_time(times, task)}
-        TIMES.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
-    return known[task]
+def measured(
+    half: str, task: str, names: Sequence[str], given: argparse.Namespace
+) -> dict[str, Any]:
+    """Time the rivals and the named candidates on a task, and compare them at equal time."""
+    subject = subject_of(task, half, given.photographs, given.cifar, few=True)
+    tower = TOWERS[task]
+    jobs = {name: partial(job, name) for name in (*RIVALS, *names)}
+    timing = half == FINAL or task not in UNTIMED
+    if timing:
+        times = timed(subject, tower, jobs, ROUNDS[half])
+    else:
+        times = {
+            name: {str(keep): [tower.operations(own(keep))] for keep in tower.ladder}
+            for name, own in jobs.items()
+        }
+    at = equal_time(times, task)
+    rows = Measured(subject, file_of(half), command(), tower.patches)
+    differences = compared(rows.scores, names, at)
+    return {
+        "samples": subject.samples,
+        "equal": "time" if timing else "operations",
+        "rounds": ROUNDS[half] if timing else 0,
+        "threads": 1,
+        "times": times,
+        **at,
+        "differences": each(differences, lambda own: own.mean().item()),
+        "errors": each(differences, errors),
+    }
+
+
+def each(
+    differences: Mapping[str, Mapping[str, Tensor]], of: Callable[[Tensor], float]
+) -> dict[str, dict[str, float]]:
+    """A number of each difference."""
+    return {
+        name: {rival: of(one) for rival, one in own.items()} for name, own in differences.items()
+    }
+
+
+def choose(content: dict[str, Any], given: argparse.Namespace) -> None:
+    """Find the candidate by the rule; what the file has is not measured again."""
+    part = content.setdefault("choose", {"tasks": {}})
+    tasks: dict[str, Any] = part["tasks"]
+    for task, count in GO_ON.items():
+        if task not in tasks:
+            before = {one: own for one, own in tasks.items() if GO_ON[one] > count}
+            names = list(values(before))[:count] if before else list(CANDIDATES)
+            tasks[task] = measured("choosing", task, names, given)
+            write(content)
+    part["values"] = values(tasks)
+    part["chosen"] = next(iter(part["values"]))
+
+
+def put_to_test(content: dict[str, Any], given: argparse.Namespace) -> None:
+    """Compare the chosen one with its rivals on the last halves, until it is not ahead."""
+    part, name = content.setdefault("test", {"tasks": {}}), content["choose"]["chosen"]
+    for task in GO_ON:
+        if task not in part["tasks"]:
+            part["tasks"][task] = measured(FINAL, task, [name], given)
+            write(content)
+        at = part["tasks"][task]
+        found = at["errors"].get(name, {"": 0.0})
+        part["ahead"] = min(found.values()) > bound(1, at["samples"])
+        if not part["ahead"]:
+            return
+
+
+def write(content: Mapping[str, Any]) -> None:
+    """Keep what is known."""
+    SEARCH.write_text(json.dumps(rounded(content), indent=1, allow_nan=False) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Past the paper; see the file's head")
-    parser.add_argument("tasks", nargs="*", help="default: all three")
-    parser.add_argument("--photographs", type=Path, help="folder; dense needs it")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("part", choices=("choose", "test"))
+    parser.add_argument("--photographs", type=Path, required=True, help="folder, for dense")
+    parser.add_argument("--cifar", type=Path, required=True, help="folder, for linear")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for task in given.tasks or BUDGETS:
-        at = timed_at(task, given.photographs, given.rounds)
-        subject = subject_of(task, "held-out", given.photographs)
-        measured = Measured(subject, file_of("held-out"), command())
-        for name, own in compared(measured.scores, candidates(at), at).items():
-            for rival, values in own.items():
-                print(
-                    f"{task}: {name} - {rival}: {values.mean():+.4f}, {errors(values):+.1f} errors"
-                )
+    content = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+    (choose if given.part == "choose" else put_to_test)(content, given)
+    content[given.part]["command"] = command()
+    write(content)
     return 0
 
 

@@ -1,8 +1,10 @@
-"""Three trained models, each with two halves of samples: one to choose by, one to report on.
+"""Trained models, each with two halves of samples: one to choose by, one to report on.
 
 The halves were fixed before anything was measured. `digits` and `collage-vqa` choose on collages of the
 digits for validation and report on collages of those for testing: no digit is in both. The photographs of
-`dense` are in order of their names: the first half chooses.
+`dense` are in order of their names: the first half chooses. `linear` (features of CIFAR-10) chooses on
+train.parquet and reports on test.parquet. For what a search chose there is a last half, "final": other
+collages of the digits for testing, as the held-out ones have been looked at.
 """
 
 from __future__ import annotations
@@ -22,49 +24,61 @@ from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions
 from tokenzoo.evaluation.results import OK
 from tokenzoo.evaluation.sweep import Bare, row_of
 from tokenzoo.evaluation.task import Outcome
-from tokenzoo.evaluation.tasks import collage_vqa, digits, prepare
+from tokenzoo.evaluation.tasks import collage_vqa, digits, prepare, probe
 from tokenzoo.zoo import Method
 
 HALVES = {"choosing": "validation", "held-out": "test"}
+FINAL = "final"
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 BUDGETS: Mapping[str, Sequence[int]] = {
     "dense": (64, 32),
     "collage-vqa": (32, 16),
     "digits": (32, 16),
+    "linear": (16, 8),  # of 64 patches
 }
 PHOTOGRAPHS = 48
-COLLAGES = {
-    "collage-vqa": {"choosing": 40, "held-out": 60},
-    "digits": {"choosing": 150, "held-out": 300},
+SAMPLES = {
+    "collage-vqa": {"choosing": 40, "held-out": 60, FINAL: 60},
+    "digits": {"choosing": 150, "held-out": 300, FINAL: 400},
+    "linear": {"choosing": 80, FINAL: 150},  # and twice as many with which it learns
 }
 PAPER: Options = HOME | {"stride": 1}  # the defaults of the recipe
 OF_THE_PENALTY = ("curve", "beta", "density", "k", "tau")  # without an effect where lam is 0
-PATCHES = 256  # of an image, in all three models
-SEED = 21  # of collages; no other measurement has it
+PATCHES = 256  # of an image, in all models but that of `linear`
+SEED = 21  # of collages; no other measurement has it, nor the next one, which is that of "final"
 
 
 def subject_of(
-    task: str, half: str, photographs: Path | None = None, *, few: bool = False
+    task: str,
+    half: str,
+    photographs: Path | None = None,
+    cifar: Path | None = None,
+    *,
+    few: bool = False,
 ) -> Subject:
     """One half of the samples of a task.
 
     Args:
-        task: "dense", "collage-vqa" or "digits".
-        half: "choosing" or "held-out".
+        task: "dense", "collage-vqa", "digits" or "linear".
+        half: "choosing", "held-out" (`linear` has none) or "final".
         photographs: the folder that `dense` reads.
+        cifar: the folder with train.parquet and test.parquet that `linear` reads.
         few: the call that is timed has few images.
     """
     if task == "dense":
         whole = prepare("dense", TaskOptions(data=photographs, samples=PHOTOGRAPHS, quick=few))
-        return part_of(whole, half)
-    samples = COLLAGES[task][half]
+        return part_of(whole, "held-out" if half == FINAL else half)
+    samples = SAMPLES[task][half]
+    seed = SEED + (half == FINAL)
+    if task == "linear":
+        data = (cifar or Path()) / ("train.parquet" if half == "choosing" else "test.parquet")
+        options = TaskOptions(data=data, samples=samples, seed=seed)
+        return probe.prepare(task, options)
+    split = HALVES.get(half, "test")
     if task == "digits":
-        return digits.subject_of(
-            HALVES[half], samples, seed=SEED, batch=10 if few else digits.BATCH
-        )
+        return digits.subject_of(split, samples, seed=seed, batch=10 if few else digits.BATCH)
     batch = 3 if few else collage_vqa.BATCH
-    split = HALVES[half]
-    return collage_vqa.subject_of(split, samples, seed=SEED, batch=batch)
+    return collage_vqa.subject_of(split, samples, seed=seed, batch=batch)
 
 
 def part_of(whole: Subject, half: str) -> Subject:

@@ -6,14 +6,15 @@ python benchmarks/evoprune_task_tables.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import evoprune_search as search
 import evoprune_tables
+from ablate_evoprune import errors
 from collage_runs import Z95
 from evoprune_on_tasks import SITES, TRIED, bound, named
-from evoprune_subjects import BUDGETS, PAPER, attached, recorded, variant
+from evoprune_subjects import BUDGETS, FINAL, PAPER, attached, mean_scores, recorded, variant
 from evoprune_tables import table
 from evoprune_variants import Options
 from torch import Tensor
@@ -21,8 +22,9 @@ from torch import Tensor
 from tokenzoo.evaluation import Job, Row
 from tokenzoo.evaluation.statistics import Difference, difference, estimate
 
-UNIT = {"dense": 1.0, "collage-vqa": 100.0, "digits": 100.0}  # a cosine; points
-PLACES = {"dense": 3, "collage-vqa": 1, "digits": 1}
+UNIT = {"dense": 1.0, "collage-vqa": 100.0, "digits": 100.0, "linear": 100.0}  # a cosine; points
+PLACES = {"dense": 3, "collage-vqa": 1, "digits": 1, "linear": 1}
+CONTROLS = ("random", "uniform", "pool")
 Rows = Mapping[tuple[str, str], Row]
 
 
@@ -118,45 +120,75 @@ def level(task: str, own: Sequence[float]) -> str:
     return f"{unit * found.value:.{places}f} ±{unit * found.half:.{places}f}"
 
 
-def searched(half: str) -> str:
-    """Candidates at equal time: tokens, and the differences to both rivals on each task."""
+def corrected(task: str, values: Tensor, comparisons: int) -> str:
+    """The mean of differences `[s]`, its 95 % interval, and a star if it holds over so many comparisons."""
+    found = difference(values.tolist(), [0.0] * len(values))
+    real = abs(errors(values)) > bound(comparisons, len(values))
+    return shown(task, found) + (" \\*" if real else "")
+
+
+def chosen() -> str:
+    """Every candidate of the search on the choosing halves: tokens and standard errors to the rivals."""
+    part = search_file()["choose"]
+    heads = ["candidate"]
+    for task, at in part["tasks"].items():
+        tokens = (", ".join(map(str, at["budgets"][rival])) for rival in search.RIVALS)
+        heads.append(f"`{task}` ({'; '.join(tokens)})")
     lines: list[list[str]] = []
-    for task, at in times().items():
-        there = search.candidates(at)
-        found = search.compared(search.in_file(half, task), there, at)
-        for name in search.CANDIDATES:
-            if name not in there:
-                lines.append([heading(task), name, "slower at every budget", "", "", "", ""])
+    for name in search.CANDIDATES:
+        line = [name]
+        for at in part["tasks"].values():
+            found = at["errors"].get(name)
+            tried = name in at["times"]
+            if found is None:
+                line.append("too slow" if tried else "")
                 continue
-            tokens = (", ".join(map(str, at["budgets"][one])) for one in (name, *search.RIVALS))
-            less = (shown(task, corrected(found[name][rival])) for rival in search.RIVALS)
-            lines.append([heading(task), name, *tokens, *less])
-    heads = ["task", "candidate", "its tokens", "`evoprune`'s", "`tome`'s"]
+            less = ", ".join(f"{found[rival]:+.1f}" for rival in search.RIVALS)
+            line.append(f"{', '.join(map(str, at['budgets'][name]))}: {less}")
+        lines.append([*line, f"{part['values'][name]:+.1f}" if name in part["values"] else ""])
+    return table([*heads, "value"], lines)
+
+
+def final() -> str:
+    """The chosen candidate on the last halves: tokens and differences to both rivals at equal time."""
+    content = search_file()
+    name, tasks = content["choose"]["chosen"], content["test"]["tasks"]
+    rows = recorded(FINAL)
+    lines: list[list[str]] = []
+    for task, at in tasks.items():
+        there = in_file(rows, task)
+        found = search.compared(there, [name], at).get(name)
+        budgets = (", ".join(map(str, at["budgets"][one])) for one in (name, *search.RIVALS))
+        if found is None:
+            lines.append([heading(task), *budgets, str(at["samples"]), "too slow", ""])
+            continue
+        count = len(tasks) * len(search.RIVALS)
+        less = (corrected(task, found[rival], count) for rival in search.RIVALS)
+        lines.append([heading(task), *budgets, str(at["samples"]), *less])
+    heads = ["task", "its tokens", "`evoprune`'s", "`tome`'s", "samples"]
     return table([*heads, "less `evoprune`", "less `tome`"], lines)
 
 
-def times() -> dict[str, Any]:
-    """What was timed, by task."""
-    return json.loads(search.TIMES.read_text())
+def in_file(rows: Rows, task: str) -> Callable[[Sequence[Job]], Tensor]:
+    """The scores that are recorded for a task, from jobs to `[s]`."""
+    return lambda jobs: mean_scores([rows[task, attached(one)] for one in jobs])
 
 
-def corrected(values: Tensor) -> Difference:
-    """The mean of differences `[s]` with its interval, corrected for the number of candidates."""
-    found = difference(values.tolist(), [0.0] * len(values))
-    more = bound(len(search.CANDIDATES), len(values)) / bound(1, len(values))
-    low, high = (found.value + more * (end - found.value) for end in (found.low, found.high))
-    return Difference(found.value, low, high, found.p)
+def search_file() -> dict[str, Any]:
+    """What was searched."""
+    return json.loads(search.SEARCH.read_text())
 
 
 def timings() -> str:
-    """Time and operations of every recipe at the budgets that were timed."""
+    """Time and operations of each recipe at the budgets that were timed, on the last halves."""
     heads, lines = ["recipe"], dict[str, list[str]]()
-    for task, at in times().items():
-        heads += [f"`{task}`, {keep}" for keep in search.LADDER]
+    for task, at in search_file()["test"]["tasks"].items():
+        tower = search.TOWERS[task]
+        heads += [f"`{task}`, {keep}" for keep in tower.ladder]
         for name, own in at["times"].items():
             line = lines.setdefault(name, [f"`{name}`" if name in search.RIVALS else name])
             for keep, (ratio, low, high) in own.items():
-                done = search.operations(name, int(keep), task)
+                done = tower.operations(search.job(name, int(keep)))
                 line.append(f"{ratio:.2f} ({low:.2f}-{high:.2f}); {done:.2f}")
     return table(heads, list(lines.values()))
 
@@ -164,11 +196,13 @@ def timings() -> str:
 def tables() -> Iterator[tuple[str, str]]:
     """Every table, with its name."""
     yield "alternatives", alternatives()
-    names = list(named("dense"))
-    yield "table 3, dense", of_the_paper("dense", names[:8], ("tome", *search.CONTROLS))
-    yield "figure 4, dense", of_the_paper("dense", ["skip", *names[9:]])
+    for task in SITES:
+        names = list(named(task))
+        yield f"table 3, {task}", of_the_paper(task, names[:8], ("tome", *CONTROLS))
+        yield f"figure 4, {task}", of_the_paper(task, ["skip", *names[9:]])
+    yield "choice", chosen()
     yield "times", timings()
-    yield "search", searched("held-out")
+    yield "final", final()
 
 
 if __name__ == "__main__":

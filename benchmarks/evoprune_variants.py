@@ -13,8 +13,8 @@ from tokenzoo.matchers import Alternate, Bipartite, Every, Parity
 from tokenzoo.matchers.split import Split
 from tokenzoo.recipes.evoprune import evoprune
 from tokenzoo.recipes.tome import tome
-from tokenzoo.schedules import Decreasing, First, Increasing, Last, Mean, Skip
-from tokenzoo.scorers import Similarity
+from tokenzoo.schedules import Decreasing, First, Geometric, Increasing, Last, Mean, Skip
+from tokenzoo.scorers import ReceivedAttention, Similarity
 
 Options = dict[str, Any]
 
@@ -140,8 +140,11 @@ SCHEDULES = {
     "first 4": First(4),
     "last 4": Last(4),
     "increasing": Increasing(),
+    "increasing slowly": Increasing(0.5),
     "decreasing": Decreasing(),
+    "geometric": Geometric((0.1, 0.25, 0.4, 0.6, 0.75, 0.9)),
 }
+RANKS = {"received attention": ReceivedAttention(stride=4)}
 
 
 def changed(recipe: Recipe, **parts: Any) -> Recipe:
@@ -152,8 +155,9 @@ def changed(recipe: Recipe, **parts: Any) -> Recipe:
 
 
 def recipe_of(options: Options, keep: int) -> Recipe:
-    """EvoPrune with these options, and the split and the schedule that they name."""
-    own = {name: value for name, value in options.items() if name not in ("split", "schedule")}
+    """EvoPrune with these options, and the split, the rank and the schedule that they name."""
+    parts = ("split", "rank", "schedule")
+    own = {name: value for name, value in options.items() if name not in parts}
     recipe = evoprune(keep=keep, schedule=SCHEDULES[options.get("schedule", "skip")], **own)
     matcher = recipe.steps[0].matcher
     if not isinstance(matcher, Bipartite):
@@ -163,6 +167,8 @@ def recipe_of(options: Options, keep: int) -> Recipe:
         # A split by parity knows no protection: only with ctr=0 does it mean the same as without.
         protect = None if split == "parity" else matcher.protect
         matcher = replace(matcher, split=SPLITS[split], protect=protect)
+    if "rank" in options:
+        matcher = replace(matcher, rank=RANKS[options["rank"]])
     return changed(recipe, matcher=matcher)
 
 

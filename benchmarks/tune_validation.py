@@ -9,7 +9,10 @@ twice at each budget: as `tune` scores it, by likeness to the bare model on unla
 accuracy on other, labelled images. `digits` has the shipped ViT; `knn` and `linear` have the packaged
 ViT-S, with small images; `collage-vqa` has the small LLaVA, which is asked prompts as in `tune --prompts`.
 `tune` itself runs too, and what its choice loses against the best candidate is its regret. The same command
-goes on where it was stopped; `--only collage-vqa` runs one task.
+goes on where it was stopped. `collage-vqa` has a file of its own:
+
+    python benchmarks/tune_validation.py --only collage-vqa --images 64 \\
+        --rows docs/results/tune-prompts.jsonl --out docs/results/tune-prompts.json
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for tasks, keep in RUNS:
         if tasks == PROBES and (given.quick or given.labelled is None):
             continue
-        if given.only not in (None, *tasks) or (given.quick and tasks == PROMPTS != (given.only,)):
+        if given.only not in (None, *tasks) or (given.only is None and tasks == PROMPTS):
             continue
         if tasks not in subjects:
             subjects[tasks] = _subjects(tasks, given)
@@ -194,31 +197,42 @@ def ranking(rows: Sequence[Row], metric: str, blind: str = "prompts") -> Agreeme
     return agreement(scores_of(names, right, metric), scores_of(names, seen, "likeness"))
 
 
-def tables(content: Mapping[str, Any]) -> list[str]:
-    """Return the comparisons as lines of Markdown: the agreement of the rankings, and the regrets."""
-    ranked = [
+def rankings(content: Mapping[str, Any]) -> list[str]:
+    """Return the agreement of the rankings as a table in Markdown, by line."""
+    lines = _heads(
         "| task, metric | keep | all | ceiling | methods that save | over recipes | ceiling |"
-    ]
-    lost = [
-        "| task, metric | keep | best | choice of tune | regret | crossed | most alike | tome | any |"
-    ]
-    for table in (ranked, lost):
-        table.append("|---" * (table[0].count("|") - 1) + "|")
+    )
     for one in content["comparisons"]:
-        where = f"| {one['task']}, {one['metric']} | {one['keep']} |"
         whole, saving = one["agreement"]["likeness"].values()
         cells = [_text(whole["value"], whole["over_images"]), _text(whole["ceiling"])]
         cells += [_text(saving["value"], saving["over_images"])]
         cells += [_text(None, saving["over_candidates"]), _text(saving["ceiling"])]
-        ranked.append(f"{where} {' | '.join(cells)} |")
+        lines.append(f"{_where(one)} {' | '.join(cells)} |")
+    return lines
+
+
+def regrets(content: Mapping[str, Any]) -> list[str]:
+    """Return what choices lose as a table in Markdown, by line."""
+    lines = _heads(
+        "| task, metric | keep | best | choice of tune | regret | crossed | most alike | tome | any |"
+    )
+    for one in content["comparisons"]:
         tuned, alike, tome = one["choices"].values()
         best = one["candidates"][one["best"]]["accuracy"]
         cells = [f"{one['best']} {best:.3f}", tuned["recipe"], f"{tuned['seen']:.3f}"]
         cells += [f"{choice['crossed']:+.3f}" for choice in (tuned, alike, tome)]
-        lost.append(
-            f"{where} {' | '.join(cells)} | {one['mean regret of methods that save']:.3f} |"
+        lines.append(
+            f"{_where(one)} {' | '.join(cells)} | {one['mean regret of methods that save']:.3f} |"
         )
-    return [*ranked, "", *lost]
+    return lines
+
+
+def _heads(line: str) -> list[str]:
+    return [line, "|---" * (line.count("|") - 1) + "|"]
+
+
+def _where(one: Mapping[str, Any]) -> str:
+    return f"| {one['task']}, {one['metric']} | {one['keep']} |"
 
 
 def _text(value: float | None, interval: Sequence[float] | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import evoprune_on_tasks as on_tasks
@@ -51,22 +52,46 @@ def test_few_samples_need_more_standard_errors():
 
 def test_equal_time_favours_the_rival():
     names = ("evoprune", "tome", "plain")
+    tower = search.TOWERS["digits"]
+    ours = {name: partial(search.job, name) for name in names}
     times = {
-        name: {
-            str(keep): [search.operations(name, keep, "digits") + more] for keep in search.LADDER
-        }
+        name: {str(keep): [tower.operations(ours[name](keep)) + more] for keep in tower.ladder}
         for name, more in zip(names, (0.2, 0.1, 0.1), strict=True)
     }
     at = search.equal_time(times, "digits")
-    assert at["budgets"]["evoprune"] == list(subjects.BUDGETS["digits"])
-    for target, theirs, ours in zip(
-        at["targets"], at["budgets"]["tome"], at["budgets"]["plain"], strict=True
-    ):
-        assert search.operations("tome", theirs, "digits") + 0.1 >= target
-        assert search.operations("plain", ours, "digits") + 0.1 <= target
-        assert search.operations("plain", ours + 1, "digits") + 0.1 > target
+    budgets = at["budgets"]
+    assert budgets["evoprune"] == list(subjects.BUDGETS["digits"])
+    for target, theirs, own in zip(at["targets"], budgets["tome"], budgets["plain"], strict=True):
+        assert tower.operations(ours["tome"](theirs)) + 0.1 >= target
+        assert tower.operations(ours["plain"](own)) + 0.1 <= target
+        assert tower.operations(ours["plain"](own + 1)) + 0.1 > target
     times["plain"] = {keep: [5 + values[0]] for keep, values in times["plain"].items()}
-    assert set(search.equal_time(times, "digits")["budgets"]) == {"evoprune", "tome"}
+    times["tome"] = {keep: [values[0] - 5] for keep, values in times["tome"].items()}
+    assert search.equal_time(times, "digits")["budgets"] == {
+        "evoprune": list(subjects.BUDGETS["digits"]),
+        "tome": [256, 256],
+        "plain": [],
+    }
+
+
+def test_the_value_of_a_candidate_is_its_worst_difference():
+    def task(**errors):
+        return {"errors": {name.replace("_", " "): own for name, own in errors.items()}}
+
+    first = task(plain={"evoprune": 3, "tome": 1}, keys={"evoprune": 2, "tome": 2})
+    second = task(keys={"evoprune": 0, "tome": 5}, plain={"evoprune": 4, "tome": 4})
+    assert search.values({"one": first}) == {"keys": 2, "plain": 1}
+    assert list(search.values({"one": first, "two": second}).items()) == [("plain", 1), ("keys", 0)]
+    assert search.values({"one": first, "two": task(keys={"evoprune": 0, "tome": 5})}) == {
+        "keys": 0
+    }
+
+
+@pytest.mark.parametrize("name", search.CANDIDATES)
+def test_every_candidate_reaches_the_budgets_that_are_timed(name):
+    for tower in search.TOWERS.values():
+        for keep in tower.ladder:
+            assert 0 < tower.operations(search.job(name, keep)) < 1
 
 
 @pytest.mark.parametrize("task", on_tasks.SITES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,11 @@ def test_the_ranking_of_prompts_in_the_document_is_that_of_the_rows() -> None:
 
 
 def test_the_tables_of_the_document_are_those_of_the_results() -> None:
-    content = json.loads((RESULTS / "tune-validation.json").read_text())
+    content, prompts = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("tune-validation", "tune-prompts")
+    )
     document = (ROOT / "docs" / "evaluation.md").read_text()
-    missing = [line for line in validation.tables(content) if line not in document]
+    lines = validation.rankings(content), validation.regrets(content), validation.regrets(prompts)
+    missing = [line for line in itertools.chain(*lines) if line not in document]
     assert not missing

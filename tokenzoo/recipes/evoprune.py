@@ -55,8 +55,8 @@ def evoprune(
     Args:
         keep: patch tokens to keep: a count or a fraction. (paper: 128, 64 or 32 of 576; 64, 32 or 16 of a
             frame)
-        ctr: critical token ratio, the share of a site's tokens that is held. (paper: 0.25; our ablation
-            prefers 0.1)
+        ctr: critical token ratio, the share of a site's tokens that is held; 0: the received attention is
+            not computed. (paper: 0.25; our ablation prefers 0.1)
         features: features of the cosine: "x" (hidden states), "keys" (mean over heads), "all_keys" or
             "queries". (open)
         curve: what makes the cosine non-negative before it is multiplied by weights. (open; the paper
@@ -65,7 +65,7 @@ def evoprune(
         density: features of the neighbourhoods. (open)
         k: number of nearest neighbours. (open)
         tau: bandwidth of the Gaussian, or "image": adapted to each image. (open)
-        lam: weight of the diversity penalty. (open)
+        lam: weight of the diversity penalty; 0: densities are not computed. (open)
         queries: "all", or "patches": the queries of the received attention. (open)
         by_mass: weigh the queries by mass. (open)
         stride: estimate the received attention from every stride-th query. (ours)
@@ -95,8 +95,15 @@ def evoprune(
     check_fraction("ctr", ctr)
     for name, space in (("features", features), ("density", density)):
         check_choice(name, space, *SPACES)
-    affinity = Similarity(features, curve, beta) * Diversity(density, k=k, tau=tau).discount(lam)
+    similarity = Similarity(features, curve, beta)
+    # Made even where they have no weight, so that their options are checked; then they are left out, with
+    # the time that densities and received attention take.
+    affinity = similarity * Diversity(density, k=k, tau=tau).discount(lam)
     critical = Protect(ReceivedAttention(queries, by_mass, stride), ctr, sticky)
-    match = Bipartite(affinity, split=Alternate(proposers), protect=critical)
+    match = Bipartite(
+        affinity if lam > 0 else similarity,
+        split=Alternate(proposers),
+        protect=critical if ctr > 0 else None,
+    )
     step = Step(Stage.BLOCK, schedule or Skip(start, every), match, MERGERS[merger])
     return Recipe(step, keep=keep, proportional_attention=proportional_attention)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE
+from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE, GLM46V
 from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
@@ -26,6 +26,7 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     QWEN3_5_MOE,
     GLM4V,
     GLM4V_MOE,
+    GLM46V,
     INTERNVL,
     PALIGEMMA,
 )

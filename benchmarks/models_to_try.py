@@ -127,11 +127,13 @@ TRANSFORMERS = """
     transformers:dinov2 transformers:dinov2_with_registers transformers:dinov3_vit transformers:vit
     transformers:llava transformers:llava_next transformers:llava_onevision
     transformers:qwen2_vl transformers:qwen2_5_vl transformers:qwen2_5_vl_vision
+    transformers:qwen3_vl transformers:qwen3_vl_moe transformers:qwen3_5 transformers:qwen3_5_moe
+    transformers:glm4v transformers:glm4v_moe transformers:glm46v
     transformers:clip transformers:siglip transformers:beit transformers:deit transformers:swin
     transformers:aimv2 transformers:vipllava transformers:video_llava transformers:llava_next_video
     transformers:internvl transformers:paligemma transformers:idefics3 transformers:gemma3
-    transformers:mllama transformers:blip-2 transformers:qwen3_vl transformers:qwen3_5
-    transformers:qwen2_5_omni_thinker transformers:glm4v transformers:paddleocr_vl
+    transformers:mllama transformers:blip-2
+    transformers:qwen2_5_omni_thinker transformers:paddleocr_vl
     transformers:video_llama_3
 """
 # Smaller images than the model's own, where those would take minutes.

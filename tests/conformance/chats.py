@@ -133,8 +133,9 @@ CHATS = {
     "qwen2_vl": Chat(qwen.qwen2_vl, QWEN, ("tome", "everywhere"), mrope=True),
     "qwen2_5_vl": Chat(qwen.qwen2_5_vl, QWEN, ALL, mrope=True),
     "qwen3_vl": Chat(qwen.qwen3_vl, QWEN, ("tome", "cdpruner", "everywhere"), mrope=True),
-    "qwen3_vl_moe": Chat(qwen.qwen3_vl_moe, QWEN, ("everywhere",), mrope=True),
-    "qwen3_5": Chat(qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True),
+    "qwen3_vl_moe": Chat(qwen.qwen3_vl_moe, QWEN, ("tome", "everywhere"), mrope=True),
+    # Linear attention forgets no proposals of an assistant.
+    "qwen3_5": Chat(qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True, assisted=False),
     "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM", "cdpruner"), mrope=True),
     "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),

@@ -199,8 +199,7 @@ def test_types_and_what_is_none() -> None:
     ("name", "words"),
     [
         ("bert", ("BertModel", "LlavaForConditionalGeneration")),
-        ("qwen3_vl", ("deepstack",)),
-        ("glm4v", ("Glm4vForConditionalGeneration is not supported. Supported are",)),
+        ("paddleocr_vl", ("PaddleOCRVLForConditionalGeneration is not supported. Supported are",)),
         ("gemma3", ("Gemma3ForConditionalGeneration: only its vision tower can be reduced",)),
         ("mistral3", ("Mistral3ForConditionalGeneration is not supported",)),
     ],

@@ -81,9 +81,9 @@ def _joined(x: Tensor, begin: SizeBucket, end: SizeBucket) -> Tensor:
         return x
     since = _since(begin, cast("TokenMap", end.plan), x.device)
     mass = masses(begin, x)
-    sums = since.sum(full_precision(x) * mass[..., None])
-    whole = since.sum(mass).clamp_min(torch.finfo(mass.dtype).tiny)
-    return (sums / whole[..., None]).to(x.dtype)
+    # A share of exactly 1 where a token is what it was at the block.
+    share = mass / since.unmerge(since.sum(mass), 1.0)
+    return since.sum(full_precision(x) * share[..., None]).to(x.dtype)
 
 
 def _since(begin: SizeBucket, plan: TokenMap, device: torch.device) -> TokenMap:

@@ -1,4 +1,4 @@
-"""Small GLM-4.1V and GLM-4.5V models of transformers and their real processor; nothing is downloaded."""
+"""Small GLM-4.1V, 4.5V and 4.6V models of transformers and their real processor; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def glm4v(**overrides: Any) -> Any:
 def glm4v_moe(**overrides: Any) -> Any:
     """GLM-4.5V, small: as `glm4v`, with two of four experts a token."""
     return _made("Glm4vMoe", overrides, _EXPERTS)
+
+
+def glm46v(**overrides: Any) -> Any:
+    """GLM-4.6V, small: the tower and the language model of `glm4v` in another class."""
+    return _made("Glm46V", overrides, {})
 
 
 def _made(name: str, overrides: dict[str, Any], more: dict[str, Any]) -> Any:

@@ -40,6 +40,8 @@ def test_dropped_at_the_end_they_are_the_rows_of_the_bare_tower(stage: Stage) ->
         model, trace=True
     ) as attached:
         found, rows = streams(model, x), packed.kept(attached)
+        told = model(x, grid_thw=torch.tensor(MIXED), return_dict=False)[-1]
+    assert all(map(torch.equal, told, found))
     starts = torch.tensor([0, *packed.sizes()]).cumsum(0)
     left = torch.cat([own + begin for own, begin in zip(rows, starts, strict=False)])
     assert [torch.equal(one, own[left]) for one, own in zip(found, whole, strict=True)] == [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenzoo_adapters.hf.vlm.models.gemma3 import GEMMA3
-from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE
+from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE, GLM46V
 from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
 from tokenzoo_adapters.hf.vlm.models.lfm2_vl import LFM2_VL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
@@ -29,6 +29,7 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     QWEN3_5_MOE,
     GLM4V,
     GLM4V_MOE,
+    GLM46V,
     INTERNVL,
     PALIGEMMA,
     GEMMA3,

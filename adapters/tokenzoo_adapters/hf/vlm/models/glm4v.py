@@ -1,4 +1,4 @@
-"""GLM-4.1V and GLM-4.5V: packed, a convolution joins 2 x 2 patches, videos in the placeholders of images.
+"""GLM-4.1V, 4.5V and 4.6V: packed, a convolution joins 2 x 2 patches, videos in the placeholders of images.
 
 A call has images or videos: of both, the model itself fills the same placeholders twice.
 """
@@ -18,6 +18,7 @@ GLM4V = replace(
     bare="Glm4vModel",
     modalities=(IMAGES, replace(VIDEOS, placeholder="image_token_id", spans=per_slice)),
 )
+GLM46V = replace(GLM4V, folder="glm46v", whole="Glm46VForConditionalGeneration", bare="Glm46VModel")
 GLM4V_MOE = replace(
     GLM4V,
     folder="glm4v_moe",

@@ -132,6 +132,7 @@ TRANSFORMERS = """
     transformers:clip transformers:siglip transformers:beit transformers:deit transformers:swin
     transformers:aimv2 transformers:vipllava transformers:video_llava transformers:llava_next_video
     transformers:internvl transformers:paligemma transformers:idefics3 transformers:gemma3
+    transformers:smolvlm transformers:lfm2_vl
     transformers:mllama transformers:blip-2
     transformers:qwen2_5_omni_thinker transformers:paddleocr_vl
     transformers:video_llama_3

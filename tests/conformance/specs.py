@@ -226,7 +226,7 @@ SPECS: dict[str, Spec] = {
     },
     # The ways of running with the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
-    "gemma3": whole_model("gemma3", CLIP, recipes=WHOLE[:3]),
+    "gemma3": whole_model("gemma3", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}),
     "idefics3": whole_model("idefics3", "vision_model.encoder.layers", **IDEFICS3),
     "smolvlm": whole_model("smolvlm", "vision_model.encoder.layers", **IDEFICS3),
     "lfm2_vl": whole_model("lfm2_vl", CLIP, second="feed_forward", recipes=WHOLE[:3]),

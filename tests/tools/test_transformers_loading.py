@@ -200,7 +200,10 @@ def test_types_and_what_is_none() -> None:
     [
         ("bert", ("BertModel", "LlavaForConditionalGeneration")),
         ("paddleocr_vl", ("PaddleOCRVLForConditionalGeneration is not supported. Supported are",)),
-        ("gemma3", ("Gemma3ForConditionalGeneration: only its vision tower can be reduced",)),
+        (
+            "aya_vision",
+            ("AyaVisionForConditionalGeneration: only its vision tower can be reduced",),
+        ),
         ("mistral3", ("Mistral3ForConditionalGeneration is not supported",)),
     ],
 )

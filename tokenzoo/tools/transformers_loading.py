@@ -10,6 +10,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,6 +152,18 @@ def _shrink(config: Any) -> None:
                 setattr(part, key, width)
     if hasattr(vision, "embed_dim") and not hasattr(vision, "out_hidden_size"):  # Qwen2-VL
         vision.hidden_size = width
+    _fit(config, vision)
+
+
+def _fit(config: Any, vision: Any) -> None:
+    """Make the image of a default configuration one that the projector can make tokens of."""
+    pooled, joined = getattr(config, "mm_tokens_per_image", 0), getattr(config, "scale_factor", 0)
+    size = getattr(vision, "image_size", None)
+    if not (pooled or joined) or not isinstance(size, int):
+        return
+    along = size // vision.patch_size
+    unit = isqrt(pooled) if pooled else joined
+    vision.image_size = vision.patch_size * unit * max(2 if pooled else 1, -(-along // unit))
 
 
 def placeholders(config: Any) -> list[int]:
@@ -169,12 +182,14 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
     vision = getattr(model.config, "vision_config", model.config)
     size = vision.image_size if hasattr(vision, "image_size") else None
     generator = torch.Generator().manual_seed(0)
+    given: dict[str, Any]
     if hasattr(vision, "spatial_merge_size"):
         return _packed(model, vision, adapter, batch, generator)
     prompts = adapter is not None and adapter.reads_prompts
+    if hasattr(vision, "num_patches") and size is None:
+        given = _flat(vision, batch, generator)
+        return _with_prompt(model, adapter, given, batch, generator) if prompts else given
     if size is None or not prompts:
-        if hasattr(vision, "num_patches"):
-            return _flat(vision, batch, generator)
         if size is None:
             raise BadArgumentError(
                 f"the configuration of {type(model).__name__} has no image_size: only models that take "
@@ -182,7 +197,7 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
             )
         height, width = (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
         return {"pixel_values": torch.randn(batch, 3, height, width, generator=generator)}
-    given: dict[str, Any] = {}
+    given = {}
     size = size if isinstance(size, int) else int(size[0])
     shape = (batch, 3, size, size)
     if hasattr(model.config, "image_grid_pinpoints"):
@@ -190,6 +205,8 @@ def inputs(model: Any, adapter: Any, batch: int) -> dict[str, Any]:
         crops = own.image_size_to_num_patches((size, size), model.config.image_grid_pinpoints, size)
         shape = (batch, crops, 3, size, size)
         given["image_sizes"] = torch.tensor([[size, size]] * batch)
+    elif "pixel_attention_mask" in inspect.signature(model.forward).parameters:
+        shape = (batch, 1, 3, size, size)  # the tiles of each prompt
     given["pixel_values"] = torch.randn(*shape, generator=generator)
     return _with_prompt(model, adapter, given, batch, generator)
 

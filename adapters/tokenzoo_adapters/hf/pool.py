@@ -32,12 +32,13 @@ def _reduced(
     del attention
     probe, x = args[:2]
     state = state_of(x)
-    if state.mass is None:
+    bias = state.layout.log_mass(x.device)
+    if bias is None:
         return args, options
     x = reduced_tokens(x, state)
     if proportional:
         # A padding mask of floats is added to the logits of its keys.
-        options = {**options, "key_padding_mask": state.mass.log().to(x.dtype)}
+        options = {**options, "key_padding_mask": bias.to(x.dtype)}
     return (probe, x, x), options
 
 

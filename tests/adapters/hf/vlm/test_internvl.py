@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 import tokenzoo
-from tests.adapters.hf.models import pixels
+from tests.adapters.hf.models import IMAGE, pixels, video
 from tests.adapters.hf.vlm import internvl as iv
+from tests.adapters.hf.vlm import plain_internvl as plain
+from tests.adapters.hf.vlm.calls import NEW, WIDE, answer, logits
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 
@@ -23,3 +28,38 @@ def test_its_tower_alone_has_patches() -> None:
             short = tower(**images).last_hidden_state
     assert attached.counts == attached.plan().blocks
     assert short.shape[1:] == (1 + 20, bare.shape[2])
+
+
+@pytest.mark.parametrize("vision", [{}, {"norm_type": "rms_norm", "use_qk_norm": True}])
+@pytest.mark.parametrize("keep", [4, 7])
+def test_groups_are_merged_as_in_a_plain_tower(vision: dict[str, Any], keep: int) -> None:
+    """Against a dense tower, one tile at a time; four is a number that passes for a grid."""
+    model = iv.internvl(vision=vision)
+    tiles = iv.inputs(["<image> ?"], [WIDE])["pixel_values"]
+    with torch.no_grad(), tokenzoo.build("tome", keep=keep).attach(model) as attached:
+        found = model.model.get_image_features(tiles, return_dict=True).pooler_output
+        counts = attached.counts
+    assert counts == attached.plan().blocks
+    assert counts[-1] == keep
+    with torch.no_grad():
+        expected = torch.stack([plain.tokens(model.model, tile, counts) for tile in tiles])
+    assert gap(found, expected) <= 1e-5
+
+
+def test_frames_of_a_video_are_tiles() -> None:
+    """Each frame loses as many tokens as an image of its size; InternVL3.5 has a Qwen3."""
+    model = iv.internvl(text={"model_type": "qwen3", "head_dim": 16})
+    given = iv.processor("left")(
+        text=["<video> what is this ?"], videos=[video(4)], return_tensors="pt"
+    )
+    frames = len(given["pixel_values"])
+    with tokenzoo.build("evoprune", keep=6).attach(model) as attached:
+        found = logits(model, given)
+        short = attached.shorten(dict(given))["input_ids"]
+        assert attached.counts == attached.plan().blocks
+    assert int((given["input_ids"] == IMAGE).sum()) == frames * iv.TOKENS
+    assert int((short == IMAGE).sum()) == frames * 6
+    assert found.shape[1] == short.shape[1]
+    for recipe in ("fastv", "cdpruner"):
+        with tokenzoo.build(recipe, keep=6).attach(model):
+            assert answer(model, given).shape == (1, NEW)

@@ -3,8 +3,9 @@
 Every model is made with random weights and tried (`tokenzoo.tools.compatibility`); nothing is
 downloaded. Run it with `python -m benchmarks.make_models_table`, timm, torchvision and open_clip
 installed. It fails, and writes nothing, if a model neither works nor is refused; `--only transformers`
-makes that section anew and leaves the others as they are. `tests/adapters/test_models_table.py`
-tries some again.
+makes that section anew and leaves the others as they are, and `--only refusals` writes the list of the
+vision-language models that are refused, which is read off `hf/vlm/refusals.py`.
+`tests/adapters/test_models_table.py` tries some again.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenzoo_adapters.hf.vlm.refusals import REFUSALS
 
 import tokenzoo
-from benchmarks.models_to_try import SIZES, named
+from benchmarks.models_to_try import SIZES, named, vision_language_classes
 from tokenzoo.tools.compatibility import CompatibilityReport, examine
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 RECIPE, KEEP, DEPTH, BATCH = "evoprune", 0.5, 4, 2
+LAST = "Other models of timm"
 
 INTRO = """# Which models work
 
@@ -131,7 +134,8 @@ def page(found: dict[str, list[CompatibilityReport]]) -> str:
             found["elsewhere"],
         ),
         transformers_section(found["transformers"]),
-        "## Other models of timm\n\nOne of each module that has no transformer; all of them are refused:\n"
+        refusals_section(),
+        f"## {LAST}\n\nOne of each module that has no transformer; all of them are refused:\n"
         f"{textwrap.fill(others, 110)}.",
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -151,6 +155,45 @@ def transformers_section(verdicts: Sequence[CompatibilityReport]) -> str:
         "groups are compared."
     )
     return section("transformers", text, verdicts)
+
+
+REFUSED = "Vision-language models of transformers that are refused"
+
+
+def refusals_section() -> str:
+    """All classes that transformers lists as models of images and text and no spec has, by their reason."""
+    import transformers
+
+    text = (
+        f"Of the {len(vision_language_classes())} types of models that transformers "
+        f"{transformers.__version__} lists for images and text, or for more than that, these are refused, "
+        "each with the sentence below, written after reading its code, and with what works on it. "
+        "`tests/adapters/hf/vlm/test_refusals.py` makes each of them, without weights, and tries. Of a "
+        "class that is in no table nobody has read the code: its error says so, and names "
+        "[adding-a-model.md](adding-a-model.md)."
+    )
+    by_folder: dict[str, list[str]] = {}
+    for name in dict.fromkeys(vision_language_classes().values()):
+        folder = getattr(transformers, name).__module__.split(".")[2]
+        by_folder.setdefault(folder, []).append(f"`{name}`")
+    lines = ["| models | reason | what works |", "|---|---|---|"]
+    for one in REFUSALS:
+        names = [name for folder in one.folders for name in by_folder.get(folder, [])]
+        works = (
+            f"the tower inside, with `restore=True`; {one.instead}" if one.tower else one.instead
+        )
+        lines += [f"| {', '.join(names)} | {one.why} | {works} |"] if names else []
+    return "\n\n".join([f"## {REFUSED}", textwrap.fill(text, 110), "\n".join(lines)])
+
+
+def with_text(text: str, made: str) -> str:
+    """The page with the section of the refusals made anew; before the last section if there is none."""
+    before, found, rest = text.partition(f"## {REFUSED}\n")
+    if not found:
+        before, _, rest = text.partition(f"## {LAST}\n")
+        return f"{before}{made.strip()}\n\n## {LAST}\n{rest}"
+    _, mark, after = rest.partition("\n## ")
+    return f"{before}{made.strip()}\n{mark}{after}"
 
 
 def with_section(text: str, title: str, made: str, verdicts: Sequence[CompatibilityReport]) -> str:
@@ -179,11 +222,16 @@ def with_section(text: str, title: str, made: str, verdicts: Sequence[Compatibil
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE)
-    parser.add_argument("--only", choices=["transformers"], help="make one section anew")
+    parser.add_argument(
+        "--only", choices=["transformers", "refusals"], help="make one section anew"
+    )
     options = parser.parse_args()
     out: Path = options.out
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are what is wanted
+    if options.only == "refusals":
+        out.write_text(with_text(out.read_text(), refusals_section()))
+        return
     if options.only:
         verdicts = tried(named(options.only), DEPTH)
         stop_if_broken(verdicts)

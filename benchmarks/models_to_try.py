@@ -164,3 +164,14 @@ def named(label: str) -> list[str]:
         "others": other_names(),
         "transformers": TRANSFORMERS.split(),
     }[label]
+
+
+def vision_language_classes() -> dict[str, str]:
+    """By type of configuration, the classes that transformers lists as models of images and text."""
+    from transformers.models.auto import modeling_auto as auto
+
+    classes = dict[str, str]()
+    for name in ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"):
+        for kind, found in getattr(auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}).items():
+            classes[kind] = found if isinstance(found, str) else found[0]
+    return classes

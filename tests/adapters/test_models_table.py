@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import timm
+import transformers
 
 from benchmarks import make_models_table, models_to_try
 from tokenzoo.tools import model_loading
@@ -101,6 +102,14 @@ def test_a_model_that_works_does(name) -> None:
     assert line.startswith(f"| `{name}` | {family} | ")
     assert tokens in line
     assert f"{verdict.flops:.2f}" == flops
+
+
+def test_the_refusals_are_those_of_the_table() -> None:
+    version = re.search(r"that transformers\s+(\S+)\s+lists", part(make_models_table.REFUSED))
+    assert version is not None
+    if transformers.__version__ != version[1]:
+        pytest.skip(f"the page is of transformers {version[1]}")
+    assert make_models_table.with_text(PAGE, make_models_table.refusals_section()) == PAGE
 
 
 def test_a_tower_of_transformers_is_reduced_as_the_table_says() -> None:

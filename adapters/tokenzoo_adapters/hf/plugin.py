@@ -18,6 +18,7 @@ from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.packed_tower import TOWERS as PACKED
 from tokenzoo_adapters.hf.vlm.packed_tower import find_packed_tower
+from tokenzoo_adapters.hf.vlm.refusals import AFTER, reads_images, refusal_of
 
 
 @hookimpl
@@ -25,9 +26,14 @@ def tokenzoo_adapter(model: Any) -> Adapter | None:
     """The adapter of a model of transformers; raises for other models of it, with what to attach to."""
     found = find_tower(model) or _inside(model) or find_packed_tower(model)
     found = found or find_vision_language(model, SPECS)
-    if found is not None or not type(model).__module__.startswith("transformers."):
+    if found is not None or not _of_transformers(model):
         return found
     raise UnsupportedModelError(_refusal(model))
+
+
+def _of_transformers(model: Any) -> bool:
+    """Whether a model is of transformers, or of a subclass of a model whose reason is known."""
+    return type(model).__module__.startswith("transformers.") or refusal_of(model) is not None
 
 
 def _inside(model: Any) -> HFTower | None:
@@ -43,15 +49,20 @@ def _refusal(model: Any) -> str:
     """Why a model is not supported, and what to do."""
     name = f"transformers' {type(model).__name__}"
     inside = [
-        path
+        f"model.{path}"
         for path, module in model.named_modules()
         if find_tower(module) is not None or find_packed_tower(module) is not None
     ]
-    if any(hasattr(module, "deepstack_visual_indexes") for module in model.modules()):
+    known = refusal_of(model)
+    if known is not None:
+        works = known.instead
+        if known.tower and inside:
+            works = f"attach({inside[0]}, restore=True), inside the tower; or {works}"
+        return f"{name} is not supported: {known.why}. What works on it: {works}"
+    if reads_images(model):
         return (
-            f"{name} is not supported: the language model adds the features of inner blocks of the tower "
-            "to its own tokens (deepstack), and these blocks have other tokens left. What works on it: "
-            "zoo.reduce(features), after the tower"
+            f"{name} is not known to tokenzoo: nobody has written down how its images become tokens of its "
+            f"language model. docs/adding-a-model.md says how to add it. What works on it: {AFTER}"
         )
     if not inside:
         followed = [
@@ -60,14 +71,11 @@ def _refusal(model: Any) -> str:
         ]
         followed += [entry.model for entry in OUTER_MODELS]
         followed += [spec.whole for spec in SPECS]
-        return (
-            f"{name} is not supported. Supported are {', '.join(followed)}. What works on it: "
-            "zoo.reduce(features), after the tower"
-        )
-    reason = "only its vision tower can be reduced"
+        return f"{name} is not supported. Supported are {', '.join(followed)}. What works on it: {AFTER}"
     why = unknown(model)
     if why:
-        return (
-            f"{name}: {why}. Attach to the tower inside it: attach(model.{inside[0]}, restore=True)"
-        )
-    return f"{name}: {reason}. Attach to the tower inside it, model.{inside[0]}, and use what that returns"
+        return f"{name}: {why}. Attach to the tower inside it: attach({inside[0]}, restore=True)"
+    return (
+        f"{name}: only its vision tower can be reduced. Attach to the tower inside it, {inside[0]}, and "
+        "use what that returns"
+    )

@@ -139,7 +139,7 @@ def chosen() -> str:
         line = [name]
         for at in part["tasks"].values():
             found = at["errors"].get(name)
-            tried = name in at["times"]
+            tried = name in at["budgets"]
             if found is None:
                 line.append("too slow" if tried else "")
                 continue
@@ -202,10 +202,10 @@ def wider(task: str, values: Tensor, comparisons: int) -> str:
     return shown(task, Difference(found.value, low, high, found.p))
 
 
-def timings(part: str) -> str:
+def timings() -> str:
     """Time and operations of each recipe at the budgets that were timed."""
     heads, lines = ["recipe"], dict[str, list[str]]()
-    for task, at in search_file()[part]["tasks"].items():
+    for task, at in search_file()["test"]["tasks"].items():
         tower = search.TOWERS[task]
         heads += [f"`{task}`, {keep}" for keep in tower.ladder]
         for name, own in at["times"].items():
@@ -225,12 +225,11 @@ def tables() -> Iterator[tuple[str, str]]:
         yield f"figure 4, {task}", of_the_paper(task, ["skip", *names[9:]])
     there = search_file()
     if "two" in there:
-        yield "times of the two", timings("two")
         yield "the two", two()
     if "chosen" in there.get("choose", {}):
         yield "choice", chosen()
     if "test" in there:
-        yield "times of the chosen", timings("test")
+        yield "times of the chosen", timings()
         yield "final", final()
 
 

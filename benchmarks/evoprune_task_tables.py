@@ -139,7 +139,7 @@ def chosen() -> str:
         line = [name]
         for at in part["tasks"].values():
             found = at["errors"].get(name)
-            tried = name in at["times"]
+            tried = name in at["budgets"]
             if found is None:
                 line.append("too slow" if tried else "")
                 continue
@@ -179,8 +179,31 @@ def search_file() -> dict[str, Any]:
     return json.loads(search.SEARCH.read_text())
 
 
+def two() -> str:
+    """The candidates of the first search on the held-out halves, corrected for two candidates."""
+    rows, lines = recorded("held-out"), list[list[str]]()
+    for task, at in search_file()["two"]["tasks"].items():
+        found = search.compared(in_file(rows, task), search.TWO, at)
+        for name in search.TWO:
+            budgets = (", ".join(map(str, at["budgets"][one])) for one in (name, *search.RIVALS))
+            less = ["too slow at every budget", ""]
+            if name in found:
+                less = [wider(task, found[name][rival], len(search.TWO)) for rival in search.RIVALS]
+            lines.append([heading(task), name, *budgets, *less])
+    heads = ["task", "candidate", "its tokens", "`evoprune`'s", "`tome`'s"]
+    return table([*heads, "less `evoprune`", "less `tome`"], lines)
+
+
+def wider(task: str, values: Tensor, comparisons: int) -> str:
+    """The mean of differences `[s]` with its 95 % interval, corrected for so many comparisons."""
+    found = difference(values.tolist(), [0.0] * len(values))
+    more = bound(comparisons, len(values)) / bound(1, len(values))
+    low, high = (found.value + more * (end - found.value) for end in (found.low, found.high))
+    return shown(task, Difference(found.value, low, high, found.p))
+
+
 def timings() -> str:
-    """Time and operations of each recipe at the budgets that were timed, on the last halves."""
+    """Time and operations of each recipe at the budgets that were timed."""
     heads, lines = ["recipe"], dict[str, list[str]]()
     for task, at in search_file()["test"]["tasks"].items():
         tower = search.TOWERS[task]
@@ -200,9 +223,14 @@ def tables() -> Iterator[tuple[str, str]]:
         names = list(named(task))
         yield f"table 3, {task}", of_the_paper(task, names[:8], ("tome", *CONTROLS))
         yield f"figure 4, {task}", of_the_paper(task, ["skip", *names[9:]])
-    yield "choice", chosen()
-    yield "times", timings()
-    yield "final", final()
+    there = search_file()
+    if "two" in there:
+        yield "the two", two()
+    if "chosen" in there.get("choose", {}):
+        yield "choice", chosen()
+    if "test" in there:
+        yield "times of the chosen", timings()
+        yield "final", final()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_few_samples_need_more_standard_errors():
     assert on_tasks.bound(34, 24) > on_tasks.bound(34, 1500) > on_tasks.bound(1, 1500)
 
 
-def test_equal_time_favours_the_rival():
+def test_equal_cost_favours_the_rival():
     names = ("evoprune", "tome", "plain")
     tower = search.TOWERS["digits"]
     ours = {name: partial(search.job, name) for name in names}
@@ -58,7 +58,7 @@ def test_equal_time_favours_the_rival():
         name: {str(keep): [tower.operations(ours[name](keep)) + more] for keep in tower.ladder}
         for name, more in zip(names, (0.2, 0.1, 0.1), strict=True)
     }
-    at = search.equal_time(times, "digits")
+    at = search.equal_cost(times, "digits")
     budgets = at["budgets"]
     assert budgets["evoprune"] == list(subjects.BUDGETS["digits"])
     for target, theirs, own in zip(at["targets"], budgets["tome"], budgets["plain"], strict=True):
@@ -67,7 +67,7 @@ def test_equal_time_favours_the_rival():
         assert tower.operations(ours["plain"](own + 1)) + 0.1 > target
     times["plain"] = {keep: [5 + values[0]] for keep, values in times["plain"].items()}
     times["tome"] = {keep: [values[0] - 5] for keep, values in times["tome"].items()}
-    assert search.equal_time(times, "digits")["budgets"] == {
+    assert search.equal_cost(times, "digits")["budgets"] == {
         "evoprune": list(subjects.BUDGETS["digits"]),
         "tome": [256, 256],
         "plain": [],

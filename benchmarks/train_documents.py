@@ -54,7 +54,7 @@ INKED = (PATCH % 8 >= 1) & (
     torch.where(PATCH % 16 < 8, 4, 3) >= PATCH % 8
 )  # where words are: [256]
 NAMES = (*KEYS, *VALUES)
-SLOW = ("same", "key-of", "value-of")  # learned last, so these are asked twice as often
+SLOW = ("same", "key-of", "value-of")  # learned last, so these are asked three times as often
 
 
 class Features:
@@ -155,7 +155,7 @@ def align_loss(student: Student, x: Tensor, made: Sequence[Page]) -> tuple[Tenso
 
 def drawn(page: Page, count: int, rng: random.Random) -> list[Question]:
     """Draw `count` questions that have an answer, of all kinds in a random order."""
-    kinds, found = [*KINDS, *SLOW], list[Question]()
+    kinds, found = [*KINDS, *SLOW, *SLOW], list[Question]()
     rng.shuffle(kinds)
     for turn in range(100 * count):
         if len(found) == count:
@@ -187,12 +187,36 @@ def window(x: Tensor, made: Sequence[Page], rng: random.Random) -> tuple[Tensor,
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2])), parts
 
 
+def hints(asked: Sequence[Sequence[Question]], made: Sequence[Page]) -> tuple[Tensor, ...]:
+    """What is found on the way to an answer: pages, words of all questions of a page, and tokens, [h] each.
+
+    The question mark after a key or a value finds the place of its partner; a place finds its word.
+    """
+    found: list[tuple[int, int, int]] = []
+    for index, (row, page) in enumerate(zip(asked, made, strict=True)):
+        words = cells(page)
+        for turn, one in enumerate(row):
+            if one.kind in ("value-of", "key-of"):
+                partner = PLACES[words.index(one.words[2]) ^ 1]
+                found.append((index, 4 * turn + 3, WORDS.index[partner]))
+            if one.kind == "same":
+                for at in (0, 2):
+                    word = words[PLACES.index(one.words[at])] or ""
+                    found.append((index, 4 * turn + at, WORDS.index[word]))
+    return torch.tensor(found).T.unbind(0)
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     data, held = (Features.read(args.cache, split) for split in ("train", "validation"))
     vlm = llava.untrained(WORDS)
     start(vlm)
     student = Student(vlm, data.x)
+    halfway: dict[int, Tensor] = {}  # the states after layers 2 and 3 of 4
+    for layer in (1, 2):
+        student.text.layers[layer].register_forward_hook(
+            lambda module, args, out, layer=layer: halfway.update({layer: out})
+        )
 
     def lesson(
         part: str, step: int, rng: random.Random, generator: torch.Generator
@@ -204,27 +228,34 @@ def train(args: argparse.Namespace) -> None:
         if part == "window":
             x, made = window(x, made, rng)
         count = 22 if part == "whole" else 12
-        asked, answers = tensors([drawn(page, count, rng) for page in made], WORDS.encode)
+        questions = [drawn(page, count, rng) for page in made]
+        asked, answers = tensors(questions, WORDS.encode)
         # Places are to be read from the features: a shorter prompt has other positions.
         if step % 4 < 2:
             x = x[:, torch.randperm(x.shape[1], generator=generator)]
         logits = student.answers(x, asked, scale=16 ** -rng.random())
         right = [(logits.argmax(2) == answers).float().mean().item()]
-        return cross_entropy(logits.flatten(0, 1), answers.flatten()) + 0.1 * named, right
+        page, word, wanted = hints(questions, made)
+        on_the_way = sum(
+            cross_entropy(student.read(student.text.norm(h[page, x.shape[1] + 1 + word])), wanted)
+            for h in halfway.values()
+        )
+        loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
+        return loss + 0.1 * named + 0.25 * on_the_way, right
 
     def renew() -> None:
         nonlocal data
         data = Features.read(args.cache, "train")
 
     rng = random.Random(0)
-    questions = [
+    asked = [
         [one for kind in KINDS for _ in range(4) if (one := ask(kind, page, rng))]
         for page in held.pages
     ]
     course = Course(
         (("align", args.align), ("window", args.window), ("whole", 1.0)),
         lesson,
-        lambda: training.validate(student, held.x, questions, WORDS.encode),
+        lambda: training.validate(student, held.x, asked, WORDS.encode),
         renew,
     )
     training.train(args, student, vlm, course)

@@ -7,11 +7,11 @@ from importlib.resources import files
 
 import torch
 from safetensors.torch import load
-from train_documents import CELL_OF, FRAMES, INKED, Features, contents, start, window
+from train_documents import CELL_OF, FRAMES, INKED, Features, contents, hints, start, window
 
 from tokenzoo.evaluation.vqa import llava, model, words
-from tokenzoo.evaluation.vqa.documents import LEFTS, pages, printed
-from tokenzoo.evaluation.vqa.page_questions import PLACES, WORDS
+from tokenzoo.evaluation.vqa.documents import LEFTS, Page, pages, printed
+from tokenzoo.evaluation.vqa.page_questions import PLACES, WORDS, Question
 
 
 def test_new_pages_keep_words_places_and_frame_together() -> None:
@@ -50,6 +50,22 @@ def test_windows_keep_slots_and_answers_together() -> None:
         }
         stamps += part.stamp is not None
     assert 0 < stamps < 20
+
+
+def test_hints_are_the_partner_and_the_words_that_are_compared() -> None:
+    keys, values = [None] * 8, [None] * 8
+    keys[2], values[2], keys[5], values[5] = "date", "cap", "size", "cup"
+    page = Page(keys, values, None, "plain")
+    asked = [
+        Question("word-at", ("word", "at", "c1", "?"), "date"),
+        Question("value-of", ("value", "of", "size", "?"), "cup"),
+        Question("key-of", ("key", "of", "cap", "?"), "date"),
+        Question("same", ("c2", "like", "f2", "?"), "no"),
+    ]
+    pages_of, at, tokens = hints([asked], [page])
+    assert pages_of.tolist() == [0] * 4
+    assert at.tolist() == [7, 11, 12, 14]
+    assert [WORDS.words[token] for token in tokens] == ["f2", "c1", "cap", "cup"]
 
 
 def test_words_are_in_the_patches_that_name_them() -> None:

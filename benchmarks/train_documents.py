@@ -13,9 +13,9 @@ for places, numbers, yes and no. Training has three parts:
 2. windows of 3 of the 8 slots, which have 96 of the 256 tokens, under their names in the page;
 3. whole pages.
 
-In half of the batches a page is put together from the cells of several ones, each in its own place. An answer
-that takes two steps has a hint: what the first step finds is asked of the state after two layers. No token
-is ever removed in training. The student and the loop are those of `vqa_training.py`.
+In half of the batches a page is put together from the cells of several ones, each in its own place. An
+answer that takes two steps has a hint: what the first step finds is asked of the state after two layers. No
+token is ever removed in training. The student and the loop are those of `vqa_training.py`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def drawn_chunk(split: str, chunk: int) -> tuple[Tensor, dict[str, Any]]:
 def start(vlm: Any) -> None:
     """Begin with the Llama of collage-vqa, and with its words where ours mean the same.
 
-    The attention of its third layer begins anew: it is to read what is at a place that an earlier layer found.
+    The attention of its third layer begins anew: it is to read what is at a place that another found.
     """
     training.start(vlm)
     state = load((files("tokenzoo") / "weights" / model.WEIGHTS).read_bytes())

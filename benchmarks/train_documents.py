@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from vqa_training import CHUNK, Course, Student, tensors
 
+from tokenzoo.evaluation.tasks.documents import questions_of
 from tokenzoo.evaluation.vqa import llava, model, words
 from tokenzoo.evaluation.vqa.documents import (
     COLUMNS,
@@ -55,7 +56,12 @@ INKED = (PATCH % 8 >= 1) & (
     torch.where(PATCH % 16 < 8, 4, 3) >= PATCH % 8
 )  # where words are: [256]
 NAMES = (*KEYS, *VALUES)
-SLOW = ("same", "key-of", "value-of")  # learned last, so these are asked three times as often
+SLOW = (
+    "same",
+    "key-of",
+    "value-of",
+    "line-count",
+)  # learned last, so these are asked three times as often
 
 
 class Features:
@@ -263,6 +269,10 @@ def train(args: argparse.Namespace) -> None:
     training.train(args, student, vlm, course)
 
 
+def right_answers(samples: int, seed: int) -> tuple[list[str], Tensor]:
+    return list(KINDS), questions_of(pages("test", samples, seed=seed), seed)[1]
+
+
 def main() -> None:
     about = __doc__.partition("\n")[0] if __doc__ else None
     parser = training.arguments(about, name="documents", minutes=40.0, align=0.1, window=0.4)
@@ -270,6 +280,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.test:
+        training.report("documents", args.test, right_answers)
+        return
     if args.pages:
         training.cache(args.cache, "validation", 3 * CHUNK, drawn_chunk)
         training.cache(args.cache, "train", args.pages, drawn_chunk)

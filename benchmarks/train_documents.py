@@ -10,10 +10,11 @@ for places, numbers, yes and no. Training has three parts:
 
 1. align: each projected patch names the word, if there is one, and the place of its cell, in the embedding
    of the Llama's own words;
-2. windows of 3 of the 8 slots, which have 96 of the 256 tokens, under the names that they have in the page;
+2. windows of 3 of the 8 slots, which have 96 of the 256 tokens, under their names in the page;
 3. whole pages.
 
-In half of the batches a page is put together from the cells of several ones, each in its own place. No
+In half of the batches a page is put together from the cells of several ones, each in its own place. An
+answer that takes two steps has a hint: what the first step finds is asked of the state after two layers. No
 token is ever removed in training. The student and the loop are those of `vqa_training.py`.
 """
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from vqa_training import CHUNK, Course, Student, tensors
 
+from tokenzoo.evaluation.tasks.documents import questions_of
 from tokenzoo.evaluation.vqa import llava, model, words
 from tokenzoo.evaluation.vqa.documents import (
     COLUMNS,
@@ -54,7 +56,12 @@ INKED = (PATCH % 8 >= 1) & (
     torch.where(PATCH % 16 < 8, 4, 3) >= PATCH % 8
 )  # where words are: [256]
 NAMES = (*KEYS, *VALUES)
-SLOW = ("same", "key-of", "value-of")  # learned last, so these are asked twice as often
+SLOW = (
+    "same",
+    "key-of",
+    "value-of",
+    "line-count",
+)  # learned last, so these are asked three times as often
 
 
 class Features:
@@ -110,7 +117,10 @@ def drawn_chunk(split: str, chunk: int) -> tuple[Tensor, dict[str, Any]]:
 
 
 def start(vlm: Any) -> None:
-    """Begin with the Llama of collage-vqa, and with its words where ours mean the same."""
+    """Begin with the Llama of collage-vqa, and with its words where ours mean the same.
+
+    The attention of its third layer begins anew: it is to read what is at a place that another found.
+    """
     training.start(vlm)
     state = load((files("tokenzoo") / "weights" / model.WEIGHTS).read_bytes())
     text = vlm.model.language_model
@@ -120,6 +130,7 @@ def start(vlm: Any) -> None:
         if name.startswith("model.language_model.")
     }
     table = own.pop("embed_tokens.weight")
+    own = {name: value for name, value in own.items() if "layers.2.self_attn" not in name}
     text.load_state_dict(own, strict=False)
     alike = {word: word for word in WORDS.words if word in words.INDEX}
     alike |= dict(zip(PLACES, words.PLACES, strict=True)) | {"word": "digit", "stamp": "dot"}
@@ -155,7 +166,7 @@ def align_loss(student: Student, x: Tensor, made: Sequence[Page]) -> tuple[Tenso
 
 def drawn(page: Page, count: int, rng: random.Random) -> list[Question]:
     """Draw `count` questions that have an answer, of all kinds in a random order."""
-    kinds, found = [*KINDS, *SLOW], list[Question]()
+    kinds, found = [*KINDS, *SLOW, *SLOW], list[Question]()
     rng.shuffle(kinds)
     for turn in range(100 * count):
         if len(found) == count:
@@ -187,12 +198,35 @@ def window(x: Tensor, made: Sequence[Page], rng: random.Random) -> tuple[Tensor,
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2])), parts
 
 
+def hints(asked: Sequence[Sequence[Question]], made: Sequence[Page]) -> tuple[Tensor, ...]:
+    """What is found on the way to an answer: pages, words of all questions of a page, and tokens, [h] each.
+
+    The question mark after a key or a value finds the place of its partner; a place finds its word.
+    """
+    found: list[tuple[int, int, int]] = []
+    for index, (row, page) in enumerate(zip(asked, made, strict=True)):
+        words = cells(page)
+        for turn, one in enumerate(row):
+            if one.kind in ("value-of", "key-of"):
+                partner = PLACES[words.index(one.words[2]) ^ 1]
+                found.append((index, 4 * turn + 3, WORDS.index[partner]))
+            if one.kind == "same":
+                for at in (0, 2):
+                    word = words[PLACES.index(one.words[at])] or ""
+                    found.append((index, 4 * turn + at, WORDS.index[word]))
+    return torch.tensor(found).T.unbind(0)
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     data, held = (Features.read(args.cache, split) for split in ("train", "validation"))
     vlm = llava.untrained(WORDS)
     start(vlm)
     student = Student(vlm, data.x)
+    halfway: list[Tensor] = []  # the states after layer 2 of 4
+    student.text.layers[1].register_forward_hook(
+        lambda module, args, out: halfway.__setitem__(slice(None), [out])
+    )
 
     def lesson(
         part: str, step: int, rng: random.Random, generator: torch.Generator
@@ -204,30 +238,39 @@ def train(args: argparse.Namespace) -> None:
         if part == "window":
             x, made = window(x, made, rng)
         count = 22 if part == "whole" else 12
-        asked, answers = tensors([drawn(page, count, rng) for page in made], WORDS.encode)
+        questions = [drawn(page, count, rng) for page in made]
+        asked, answers = tensors(questions, WORDS.encode)
         # Places are to be read from the features: a shorter prompt has other positions.
         if step % 4 < 2:
             x = x[:, torch.randperm(x.shape[1], generator=generator)]
         logits = student.answers(x, asked, scale=16 ** -rng.random())
         right = [(logits.argmax(2) == answers).float().mean().item()]
-        return cross_entropy(logits.flatten(0, 1), answers.flatten()) + 0.1 * named, right
+        page, word, wanted = hints(questions, made)
+        found = halfway[0][page, x.shape[1] + 1 + word]  # [h, c]
+        on_the_way = cross_entropy(student.read(student.text.norm(found)), wanted)
+        loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
+        return loss + 0.1 * named + 0.5 * on_the_way, right
 
     def renew() -> None:
         nonlocal data
         data = Features.read(args.cache, "train")
 
     rng = random.Random(0)
-    questions = [
+    asked = [
         [one for kind in KINDS for _ in range(4) if (one := ask(kind, page, rng))]
         for page in held.pages
     ]
     course = Course(
         (("align", args.align), ("window", args.window), ("whole", 1.0)),
         lesson,
-        lambda: training.validate(student, held.x, questions, WORDS.encode),
+        lambda: training.validate(student, held.x, asked, WORDS.encode),
         renew,
     )
     training.train(args, student, vlm, course)
+
+
+def right_answers(samples: int, seed: int) -> tuple[list[str], Tensor]:
+    return list(KINDS), questions_of(pages("test", samples, seed=seed), seed)[1]
 
 
 def main() -> None:
@@ -237,6 +280,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.test:
+        training.report("documents", args.test, right_answers)
+        return
     if args.pages:
         training.cache(args.cache, "validation", 3 * CHUNK, drawn_chunk)
         training.cache(args.cache, "train", args.pages, drawn_chunk)

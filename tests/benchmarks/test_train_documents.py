@@ -7,11 +7,11 @@ from importlib.resources import files
 
 import torch
 from safetensors.torch import load
-from train_documents import CELL_OF, FRAMES, INKED, Features, contents, start, window
+from train_documents import CELL_OF, FRAMES, INKED, Features, contents, hints, start, window
 
 from tokenzoo.evaluation.vqa import llava, model, words
-from tokenzoo.evaluation.vqa.documents import LEFTS, pages, printed
-from tokenzoo.evaluation.vqa.page_questions import PLACES, WORDS
+from tokenzoo.evaluation.vqa.documents import LEFTS, Page, pages, printed
+from tokenzoo.evaluation.vqa.page_questions import PLACES, WORDS, Question
 
 
 def test_new_pages_keep_words_places_and_frame_together() -> None:
@@ -52,6 +52,22 @@ def test_windows_keep_slots_and_answers_together() -> None:
     assert 0 < stamps < 20
 
 
+def test_hints_are_the_partner_and_the_words_that_are_compared() -> None:
+    keys, values = [None] * 8, [None] * 8
+    keys[2], values[2], keys[5], values[5] = "date", "cap", "size", "cup"
+    page = Page(keys, values, None, "plain")
+    asked = [
+        Question("word-at", ("word", "at", "c1", "?"), "date"),
+        Question("value-of", ("value", "of", "size", "?"), "cup"),
+        Question("key-of", ("key", "of", "cap", "?"), "date"),
+        Question("same", ("c2", "like", "f2", "?"), "no"),
+    ]
+    pages_of, at, tokens = hints([asked], [page])
+    assert pages_of.tolist() == [0] * 4
+    assert at.tolist() == [7, 11, 12, 14]
+    assert [WORDS.words[token] for token in tokens] == ["f2", "c1", "cap", "cup"]
+
+
 def test_words_are_in_the_patches_that_name_them() -> None:
     dark = 1 - printed(pages("train", 60, seed=0), seed=0).amin(1)  # [b, 224, 224]
     ink = (dark > 0.5).float().unfold(1, 14, 14).unfold(2, 14, 14).mean((0, 3, 4))  # [16, 16]
@@ -66,8 +82,12 @@ def test_the_llama_begins_as_that_of_collages() -> None:
     vlm = llava.untrained(WORDS)
     start(vlm)
     state = load((files("tokenzoo") / "weights" / model.WEIGHTS).read_bytes())
-    name = "model.language_model.layers.2.self_attn.q_proj.weight"
-    assert vlm.state_dict()[name].equal(state[name].float())
+    layers = "model.language_model.layers"
+    same = [
+        vlm.state_dict()[name].equal(state[name].float())
+        for name in (f"{layers}.{layer}.self_attn.q_proj.weight" for layer in range(4))
+    ]
+    assert same == [True, True, False, True]  # the third reads what an earlier one found
     table = vlm.model.language_model.embed_tokens.weight
     theirs = state["model.language_model.embed_tokens.weight"].float()
     assert table[WORDS.index[PLACES[5]]].equal(theirs[words.INDEX[words.PLACES[5]]])

@@ -23,9 +23,9 @@ from tests.evaluation.test_report import small_library as small_library
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Row, Subject, TaskOptions, jobs, maps, report, run
 from tokenzoo.evaluation.focus_vit import FocusViT
-from tokenzoo.evaluation.maps import SIDE, Picture, draw, owners, subject_for
+from tokenzoo.evaluation.maps import SIDE, TASKS, Picture, draw, owners, subject_for
 from tokenzoo.evaluation.summary import Summary, summarize
-from tokenzoo.evaluation.tasks import collage_vqa, dense, digits, prepare
+from tokenzoo.evaluation.tasks import OWN_IMAGES, collage_vqa, dense, digits, prepare
 from tokenzoo.token_map import TokenMap
 
 RECIPES = ("evoprune", "random", "downsample")
@@ -119,6 +119,10 @@ def test_maps_of_what_is_reduced_after_the_tower(
     subject = prepare("collage-vqa", TaskOptions(samples=2))
     [(_, [picture])] = draw(summary(subject, (recipe,), 16), subject, 1).lines
     assert picture.text.endswith(f"256 patches in 16 tokens{rest}")
+
+
+def test_tasks_with_images_of_their_own_can_be_drawn() -> None:
+    assert set(OWN_IMAGES) <= set(TASKS)
 
 
 def test_restored_features_have_the_maps_of_what_was_scored(

@@ -87,7 +87,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal(
         "the language model adds the features of inner blocks of the tower to its own tokens (deepstack), "
         "and these blocks have other tokens left",
-        "cohere_compass cosmos3_omni granite4_vision granite_docling qwen3_omni_moe qwen3_vl qwen3_vl_moe",
+        "cohere_compass cosmos3_omni granite4_vision granite_docling qwen3_omni_moe",
         "zoo.reduce(features), after the tower, and the same rows (plan.keep) of the deepstack features",
     ),
     _refusal(
@@ -146,13 +146,9 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal(
         "its projector joins patches on their square grid, and this tower is not one of those that are "
         "followed",
-        "idefics3 ovis2 perception_lm qianfan_ocr smolvlm",
+        "ovis2 perception_lm qianfan_ocr",
         PROJECTED,
     ),
-    _refusal(
-        "its projector averages patches on their square grid", "gemma3", PROJECTED, tower=True
-    ),
-    _refusal("patches are joined on the grid of an unpadded image", "lfm2_vl", PROJECTED),
     _refusal(
         "its projector joins patches on the grid of each image",
         "lighton_ocr muse_glimmer muse_spark paddleocr_vl video_llama_3",
@@ -194,8 +190,8 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal(
         "images of any size are one sequence in its tower, and this packed tower is not one of those that "
         "are followed",
-        "cosmos3_edge dots3_note exaone4_5 glm46v glm4v glm4v_moe glm5_next glm_ocr inkling2 inkling2_loop "
-        "minimax_m3_vl qwen2_5_omni qwen3_5 qwen3_5_moe qwen4_exp",
+        "cosmos3_edge dots3_note exaone4_5 glm5_next glm_ocr inkling2 inkling2_loop minimax_m3_vl "
+        "qwen2_5_omni qwen4_exp",
     ),
     _refusal("its vision tower is not one of those that are followed", "janus"),
     _refusal("there is no spec of it yet", "deepseek_vl vipllava", tower=True),

@@ -36,7 +36,10 @@ UNMADE = """
 """
 """Classes whose default configuration makes no model: they are refused by their class alone."""
 
-OPTIONS = {"aya_vision": {"vision_config": {"num_attention_heads": 16}}}
+OPTIONS = {
+    "aya_vision": {"vision_config": {"num_attention_heads": 16}},
+    **{kind: {"mm_tokens_per_image": 49} for kind in ("gemma3", "shieldgemma2")},  # of 14 x 14
+}
 DEPTHS = ("num_hidden_layers", "num_layers", "depth", "encoder_layers", "decoder_layers")
 
 
@@ -150,7 +153,6 @@ TOWERS_INSIDE: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
     "cohere2_vision": (SIGLIP, {}),
     "aya_vision": (SIGLIP, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
     "deepseek_vl": (SIGLIP, {}),
-    "gemma3": (SIGLIP, {"mm_tokens_per_image": 16}),
 }
 """Models with a supported tower in them: what it is, and further entries of the config."""
 
@@ -159,10 +161,9 @@ TOWERS_INSIDE: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
 def test_what_the_error_says_of_the_tower_inside_is_right(kind: str) -> None:
     """Attached with restore=True, it returns as many tokens as the model reads, of all layers."""
     (tower, own), options = TOWERS_INSIDE[kind]
-    text = "gemma3_text" if kind == "gemma3" else "llama"
     sizes = {"model_type": tower, **hf.tower_sizes(), "projection_dim": 48, **own}
     config = transformers.CONFIG_MAPPING[kind](
-        vision_config=sizes, text_config={"model_type": text, **hf._LLM}, **options
+        vision_config=sizes, text_config={"model_type": "llama", **hf._LLM}, **options
     )
     model = hf.randomise(getattr(transformers, CLASSES[kind])(config)).eval()
     part = model.get_submodule(inside(model))

@@ -151,8 +151,8 @@ def transformers_section(verdicts: Sequence[CompatibilityReport]) -> str:
         "a prompt with an image; of its tower only the blocks that are read are reduced. Compared is what "
         "does not depend on the tokens left: pooled features, or the logits of the last token. In "
         "Qwen's and GLM's models and InternVL a token is what the language model reads, a group of 2 x 2 "
-        "patches. Qwen's and GLM's towers take images of any size, here of 11 x 13 tokens; of such a tower "
-        "alone the merged groups are compared."
+        "patches. Qwen's and GLM's towers take images of any size, here of 11 x 13 tokens; of such a "
+        "tower alone the merged groups are compared."
     )
     return section("transformers", text, verdicts)
 

@@ -56,6 +56,7 @@ class Chat:
         assisted: the bare model says with an assistant what it says alone.
         static: the bare model runs with a static cache.
         begin: the first position.
+        linear: the first layers have linear attention: their cache has no length, and is made of a config.
     """
 
     make: Callable[..., Any]
@@ -70,6 +71,7 @@ class Chat:
     assisted: bool = True
     static: bool = True
     begin: int = 0
+    linear: bool = False
 
     @property
     def columns(self) -> bool:
@@ -135,7 +137,9 @@ CHATS = {
     "qwen3_vl": Chat(qwen.qwen3_vl, QWEN, ("tome", "cdpruner", "everywhere"), mrope=True),
     "qwen3_vl_moe": Chat(qwen.qwen3_vl_moe, QWEN, ("tome", "everywhere"), mrope=True),
     # Linear attention forgets no proposals of an assistant.
-    "qwen3_5": Chat(qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True, assisted=False),
+    "qwen3_5": Chat(
+        qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True, assisted=False, linear=True
+    ),
     "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM", "cdpruner"), mrope=True),
     "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),

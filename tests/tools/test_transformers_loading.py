@@ -201,10 +201,7 @@ def test_types_and_what_is_none() -> None:
         ("bert", ("BertModel", "LlavaForConditionalGeneration")),
         ("qwen3_vl", ("deepstack",)),
         ("glm4v", ("Glm4vForConditionalGeneration is not supported. Supported are",)),
-        (
-            "aya_vision",
-            ("AyaVisionForConditionalGeneration: only its vision tower can be reduced",),
-        ),
+        ("vipllava", ("VipLlavaForConditionalGeneration: only its vision tower can be reduced",)),
         ("mistral3", ("Mistral3ForConditionalGeneration is not supported",)),
     ],
 )

@@ -149,8 +149,8 @@ def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **opti
         kind: of `CHATS`.
         blocks: path of the blocks of its tower.
         depth: what its configuration calls the number of them.
-        **options: `extra` blocks that nobody reads, `vision` options, the paths of the `projector` and
-            the `text` model, its `second` part, and fields of the spec.
+        **options: `extra` blocks that nobody reads, `vision` options, paths of the `projector`, the `text`
+            model and its `second` part, and fields of the spec.
     """
     extra, vision = options.pop("extra", 0), options.pop("vision", {})
     projector = "visual.merger" if "visual" in blocks else "multi_modal_projector"
@@ -197,6 +197,7 @@ def of_x(make: Callable[..., Any], path: str, **options: Any) -> Spec:
 
 
 CLIP, QWEN_VL = "vision_tower.encoder.layers", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+IDEFICS, HEAD = "vision_model.encoder.layers", {"vision_use_head": True}
 IDEFICS3 = {"projector": "connector", "text": "text_model"}
 TIMM = (*of_timm.TEN, of_timm.RES_POST, *of_timm.POSITIONAL)
 SPECS: dict[str, Spec] = {
@@ -224,16 +225,13 @@ SPECS: dict[str, Spec] = {
             ("glm4v", WHOLE[:2]),
         )
     },
-    # The ways of running with the first recipe, which folds its groups in the tower.
+    # With the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
-    "gemma3": whole_model("gemma3", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}),
-    "idefics3": whole_model("idefics3", "vision_model.encoder.layers", **IDEFICS3),
-    "smolvlm": whole_model("smolvlm", "vision_model.encoder.layers", **IDEFICS3),
+    "gemma3": whole_model("gemma3", CLIP, recipes=WHOLE[:3], vision=HEAD),
+    **{kind: whole_model(kind, IDEFICS, **IDEFICS3) for kind in ("idefics3", "smolvlm")},
     "lfm2_vl": whole_model("lfm2_vl", CLIP, second="feed_forward", recipes=WHOLE[:3]),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed
-    "paligemma2": whole_model(
-        "paligemma2", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}
-    ),
+    "paligemma2": whole_model("paligemma2", CLIP, recipes=WHOLE[:3], vision=HEAD),
     **{f"{kind} tower": packed_tower(kind) for kind in QWEN_VL},
 }
 DEPTH = 5

@@ -327,6 +327,10 @@ class Conversation:
 )
 def test_a_conversation_is_one_prompt_of_all(kind: str, name: str) -> None:
     """Except where what is kept depends on the words, or on where the prompt ends."""
+    if kind == "gemma3" and CACHE != "cache":
+        pytest.skip(
+            "bare, too, a second image is masked as if it were words before transformers 5.24"
+        )
     model, chat = whole(kind), CHATS[kind]
     every = Batch(("<image> <image>",) * 2, ((TALL, WIDE), (FLOWER, WIDE))).given(model)
     with method(name).attach(model), entering(model) as calls:

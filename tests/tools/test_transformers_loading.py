@@ -199,11 +199,8 @@ def test_types_and_what_is_none() -> None:
     ("name", "words"),
     [
         ("bert", ("BertModel", "LlavaForConditionalGeneration")),
-        ("paddleocr_vl", ("PaddleOCRVLForConditionalGeneration is not supported. Supported are",)),
-        (
-            "aya_vision",
-            ("AyaVisionForConditionalGeneration: only its vision tower can be reduced",),
-        ),
+        ("paddleocr_vl", ("PaddleOCRVLForConditionalGeneration", "on the grid of each image")),
+        ("vipllava", ("there is no spec of it yet", "inside the tower")),
         ("mistral3", ("Mistral3ForConditionalGeneration is not supported",)),
     ],
 )

@@ -113,20 +113,17 @@ class Workload:
     @property
     def encoder(self) -> str:
         """The name of the vision tower in a multimodal model."""
-        base = self._base
-        return self._name(base.vision_tower if hasattr(base, "vision_tower") else base.visual)
+        return self._part("tower")
 
     @property
     def language(self) -> str:
         """The name of the language model in it."""
-        return self._name(self._base.language_model)
+        return self._part("language")
 
-    @property
-    def _base(self) -> Any:
+    def _part(self, part: str) -> str:
+        """The name of a module in the model that the adapter's spec names."""
         adapter: Any = self.adapter
-        return adapter.base
-
-    def _name(self, wanted: nn.Module) -> str:
+        wanted = getattr(adapter.base, getattr(adapter.spec, part))
         return next(name for name, module in self.model.named_modules() if module is wanted)
 
     @property

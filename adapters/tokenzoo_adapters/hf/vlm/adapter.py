@@ -80,10 +80,7 @@ class VisionLanguageAdapter(Adapter):
         return None if tokens is None else tokens // self._joins()
 
     def grid(self, tokens: int) -> tuple[int, int] | None:
-        """The grid of one image, tile or frame.
-
-        Where the projector joins patches, it is that of the patches of this pass, or a square.
-        """
+        """The grid of one image, tile or frame, by that of its patches in this pass; or a square."""
         joins = self._joins()
         if joins == 1:
             return self.tower.grid(tokens)

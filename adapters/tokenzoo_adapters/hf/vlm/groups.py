@@ -64,7 +64,7 @@ def side_by_side(x: Tensor) -> Tensor | None:
     bucket, side = layout.bucket, isqrt(layout.group)
     groups = x.reshape(x.shape[0], bucket.tokens, -1)
     row = replace(layout, raster=(1, bucket.tokens)).join([groups])
-    return row.unflatten(1, (side, bucket.tokens * side))
+    return row.reshape(x.shape[0], side, bucket.tokens * side, x.shape[2])
 
 
 class _Folded(PerThread):

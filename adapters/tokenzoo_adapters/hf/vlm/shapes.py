@@ -84,7 +84,7 @@ def _features(
         )
         x: Tensor = getattr(output, LAST)
         left = side_by_side(x)
-        grid = x.unflatten(1, shape) if left is None else left
+        grid = x.reshape(len(images), *shape, -1) if left is None else left
         hidden.update(zip(images, x, strict=True))
         rows.update(zip(images, base.get_submodule(spec.projector)(grid), strict=True))
     order = range(len(shapes))

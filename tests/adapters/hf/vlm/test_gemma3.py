@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tokenzoo
-from tests.adapters.hf.models import IMAGE
+from tests.adapters.hf.models import IMAGE, WORDS
 from tests.adapters.hf.vlm import gemma3 as g3
-from tests.adapters.hf.vlm.calls import FLOWER, WIDE, logits
+from tests.adapters.hf.vlm.calls import CACHE, FLOWER, WIDE, cache_of, logits
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
@@ -47,6 +50,21 @@ def test_groups_of_other_sizes(tokens: int, group: int) -> None:
                 kept = every if keep == tokens else attached.record.keep
             rows = bare.gather(1, kept[..., None].expand(-1, -1, bare.shape[2]))
             assert gap(found, rows) <= 1e-5
+
+
+def test_types_of_the_whole_prompt_in_a_call_by_hand() -> None:
+    """They are the caller's, as the mask is; new words see what is before them, whatever they say."""
+    model, given = g3.gemma3(), g3.inputs(["see <image> there", "<image> ?"], [[WIDE], [FLOWER]])
+    new = torch.tensor([[WORDS.index(word) for word in ("the", "red", "dog")]] * 2)
+    whole = {name: F.pad(given[name], (0, 3)) for name in ("attention_mask", "token_type_ids")}
+    whole["attention_mask"][:, -3:] = 1
+    with tokenzoo.build("tome", keep=6).attach(model), torch.no_grad():
+        one = model(**given, use_cache=True)
+        said = [
+            logits(model, {"input_ids": new, **call}, **{CACHE: copy.deepcopy(cache_of(one))})
+            for call in (whole, {"attention_mask": whole["attention_mask"]})
+        ]
+    assert gap(*said) <= 1e-5
 
 
 @pytest.mark.parametrize("tokens", [9, 15])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm import internvl, minicpm, molmo2, paligemma, qwen
 from tests.adapters.hf.vlm.calls import (
     FLOWER,
     NEW,
@@ -129,6 +129,16 @@ CHATS = {
     "qwen2_vl": Chat(qwen.qwen2_vl, QWEN, ("tome", "everywhere"), mrope=True),
     "qwen2_5_vl": Chat(qwen.qwen2_5_vl, QWEN, ALL, mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),
+    "minicpmv4_6": Chat(
+        minicpm.minicpmv4_6, FILMS, ("divprune", "cdpruner", "fastv"), assisted=False
+    ),
+    "molmo2": Chat(
+        molmo2.molmo2,
+        TILES,
+        ("divprune", "cdpruner"),
+        alone=False,  # all its images see each other, those of a later prompt too
+        assisted=False,
+    ),
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
     "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),
 }

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from tokenzoo.adapter import Adapter
 from tokenzoo.hooks import Undo
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
+from tokenzoo_adapters.hf.vlm.unfollowed_tower import ProjectedRows
 
 Spans = Mapping[int, list[VisualSpan]]
 """The images and videos of a call, by the id of their placeholder, in the order of the prompts."""
@@ -96,6 +97,8 @@ class VisionLanguageSpec:
         positions: "sequential", or "mrope": a token keeps the time, row and column that it has in the whole
             prompt. The model's `get_rope_index` counts them, when its images are encoded.
         first_position: of a prompt; positions of the model are counted from it.
+        unfollowed: set where the tower is not followed: how the tokens are found in what the projector
+            returns. Such a model is reduced at the stages "projected" and "llm" alone.
         streams: further features that the language model reads.
         refuse: of the bare model and its tower, a sentence after the name of the model that says why it
             cannot be attached to and what to do; None: it can.
@@ -115,6 +118,7 @@ class VisionLanguageSpec:
     assembly: tuple[Assembly, ...] = ()
     positions: Literal["sequential", "mrope"] = "sequential"
     first_position: int = 0
+    unfollowed: ProjectedRows | None = None
     streams: tuple[ExtraStream, ...] = ()
     refuse: Callable[[Any, Adapter], str | None] = nothing
 

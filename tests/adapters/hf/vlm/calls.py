@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import internvl, paligemma, qwen
+from tests.adapters.hf.vlm import internvl, minicpm, molmo2, paligemma, qwen
 from tests.adapters.models import gap
 
 TEMPLE, FLOWER, TALL, WIDE, SMALL, *_ = hf.photos()
@@ -45,6 +45,9 @@ def inputs(
         return hf.inputs(model, prompts, images, videos, side)
     if kind.startswith("qwen"):
         return qwen.inputs(model, prompts, flat, videos, side)
+    if kind in ("minicpmv4_6", "molmo2"):
+        made = minicpm.inputs if kind == "minicpmv4_6" else molmo2.inputs
+        return made(prompts, flat, videos, side)
     made = internvl.inputs if kind == "internvl" else paligemma.inputs
     return made(prompts, flat, side)
 

@@ -117,17 +117,18 @@ def hf_checkpoint(model: Any, reentrant: bool) -> None:
 
 def hf_tower(name: str, **options: Any) -> Spec:
     layers = {"clip": "encoder.layers", "siglip": "encoder.layers", "siglip2": "encoder.layers"}
-    layers |= {"vit": "layers", "dinov3_vit": "model.layer"}
+    layers |= {"vit": "layers", "dinov3_vit": "model.layer", "aimv2": "encoder.layers"}
+    with_cls = "siglip" not in name and name != "aimv2"
     return Spec(
         lambda depth: hf.tower(name, num_hidden_layers=depth, **options),
         lambda model: hf.pixels(model, batch=3),
-        first if options else pooled,
-        second=f"{layers.get(name, 'encoder.layer')}.1.mlp",
+        first if options or name == "radio" else pooled,
+        second=f"{layers.get(name, 'encoder.layer')}.1.{'ffn' if name == 'aimv2' else 'mlp'}",
         places=(f"{layers.get(name, 'encoder.layer')}.3",),
         tokens=64,
-        recipes=TOWER if "siglip" in name else WITH_CLS,
+        recipes=WITH_CLS if with_cls else TOWER,
         checkpoint=hf_checkpoint,
-        offloads="siglip" not in name or bool(options),
+        offloads=with_cls or bool(options),
         compiles=name in ("clip", "siglip", "dinov3_vit") and not options,
     )
 
@@ -149,10 +150,12 @@ def whole_model(kind: str, blocks: str, depth: str = "num_hidden_layers", **opti
         kind: of `CHATS`.
         blocks: path of the blocks of its tower.
         depth: what its configuration calls the number of them.
-        **options: `extra` blocks that nobody reads, `vision` options, and fields of the spec.
+        **options: `extra` blocks that nobody reads, `vision` options, the path of the `projector`, and
+            fields of the spec.
     """
     extra, vision = options.pop("extra", 0), options.pop("vision", {})
-    projector = "visual.merger" if "visual" in blocks else "multi_modal_projector"
+    usual = "visual.merger" if "visual" in blocks else "multi_modal_projector"
+    projector = options.pop("projector", usual)
     places = (f"model.{blocks}.2", f"model.{projector}", "model.language_model.layers.3")
     return Spec(
         lambda n: CHATS[kind].make(vision={depth: n + extra, **vision}),
@@ -215,6 +218,8 @@ SPECS: dict[str, Spec] = {
     **{kind: whole_model(kind, "visual.blocks", "depth") for kind in QWEN_VL},
     # The ways of running with the first recipe, which folds its groups in the tower.
     "internvl": whole_model("internvl", "vision_tower.encoder.layer", recipes=WHOLE[::-1]),
+    "minicpmv4_6": whole_model("minicpmv4_6", CLIP, recipes=("divprune",), projector="merger"),
+    "molmo2": whole_model("molmo2", "vision_tower.layers", recipes=("divprune",)),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed
     "paligemma2": whole_model(
         "paligemma2", CLIP, recipes=WHOLE[:3], vision={"vision_use_head": True}

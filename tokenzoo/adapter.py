@@ -38,6 +38,9 @@ class Adapter(Part, ABC):
     stages: frozenset[str] = frozenset()
     """Names of the stages where this model can be reduced ("block", "image", ...)."""
 
+    no_other_stage: str = ""
+    """Why it has no other stage, for the error that names those that it has: ": its tower is ..."."""
+
     provides: frozenset[str] = frozenset()
     """Evidence that its sites show."""
 

@@ -125,6 +125,10 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "open_clip around timm": (timm_in_open_clip, ("attach(model.trunk)",)),
     "CLIPModel": (lambda: hf("CLIPModel", **VISION), ("only its vision tower", "vision_model")),
     "SiglipModel": (lambda: hf("SiglipModel", **VISION), ("only its vision tower", "vision_model")),
+    "SamVisionModel": (
+        lambda: hf("SamVisionModel", num_hidden_layers=2),
+        ("is not supported: it attends in windows", "zoo.reduce(features)"),
+    ),
     **{
         kind: (lambda kind=kind: hf(kind), ("is not supported", "SiglipVisionModel"))
         for kind in ("Dinov2Backbone", "SwinModel", "BeitModel", "BertModel")

@@ -16,7 +16,17 @@ from torch import Tensor
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import gemma3, glm, idefics3, internvl, lfm2_vl, paligemma, qwen
+from tests.adapters.hf.vlm import (
+    gemma3,
+    glm,
+    idefics3,
+    internvl,
+    lfm2_vl,
+    minicpm,
+    molmo2,
+    paligemma,
+    qwen,
+)
 from tests.adapters.hf.vlm.calls import (
     FLOWER,
     NEW,
@@ -147,6 +157,16 @@ CHATS = {
     "idefics3": Chat(idefics3.idefics3, TILES, ("tome", "everywhere"), tile=idefics3.TOKENS),
     "smolvlm": Chat(idefics3.smolvlm, TILES, ("evoprune", "fastv"), tile=idefics3.TOKENS),
     "lfm2_vl": Chat(lfm2_vl.lfm2_vl, SIZES, ("tome", "before the LLM", "cdpruner")),
+    "minicpmv4_6": Chat(
+        minicpm.minicpmv4_6, FILMS, ("divprune", "cdpruner", "fastv"), assisted=False
+    ),
+    "molmo2": Chat(
+        molmo2.molmo2,
+        TILES,
+        ("divprune", "cdpruner"),
+        alone=False,  # all its images see each other, those of a later prompt too
+        assisted=False,
+    ),
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
     "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),
 }

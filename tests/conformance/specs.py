@@ -117,17 +117,18 @@ def hf_checkpoint(model: Any, reentrant: bool) -> None:
 
 def hf_tower(name: str, **options: Any) -> Spec:
     layers = {"clip": "encoder.layers", "siglip": "encoder.layers", "siglip2": "encoder.layers"}
-    layers |= {"vit": "layers", "dinov3_vit": "model.layer"}
+    layers |= {"vit": "layers", "dinov3_vit": "model.layer", "aimv2": "encoder.layers"}
+    with_cls = "siglip" not in name and name != "aimv2"
     return Spec(
         lambda depth: hf.tower(name, num_hidden_layers=depth, **options),
         lambda model: hf.pixels(model, batch=3),
-        first if options else pooled,
-        second=f"{layers.get(name, 'encoder.layer')}.1.mlp",
+        first if options or name == "radio" else pooled,
+        second=f"{layers.get(name, 'encoder.layer')}.1.{'ffn' if name == 'aimv2' else 'mlp'}",
         places=(f"{layers.get(name, 'encoder.layer')}.3",),
         tokens=64,
-        recipes=TOWER if "siglip" in name else WITH_CLS,
+        recipes=WITH_CLS if with_cls else TOWER,
         checkpoint=hf_checkpoint,
-        offloads="siglip" not in name or bool(options),
+        offloads=with_cls or bool(options),
         compiles=name in ("clip", "siglip", "dinov3_vit") and not options,
     )
 
@@ -230,6 +231,8 @@ SPECS: dict[str, Spec] = {
     "gemma3": whole_model("gemma3", CLIP, recipes=WHOLE[:3], vision=HEAD),
     **{kind: whole_model(kind, IDEFICS, **IDEFICS3) for kind in ("idefics3", "smolvlm")},
     "lfm2_vl": whole_model("lfm2_vl", CLIP, second="feed_forward", recipes=WHOLE[:3]),
+    "minicpmv4_6": whole_model("minicpmv4_6", CLIP, recipes=("divprune",), projector="merger"),
+    "molmo2": whole_model("molmo2", "vision_tower.layers", recipes=("divprune",)),
     "paligemma": whole_model("paligemma", CLIP, recipes=WHOLE[:3]),  # no Gemma is followed
     "paligemma2": whole_model("paligemma2", CLIP, recipes=WHOLE[:3], vision=HEAD),
     **{f"{kind} tower": packed_tower(kind) for kind in QWEN_VL},

@@ -197,7 +197,8 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
         if step.stage.name not in adapter.stages:
             raise AttachError(
                 f"this recipe works at {step.stage!r}; {name} can be reduced at "
-                f"{', '.join(sorted(adapter.stages))}. On the features themselves: zoo.reduce(x, ...)"
+                f"{', '.join(sorted(adapter.stages))}{adapter.no_other_stage}. On the features "
+                "themselves: zoo.reduce(x, ...)"
             )
         if step.stage.name == "block" and step.stage.layer is not None:
             raise AttachError(

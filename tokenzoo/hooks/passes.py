@@ -87,7 +87,7 @@ class Passes:
             adapter = self.adapter
             self.budgets[tokens] = self.recipe.budget(
                 tokens,
-                self.depth,
+                max(self.depth, 1),  # a tower whose blocks are not known counts as one
                 prefix=adapter.prefix,
                 width=adapter.width,
                 hidden=adapter.mlp_dim,

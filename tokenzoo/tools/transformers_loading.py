@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import AttachError, BadArgumentError, MissingDependencyError
 
 SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -229,7 +229,12 @@ def _prompt(
     config: Any, adapter: Any, given: Mapping[str, Any], batch: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Return prompts of six words with an image after the first: `[batch, n]`."""
-    (token, visuals), *_ = adapter.visuals(given, int).items()
+    try:
+        (token, visuals), *_ = adapter.visuals(given, int).items()
+    except AttachError as error:
+        raise BadArgumentError(
+            f"{config.model_type} takes pixels in a form of its own, which is not made here: {error}"
+        ) from error
     free = torch.tensor([word for word in range(5, 50) if word not in placeholders(config)])
     words = free[torch.randint(len(free), (batch, 6), generator=generator)]
     images = torch.full((batch, visuals[0].full), token)

@@ -12,13 +12,13 @@ from tokenzoo import hookimpl
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo_adapters.hf.classifiers import OUTER_MODELS, find_outer, unknown
-from tokenzoo_adapters.hf.tower_names import TOWERS
+from tokenzoo_adapters.hf.tower_names import TOWERS, WINDOWED
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
 from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.packed_tower import TOWERS as PACKED
 from tokenzoo_adapters.hf.vlm.packed_tower import find_packed_tower
-from tokenzoo_adapters.hf.vlm.refusals import AFTER, reads_images, refusal_of
+from tokenzoo_adapters.hf.vlm.refusals import AFTER, FOLDERS, reads_images, refusal_of
 
 
 @hookimpl
@@ -64,6 +64,9 @@ def _refusal(model: Any) -> str:
             f"{name} is not known to tokenzoo: nobody has written down how its images become tokens of its "
             f"language model. docs/adding-a-model.md says how to add it. What works on it: {AFTER}"
         )
+    if any(type(model).__module__.startswith(f"{FOLDERS}{folder}.") for folder in WINDOWED):
+        why = "it attends in windows of a fixed grid (SAM)"
+        return f"{name} is not supported: {why}. What works on it: {AFTER}"
     if not inside:
         followed = [
             *(names.model for names in TOWERS.values()),

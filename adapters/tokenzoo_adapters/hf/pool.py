@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from tokenzoo.errors import AttachError
-from tokenzoo.hooks import reduced_tokens
+from tokenzoo.hooks import Tap, reduced_tokens
 from tokenzoo_adapters.common.image_size import check_configured, resized, smaller_grid
 from tokenzoo_adapters.common.pooling import state_of
+
+
+def install_head(head: Any, proportional: bool) -> Any:
+    """Make the pooling head of a tower count masses: SigLIP's, or one whose attention is its own (AIMv2).
+
+    Returns:
+        The handle of the hook.
+    """
+    if hasattr(head, "attention"):
+        return install(head.attention, proportional)
+    return head.register_forward_hook(partial(_pooled, proportional=proportional))
 
 
 def install(attention: nn.MultiheadAttention, proportional: bool) -> Any:
@@ -40,6 +51,24 @@ def _reduced(
         # A padding mask of floats is added to the logits of its keys.
         options = {**options, "key_padding_mask": bias.to(x.dtype)}
     return (probe, x, x), options
+
+
+def _pooled(
+    head: nn.Module, args: tuple[Tensor, ...], output: Tensor, *, proportional: bool
+) -> Tensor:
+    """A hook of a head that calls the fused attention itself: pool again, by mass."""
+    state = state_of(args[0])
+    if state.mass is None:
+        return output
+    x, forward = reduced_tokens(args[0], state), cast("Any", type(head)).forward
+    if not proportional:
+        return forward(head, x)
+    tap = Tap(0, state.mass.log())
+    with tap:
+        found = forward(head, x)
+    if len(tap.seen) != 1:
+        raise AttachError(f"{len(tap.seen)} fused attention calls in the pooling; one is expected")
+    return found
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ class TowerNames:
         asks: whether it interpolates its positions for another image size only if an argument says so.
         scale: the parameter by which a block multiplies its second branch, after its last module; "": none.
         masked: whether a block takes an attention mask.
+        prefix: the entry of the configuration that counts CLS tokens and registers; "": one CLS token, if
+            there is one, and `num_register_tokens`.
+        mlp: the MLP of a block.
     """
 
     model: str
@@ -35,6 +38,8 @@ class TowerNames:
     asks: bool = False
     scale: str = ""
     masked: bool = True
+    prefix: str = ""
+    mlp: str = "mlp"
 
 
 _CLIP = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
@@ -74,5 +79,17 @@ TOWERS: dict[str, TowerNames] = {
     "vit": TowerNames("ViTModel", "layers", _VIT, "layernorm", asks=True),
     "idefics3": _idefics("Idefics3VisionTransformer"),
     "smolvlm": _idefics("SmolVLMVisionTransformer"),
+    "aimv2": TowerNames(
+        "Aimv2VisionModel",
+        "encoder.layers",
+        ("rms_norm1", "attention", "rms_norm2", "ffn"),
+        "rms_norm",
+        cls=False,
+        mlp="ffn",
+    ),
+    "radio": TowerNames("RadioModel", "encoder.layer", _DINO, prefix="num_summary_tokens"),
 }
 """The supported towers, by folder of transformers.models."""
+
+WINDOWED = ("sam", "sam_hq", "sam2", "sam3")
+"""Folders of towers that attend in windows of a fixed grid (SAM's), in which fewer tokens have no place."""

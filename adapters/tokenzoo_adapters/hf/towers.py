@@ -1,4 +1,4 @@
-"""transformers' vision towers: CLIP, SigLIP, SigLIP 2, DINOv2 (with registers), DINOv3, ViT, SmolVLM's.
+"""transformers' vision towers: CLIP, SigLIP, SigLIP 2, AIMv2, C-RADIO, DINOv2, DINOv3, ViT, SmolVLM's.
 
 They differ in names, prefix tokens and pooling, as the table `TOWERS` says. SigLIP 2 here is the class for
 images of any shape (NaFlex). Its images must fill their patches: a padding mask is made for all tokens, and
@@ -69,6 +69,8 @@ class HFTower(Adapter):
         return self._own_prefix() if self.declared is None else self.declared
 
     def _own_prefix(self) -> int:
+        if self.names.prefix:
+            return int(getattr(self.model.config, self.names.prefix))
         return int(self.names.cls) + int(getattr(self.model.config, "num_register_tokens", 0))
 
     def with_prefix(self, prefix: int) -> HFTower:
@@ -95,7 +97,7 @@ class HFTower(Adapter):
     @computed
     def mlp_dim(self) -> int:
         """Width of the MLP."""
-        return mlp_width(self._layers()[0].mlp, self.width)
+        return mlp_width(self._layers()[0].get_submodule(self.names.mlp), self.width)
 
     @computed
     def positional(self) -> bool:
@@ -191,7 +193,7 @@ class HFTower(Adapter):
             encoder = self.model.encoder
             handles.append(encoder.register_forward_pre_hook(_unmasked, with_kwargs=True))
         if hasattr(self.model, "head") and len(self.blocks()) == len(self._layers()):
-            handles.append(hf_pool.install(self.model.head.attention, proportional))
+            handles.append(hf_pool.install_head(self.model.head, proportional))
         undo += [handle.remove for handle in handles]
         return partial(undo_all, undo)
 

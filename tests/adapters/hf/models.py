@@ -39,6 +39,11 @@ _TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2_with_registers": ("Dinov2WithRegistersModel", {**_DINOV2, "num_register_tokens": 3}),
     "dinov3_vit": ("DINOv3ViTModel", {"num_register_tokens": 3}),
     "vit": ("ViTModel", {}),
+    "aimv2": ("Aimv2VisionModel", {}),
+    "radio": (
+        "RadioModel",
+        {"mlp_ratio": 2.0, "intermediate_size": None, "num_cls_tokens": 2, "num_registers": 3},
+    ),
 }
 TOWERS = tuple(_TOWERS)
 

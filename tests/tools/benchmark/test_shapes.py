@@ -22,6 +22,9 @@ TOKENS = {
     "qwen2-vl-7b": ([1036] + [192] * 4, 32),
     "qwen2.5-vl-7b": ([1036] + [192] * 4, 32),
     "qwen2.5-vl-0.5b": ([1036] + [192] * 4, 16),
+    "internvl3-8b": ([256] * 5, 24),
+    "internvl3-0.5b": ([256] * 5, 24),
+    "paligemma2-3b": ([256], 27),
 }
 PROMPTS = {
     "llava-1.5-7b": 576,
@@ -29,8 +32,18 @@ PROMPTS = {
     "llava-video-0.5b": 8 * 169 + 1,
     "llava-onevision-0.5b": 8 * 196 + 1,
     **{name: 1036 + 4 * 192 for name in TOKENS if "qwen" in name},
+    "internvl3-8b": 5 * 256,
+    "internvl3-0.5b": 5 * 256,
+    "paligemma2-3b": 256,
 }
-BILLIONS = {"llava-1.5-7b": 7.05, "llava-video-7b": 8.03, "qwen2.5-vl-7b": 8.29, "vit-b/16": 0.087}
+BILLIONS = {
+    "llava-1.5-7b": 7.05,
+    "llava-video-7b": 8.03,
+    "qwen2.5-vl-7b": 8.29,
+    "internvl3-8b": 7.94,
+    "paligemma2-3b": 3.03,
+    "vit-b/16": 0.087,
+}
 
 
 def test_each_shape_has_its_row_here():

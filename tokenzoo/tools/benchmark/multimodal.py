@@ -6,6 +6,9 @@ llava-video-0.5b    the same tower, and Qwen2-0.5B
 llava-onevision-0.5b    as that, a frame interpolated to 14 x 14 tokens, as transformers' model has it
 qwen2-vl-7b, qwen2.5-vl-7b    a photograph of 784 x 1036 pixels, and a video of 336 x 448
 qwen2.5-vl-0.5b     half of the public tower's blocks, and Qwen2-0.5B's language model
+internvl3-8b        InternViT-300M/14-448 and Qwen2.5-7B; four tiles and a thumbnail, 256 tokens each
+internvl3-0.5b      the same tower, and Qwen2-0.5B's language model (the public one is called 1B)
+paligemma2-3b       SigLIP so400m/14-224 and Gemma 2 2B; one image
 """
 
 from __future__ import annotations
@@ -61,7 +64,11 @@ TINY_QWEN2 = {**QWEN2, "depth": 4, "embed_dim": 64, "mlp_ratio": 2, "num_heads":
 VICUNA = _language(4096, 11008, 32, 32, kv=32, words=32064)
 SMALL = _language(896, 4864, 24, 14, kv=2, words=152000, tied=True)
 LARGE = _language(3584, 18944, 28, 28, kv=4, words=152128)
-TINY_LANGUAGE = _language(64, 96, 3, 4, kv=2, words=151660)
+TINY_LANGUAGE = _language(64, 96, 3, 4, kv=2, words=151680)
+INTERN_VIT = _sizes(1024, 4096, 24, 16, image_size=[448, 448], patch_size=[14, 14])
+TINY_INTERN = _sizes(64, 96, 6, 4, image_size=[112, 112], patch_size=[14, 14])
+SO400M_224 = _sizes(1152, 4304, 27, 16, image_size=224, patch_size=14)
+GEMMA2 = _language(2304, 9216, 26, 8, kv=4, words=257216, tied=True) | {"head_dim": 256}
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,15 @@ class Shape:
     """A kind of model, in the size of a public checkpoint, and small.
 
     Attributes:
-        kind: of `_llava`, `_onevision` and `_qwen`.
+        kind: of `KINDS`.
         vision: sizes of the tower.
         text: sizes of the language model.
         tiny: of the tower in a test.
         frames: default number of frames of the video; 0: no video.
         averaged: whether a frame is pooled to half of its rows and columns, rounded down.
+        tiles: of the image.
+        group: patches of a tile that are one token.
+        eager: whether transformers runs its language model by eager attention alone (Gemma 2).
     """
 
     kind: str
@@ -83,6 +93,9 @@ class Shape:
     tiny: Config
     frames: int
     averaged: bool = False
+    tiles: int = 1
+    group: int = 1
+    eager: bool = False
 
 
 SHAPES = {
@@ -97,7 +110,11 @@ SHAPES = {
     "qwen2.5-vl-0.5b": Shape(
         "qwen2_5", _qwen2_5(16, 1280, 3420, 16), SMALL, _qwen2_5(4, 64, 96, 4, every=2), 8
     ),
+    "internvl3-8b": Shape("internvl", INTERN_VIT, LARGE, TINY_INTERN, 0, tiles=5, group=4),
+    "internvl3-0.5b": Shape("internvl", INTERN_VIT, SMALL, TINY_INTERN, 0, tiles=5, group=4),
+    "paligemma2-3b": Shape("paligemma", SO400M_224, GEMMA2, TINY, 0, eager=True),
 }
+"""As the config.json of the public checkpoints has them, but for what the names above say."""
 
 
 def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
@@ -122,18 +139,15 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
             vision["fullatt_block_indexes"] = full or [sizes.depth - 1]
     if sizes.layers is not None:
         text["num_hidden_layers"] = sizes.layers
-    kinds: dict[str, Callable[..., Any]] = {
-        "llava": _llava,
-        "onevision": _onevision,
-        "qwen2": _qwen,
-        "qwen2_5": _qwen,
-    }
+    attention: Any = setting.attention
+    if shape.eager:
+        attention = {"vision_config": attention, "text_config": "eager"}
     try:
-        config = kinds[shape.kind](vision, text)
+        config = KINDS[shape.kind](vision, text)
         cast("Any", torch).manual_seed(0)
         with torch.device(setting.device):
             model = _transformers().AutoModelForImageTextToText.from_config(
-                config, dtype=setting.torch_dtype, attn_implementation=setting.attention
+                config, dtype=setting.torch_dtype, attn_implementation=attention
             )
     except (ImportError, ValueError) as error:  # what transformers raises
         raise BadArgumentError(
@@ -145,6 +159,8 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
     model.generation_config.pad_token_id = 0
     if shape.kind.startswith("qwen"):
         given = prompts.packed(model, frames, *(TINY_GRIDS if sizes.tiny else GRIDS))
+    elif shape.kind in ("internvl", "paligemma"):
+        given = prompts.tiled(model, shape.tiles, shape.group)
     else:
         given = prompts.shown(model, frames)
     batched = {
@@ -198,6 +214,44 @@ def _qwen(vision: Config, text: Config) -> Any:
         tie_word_embeddings=text["tie_word_embeddings"],
         **QWEN,
     )
+
+
+def _internvl(vision: Config, text: Config) -> Any:
+    library = _transformers()
+    return library.InternVLConfig(
+        vision_config=vision,
+        text_config={"model_type": "qwen2", **text, "max_position_embeddings": 32768},
+        tie_word_embeddings=text["tie_word_embeddings"],
+        image_token_id=151667,
+    )
+
+
+def _paligemma(vision: Config, text: Config) -> Any:
+    library = _transformers()
+    width = text["hidden_size"]
+    return library.PaliGemmaConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            **vision,
+            "vision_use_head": False,
+            "projection_dim": width,
+        },
+        text_config={"model_type": "gemma2", **text},
+        tie_word_embeddings=text["tie_word_embeddings"],
+        projection_dim=width,
+        image_token_index=2048,  # a word here: the public one is far beyond a tiny vocabulary
+    )
+
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "llava": _llava,
+    "onevision": _onevision,
+    "qwen2": _qwen,
+    "qwen2_5": _qwen,
+    "internvl": _internvl,
+    "paligemma": _paligemma,
+}
+"""From sizes of a tower and of a language model, the configuration."""
 
 
 def _average(base: Any) -> None:

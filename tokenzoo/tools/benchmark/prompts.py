@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,6 +27,24 @@ def shown(model: Any, frames: int) -> dict[str, Any]:
     ids = ids.to(model.device)
     name = "pixel_values_videos" if frames else "pixel_values"
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), name: pixels}
+
+
+def tiled(model: Any, tiles: int, group: int) -> dict[str, Any]:
+    """Make a prompt with an image of so many tiles, `group` patches of which are one token."""
+    config, vision = model.config, model.config.vision_config
+    size, patch = (
+        side if isinstance(side, int) else side[0]
+        for side in (vision.image_size, vision.patch_size)
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(tiles, 3, size, size, generator=generator)
+    words = torch.randint(5, 1000, (1, WORDS), generator=generator)
+    image = torch.full((1, tiles * (size // patch) ** 2 // group), config.image_token_id)
+    ids = torch.cat([words[:, :12], image, words[:, 12:]], 1).to(model.device)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        given["token_type_ids"] = torch.zeros_like(ids)  # of PaliGemma, all of a prompt
+    return {**given, "pixel_values": pixels.to(model.device, model.dtype)}
 
 
 def packed(

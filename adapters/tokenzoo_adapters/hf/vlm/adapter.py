@@ -34,6 +34,10 @@ from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
+from tokenzoo_adapters.hf.vlm.unfollowed_tower import UnfollowedTower
+
+INSIDE = frozenset({"block", "features"})
+"""The stages in a tower."""
 
 
 @answers_as("tower", but=("with_prefix", "shrink"))
@@ -262,7 +266,7 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
         tower,
         projector=f"{_at(model, base)}{spec.projector}",
         projected_prefix=spec.projected_prefix(base.config, tower.prefix),
-        stages=frozenset({"projected", "llm", *(("block", "features") if alone else ())}),
+        stages=frozenset({"projected", "llm", *(INSIDE & tower.stages if alone else ())}),
         dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
         group=spec.group(base.config),
     )
@@ -271,6 +275,8 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
 def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     """The adapter of the tower, down to the last block whose result is read."""
     name, tower = type(model).__name__, getattr(base, spec.tower)
+    if spec.unfollowed is not None:
+        return UnfollowedTower(base, spec.projector, spec.unfollowed)
     at = f"{_at(model, base)}{spec.tower}."
     whole = find_tower(tower, at=at) or find_packed_tower(tower, at)
     if whole is None:

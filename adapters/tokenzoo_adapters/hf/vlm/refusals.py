@@ -178,12 +178,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     _refusal(
         "a module amid the blocks of its tower joins windows of 2 x 2 patches on the grid",
-        "minicpm_ocr minicpmv4_6 minicpmv4_7",
-        PROJECTED,
-    ),
-    _refusal(
-        "its projector reads two layers of the tower by indices that the processor computed of the grid",
-        "molmo2",
+        "minicpm_ocr minicpmv4_7",
         PROJECTED,
     ),
     # Nobody has written it.

@@ -18,6 +18,7 @@ from tokenzoo.adapter import Adapter
 from tokenzoo.hooks import Undo
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.streams import ExtraStream
+from tokenzoo_adapters.hf.vlm.unfollowed_tower import ProjectedRows
 
 Spans = Mapping[int, list[VisualSpan]]
 """The images and videos of a call, by the id of their placeholder, in the order of the prompts."""
@@ -82,6 +83,8 @@ class VisionLanguageSpec:
         positions: "sequential", or "mrope": a token keeps the time, row and column that it has in the whole
             prompt. The model's `get_rope_index` counts them, when its images are encoded.
         first_position: of a prompt; positions of the model are counted from it.
+        unfollowed: set where the tower is not followed: how the tokens are found in what the projector
+            returns. Such a model is reduced at the stages "projected" and "llm" alone.
         streams: features of inner blocks of the tower that the language model adds to its first layers, one
             block after each layer. The tower must be one that carries them.
         gaps: whether padding may come between the tokens of a conversation. Not where a layer of the
@@ -105,6 +108,7 @@ class VisionLanguageSpec:
     positions: Literal["sequential", "mrope"] = "sequential"
     first_position: int = 0
     gaps: bool = True
+    unfollowed: ProjectedRows | None = None
     streams: tuple[ExtraStream, ...] = ()
     refuse: Callable[[Any, Adapter], str | None] = nothing
 

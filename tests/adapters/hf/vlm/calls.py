@@ -14,7 +14,17 @@ import transformers
 from torch import Tensor, nn
 
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import gemma3, glm, idefics3, internvl, lfm2_vl, paligemma, qwen
+from tests.adapters.hf.vlm import (
+    gemma3,
+    glm,
+    idefics3,
+    internvl,
+    lfm2_vl,
+    minicpm,
+    molmo2,
+    paligemma,
+    qwen,
+)
 from tests.adapters.models import gap
 
 TEMPLE, FLOWER, TALL, WIDE, SMALL, *_ = hf.photos()
@@ -52,6 +62,9 @@ def inputs(
         return glm.inputs(prompts, flat, videos, side)
     if kind in NESTED:
         return NESTED[kind](prompts, images, side)
+    if kind in ("minicpmv4_6", "molmo2"):
+        made = minicpm.inputs if kind == "minicpmv4_6" else molmo2.inputs
+        return made(prompts, flat, videos, side)
     made = internvl.inputs if kind == "internvl" else paligemma.inputs
     return made(prompts, flat, side)
 

@@ -9,6 +9,8 @@ from tokenzoo_adapters.hf.vlm.models.lfm2_vl import LFM2_VL
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.models.llava_next import LLAVA_NEXT
 from tokenzoo_adapters.hf.vlm.models.llava_onevision import LLAVA_ONEVISION
+from tokenzoo_adapters.hf.vlm.models.minicpmv4_6 import MINICPMV4_6
+from tokenzoo_adapters.hf.vlm.models.molmo2 import MOLMO2
 from tokenzoo_adapters.hf.vlm.models.paligemma import PALIGEMMA
 from tokenzoo_adapters.hf.vlm.models.qwen2_5_vl import QWEN2_5_VL
 from tokenzoo_adapters.hf.vlm.models.qwen2_vl import QWEN2_VL
@@ -36,4 +38,6 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     IDEFICS3,
     SMOLVLM,
     LFM2_VL,
+    MINICPMV4_6,
+    MOLMO2,
 )

@@ -23,7 +23,7 @@ from tokenzoo.evaluation.vqa.page_questions import COARSE, FINE, KINDS, WORDS, a
 from tokenzoo.evaluation.vqa.subject import Asked
 
 WEIGHTS = "documents.safetensors"
-SAMPLES = 40
+SAMPLES = 24
 BATCH = 8
 
 

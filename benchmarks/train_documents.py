@@ -1,7 +1,7 @@
 """Train the small LLaVA of the task documents: `tokenzoo/weights/documents.safetensors`.
 
     pip install -e '.[eval]'
-    python benchmarks/train_documents.py --cache features --pages 1200 --minutes 40
+    python benchmarks/train_documents.py --cache features --pages 1200 --minutes 35
     python benchmarks/train_documents.py --test  # the shipped weights, as in their model card
 
 The tower is frozen, so it runs once over the training pages, and its features are kept on disk. The layers
@@ -275,7 +275,7 @@ def right_answers(samples: int, seed: int) -> tuple[list[str], Tensor]:
 
 def main() -> None:
     about = __doc__.partition("\n")[0] if __doc__ else None
-    parser = training.arguments(about, name="documents", minutes=40.0, align=0.1, window=0.4)
+    parser = training.arguments(about, name="documents", minutes=35.0, align=0.1, window=0.74)
     parser.add_argument("--pages", type=int, default=1200, help="pages of the training")
     args = parser.parse_args()
     if args.threads:

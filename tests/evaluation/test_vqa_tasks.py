@@ -35,6 +35,7 @@ class Case:
     loader: str
     weights: ModuleType
     script: str
+    blocks: int
     words: Vocabulary
     groups: Mapping[str, Mapping[str, Any]]
     ask: Callable[..., Any]
@@ -61,11 +62,11 @@ def groups(module: ModuleType) -> dict[str, Mapping[str, Any]]:
 
 CASES = [
     Case(
-        *("collage-vqa", collage_vqa, "load_collage_llava", model, "train_collage_vqa"),
+        *("collage-vqa", collage_vqa, "load_collage_llava", model, "train_collage_vqa", 12),
         *(words.WORDS, groups(questions), questions.ask, of_collages),
     ),
     Case(
-        *("documents", documents, "load_documents_llava", documents, "train_documents"),
+        *("documents", documents, "load_documents_llava", documents, "train_documents", 8),
         *(page_questions.WORDS, groups(page_questions), page_questions.ask, of_pages),
     ),
 ]
@@ -149,7 +150,9 @@ def test_weights_are_those_of_projector_and_llama_alone(
     assert not [name for name in state if name.startswith(llava.TOWER)]
     focus = focus_vit.FocusViT(focus_vit.backbone())
     monkeypatch.setattr(focus_vit, "load_focus_vit", lambda: focus)
-    loaded = case.load().state_dict()
+    vlm = case.load()
+    assert len(vlm.model.vision_tower.encoder.layer) == case.blocks
+    loaded = vlm.state_dict()
     assert all(loaded[name].equal(value.float()) for name, value in state.items())
     assert loaded["lm_head.weight"].equal(loaded["model.language_model.embed_tokens.weight"])
     tower = focus.backbone.state_dict()

@@ -23,7 +23,7 @@ from tokenzoo.evaluation.vqa.page_questions import COARSE, FINE, KINDS, WORDS, a
 from tokenzoo.evaluation.vqa.subject import Asked
 
 WEIGHTS = "documents.safetensors"
-SAMPLES = 40
+SAMPLES = 24
 BATCH = 8
 
 
@@ -60,8 +60,8 @@ def subject_of(split: str, samples: int, *, seed: int = 0, batch: int = BATCH) -
 
 
 def load_documents_llava() -> Any:
-    """Return the trained model in eval mode, see `llava.load_llava`."""
-    return llava.load_llava(WORDS, WEIGHTS, "train_documents.py")
+    """Return the trained model in eval mode, see `llava.load_llava`; its tower ends where it is read."""
+    return llava.load_llava(WORDS, WEIGHTS, "train_documents.py", blocks=llava.LAYER)
 
 
 def questions_of(drawn: Sequence[Page], seed: int) -> tuple[Tensor, Tensor]:

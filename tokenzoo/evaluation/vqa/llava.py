@@ -67,13 +67,15 @@ def untrained(words: Vocabulary, tower: Any | None = None, **text: Any) -> Any:
     return model
 
 
-def load_llava(words: Vocabulary, weights: str, script: str) -> Any:
+def load_llava(words: Vocabulary, weights: str, script: str, blocks: int | None = None) -> Any:
     """Return a trained model in eval mode: float16 on disk, float32 in memory.
 
     Args:
         words: its vocabulary.
         weights: the name of its file in `tokenzoo/weights/`.
         script: the name of the file in `benchmarks/` that trains it, for the message.
+        blocks: how many blocks of the tower are there, at least `LAYER`; None: all 12. Those that are not
+            read cost time, and change nothing.
 
     Raises:
         MissingDependencyError: its weights, or those of its tower, are not installed; says how.
@@ -84,7 +86,11 @@ def load_llava(words: Vocabulary, weights: str, script: str) -> Any:
         raise MissingDependencyError(
             f"this installation has no weights/{weights}: make them with python benchmarks/{script}"
         )
-    model = untrained(words, focus_vit.load_focus_vit().backbone)
+    tower = focus_vit.load_focus_vit().backbone
+    if blocks is not None:
+        tower.encoder.layer = tower.encoder.layer[:blocks]
+        tower.config.num_hidden_layers = blocks
+    model = untrained(words, tower)
     state = {name: value.float() for name, value in load(path.read_bytes()).items()}
     model.load_state_dict(state | own_tower(model))
     model.tie_weights()

@@ -46,7 +46,7 @@ def check_steps(language: LanguageModel, steps: DecoderSteps, adds: int = 0) -> 
     Raises:
         AttachError: its class is not supported, or a step does not fit it; says which.
     """
-    kinds = set(getattr(language.config, "layer_types", None) or ())
+    kinds: set[str] = set(getattr(language.config, "layer_types", None) or ())
     if "linear_attention" in kinds:
         raise AttachError(
             f"the language model {language.kind} cannot be reduced at the stage 'llm': layers with linear "

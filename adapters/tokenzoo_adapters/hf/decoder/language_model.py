@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from tokenzoo_adapters.hf.names import Takes, place_in_cache, takes
 
-ADDING = dict.fromkeys(("Qwen3VLTextModel", "Qwen3VLMoeTextModel"), "_deepstack_process")
+ADDING: dict[str, str] = {
+    "Qwen3VLTextModel": "_deepstack_process",
+    "Qwen3VLMoeTextModel": "_deepstack_process",
+}
 """Supported classes that add features to visual tokens after their first layers, and the method for it."""
 
 MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel", *ADDING)

@@ -58,7 +58,10 @@ def regridded(spec: VisionLanguageSpec, base: Any, tower: Adapter) -> Undo:
     methods = {
         # `generate` reads the names of the arguments off the signature of what is wrapped.
         name: update_wrapper(
-            partial(function, tower.state, base), getattr(type(base), name), assigned=(), updated=()
+            partial(function, tower.state, base),
+            getattr(cast("Any", type(base)), name),
+            assigned=(),
+            updated=(),
         )
         for name, function in names.items()
     }

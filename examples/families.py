@@ -1,4 +1,4 @@
-"""An image and a question for a vision-language model of any family: with all visual tokens, and with fewer.
+"""An image and a question for a vision-language model of a family: with all visual tokens, and with fewer.
 
     python examples/families.py internvl              # downloads OpenGVLab/InternVL3-8B-hf (16 GB)
     python examples/families.py paligemma --keep 64

@@ -1,4 +1,4 @@
-"""A small InternVL, PaliGemma 2 or MiniCPM-V of random weights and its processor, as `tiny_llava` does it."""
+"""A small InternVL, PaliGemma 2 or MiniCPM-V of random weights and its processor, as in `tiny_llava`."""
 
 from __future__ import annotations
 

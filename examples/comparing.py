@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import Any
 
+import tiny_families
 import tiny_llava
 import tiny_qwen
 import torch
@@ -31,8 +32,12 @@ def load(given: Namespace) -> tuple[Any, Any]:
     """The model that was asked for, on a GPU if there is one, and its processor."""
     if given.tiny:
         print("a tiny model of random weights: its answers are nonsense\n")
-        tiny = tiny_qwen if given.model.startswith("Qwen/") else tiny_llava
-        return tiny.make(given.model)
+        makers = {
+            "Qwen/": tiny_qwen.make,
+            **dict.fromkeys(tiny_families.MAKERS, tiny_families.make),
+        }
+        fits = (make for start, make in makers.items() if given.model.startswith(start))
+        return next(fits, tiny_llava.make)(given.model)
     gpu = torch.cuda.is_available()
     model = transformers.AutoModelForImageTextToText.from_pretrained(
         given.model, dtype=torch.bfloat16 if gpu else torch.float32

@@ -65,6 +65,16 @@ def test_it_says_all_that_it_should(run: Any, name: str) -> None:
     assert re.search(r"relative to all tokens: \d+\.\d\d \(.*2 rounds; all tokens again: \d", text)
 
 
+@pytest.mark.parametrize("family", ["internvl", "paligemma", "minicpm"])
+def test_each_family_has_an_example(run: Any, family: str) -> None:
+    text = run("families.py", family, "--new", "3", "--rounds", "0")
+    assert (
+        len(re.findall(r"^(?:all tokens|evoprune|divprune): (?:\w+ ){2}\w+$", text, re.MULTILINE))
+        == 2
+    )
+    assert removed(text) > 0
+
+
 # A photograph of 640 x 427 is five crops of 64 tokens; of the grid of 16 x 16 ten lines are no letterbox.
 CROPS = 64 + 10 * 17 - (5 * 16 + 2)
 PICTURE = "140 x 84"

@@ -36,9 +36,6 @@ from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
 from tokenzoo_adapters.hf.vlm.unfollowed_tower import UnfollowedTower
 
-INSIDE = frozenset({"block", "features"})
-"""The stages in a tower."""
-
 
 @answers_as("tower", but=("with_prefix", "shrink"))
 @dataclass(frozen=True, eq=False)
@@ -266,7 +263,9 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
         tower,
         projector=f"{_at(model, base)}{spec.projector}",
         projected_prefix=spec.projected_prefix(base.config, tower.prefix),
-        stages=frozenset({"projected", "llm", *(INSIDE & tower.stages if alone else ())}),
+        stages=frozenset(
+            {"projected", "llm", *({"block", "features"} & tower.stages if alone else ())}
+        ),
         dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
         group=spec.group(base.config),
     )

@@ -1,0 +1,46 @@
+"""An image and a question for a vision-language model of a family: with all visual tokens, and with fewer.
+
+    python examples/families.py internvl              # downloads OpenGVLab/InternVL3-8B-hf (16 GB)
+    python examples/families.py paligemma --keep 64
+    python examples/families.py minicpm --recipe cdpruner
+    python examples/families.py internvl --tiny       # downloads nothing, answers nonsense
+
+`--keep` counts the tokens of one image or tile. MiniCPM-V is reduced after its projector alone, so it needs
+a recipe that works there.
+
+    pip install 'tokenzoo[transformers,demo]'
+"""
+
+from __future__ import annotations
+
+from comparing import compare, load, options, prompt
+from llava import shown
+
+FAMILIES = {
+    "internvl": ("OpenGVLab/InternVL3-8B-hf", "evoprune"),
+    "paligemma": ("google/paligemma2-3b-mix-224", "evoprune"),
+    "minicpm": ("openbmb/MiniCPM-V-4.6", "divprune"),
+}
+"""Of each family a checkpoint, and a recipe that works on it."""
+
+
+def main() -> None:
+    """Ask, and compare."""
+    parser = options(__doc__, "", "Describe the flower")
+    parser.add_argument("family", choices=sorted(FAMILIES))
+    parser.add_argument("--image", help="a path or URL (default: a photograph of a flower)")
+    parser.set_defaults(keep=0.25, recipe=None)
+    given = parser.parse_args()
+    checkpoint, recipe = FAMILIES[given.family]
+    given.model, given.recipe = given.model or checkpoint, given.recipe or recipe
+    model, processor = load(given)
+    text = prompt(processor, given.question, "image")
+    inputs = processor(images=[shown(given.image)], text=[text], return_tensors="pt")
+    tokens = None
+    if given.family == "minicpm":  # of the first tile
+        tokens = int(inputs["target_sizes"][0].prod()) // 16
+    compare(model, processor, inputs, given, tokens)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A small InternVL, PaliGemma 2 or MiniCPM-V of random weights and its processor, as in `tiny_llava`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from tiny_llava import CHAT, TEXT, made_tokenizer
+
+SIDE, PATCH = 112, 14
+SPECIAL = ("<pad>", "<unk>", "<image>", "<video>", "<start>", "<end>")
+WORDS = (*SPECIAL, *TEXT.split())
+VISION: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+}
+LANGUAGE: dict[str, Any] = {
+    **VISION,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": len(WORDS) + 1152,  # PaliGemma's processor adds marks of places and shapes
+    "pad_token_id": 0,
+}
+
+
+def make(name: str) -> tuple[Any, Any]:
+    """A model in eval mode and its processor.
+
+    Args:
+        name: of a checkpoint, whose first letters say which model (`MAKERS`).
+    """
+    torch.manual_seed(0)
+    maker = next(make for prefix, make in MAKERS.items() if name.startswith(prefix))
+    config, kind, processor = maker()
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight[: len(SPECIAL)] = 0  # so that it answers in words
+        model.lm_head.weight[len(WORDS) :] = 0
+    model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = None  # it would not know where to end
+    return model, processor
+
+
+def _ids(tokenizer: Any, **words: str) -> Any:
+    """Give a tokenizer the marks that a processor asks it for."""
+    for name, word in words.items():
+        setattr(tokenizer, name, word)
+        setattr(tokenizer, f"{name}_id", WORDS.index(word))
+    return tokenizer
+
+
+def _internvl() -> tuple[Any, str, Any]:
+    config = transformers.InternVLConfig(
+        vision_config={**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
+        text_config={"model_type": "qwen2", **LANGUAGE},
+        image_token_id=WORDS.index("<image>"),
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    marks = {"start_image_token": "<start>", "end_image_token": "<end>"}
+    tokenizer = _ids(made_tokenizer(WORDS), **marks, context_image_token="<image>")
+    size = {"height": SIDE, "width": SIDE}
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        tokenizer,
+        transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=16,
+        chat_template=CHAT,
+    )
+    return config, "InternVL", processor
+
+
+def _paligemma() -> tuple[Any, str, Any]:
+    tower = {"model_type": "siglip_vision_model", "image_size": SIDE, "patch_size": PATCH}
+    config = transformers.PaliGemmaConfig(
+        vision_config={**VISION, **tower, "vision_use_head": False},
+        text_config={"model_type": "gemma2", **LANGUAGE, "query_pre_attn_scalar": 16},
+        image_token_index=WORDS.index("<image>"),
+        projection_dim=64,
+        tie_word_embeddings=False,
+    )
+    images = transformers.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+    images.image_seq_length = 64
+    tokenizer = made_tokenizer(WORDS, bos_token="<start>")
+    processor = transformers.PaliGemmaProcessor(images, tokenizer, chat_template=CHAT)
+    return config, "PaliGemma", processor
+
+
+def _minicpm() -> tuple[Any, str, Any]:
+    config = transformers.MiniCPMV4_6Config(
+        vision_config={**VISION, "image_size": SIDE, "patch_size": PATCH},
+        text_config={"model_type": "qwen2", **LANGUAGE},
+        image_token_id=WORDS.index("<image>"),
+        video_token_id=WORDS.index("<video>"),
+        insert_layer_id=2,
+        tie_word_embeddings=False,
+    )
+    marks = {f"{name}_start_token": "<start>" for name in ("image", "slice", "image_id")}
+    marks |= {f"{name}_end_token": "<end>" for name in ("image", "slice", "image_id")}
+    tokenizer = _ids(made_tokenizer(WORDS), **marks, image_token="<image>", video_token="<video>")
+    sizes = {"scale_resolution": 2 * SIDE, "patch_size": PATCH, "max_slice_nums": 4}
+    processor = transformers.MiniCPMV4_6Processor(
+        transformers.MiniCPMV4_6ImageProcessorPil(**sizes),
+        transformers.MiniCPMV4_6VideoProcessor(**sizes),
+        tokenizer,
+        chat_template=CHAT,
+    )
+    return config, "MiniCPMV4_6", processor
+
+
+MAKERS = {
+    "OpenGVLab/InternVL3": _internvl,
+    "google/paligemma2": _paligemma,
+    "openbmb/MiniCPM-V": _minicpm,
+}

@@ -186,7 +186,7 @@ def two() -> str:
         found = search.compared(in_file(rows, task), search.TWO, at)
         for name in search.TWO:
             budgets = (", ".join(map(str, at["budgets"][one])) for one in (name, *search.RIVALS))
-            less = ["too slow at every budget", ""]
+            less = ["costs more at every budget", ""]
             if name in found:
                 less = [wider(task, found[name][rival], len(search.TWO)) for rival in search.RIVALS]
             lines.append([heading(task), name, *budgets, *less])

@@ -255,7 +255,7 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
     if reason is not None:
         raise UnsupportedModelError(f"{name} {reason}")
     check_decoder(getattr(base, spec.language), name)
-    alone = len(_read(spec, base.config)) < 2
+    inside = tower.stages & {"block", "features"} if len(_read(spec, base.config)) < 2 else ()
     return VisionLanguageAdapter(
         spec,
         model,
@@ -263,9 +263,7 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
         tower,
         projector=f"{_at(model, base)}{spec.projector}",
         projected_prefix=spec.projected_prefix(base.config, tower.prefix),
-        stages=frozenset(
-            {"projected", "llm", *({"block", "features"} & tower.stages if alone else ())}
-        ),
+        stages=frozenset({"projected", "llm", *inside}),
         dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
         group=spec.group(base.config),
     )

@@ -59,7 +59,10 @@ def test_frames_of_a_video_are_tiles() -> None:
     pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
     size = {"longest_edge": SIDE}
     films = transformers.SmolVLMVideoProcessor(
-        size=size, max_image_size=size, do_sample_frames=False, video_sampling={"video_size": size}
+        size=size,
+        max_image_size=size,
+        do_sample_frames=False,
+        video_sampling={"video_size": size, "max_frames": 4, "fps": 1},
     )
     processor = transformers.SmolVLMProcessor(
         i3.images("SmolVLM"), _tokenizer("left"), films, image_seq_len=i3.TOKENS

@@ -15,13 +15,17 @@ TASKS = {
     "knn": "probe",
     "linear": "probe",
     "collage-vqa": "collage_vqa",
+    "clips": "clips",
     "classify": "classify",
 }
 NO_MODEL = ("classify",)
 """Tasks without a model of their own, which "all" leaves out."""
 
-OWN_IMAGES = ("digits", "collage-vqa")
+OWN_IMAGES = ("digits", "collage-vqa", "clips")
 """Tasks whose images cannot be chosen."""
+
+OWN_CONTROLS = ("fewer-frames", "smaller-frames")
+"""Names of the controls that tasks have of their own, which are no recipes."""
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from importlib.resources import files
 
@@ -236,6 +237,17 @@ def test_weights_know_the_words_of_clips(monkeypatch: pytest.MonkeyPatch) -> Non
     loaded = clip_model.load_clip_llava().state_dict()
     assert all(loaded[name].equal(value.float()) for name, value in state.items())
     assert len(loaded["lm_head.weight"]) == len(CLIP_WORDS.words)
+
+
+def test_blocks_that_are_not_read_change_nothing() -> None:
+    tower, images = focus_vit.backbone(), torch.randn(1, 3, 84, 84)
+    with torch.no_grad():
+        whole, short = (
+            one(pixel_values=images, output_hidden_states=True).hidden_states[llava.LAYER]
+            for one in (copy.deepcopy(tower).eval(), clip_model.shortened(tower).eval())
+        )
+    assert len(tower.encoder.layer) == tower.config.num_hidden_layers == 9
+    assert torch.equal(whole, short)
 
 
 def test_all_kinds_are_asked_of_every_clip() -> None:

@@ -17,8 +17,8 @@ from tokenzoo.evaluation.vqa.clip_model import load_clip_llava
 from tokenzoo.evaluation.vqa.clip_samples import asked_of, questions_of
 from tokenzoo.evaluation.vqa.clips import FRAMES, clips
 
-SAMPLES = 40
-BATCH = 8
+SAMPLES = 24
+BATCH = 2  # clips of eight frames
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:

@@ -69,5 +69,5 @@ def smaller_frames(
     small = interpolate(
         images.flatten(0, 1), (side * PATCH, side * PATCH), mode="bilinear", antialias=True
     )
-    asked = asked_of(small.unflatten(0, images.shape[:2]), questions)
+    asked = asked_of(small.reshape(*images.shape[:2], *small.shape[1:]), questions)
     return Control(score_of(asked), call_of(asked, batch), tokens)

@@ -16,12 +16,22 @@ from tokenzoo.evaluation.vqa.vocabulary import BOS, IMAGE
 from tokenzoo.evaluation.vqa.words import NUMBERS
 
 WEIGHTS = "clips.safetensors"
+BLOCKS = (
+    llava.LAYER + 1
+)  # of the tower: the last hidden state may come after a norm, so it is not read
 TOKENS = (GRID * SIDE // focus_vit.PATCH) ** 2  # of a frame: 36
 
 
 def load_clip_llava() -> Any:
     """Return the trained model in eval mode, see `llava.load_llava`."""
-    return llava.load_llava(CLIP_WORDS, WEIGHTS, "train_clips.py")
+    return llava.load_llava(CLIP_WORDS, WEIGHTS, "train_clips.py", shortened)
+
+
+def shortened(tower: Any) -> Any:
+    """Take the last blocks of a `Dinov2Model` away, whose outputs are not read: eight frames take long."""
+    tower.encoder.layer = tower.encoder.layer[:BLOCKS]
+    tower.config.num_hidden_layers = BLOCKS
+    return tower
 
 
 def heading(frame: int) -> list[int]:

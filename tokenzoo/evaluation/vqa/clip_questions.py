@@ -66,14 +66,21 @@ Ask = Callable[[Timeline, random.Random], ClipQuestion]
 
 def timelines(told: Story) -> list[Timeline]:
     """Return what each clip shows."""
-    columns: tuple[Tensor, ...] = (
-        told.seen(told.digits),
-        told.seen(told.colours),
-        told.changes,
-        told.cuts,
-        told.dots,
-    )
-    return [Timeline(*row) for row in zip(*(one.tolist() for one in columns), strict=True)]
+    digits, colours = (told.seen(values) for values in (told.digits, told.colours))
+    return [
+        Timeline(
+            [_ints(row) for row in digits[clip]],
+            [_ints(row) for row in colours[clip]],
+            _ints(told.changes[clip]),
+            int(told.cuts[clip]),
+            _ints(told.dots[clip]),
+        )
+        for clip in range(len(told.cuts))
+    ]
+
+
+def _ints(values: Tensor) -> list[int]:
+    return [int(value) for value in values]
 
 
 def ask_clip(kind: str, clip: Timeline, rng: random.Random) -> ClipQuestion:

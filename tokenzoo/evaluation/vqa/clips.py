@@ -114,7 +114,8 @@ def clips(
     marked = one_hot(told.dots, CELLS).bool()  # [b, f, 4]
     discs = disc(count, g, SIDE)[:, None].expand(-1, frames, -1, -1, -1)  # in one corner in a clip
     shown[marked] = torch.where(discs.flatten(0, 1), 1.0, shown[marked])
-    return Clips(lit(framed(shown.flatten(0, 1)), g).unflatten(0, (count, frames)), told)
+    images = lit(framed(shown.flatten(0, 1)), g)
+    return Clips(images.reshape(count, frames, *images.shape[1:]), told)
 
 
 SPLITS = ("train", "validation", "test")
@@ -135,8 +136,8 @@ def painted(
 
 def framed(cells: Tensor) -> Tensor:
     """Put cells `[n, 4, 3, 42, 42]` together: `[n, 3, 84, 84]`."""
-    rows = cells.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
-    return rows.reshape(len(cells), 3, GRID * SIDE, GRID * SIDE)
+    grid = cells.reshape(len(cells), GRID, GRID, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(len(cells), 3, GRID * SIDE, GRID * SIDE)
 
 
 def lit(images: Tensor, g: torch.Generator) -> Tensor:

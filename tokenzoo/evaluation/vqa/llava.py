@@ -7,7 +7,7 @@ told apart less well after later ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -67,13 +67,16 @@ def untrained(words: Vocabulary, tower: Any | None = None, **text: Any) -> Any:
     return model
 
 
-def load_llava(words: Vocabulary, weights: str, script: str) -> Any:
+def load_llava(
+    words: Vocabulary, weights: str, script: str, tower: Callable[[Any], Any] | None = None
+) -> Any:
     """Return a trained model in eval mode: float16 on disk, float32 in memory.
 
     Args:
         words: its vocabulary.
         weights: the name of its file in `tokenzoo/weights/`.
         script: the name of the file in `benchmarks/` that trains it, for the message.
+        tower: what is done to the trained tower first; None: nothing.
 
     Raises:
         MissingDependencyError: its weights, or those of its tower, are not installed; says how.
@@ -84,7 +87,8 @@ def load_llava(words: Vocabulary, weights: str, script: str) -> Any:
         raise MissingDependencyError(
             f"this installation has no weights/{weights}: make them with python benchmarks/{script}"
         )
-    model = untrained(words, focus_vit.load_focus_vit().backbone)
+    seen = focus_vit.load_focus_vit().backbone
+    model = untrained(words, seen if tower is None else tower(seen))
     state = {name: value.float() for name, value in load(path.read_bytes()).items()}
     model.load_state_dict(state | own_tower(model))
     model.tie_weights()

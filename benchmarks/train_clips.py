@@ -6,98 +6,66 @@
 
 It begins with the weights of collage-vqa. The tower is frozen, so it runs once: over frames without a dot,
 and over the same frames with a dot in every cell. A clip is put together from the features of their cells,
-with noise, since the light changes from frame to frame. Training has three parts:
+with noise, since the light changes from frame to frame. Training has four parts:
 
 1. align: each projected patch names the digit, the colour and the place of its cell, and the dot;
 2. short: questions about clips of two to four frames;
-3. long: questions about clips of eight.
+3. mixed: of four, six or eight;
+4. long: of eight.
 
-In both of the latter each visual token also names its frame after the Llama's first layer, and after its
-third whether its cell has changed just then. No token is ever removed in training. The student and the loop
-are those of `vqa_training.py`.
+In all but the first each visual token also names its frame after the Llama's first layer, and after a later
+one the words that it is asked for by ("b2-three"). No token is ever removed in training. The student and
+the loop are those of `vqa_training.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
 import vqa_training as training
+from clip_features import CELL_OF, PER_CELL, Sources, drawn_chunk, held_out
 from safetensors.torch import load
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from vqa_training import CHUNK, Course, Student, tensors
+from vqa_training import Course, Student, tensors
 
 from tokenzoo.evaluation.vqa import llava, model
 from tokenzoo.evaluation.vqa.clip_model import heading
 from tokenzoo.evaluation.vqa.clip_questions import CLIP_KINDS, ClipQuestion, ask_clip, timelines
 from tokenzoo.evaluation.vqa.clip_samples import asked_of, questions_of
-from tokenzoo.evaluation.vqa.clip_words import CLIP_WORDS, PLACES
-from tokenzoo.evaluation.vqa.clips import (
-    CELLS,
-    FRAMES,
-    GRID,
-    SIDE,
-    Story,
-    clips,
-    framed,
-    lit,
-    painted,
-    story,
+from tokenzoo.evaluation.vqa.clip_words import (
+    CELLS_THEN,
+    CHANGES_THERE,
+    CLIP_WORDS,
+    COLOURS_THERE,
+    DIGITS_THERE,
+    DOTS_THEN,
+    PLACES,
+    TIMES,
 )
-from tokenzoo.evaluation.vqa.collages import COLOURS, disc
-from tokenzoo.evaluation.vqa.words import DIGITS, NUMBERS
+from tokenzoo.evaluation.vqa.clips import CELLS, FRAMES, Story, clips
+from tokenzoo.evaluation.vqa.collages import COLOURS
+from tokenzoo.evaluation.vqa.words import DIGITS
 
-PER_CELL = SIDE // 14  # patches on a side of a cell
-# The cell in which each patch of a frame lies: [36]
-CELL_OF = torch.arange(GRID * PER_CELL).div(PER_CELL, rounding_mode="floor")
-CELL_OF = (CELL_OF[:, None] * GRID + CELL_OF).flatten()
+# Frames of a clip, in each part of the training.
+LENGTHS = {"align": (2, 3, 4), "short": (2, 3, 4), "mixed": (4, 6, 8), "long": (FRAMES,)}
 SLOW = ("colour-count", "digit-count", "change-when", "cut-when")  # asked twice as often
-DOT_SHIFT, CHANGE_SHIFT = 2.0, 2.0  # most patches have no dot, and most frames bring no change
+DOT_SHIFT = 2.0  # most patches have no dot
+RARE = 0.2  # the weight of tokens that have no dot, or are of a cell that does not change
 NOISE = 0.25  # at most, of a feature, in its standard deviations: another light changes 0.17
 START = ("model.multi_modal_projector.linear_1.weight", "model.multi_modal_projector.linear_1.bias")
 EMBED = "model.language_model.embed_tokens.weight"
-
-
-@dataclass
-class Sources:
-    """Frames of which clips are made: x [s, 2, 36, c], without dots and with; digits, colours [s, 4]."""
-
-    x: Tensor
-    digits: Tensor
-    colours: Tensor
-
-    @staticmethod
-    def read(folder: Path) -> Sources:
-        found = training.cached(folder, "train")
-        x = torch.cat([one["x"].unflatten(0, (2, -1)).transpose(0, 1) for one in found])
-        return Sources(
-            x, *(torch.cat([one[name] for one in found]) for name in ("digits", "colours"))
-        )
-
-    def clips(self, count: int, frames: int, g: torch.Generator) -> tuple[Tensor, Story]:
-        """Put clips together: features [b, f, 36, c], and what they show."""
-        told = story(count, frames, g)
-        wanted = (told.digits * len(COLOURS) + told.colours)[..., None]  # [b, 2, 4, 1]
-        fits = wanted == (self.digits * len(COLOURS) + self.colours).T  # [b, 2, 4, s]
-        if not fits.any(-1).all():
-            raise SystemExit("too few frames for all digits in all colours: cache more")
-        owner = (torch.rand(fits.shape, generator=g) * fits).argmax(-1)  # [b, 2, 4]
-        owner = told.seen(owner)[:, :, CELL_OF]  # [b, f, 36]
-        dotted = (told.dots[:, :, None] == CELL_OF).long()
-        return self.x[owner, dotted, torch.arange(len(CELL_OF))], told
 
 
 class ClipStudent(Student):
     """Projector and Llama on features of frames, `[b, f, n, c]`."""
 
     def heard(self, x: Tensor, words: Tensor, scale: float = 1.0) -> tuple[Tensor, list[Tensor]]:
-        """Logits [b, q, v], and the hidden states [b, f, n, d] of visual tokens, layer by layer."""
+        """Logits [b, q, v], and the states [b, f, n, d] of visual tokens, layer by layer."""
         b, f, n = x.shape[:3]
         embed = self.text.embed_tokens
         parts, at, seen = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -117,32 +85,6 @@ class ClipStudent(Student):
 
     def answers(self, x: Tensor, words: Tensor, scale: float = 1.0) -> Tensor:
         return self.heard(x, words, scale)[0]
-
-
-def drawn_chunk(split: str, chunk: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draw the frames of a chunk, and what is kept of them.
-
-    For training eight frames, each without a dot and with one in every cell; for validation whole clips.
-    """
-    if split != "train":
-        made = clips(split, CHUNK // FRAMES, seed=chunk)
-        return made.images.flatten(0, 1), vars(made.story)
-    g = torch.Generator().manual_seed(chunk)
-    digits = torch.randint(10, (CHUNK // 2, CELLS), generator=g)
-    colours = torch.randint(len(COLOURS), (CHUNK // 2, CELLS), generator=g)
-    cells = painted(split, digits.flatten(), colours.flatten(), g, augment=True)
-    dotted = torch.where(disc(len(cells), g, SIDE), 1.0, cells)
-    both = (
-        torch.stack([cells, dotted]).unflatten(1, (-1, CELLS)).flatten(0, 1)
-    )  # [16, 4, 3, 42, 42]
-    return lit(framed(both), g), {"digits": digits, "colours": colours}
-
-
-def held_out(folder: Path) -> tuple[Tensor, Story]:
-    """Read whole validation clips: features [b, f, 36, c], and what they show."""
-    found = training.cached(folder, "validation")
-    x = torch.cat([one.pop("x").unflatten(0, (-1, FRAMES)) for one in found])
-    return x, Story(**{name: torch.cat([one[name] for one in found]) for name in found[0]})
 
 
 def start(vlm: Any, student: Student) -> None:
@@ -179,26 +121,42 @@ def align_loss(student: Student, x: Tensor, told: Story) -> tuple[Tensor, list[f
     return loss, right
 
 
-def frame_loss(
+def frame_loss(student: Student, states: Tensor) -> tuple[Tensor, float]:
+    """The loss of visual tokens [b, f, n, d] that name their frame, and the share of right names."""
+    b, f, n = states.shape[:3]
+    named = student.read(student.text.norm(states))[..., CLIP_WORDS.encode(TIMES[:f])]
+    labels = torch.arange(f)[:, None].expand(b, f, n)
+    loss = cross_entropy(named.flatten(0, 2), labels.flatten())
+    return loss, (named.argmax(-1) == labels).float().mean().item()
+
+
+def names(told: Story, cells: Tensor) -> dict[tuple[str, ...], Tensor]:
+    """What visual tokens in the cells [n] are asked for by: places in words, [b, f, n]; -1: none."""
+    frames = torch.arange(told.dots.shape[1])[:, None]  # [f, 1]
+    dotted = told.dots[:, :, None] == cells
+    new = ((told.changes[:, None] == frames) & (frames > 0))[:, :, cells]
+    return {
+        CELLS_THEN: (frames * CELLS + cells).expand_as(new),
+        DOTS_THEN: torch.where(dotted, frames, -1),
+        COLOURS_THERE: told.seen(told.colours)[:, :, cells] * CELLS + cells,
+        DIGITS_THERE: told.seen(told.digits)[:, :, cells] * CELLS + cells,
+        CHANGES_THERE: torch.where(new, cells, -1),
+    }
+
+
+def name_loss(
     student: Student, layers: list[Tensor], told: Story, cells: Tensor
 ) -> tuple[Tensor, list[float]]:
-    """The loss of visual tokens that name their frame, and say whether their cell has just changed.
-
-    `cells` [n] are those of the tokens of a frame.
-    """
-    b, f, n = layers[0].shape[:3]
-    named = student.read(student.text.norm(layers[1]))[..., CLIP_WORDS.encode(NUMBERS[1 : f + 1])]
-    labels = torch.arange(f)[:, None].expand(b, f, n)
-    frames = torch.arange(f)[:, None]
-    new = (told.changes[:, None] == frames) & (frames > 0)  # [b, f, 4]
-    new = new[:, :, cells].float()
-    found = (
-        student.read(student.text.norm(layers[3]))[..., CLIP_WORDS.index["change"]] - CHANGE_SHIFT
-    )
-    loss = cross_entropy(named.flatten(0, 2), labels.flatten())
-    loss = loss + binary_cross_entropy_with_logits(found, new)
-    hits = ((found > 0) == (new > 0)).float()[new > 0]
-    return loss, [(named.argmax(-1) == labels).float().mean().item(), hits.mean().item()]
+    """The loss of visual tokens that say the words which they are asked for by."""
+    losses, right = list[Tensor](), list[float]()
+    for words, labels in names(told, cells).items():
+        states = student.text.norm(layers[3 if words is CHANGES_THERE else 2])
+        found = student.read(states)[..., CLIP_WORDS.encode(words)]
+        found = torch.cat([torch.zeros_like(found[..., :1]), found], -1)  # the first: none of these
+        weight = torch.tensor([RARE, *[1.0] * len(words)])
+        losses.append(cross_entropy(found.flatten(0, 2), labels.flatten() + 1, weight))
+        right.append((found.argmax(-1) == labels + 1)[labels >= 0].float().mean().item())
+    return torch.stack(losses).sum(), right
 
 
 def drawn(told: Story, count: int, rng: random.Random) -> list[list[ClipQuestion]]:
@@ -219,6 +177,36 @@ def checked(told: Story, each: int = 4) -> list[list[ClipQuestion]]:
     ]
 
 
+def lesson(
+    student: ClipStudent,
+    data: Sources,
+    part: str,
+    turn: int,
+    rng: random.Random,
+    generator: torch.Generator,
+    batch: int,
+) -> tuple[Tensor, list[float]]:
+    """The loss of a batch as large as that of `batch` long clips, and the shares of right answers."""
+    frames = rng.choice(LENGTHS[part])
+    x, told = data.clips(max(batch * FRAMES // frames, 1), frames, generator)
+    noise = torch.randn(x.shape, generator=generator) * (NOISE * rng.random())
+    x = x.float() + noise * student.std
+    named, right = align_loss(student, x, told)
+    if part == "align":
+        return named, right
+    words, answers = tensors(drawn(told, 12 if part == "short" else 24, rng), CLIP_WORDS.encode)
+    # Places are to be read from the features: a shorter prompt has other positions.
+    order = torch.arange(x.shape[2])
+    if turn % 4 < 2:
+        order = torch.randperm(x.shape[2], generator=generator)
+    logits, layers = student.heard(x[:, :, order], words, scale=PER_CELL ** (-2 * rng.random()))
+    framed, seen = frame_loss(student, layers[1])
+    coded, codes = name_loss(student, layers, told, CELL_OF[order])
+    hits = (logits.argmax(2) == answers).float().mean().item()
+    loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
+    return loss + 0.1 * named + 0.5 * framed + 0.2 * coded, [hits, seen, *codes, *right]
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     data, (held, told_held) = Sources.read(args.cache), held_out(args.cache)
@@ -226,40 +214,14 @@ def train(args: argparse.Namespace) -> None:
     student = ClipStudent(vlm, data.x.flatten(0, 1))
     start(vlm, student)
 
-    def lesson(
-        part: str, step: int, rng: random.Random, generator: torch.Generator
-    ) -> tuple[Tensor, list[float]]:
-        frames = FRAMES if part == "long" else rng.randint(2, 4)
-        count = max(args.batch * FRAMES // frames, 1)
-        x, told = data.clips(count, frames, generator)
-        noise = torch.randn(x.shape, generator=generator) * (NOISE * rng.random())
-        x = x.float() + noise * student.std
-        named, right = align_loss(student, x, told)
-        if part == "align":
-            return named, right
-        words, answers = tensors(
-            asked_of(told, 24 if part == "long" else 12, rng), CLIP_WORDS.encode
-        )
-        # Places are to be read from the features: a shorter prompt has other positions.
-        if step % 4 < 2:
-            order = torch.randperm(x.shape[2], generator=generator)
-        else:
-            order = torch.arange(x.shape[2])
-        scale = PER_CELL ** (-2 * rng.random())
-        logits, layers = student.heard(x[:, :, order], words, scale)
-        told_frames, seen = frame_loss(student, layers, told, CELL_OF[order])
-        hits = (logits.argmax(2) == answers).float().mean().item()
-        loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
-        return loss + 0.1 * named + 0.2 * told_frames, [hits, *seen, *right]
-
     def renew() -> None:
         nonlocal data
         data = Sources.read(args.cache)
 
     questions = checked(told_held)
     course = Course(
-        (("align", args.align), ("short", args.short), ("long", 1.0)),
-        lesson,
+        (("align", args.align), ("short", args.short), ("mixed", args.mixed), ("long", 1.0)),
+        lambda *step: lesson(student, data, *step, batch=args.batch),
         lambda: training.validate(student, held, questions, CLIP_WORDS.encode),
         renew,
     )
@@ -278,6 +240,7 @@ def main() -> None:
         minutes=40.0,
         align=0.05,
         short=0.35,
+        mixed=0.7,
     )
     parser.set_defaults(lr=1e-3)
     parser.add_argument("--sources", type=int, default=3000, help="frames of the training")

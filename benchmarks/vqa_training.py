@@ -134,8 +134,8 @@ class Student(nn.Module):
     def after(self, seen: Tensor, at: Tensor, words: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Ask q questions of w words each, [b, q, w], after embeddings [b, n, c] at the positions [n].
 
-        Returns the last hidden state of each question [b, q, c], and the states [b, n, c] of what is before
-        the questions: as embedded, and after each layer.
+        Returns what is read of each question [b, q, c]; and the states [b, n, c] of what is before the
+        questions, as embedded and after each layer.
         """
         b, q, w = words.shape
         n = seen.shape[1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 import torch
+from clip_features import CELL_OF, Sources, drawn_chunk
 from safetensors.torch import load_file
 from vqa_training import export, tensors
 
-from benchmarks.train_clips import CELL_OF, ClipStudent, Sources, drawn, drawn_chunk
+from benchmarks.train_clips import LENGTHS, ClipStudent, drawn, lesson
 from tests.evaluation.subjects import small_llava
 from tokenzoo.evaluation import focus_vit
 from tokenzoo.evaluation.vqa import llava
@@ -50,6 +52,21 @@ def test_clips_put_together_keep_cells_and_answers_together() -> None:
     assert shown[..., 1].equal(story.seen(story.colours)[:, :, CELL_OF])
     assert shown[..., 2].equal(CELL_OF.expand(20, 5, -1))
     assert shown[..., 3].bool().equal(story.dots[:, :, None] == CELL_OF)
+
+
+@pytest.mark.parametrize("part", LENGTHS)
+def test_a_lesson_of_each_part_reaches_projector_and_words(part: str) -> None:
+    vlm, g = small_llava(CLIP_WORDS), torch.Generator().manual_seed(0)
+    digits, colours = (torch.randint(n, (900, 4), generator=g) for n in (10, 4))
+    data = Sources(torch.randn(900, 2, 36, 32, generator=g), digits, colours)
+    student = ClipStudent(vlm, data.x.flatten(0, 1))
+    loss, right = lesson(student, data, part, 0, random.Random(0), g, batch=1)
+    loss.backward()
+    reached = {name for name, value in student.named_parameters() if value.grad is not None}
+    layers = {name for name in dict(student.named_parameters()) if ".layers." in name}
+    assert {"projector.linear_1.weight", "text.embed_tokens.weight"} <= reached
+    assert layers <= reached if part != "align" else not layers & reached
+    assert all(0 <= one <= 1 for one in right)
 
 
 def test_frames_of_the_training_come_without_dots_and_with_one_in_every_cell() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from importlib.resources import files
 
 import pytest
@@ -84,21 +85,21 @@ CLIP = Timeline(
     dots=[0, 0, 1, 3],
 )
 ANSWERS = {
-    "colour at a1 frame two": "red",
-    "colour at a1 frame three": "green",
-    "digit at b2 frame four": "digit5",
-    "digit at a1 frame three": "digit7",
-    "count frames red at a1": "two",
-    "count frames green at a2": "four",
-    "count frames blue at a2": "none",
-    "count frames digit7 at a1": "two",
-    "digit at a1 comes first": "digit3",
-    "digit at a1 comes last": "digit7",
-    "when does a1 change frame": "three",
-    "when does b1 change frame": "none",
-    "when is cut in clip": "none",
-    "dot is where frame two": "a1",
-    "dot is where frame four": "b2",
+    "colour at a1-two": "red",
+    "colour at a1-three": "green",
+    "digit at b2-four": "digit5",
+    "digit at a1-three": "digit7",
+    "count all red-a1": "two",
+    "count all green-a2": "four",
+    "count all blue-a2": "none",
+    "count all digit7-a1": "two",
+    "digit at a1-first": "digit3",
+    "digit at a1-last": "digit7",
+    "when is change-a1": "three",
+    "when is change-b1": "none",
+    "when is cut": "none",
+    "where is dot-two": "a1",
+    "where is dot-four": "b2",
 }
 
 
@@ -128,7 +129,7 @@ def words_of(subject: Subject, ids: list[int], frames: torch.Tensor) -> str:
     return CLIP_WORDS.words[int(logits[0, -1].argmax())]
 
 
-def said(words: tuple[str, ...], frames: list[str], tokens: int) -> list[int]:
+def said(words: Sequence[str], frames: list[str], tokens: int) -> list[int]:
     """A prompt, written word by word."""
     text = ["<bos>"]
     for frame in frames:

@@ -1,13 +1,13 @@
-"""Questions about a clip, of eight kinds: six words each, with an answer of one word.
+"""Questions about a clip, of eight kinds: four words each, with an answer of one word.
 
-    coarse:  colour at b2 frame three ?      fine:  digit at b2 frame three ?
-             count frames red at b2 ?               count frames digit7 at b2 ?
-             when is cut in clip ?                  digit at b2 comes last ?      (or first)
-                                                    when does b2 change ?
-                                                    dot is where frame three ?
+    coarse:  colour at b2-three ?        fine:  digit at b2-three ?
+             count all red-b2 ?                 count all digit7-b2 ?
+             when is cut ?                      digit at b2-last ?      (or b2-first)
+                                                when is change-b2 ?
+                                                where is dot-three ?
 
 Coarse questions are about colours, which fill a cell, and the cut, which changes a whole frame; fine ones
-about the shape of a digit, or the dot. Frames are counted from one; of a cut and of a change the answer is
+about the shape of a digit, or the dot. What is counted are frames. Of a cut and of a change the answer is
 the first frame after it, or "none".
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokenzoo.evaluation.vqa.clip_words import PLACES
+from tokenzoo.evaluation.vqa.clip_words import PLACES, TIMES
 from tokenzoo.evaluation.vqa.clips import CELLS, Story
 from tokenzoo.evaluation.vqa.collages import COLOURS
 from tokenzoo.evaluation.vqa.words import DIGITS, END, NUMBERS
@@ -52,12 +52,12 @@ class ClipQuestion:
 
     Attributes:
         kind: one of `CLIP_KINDS`.
-        words: six, the last is the question mark.
+        words: four, the last is the question mark.
         answer: one word.
     """
 
     kind: str
-    words: tuple[str, str, str, str, str, str]
+    words: tuple[str, str, str, str]
     answer: str
 
 
@@ -102,19 +102,19 @@ def _changed(clip: Timeline, rng: random.Random, share: float) -> int:
 
 def _colour_at(clip: Timeline, rng: random.Random) -> ClipQuestion:
     frame, cell = _at(clip, rng)
-    words = ("colour", "at", PLACES[cell], "frame", NUMBERS[frame + 1], END)
+    words = ("colour", "at", _then(PLACES[cell], frame), END)
     return ClipQuestion("colour-at", words, PAINTS[clip.colours[frame][cell]])
 
 
 def _digit_at(clip: Timeline, rng: random.Random) -> ClipQuestion:
     frame, cell = _at(clip, rng)
-    words = ("digit", "at", PLACES[cell], "frame", NUMBERS[frame + 1], END)
+    words = ("digit", "at", _then(PLACES[cell], frame), END)
     return ClipQuestion("digit-at", words, DIGITS[clip.digits[frame][cell]])
 
 
 def _dot_where(clip: Timeline, rng: random.Random) -> ClipQuestion:
     frame = rng.randrange(len(clip.dots))
-    words = ("dot", "is", "where", "frame", NUMBERS[frame + 1], END)
+    words = ("where", "is", _then("dot", frame), END)
     return ClipQuestion("dot-where", words, PLACES[clip.dots[frame]])
 
 
@@ -129,7 +129,7 @@ def _counted(
     cell = _changed(clip, rng, 0.7)
     there = [row[cell] for row in seen]
     asked = rng.choice((there[0], there[-1], there[-1], rng.randrange(len(names))))
-    words = ("count", "frames", names[asked], "at", PLACES[cell], END)
+    words = ("count", "all", f"{names[asked]}-{PLACES[cell]}", END)
     return ClipQuestion(kind, words, NUMBERS[there.count(asked)])
 
 
@@ -143,19 +143,23 @@ def _digit_count(clip: Timeline, rng: random.Random) -> ClipQuestion:
 
 def _cut_when(clip: Timeline, rng: random.Random) -> ClipQuestion:
     del rng
-    return ClipQuestion("cut-when", ("when", "is", "cut", "in", "clip", END), _frame(clip.cut))
+    return ClipQuestion("cut-when", ("when", "is", "cut", END), _frame(clip.cut))
 
 
 def _change_when(clip: Timeline, rng: random.Random) -> ClipQuestion:
     cell = _changed(clip, rng, 0.7)
-    words = ("when", "does", PLACES[cell], "change", "frame", END)
+    words = ("when", "is", f"change-{PLACES[cell]}", END)
     return ClipQuestion("change-when", words, _frame(clip.changes[cell]))
 
 
 def _digit_order(clip: Timeline, rng: random.Random) -> ClipQuestion:
     cell, last = _changed(clip, rng, 1.0), rng.random() < 0.5
-    words = ("digit", "at", PLACES[cell], "comes", "last" if last else "first", END)
+    words = ("digit", "at", f"{PLACES[cell]}-{'last' if last else 'first'}", END)
     return ClipQuestion("digit-order", words, DIGITS[clip.digits[-1 if last else 0][cell]])
+
+
+def _then(what: str, frame: int) -> str:
+    return f"{what}-{TIMES[frame]}"
 
 
 def _frame(index: int) -> str:

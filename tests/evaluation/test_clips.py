@@ -92,7 +92,6 @@ ANSWERS = {
     "count all red-a1": "two",
     "count all green-a2": "four",
     "count all blue-a2": "none",
-    "count all digit7-a1": "two",
     "digit at a1-first": "digit3",
     "digit at a1-last": "digit7",
     "when is change-a1": "three",
@@ -163,7 +162,7 @@ def test_scores_are_those_of_the_words_that_are_most_likely(
 
 @pytest.mark.parametrize(
     ("name", "encoded"),
-    [("evoprune", 8), ("divprune", 8), ("fastv", 8), (None, 8), ("cdpruner", 64)],
+    [("evoprune", 8), ("divprune", 8), ("fastv", 8), (None, 8), ("cdpruner", 56)],
 )
 def test_a_clip_is_encoded_once_for_all_of_its_questions(
     subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +178,7 @@ def test_a_clip_is_encoded_once_for_all_of_its_questions(
         assert sizes == [encoded, encoded]
         monkeypatch.setattr(vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
         apart = subject.score(vlm, range(2), "").answers
-    assert sizes[2:] == [64, 64]
+    assert sizes[2:] == [56, 56]
     assert found is not None
     assert torch.equal(found, apart)
 

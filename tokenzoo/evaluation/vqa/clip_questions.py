@@ -1,9 +1,8 @@
-"""Questions about a clip, of eight kinds: four words each, with an answer of one word.
+"""Questions about a clip, of seven kinds: four words each, with an answer of one word.
 
     coarse:  colour at b2-three ?        fine:  digit at b2-three ?
-             count all red-b2 ?                 count all digit7-b2 ?
-             when is cut ?                      digit at b2-last ?      (or b2-first)
-                                                when is change-b2 ?
+             count all red-b2 ?                 digit at b2-last ?      (or b2-first)
+             when is cut ?                      when is change-b2 ?
                                                 where is dot-three ?
 
 Coarse questions are about colours, which fill a cell, and the cut, which changes a whole frame; fine ones
@@ -118,27 +117,13 @@ def _dot_where(clip: Timeline, rng: random.Random) -> ClipQuestion:
     return ClipQuestion("dot-where", words, PLACES[clip.dots[frame]])
 
 
-def _counted(
-    kind: str,
-    seen: Sequence[Sequence[int]],
-    names: Sequence[str],
-    clip: Timeline,
-    rng: random.Random,
-) -> ClipQuestion:
-    """Ask in how many frames something is at a cell; in three of four cases it is there in one."""
-    cell = _changed(clip, rng, 0.7)
-    there = [row[cell] for row in seen]
-    asked = rng.choice((there[0], there[-1], there[-1], rng.randrange(len(names))))
-    words = ("count", "all", f"{names[asked]}-{PLACES[cell]}", END)
-    return ClipQuestion(kind, words, NUMBERS[there.count(asked)])
-
-
 def _colour_count(clip: Timeline, rng: random.Random) -> ClipQuestion:
-    return _counted("colour-count", clip.colours, PAINTS, clip, rng)
-
-
-def _digit_count(clip: Timeline, rng: random.Random) -> ClipQuestion:
-    return _counted("digit-count", clip.digits, DIGITS, clip, rng)
+    # In three of four cases the colour is there in a frame.
+    cell = _changed(clip, rng, 0.7)
+    there = [row[cell] for row in clip.colours]
+    asked = rng.choice((there[0], there[-1], there[-1], rng.randrange(len(PAINTS))))
+    words = ("count", "all", f"{PAINTS[asked]}-{PLACES[cell]}", END)
+    return ClipQuestion("colour-count", words, NUMBERS[there.count(asked)])
 
 
 def _cut_when(clip: Timeline, rng: random.Random) -> ClipQuestion:
@@ -174,7 +159,6 @@ CLIP_COARSE: Mapping[str, Ask] = {
 }
 CLIP_FINE: Mapping[str, Ask] = {
     "digit-at": _digit_at,
-    "digit-count": _digit_count,
     "digit-order": _digit_order,
     "change-when": _change_when,
     "dot-where": _dot_where,

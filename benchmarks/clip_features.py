@@ -33,19 +33,33 @@ CELL_OF = (CELL_OF[:, None] * GRID + CELL_OF).flatten()
 
 @dataclass
 class Sources:
-    """Frames of which clips are made: x [s, 2, 36, c], without dots and with; digits, colours [s, 4]."""
+    """Frames of which clips are made: x [s, 2, 36, c], without dots and with; digits, colours [s, 4].
+
+    `whole`: clips as they are. All cells of a frame of the other kind have a dot, or none has, and a patch
+    anywhere in it knows which: from them alone it is not learned where the dot is.
+    """
 
     x: Tensor
     digits: Tensor
     colours: Tensor
+    whole: tuple[Tensor, Story] | None = None
 
     @staticmethod
     def read(folder: Path) -> Sources:
         found = training.cached(folder, "train")
         x = torch.cat([one["x"].unflatten(0, (2, -1)).transpose(0, 1) for one in found])
-        return Sources(
-            x, *(torch.cat([one[name] for one in found]) for name in ("digits", "colours"))
+        digits, colours = (
+            torch.cat([one[name] for one in found]) for name in ("digits", "colours")
         )
+        return Sources(x, digits, colours, whole(folder, "whole"))
+
+    def drawn(self, count: int, g: torch.Generator) -> tuple[Tensor, Story]:
+        """Draw `count` whole clips."""
+        if self.whole is None:
+            raise SystemExit("there are no whole clips")
+        x, told = self.whole
+        index = torch.randint(len(x), (count,), generator=g)
+        return x[index], Story(**{name: value[index] for name, value in vars(told).items()})
 
     def clips(self, count: int, frames: int, g: torch.Generator) -> tuple[Tensor, Story]:
         """Put clips together: features [b, f, 36, c], and what they show."""
@@ -63,10 +77,12 @@ class Sources:
 def drawn_chunk(split: str, chunk: int) -> tuple[Tensor, dict[str, Any]]:
     """Draw the frames of a chunk, and what is kept of them.
 
-    For training eight frames, each without a dot and with one in every cell; for validation whole clips.
+    For training eight frames, each without a dot and with one in every cell ("train"), or whole clips
+    ("whole"); for validation whole clips.
     """
     if split != "train":
-        made = clips(split, CHUNK // FRAMES, seed=chunk)
+        part = "train" if split == "whole" else split
+        made = clips(part, CHUNK // FRAMES, seed=chunk, augment=split == "whole")
         return made.images.flatten(0, 1), vars(made.story)
     g = torch.Generator().manual_seed(chunk)
     digits = torch.randint(10, (CHUNK // 2, CELLS), generator=g)
@@ -79,8 +95,8 @@ def drawn_chunk(split: str, chunk: int) -> tuple[Tensor, dict[str, Any]]:
     return lit(framed(both), g), {"digits": digits, "colours": colours}
 
 
-def held_out(folder: Path) -> tuple[Tensor, Story]:
-    """Read whole validation clips: features [b, f, 36, c], and what they show."""
-    found = training.cached(folder, "validation")
+def whole(folder: Path, split: str) -> tuple[Tensor, Story]:
+    """Read whole clips: features [b, f, 36, c], and what they show."""
+    found = training.cached(folder, split)
     x = torch.cat([one.pop("x").unflatten(0, (-1, FRAMES)) for one in found])
     return x, Story(**{name: torch.cat([one[name] for one in found]) for name in found[0]})

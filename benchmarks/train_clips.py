@@ -11,7 +11,7 @@ with noise, since the light changes from frame to frame. Training has four parts
 1. align: each projected patch names the digit, the colour and the place of its cell, and the dot;
 2. short: questions about clips of two to four frames;
 3. mixed: of four, six or eight;
-4. long: of eight.
+4. long: of eight, half of them whole clips as they are.
 
 In all but the first each visual token also names its frame after the Llama's first layer, and after a later
 one the words that it is asked for by ("b2-three"). No token is ever removed in training. The student and
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import vqa_training as training
-from clip_features import CELL_OF, PER_CELL, Sources, drawn_chunk, held_out
+from clip_features import CELL_OF, PER_CELL, Sources, drawn_chunk, whole
 from safetensors.torch import load
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -189,7 +189,10 @@ def lesson(
 ) -> tuple[Tensor, list[float]]:
     """The loss of a batch as large as that of `batch` long clips, and the shares of right answers."""
     frames = rng.choice(LENGTHS[part])
-    x, told = data.clips(max(batch * FRAMES // frames, 1), frames, generator)
+    if part == "long" and turn % 2 and data.whole is not None:
+        x, told = data.drawn(batch, generator)
+    else:
+        x, told = data.clips(max(batch * FRAMES // frames, 1), frames, generator)
     noise = torch.randn(x.shape, generator=generator) * (NOISE * rng.random())
     x = x.float() + noise * student.std
     named, right = align_loss(student, x, told)
@@ -210,7 +213,7 @@ def lesson(
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    data, (held, told_held) = Sources.read(args.cache), held_out(args.cache)
+    data, (held, told_held) = Sources.read(args.cache), whole(args.cache, "validation")
     vlm = llava.untrained(CLIP_WORDS)
     student = ClipStudent(vlm, data.x.flatten(0, 1))
     start(vlm, student)
@@ -245,6 +248,7 @@ def main() -> None:
     )
     parser.set_defaults(lr=1e-3)
     parser.add_argument("--sources", type=int, default=3000, help="frames of the training")
+    parser.add_argument("--clips", type=int, default=100, help="whole clips of the training")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -252,6 +256,7 @@ def main() -> None:
         training.report("clips", args.test, right_answers)
         return
     training.cache(args.cache, "validation", 24 * FRAMES, drawn_chunk)
+    training.cache(args.cache, "whole", args.clips * FRAMES, drawn_chunk)
     training.cache(args.cache, "train", 2 * args.sources, drawn_chunk)
     if not args.only_cache:
         train(args)

@@ -77,9 +77,9 @@ def jobs(recipes: Sequence[str], keeps: Sequence[int | float], seeds: int = 1) -
 
 
 def with_controls(subject: Subject, wanted: Sequence[Job]) -> list[Job]:
-    """Add the subject's own controls to jobs: each once at each of their budgets."""
+    """Put the subject's own controls before jobs: each once at each of their budgets."""
     keeps = {repr(job.keep): job.keep for job in wanted}.values()
-    return [*wanted, *(Job(name, keep) for keep in keeps for name in subject.controls)]
+    return [*(Job(name, keep) for keep in keeps for name in subject.controls), *wanted]
 
 
 def run(

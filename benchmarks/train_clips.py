@@ -49,6 +49,7 @@ from tokenzoo.evaluation.vqa.clip_words import (
 )
 from tokenzoo.evaluation.vqa.clips import CELLS, FRAMES, Story, clips
 from tokenzoo.evaluation.vqa.collages import COLOURS
+from tokenzoo.evaluation.vqa.vocabulary import BOS
 from tokenzoo.evaluation.vqa.words import DIGITS
 
 # Frames of a clip, in each part of the training.
@@ -71,7 +72,7 @@ class ClipStudent(Student):
         parts, at, seen = list[Tensor](), list[Tensor](), list[Tensor]()
         projected, here = self.project(x), 0.0
         for frame in range(f):
-            said = torch.tensor(heading(frame))
+            said = torch.tensor([*[CLIP_WORDS.index[BOS]] * (frame == 0), *heading(frame)])
             parts += [embed(said).expand(b, -1, -1), projected[:, frame]]
             at += [
                 here + torch.arange(len(said)),

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from tokenzoo.evaluation import focus_vit
 from tokenzoo.evaluation.vqa import llava
-from tokenzoo.evaluation.vqa.clip_words import CLIP_WORDS
+from tokenzoo.evaluation.vqa.clip_words import CLIP_WORDS, TIMES
 from tokenzoo.evaluation.vqa.clips import GRID, SIDE
 from tokenzoo.evaluation.vqa.vocabulary import BOS, IMAGE
-from tokenzoo.evaluation.vqa.words import NUMBERS
 
 WEIGHTS = "clips.safetensors"
 BLOCKS = (
@@ -35,12 +34,11 @@ def shortened(tower: Any) -> Any:
 
 
 def heading(frame: int) -> list[int]:
-    """Return the tokens before the frame of an index: its number in words, after the start of the prompt.
+    """Return the tokens before the frame of an index: its number in words.
 
     A frame is known by these words, not by its place: a shorter prompt has other places.
     """
-    said = CLIP_WORDS.encode(("frame", NUMBERS[frame + 1]))
-    return said if frame else [CLIP_WORDS.index[BOS], *said]
+    return CLIP_WORDS.encode(("frame", TIMES[frame]))
 
 
 def prompts(
@@ -56,7 +54,7 @@ def prompts(
     Raises:
         BadArgumentError: a word is not in the vocabulary.
     """
-    shown: list[int] = []
+    shown = [CLIP_WORDS.index[BOS]]
     for frame in frames:
         shown += [*heading(frame), *[CLIP_WORDS.index[IMAGE]] * tokens]
     return torch.tensor([[*shown, *CLIP_WORDS.encode(one)] for one in questions])

@@ -107,6 +107,9 @@ def start(vlm: Any) -> None:
 class Student(nn.Module):
     """Projector and Llama on features `[b, n, c]`, which are standardised until they are exported."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, vlm: Any, x: Tensor) -> None:
         super().__init__()
         flat = x[:256].float().flatten(0, 1)

@@ -180,6 +180,7 @@ def test_a_clip_is_encoded_once_for_all_of_its_questions(
         apart = subject.score(vlm, range(2), "").answers
     assert sizes[2:] == [56, 56]
     assert found is not None
+    assert apart is not None
     assert torch.equal(found, apart)
 
 

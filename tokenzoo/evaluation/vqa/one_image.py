@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenzoo.hooks.handle import attached_to
+from tokenzoo.recipe import Stage, Step
 
 FRAMES = "_tokenzoo_frames"
 """The attribute of pixels in which every prompt has the same frames: how many."""
@@ -42,14 +43,14 @@ def shown(model: Any, image: Tensor, prompts: int) -> Tensor:
     """Repeat an image `[3, H, W]`, or the frames of a clip `[f, 3, H, W]`, for so many prompts.
 
     They are encoded once, unless what is attached to the model reads the prompt, and keeps other tokens for
-    each.
+    each; or works after the projector, and reads there what the tower's attention was for each image.
 
     Returns:
         `[b, 3, H, W]`, or `[b * f, 3, H, W]`: all frames of the first prompt, then those of the next.
     """
     attached = attached_to(model)
     steps = () if attached is None else attached.recipe.steps
-    reads = any(need.startswith("text") for step in steps for need in step.needs)
+    reads = any(_reads_each(step) for step in steps)
     if image.ndim == 3:
         repeated = image.expand(prompts, -1, -1, -1)
         return repeated.contiguous() if reads else repeated
@@ -57,3 +58,11 @@ def shown(model: Any, image: Tensor, prompts: int) -> Tensor:
     if not reads:
         setattr(repeated, FRAMES, len(image))
     return repeated
+
+
+def _reads_each(step: Step) -> bool:
+    """Whether a step wants the tower's answer for each prompt, not for each image."""
+    needs = {need.partition("@")[0] for need in step.needs}
+    return any(need.startswith("text") for need in needs) or (
+        step.stage == Stage.PROJECTED and not needs <= {"x", "mass", "grid"}
+    )

@@ -230,25 +230,31 @@ def test_a_frame_of_18_patches_is_not_square(subject: Subject) -> None:
         subject.controls["smaller-frames"](0.5)
 
 
-def test_weights_know_the_words_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_know_the_words_of_clips_and_the_tower_has_the_blocks_that_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     state = load((files("tokenzoo") / "weights" / clip_model.WEIGHTS).read_bytes())
     assert not [name for name in state if name.startswith(llava.TOWER)]
     focus = focus_vit.FocusViT(focus_vit.backbone())
+    whole = copy.deepcopy(focus.backbone).eval()
     monkeypatch.setattr(focus_vit, "load_focus_vit", lambda: focus)
-    loaded = clip_model.load_clip_llava().state_dict()
+    made = clip_model.load_clip_llava()
+    loaded = made.state_dict()
     assert all(loaded[name].equal(value.float()) for name, value in state.items())
     assert len(loaded["lm_head.weight"]) == len(CLIP_WORDS.words)
-
-
-def test_blocks_that_are_not_read_change_nothing() -> None:
-    tower, images = focus_vit.backbone(), torch.randn(1, 3, 84, 84)
+    tower, images = made.model.vision_tower, torch.randn(1, 3, 84, 84)
     with torch.no_grad():
-        whole, short = (
+        found, wanted = (
             one(pixel_values=images, output_hidden_states=True).hidden_states[llava.LAYER]
-            for one in (copy.deepcopy(tower).eval(), clip_model.shortened(tower).eval())
+            for one in (tower, whole)
         )
     assert len(tower.encoder.layer) == tower.config.num_hidden_layers == 9
-    assert torch.equal(whole, short)
+    assert torch.equal(found, wanted)
+
+
+def test_the_model_cannot_be_chosen() -> None:
+    with pytest.raises(BadArgumentError, match=r"model=.*leave model away"):
+        prepare("clips", TaskOptions(model="vit"))
 
 
 def test_all_kinds_are_asked_of_every_clip() -> None:

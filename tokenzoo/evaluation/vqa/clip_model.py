@@ -23,14 +23,7 @@ TOKENS = (GRID * SIDE // focus_vit.PATCH) ** 2  # of a frame: 36
 
 def load_clip_llava() -> Any:
     """Return the trained model in eval mode, see `llava.load_llava`."""
-    return llava.load_llava(CLIP_WORDS, WEIGHTS, "train_clips.py", shortened)
-
-
-def shortened(tower: Any) -> Any:
-    """Take the last blocks of a `Dinov2Model` away, whose outputs are not read: eight frames take long."""
-    tower.encoder.layer = tower.encoder.layer[:BLOCKS]
-    tower.config.num_hidden_layers = BLOCKS
-    return tower
+    return llava.load_llava(CLIP_WORDS, WEIGHTS, "train_clips.py", BLOCKS)
 
 
 def heading(frame: int) -> list[int]:

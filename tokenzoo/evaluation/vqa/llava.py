@@ -7,7 +7,7 @@ told apart less well after later ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -67,16 +67,15 @@ def untrained(words: Vocabulary, tower: Any | None = None, **text: Any) -> Any:
     return model
 
 
-def load_llava(
-    words: Vocabulary, weights: str, script: str, tower: Callable[[Any], Any] | None = None
-) -> Any:
+def load_llava(words: Vocabulary, weights: str, script: str, blocks: int | None = None) -> Any:
     """Return a trained model in eval mode: float16 on disk, float32 in memory.
 
     Args:
         words: its vocabulary.
         weights: the name of its file in `tokenzoo/weights/`.
         script: the name of the file in `benchmarks/` that trains it, for the message.
-        tower: what is done to the trained tower first; None: nothing.
+        blocks: how many blocks of the tower are there, at least `LAYER`; None: all 12. Those that are not
+            read cost time, and change nothing.
 
     Raises:
         MissingDependencyError: its weights, or those of its tower, are not installed; says how.
@@ -87,8 +86,11 @@ def load_llava(
         raise MissingDependencyError(
             f"this installation has no weights/{weights}: make them with python benchmarks/{script}"
         )
-    seen = focus_vit.load_focus_vit().backbone
-    model = untrained(words, seen if tower is None else tower(seen))
+    tower = focus_vit.load_focus_vit().backbone
+    if blocks is not None:
+        tower.encoder.layer = tower.encoder.layer[:blocks]
+        tower.config.num_hidden_layers = blocks
+    model = untrained(words, tower)
     state = {name: value.float() for name, value in load(path.read_bytes()).items()}
     model.load_state_dict(state | own_tower(model))
     model.tie_weights()

@@ -107,6 +107,9 @@ def start(vlm: Any) -> None:
 class Student(nn.Module):
     """Projector and Llama on features `[b, n, c]`, which are standardised until they are exported."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, vlm: Any, x: Tensor) -> None:
         super().__init__()
         flat = x[:256].float().flatten(0, 1)
@@ -127,21 +130,30 @@ class Student(nn.Module):
 
         `scale` is the distance of the positions of two successive image tokens.
         """
+        first = self.text.embed_tokens(torch.full((len(x), 1), self.text.config.bos_token_id))
+        seen = torch.cat([first, self.project(x)], 1)
+        return self.read(self.after(seen, torch.arange(seen.shape[1]) * scale, words)[0])
+
+    def after(self, seen: Tensor, at: Tensor, words: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Ask q questions of w words each, [b, q, w], after embeddings [b, n, c] at the positions [n].
+
+        Returns what is read of each question [b, q, c]; and the states [b, n, c] of what is before the
+        questions, as embedded and after each layer.
+        """
         b, q, w = words.shape
-        embed, n = self.text.embed_tokens, x.shape[1] + 1
-        first = embed(torch.full((b, 1), self.text.config.bos_token_id))
-        whole = torch.cat([first, self.project(x), embed(words.flatten(1))], 1)
+        n = seen.shape[1]
         mask = torch.ones(n + q * w, n + q * w, dtype=torch.bool).tril()
         mask[n:, n:] &= torch.block_diag(*[torch.ones(w, w)] * q).bool()
-        seen = torch.arange(n) * scale
-        at = torch.cat([seen, seen[-1] + 1 + torch.arange(w).repeat(q)])[None]
-        hidden = self.text(
-            inputs_embeds=whole,
+        positions = torch.cat([at, at[-1] + 1 + torch.arange(w).repeat(q)])[None]
+        found = self.text(
+            inputs_embeds=torch.cat([seen, self.text.embed_tokens(words.flatten(1))], 1),
             attention_mask=mask[None, None].expand(b, -1, -1, -1),
-            position_ids=at.expand(b, -1),
+            position_ids=positions.expand(b, -1),
             use_cache=False,
-        ).last_hidden_state
-        return self.read(hidden[:, n:].reshape(b, q, w, -1)[:, :, -1])
+            output_hidden_states=True,
+        )
+        last = found.last_hidden_state[:, n:].reshape(b, q, w, -1)[:, :, -1]
+        return last, [one[:, :n] for one in found.hidden_states]
 
 
 def tensors(asked: Sequence[Sequence[Asked]], encode: Encode) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Key, ResultsFile, Row
 from tokenzoo.evaluation.summary import summarize
+from tokenzoo.evaluation.task import Control
 
 
 def test_rows_carry_what_was_typed_without_the_folders(
@@ -44,6 +45,25 @@ def test_rows_carry_what_was_typed_without_the_folders(
             "--out 'my results.jsonl' --data images --model images --rounds 0"
         )
     )
+
+
+def test_controls_of_a_task_have_a_line_at_each_budget_and_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, asked = subject(), list[float]()
+
+    def control(keep: int | float) -> Control:
+        asked.append(keep)
+        return Control(toy.score, toy.call, 12, 0.25)
+
+    toy = replace(toy, controls={"fewer-frames": control})
+    monkeypatch.setattr(command_file, "prepare", lambda name, options: toy)
+    given = ("--recipe", "tome,random", "--keep", "0.25,16", "--rounds", 0)
+    done("eval", *given, "--out", tmp_path / "rows.jsonl")
+    result = done("eval", *given, "--out", tmp_path / "rows.jsonl")
+    lines = [line.split() for line in result.output.splitlines() if "fewer-frames*" in line]
+    assert [line[2:5] for line in lines] == [["0.25", "12", "0.25"], ["16", "12", "0.25"]]
+    assert asked == [0.25, 16]
 
 
 def test_an_engine_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

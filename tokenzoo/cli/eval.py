@@ -28,6 +28,7 @@ from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions
 from tokenzoo.evaluation.hard import hard_samples
 from tokenzoo.evaluation.on_ray import run_on_ray
 from tokenzoo.evaluation.summary import summarize
+from tokenzoo.evaluation.sweep import with_controls
 from tokenzoo.evaluation.tasks import NO_MODEL, OWN_IMAGES, TASKS, prepare
 from tokenzoo.zoo import list_recipes
 
@@ -113,10 +114,11 @@ def run_it(
     subjects = [prepare(name, of_task) for name, of_task in options.items()]
 
     def rows_of(subject: Subject, done: Container[Key]) -> Iterator[Row]:
+        its = with_controls(subject, wanted)
         if engine == "process":
-            return run(subject, wanted, rounds=rounds, done=done)
+            return run(subject, its, rounds=rounds, done=done)
         return run_on_ray(
-            subject, options[subject.task], wanted, rounds=rounds, done=done, threads=threads or 1
+            subject, options[subject.task], its, rounds=rounds, done=done, threads=threads or 1
         )
 
     typed = {name: value for name, value in ctx.params.items() if was_typed(ctx, name)}
@@ -217,7 +219,8 @@ def sweep(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(subjects) * (len(wanted) + 1))
+        total = sum(len(with_controls(subject, wanted)) + 1 for subject in subjects)
+        bar = progress.add_task("", total=total)
         for subject in subjects:
             here = [key for key in done if (key.task, key.model) in facts]
             progress.update(bar, description=subject.task)
@@ -227,6 +230,6 @@ def sweep(
                 file.append(row)
                 done[row.key] = row
                 progress.advance(bar)
-    asked = {job.key(subject) for subject in subjects for job in wanted}
+    asked = {job.key(subject) for subject in subjects for job in with_controls(subject, wanted)}
     asked |= {Key(one.task, one.model_name) for one in subjects}
     return [row for row in done.values() if row.key in asked]

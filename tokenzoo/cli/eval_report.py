@@ -12,6 +12,7 @@ from tokenzoo.errors import UnknownNameError
 from tokenzoo.evaluation.results import Row
 from tokenzoo.evaluation.statistics import Estimate
 from tokenzoo.evaluation.summary import Line, Summary
+from tokenzoo.evaluation.tasks import OWN_CONTROLS as OF_TASKS
 
 WIDTH = 80
 GAP = 2  # columns between two of the table
@@ -72,11 +73,11 @@ def below(found: Summary) -> list[str]:
 
 
 def controls_of(rows: Iterable[Row]) -> set[str]:
-    """Return the recipes that are controls; one that is not installed here is not."""
+    """Return the recipes that are controls, those of tasks too; one that is not installed here is not."""
     found: set[str] = set()
     for name in {row.key.recipe for row in rows}:
         try:
-            if name is not None and is_control(name):
+            if name is not None and (name in OF_TASKS or is_control(name)):
                 found.add(name)
         except UnknownNameError:  # of a plugin, measured elsewhere
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
@@ -76,6 +76,12 @@ def jobs(recipes: Sequence[str], keeps: Sequence[int | float], seeds: int = 1) -
     ]
 
 
+def with_controls(subject: Subject, wanted: Sequence[Job]) -> list[Job]:
+    """Put the subject's own controls before jobs: each once at each of their budgets."""
+    keeps = {repr(job.keep): job.keep for job in wanted}.values()
+    return [*(Job(name, keep) for keep in keeps for name in subject.controls), *wanted]
+
+
 def run(
     subject: Subject,
     wanted: Sequence[Job],
@@ -144,6 +150,8 @@ def row_of(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
     """
     key = job.key(subject)
     try:
+        if job.recipe in subject.controls:
+            return _control_row(subject, job, bare, rounds)
         with attach(job, subject) as attached:
             with torch.inference_mode():
                 outcome = subject.score(subject.model, range(subject.samples), key.attached)
@@ -158,6 +166,23 @@ def row_of(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
         tokens=plan.visual,
         flops=round(plan.flops, 4),
         time=time,
+        versions=versions(),
+        **_scores(outcome, bare.outcome),
+    )
+
+
+def _control_row(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
+    """Run one of the subject's own controls: the bare model is shown less."""
+    key = job.key(subject)
+    control = subject.controls[job.recipe](job.keep)
+    with torch.inference_mode():
+        outcome = control.score(subject.model, range(subject.samples), key.attached)
+    return Row(
+        key,
+        subject.facts,
+        tokens=control.tokens,
+        flops=control.flops,
+        time=relative_time(replace(subject, call=control.call), bare.twin, rounds, subject.call),
         versions=versions(),
         **_scores(outcome, bare.outcome),
     )
@@ -185,18 +210,21 @@ def attach(job: Job, subject: Subject) -> Attached:
         return job.method().attach(subject.model, **subject.attach)
 
 
-def relative_time(subject: Subject, twin: Any, rounds: int) -> list[float]:
+def relative_time(
+    subject: Subject, twin: Any, rounds: int, bare: Callable[[Any], object] | None = None
+) -> list[float]:
     """Return median and quartiles of the time of a model with a recipe, relative to the bare model.
 
     Args:
         subject: to whose model the recipe is attached.
         twin: a bare copy of the model, which shares its weights: both run in turn, in the same rounds.
         rounds: of the timing; 0: no time is measured, [].
+        bare: the call of the bare model; None: the same as with the recipe.
     """
     if rounds == 0:
         return []
     calls: dict[str, Callable[[], object]] = {
-        "bare": lambda: subject.call(twin),
+        "bare": lambda: (bare or subject.call)(twin),
         "recipe": lambda: subject.call(subject.model),
     }
     warmup = 1 if rounds > 1 else 0  # of a first look, the score was the warm-up

@@ -117,6 +117,23 @@ def agreement(outcome: Outcome, bare: Outcome) -> Tensor | None:
 
 
 @dataclass(frozen=True, eq=False)
+class Control:
+    """Another way to fewer tokens: the bare model is shown less, and nothing is attached to it.
+
+    Attributes:
+        score: as that of a `Subject`.
+        call: as that of a `Subject`, with less to see.
+        tokens: of an image, or of a frame on average.
+        flops: operations of the tower's blocks relative to the bare model's; None: not known.
+    """
+
+    score: Callable[[Any, range, str], Outcome]
+    call: Callable[[Any], object]
+    tokens: int
+    flops: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A task that is ready to be run.
 
@@ -135,6 +152,8 @@ class Subject:
         read_on: whether a language model reads the tokens within `call`, so that the operations of a plan,
             which are the tower's, say little of the time.
         shown: its images; None: they cannot be drawn.
+        controls: of its own, by name: from a budget the `Control`, or a BadArgumentError that says which
+            budgets it has. They have rows of their own, as recipes have, at each budget.
     """
 
     task: str
@@ -148,3 +167,6 @@ class Subject:
     per_patch: bool = False
     read_on: bool = False
     shown: Shown | None = None
+    controls: Mapping[str, Callable[[int | float], Control]] = field(
+        default_factory=dict[str, Callable[[int | float], Control]]
+    )

@@ -16,13 +16,17 @@ TASKS = {
     "linear": "probe",
     "collage-vqa": "collage_vqa",
     "documents": "documents",
+    "clips": "clips",
     "classify": "classify",
 }
 NO_MODEL = ("classify",)
 """Tasks without a model of their own, which "all" leaves out."""
 
-OWN_IMAGES = ("digits", "collage-vqa", "documents")
+OWN_IMAGES = ("digits", "collage-vqa", "documents", "clips")
 """Tasks whose images cannot be chosen."""
+
+OWN_CONTROLS = ("fewer-frames", "smaller-frames")
+"""Names of the controls that tasks have of their own, which are no recipes."""
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:

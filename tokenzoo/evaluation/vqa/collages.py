@@ -68,20 +68,21 @@ def collages(split: str, count: int, *, seed: int, augment: bool = False) -> Col
     dots = torch.randint(CELLS, (count,), generator=g)  # [b]
     weights = (source.labels == torch.arange(10)[:, None]).double()  # [10, scans]
     picks = torch.multinomial(weights[labels.flatten()], 1, generator=g)[:, 0]  # [b * 16]
-    ink = _enlarged(source.images[picks][:, None], g, augment)  # [b * 16, 1, 56, 56]
+    ink = enlarged(source.images[picks][:, None], g, augment)  # [b * 16, 1, 56, 56]
     paint = torch.tensor(list(COLOURS.values()))[colours.flatten()]  # [b * 16, 3]
-    paint = paint * _uniform(g, 0.8, 1.0, len(paint), 1)
-    paper = _uniform(g, 0.03, 0.20, len(paint), 1, 1, 1)
+    paint = paint * uniform(g, 0.8, 1.0, len(paint), 1)
+    paper = uniform(g, 0.03, 0.20, len(paint), 1, 1, 1)
     pixels = paper + (paint[:, :, None, None] - paper) * ink  # [b * 16, 3, 56, 56]
     marked = one_hot(dots, CELLS).bool().flatten()
-    pixels[marked] = torch.where(_disc(count, g), 1.0, pixels[marked])
+    pixels[marked] = torch.where(disc(count, g), 1.0, pixels[marked])
     cells = pixels.reshape(count, GRID, GRID, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2, 5)
     images = cells.reshape(count, 3, GRID * SIDE, GRID * SIDE)
     images = images + 0.02 * torch.randn(images.shape, generator=g)
     return Collages(images.clamp(0, 1), labels, colours, dots)
 
 
-def _uniform(g: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+def uniform(g: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Draw numbers between `low` and `high`, in `shape`."""
     return torch.rand(*shape, generator=g) * (high - low) + low
 
 
@@ -105,23 +106,26 @@ def _colours(count: int, g: torch.Generator) -> Tensor:
         colours[bad] = torch.randint(kinds, (int(bad.sum()), CELLS), generator=g)
 
 
-def _enlarged(scans: Tensor, g: torch.Generator, augment: bool) -> Tensor:
-    """Enlarge scans `[n, 1, 8, 8]` to 44 to 52 of 56 pixels, and shift them by up to 3 pixels."""
+def enlarged(scans: Tensor, g: torch.Generator, augment: bool, side: int = SIDE) -> Tensor:
+    """Enlarge scans `[n, 1, 8, 8]` to 44 to 52 of 56 pixels, and shift them by up to 3 pixels.
+
+    With another `side` the same shares of it, `[n, 1, side, side]`. `augment`: also turn and stretch them.
+    """
     n = len(scans)
-    scale, shift = _uniform(g, SIDE / 52, SIDE / 44, n), _uniform(g, -6 / SIDE, 6 / SIDE, n, 2)
+    scale, shift = uniform(g, SIDE / 52, SIDE / 44, n), uniform(g, -6 / SIDE, 6 / SIDE, n, 2)
     angle, slant, stretch = torch.zeros(n), torch.zeros(n), torch.ones(n)
     if augment:
-        angle, slant = _uniform(g, -0.25, 0.25, n), _uniform(g, -0.2, 0.2, n)
-        stretch = _uniform(g, 0.87, 1.15, n)
+        angle, slant = uniform(g, -0.25, 0.25, n), uniform(g, -0.2, 0.2, n)
+        stretch = uniform(g, 0.87, 1.15, n)
     sin, cos = angle.sin() * scale, angle.cos() * scale
     first = torch.stack([cos * stretch, slant * cos - sin, shift[:, 0]], 1)  # [n, 3]
     second = torch.stack([sin * stretch, slant * sin + cos, shift[:, 1]], 1)
-    where = affine_grid(torch.stack([first, second], 1), [n, 1, SIDE, SIDE], align_corners=False)
+    where = affine_grid(torch.stack([first, second], 1), [n, 1, side, side], align_corners=False)
     return grid_sample(scans, where, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def _disc(count: int, g: torch.Generator) -> Tensor:
-    """Return a disc in a random corner of each of `count` cells, `[count, 1, 56, 56]` bool."""
-    corners = torch.randint(2, (count, 2), generator=g) * (SIDE - 2 * CORNER) + CORNER  # [b, 2]
-    near = (torch.arange(SIDE) + 0.5 - corners[:, :, None]) ** 2  # [b, 2, 56]
+def disc(count: int, g: torch.Generator, side: int = SIDE) -> Tensor:
+    """Return a disc in a random corner of each of `count` cells, `[count, 1, side, side]` bool."""
+    corners = torch.randint(2, (count, 2), generator=g) * (side - 2 * CORNER) + CORNER  # [b, 2]
+    near = (torch.arange(side) + 0.5 - corners[:, :, None]) ** 2  # [b, 2, 56]
     return (near[:, 0, :, None] + near[:, 1, None, :] < DOT**2)[:, None]

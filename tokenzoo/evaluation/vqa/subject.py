@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.evaluation.focus_vit import channels
-from tokenzoo.evaluation.task import Outcome, Shown, Subject
+from tokenzoo.evaluation.task import Control, Outcome, Shown, Subject
 from tokenzoo.evaluation.vqa.one_image import encode_once, shown
 
 
@@ -19,7 +19,8 @@ class Asked:
     """Images, and what is asked about them.
 
     Attributes:
-        images: `[s, 3, H, W]`, as the model reads them.
+        images: `[s, 3, H, W]`, as the model reads them; or clips `[s, f, 3, H, W]`, whose frames are images
+            of one prompt.
         prompts: tokens `[s, q, t]`, a question of each kind.
         right: the token of each right answer, `[s, q]`.
         groups: the kinds of each group of kinds; the groups together have the q kinds, in their order.
@@ -37,7 +38,14 @@ class Asked:
 
 
 def subject_of(
-    task: str, name: str, model: Any, asked: Asked, *, batch: int, facts: Mapping[str, Any]
+    task: str,
+    name: str,
+    model: Any,
+    asked: Asked,
+    *,
+    batch: int,
+    facts: Mapping[str, Any],
+    controls: Mapping[str, Callable[[int | float], Control]] | None = None,
 ) -> Subject:
     """Return the task of a LLaVA that answers.
 
@@ -48,8 +56,33 @@ def subject_of(
         asked: the samples.
         batch: prompts of the call that is timed.
         facts: what else decides the scores, for the rows.
+        controls: of the task's own.
     """
-    samples, kinds = len(asked.images), asked.kinds
+    encode_once(model)
+    images, prompts = asked.images, asked.prompts
+    shown = Shown(
+        images,
+        lambda model, place: model(
+            input_ids=prompts[place, :1], pixel_values=images[place : place + 1]
+        ),
+        *channels(),
+    )
+    return Subject(
+        task,
+        name,
+        model,
+        len(images),
+        score_of(asked),
+        call=call_of(asked, batch),
+        facts=facts,
+        shown=shown if images.ndim == 4 else None,  # a clip is not one picture
+        controls=controls or {},
+    )
+
+
+def score_of(asked: Asked) -> Callable[[Any, range, str], Outcome]:
+    """Return what scores the answers of a model."""
+    kinds = asked.kinds
 
     def score(model: Any, which: range, label: str) -> Outcome:
         del label
@@ -62,32 +95,19 @@ def subject_of(
         }
         return Outcome({"right": hits.double().mean(1), **means, **of_kind}, found)
 
-    encode_once(model)
-    turn = torch.arange(batch)
-    timed = {
-        "input_ids": asked.prompts[turn % samples, turn % len(kinds)],
-        "pixel_values": asked.images[turn % samples],
-    }
-    return Subject(
-        task,
-        name,
-        model,
-        samples,
-        score,
-        call=lambda model: model(**timed),
-        facts=facts,
-        shown=Shown(
-            asked.images,
-            lambda model, place: model(
-                input_ids=asked.prompts[place, :1], pixel_values=asked.images[place : place + 1]
-            ),
-            *channels(),
-        ),
-    )
+    return score
+
+
+def call_of(asked: Asked, batch: int) -> Callable[[Any], object]:
+    """Return one forward pass on so many prompts: a kind of question after another, about other images."""
+    turn, samples = torch.arange(batch), len(asked.images)
+    ids = asked.prompts[turn % samples, turn % len(asked.kinds)]
+    pixels = asked.images[turn % samples].reshape(-1, *asked.images.shape[-3:])
+    return lambda model: model(input_ids=ids, pixel_values=pixels)
 
 
 def answers(model: Any, asked: Asked, sample: int) -> Tensor:
-    """Return the most likely next token `[q]` of each prompt about one image."""
+    """Return the most likely next token `[q]` of each prompt about one image or clip."""
     prompts = asked.prompts[sample]
     pixels = shown(model, asked.images[sample], len(prompts))
     return model(input_ids=prompts, pixel_values=pixels).logits[:, -1].argmax(1)

@@ -88,7 +88,8 @@ class VisionLanguageSpec:
         streams: features of inner blocks of the tower that the language model adds to its first layers, one
             block after each layer. The tower must be one that carries them.
         gaps: whether padding may come between the tokens of a conversation. Not where a layer of the
-            language model reads the columns before (short convolutions), whatever the mask says.
+            language model reads the columns before, whatever the mask says (short convolutions, linear
+            attention).
         refuse: of the bare model and its tower, a sentence after the name of the model that says why it
             cannot be attached to and what to do; None: it can.
     """

@@ -9,10 +9,9 @@ import torch
 
 import tokenzoo
 from tests.adapters.hf.vlm import lfm2_vl as l2
-from tests.adapters.hf.vlm.calls import CACHE, FLOWER, TALL, WIDE, cache_of, remains
+from tests.adapters.hf.vlm.calls import FLOWER, TALL, WIDE, remains
 from tests.adapters.models import gap
 from tests.adapters.models import one_thread as one_thread
-from tests.conformance.chats import moved, said
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Drop, SelectAssign, TopK
@@ -61,17 +60,3 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_the_language_model_is_not_reduced() -> None:
     with pytest.raises(AttachError, match=r"Lfm2Model is not supported at the stage 'llm'.*conv"):
         tokenzoo.build("fastv", keep=4).attach(l2.lfm2_vl())
-
-
-def test_padding_inside_a_conversation_is_refused() -> None:
-    """A convolution would read it. Rows that lose equally many tokens go on."""
-    model = l2.lfm2_vl()
-    first = l2.inputs(["see <image>", "the <image>"], [[FLOWER], [FLOWER]])
-    second = l2.inputs(["and <image> ?", "or <image> ?"], [[WIDE], [FLOWER.resize((56, 56))]])
-    with tokenzoo.build("tome", keep=4).attach(model):
-        one = said(model, first)
-        tokens = {name: first[name] for name in ("input_ids", "attention_mask")}
-        given = moved(tokens, torch.cat([one.sequences[:, -3:], second["input_ids"]], 1))
-        given["attention_mask"][:, -second["input_ids"].shape[1] :] = second["attention_mask"]
-        with pytest.raises(AttachError, match="Continue the rows one by one"):
-            said(model, {**second, **given}, **{CACHE: cache_of(one)})

@@ -11,6 +11,7 @@ QWEN3_5 = replace(
     folder="qwen3_5",
     whole="Qwen3_5ForConditionalGeneration",
     bare="Qwen3_5Model",
+    gaps=False,  # the state of linear attention fades with each column, padding too
     streams=(),
 )
 QWEN3_5_MOE = replace(

@@ -35,7 +35,8 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         MissingDependencyError: see `load_documents_llava`; or matplotlib is not installed.
     """
     options.refuse_choices(task)
-    return subject_of("test", options.count(SAMPLES), seed=options.seed, batch=options.batch(BATCH))
+    batch = 1 if options.quick else BATCH  # a first look at all tasks is to take minutes
+    return subject_of("test", options.count(SAMPLES), seed=options.seed, batch=batch)
 
 
 def subject_of(split: str, samples: int, *, seed: int = 0, batch: int = BATCH) -> Subject:

@@ -25,16 +25,23 @@ TOKENS = {
     "internvl3-8b": ([256] * 5, 24),
     "internvl3-0.5b": ([256] * 5, 24),
     "paligemma2-3b": ([256], 27),
+    "qwen3-vl-8b": ([768] + [140] * 4, 27),
+    "qwen3-vl-0.5b": ([768] + [140] * 4, 24),
+    "gemma-3-4b": ([256], 27),
+    "smolvlm-2b": ([81] * 13, 27),
 }
 PROMPTS = {
     "llava-1.5-7b": 576,
     "llava-video-7b": 64 * 169 + 1,  # a newline ends a video
     "llava-video-0.5b": 8 * 169 + 1,
     "llava-onevision-0.5b": 8 * 196 + 1,
-    **{name: 1036 + 4 * 192 for name in TOKENS if "qwen" in name},
+    **{name: 1036 + 4 * 192 for name in TOKENS if "qwen2" in name},
+    **{name: 768 + 4 * (140 + 1) for name in TOKENS if "qwen3" in name},  # a time before each slice
     "internvl3-8b": 5 * 256,
     "internvl3-0.5b": 5 * 256,
     "paligemma2-3b": 256,
+    "gemma-3-4b": 256,
+    "smolvlm-2b": 13 * 81,
 }
 BILLIONS = {
     "llava-1.5-7b": 7.05,
@@ -42,6 +49,9 @@ BILLIONS = {
     "qwen2.5-vl-7b": 8.29,
     "internvl3-8b": 7.94,
     "paligemma2-3b": 3.03,
+    "qwen3-vl-8b": 8.77,
+    "gemma-3-4b": 4.30,
+    "smolvlm-2b": 2.25,
     "vit-b/16": 0.087,
 }
 

@@ -9,12 +9,15 @@ qwen2.5-vl-0.5b     half of the public tower's blocks, and Qwen2-0.5B's language
 internvl3-8b        InternViT-300M/14-448 and Qwen2.5-7B; four tiles and a thumbnail, 256 tokens each
 internvl3-0.5b      the same tower, and Qwen2-0.5B's language model (the public one is called 1B)
 paligemma2-3b       SigLIP so400m/14-224 and Gemma 2 2B; one image
+qwen3-vl-8b         a photograph of 768 x 1024 pixels, and a video of 320 x 448, a time before each slice
+qwen3-vl-0.5b       the tower of Qwen3-VL-2B, and Qwen3-0.6B's language model: there is no such checkpoint
+gemma-3-4b          SigLIP so400m/14-896 and Gemma 3 4B; one image, 4096 patches of which are 256 tokens
+smolvlm-2b          SigLIP so400m/14-384 and SmolLM2 1.7B (SmolVLM2-2.2B); twelve tiles and the whole image,
+                    81 tokens each
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,21 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.tools.benchmark import prompts
+from tokenzoo.tools.benchmark.configurations import KINDS, Config, library
 from tokenzoo.tools.benchmark.workload import Setting, Sizes
 
-Config = dict[str, Any]
-
-LLAVA = {"image_token_id": 32000}
-ONEVISION = {"image_token_id": 151646, "video_token_id": 151647}
-QWEN = {
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 5,
-    "vision_end_token_id": 6,
-}
 GRIDS = ((56, 74), (24, 32))  # of the photograph and of a slice: rows and columns of patches
+QWEN3_GRIDS = ((48, 64), (20, 28))  # its patches are larger
 TINY_GRIDS = ((8, 12), (4, 6))
 
 
@@ -56,6 +51,11 @@ def _qwen2_5(blocks: int, width: int, mlp: int, heads: int, every: int = 8) -> C
     return {**names, **others}
 
 
+def _qwen3(blocks: int, width: int, mlp: int, heads: int, added: list[int]) -> Config:
+    names = {"depth": blocks, "hidden_size": width, "intermediate_size": mlp, "num_heads": heads}
+    return {**names, "deepstack_visual_indexes": added, "patch_size": 16}
+
+
 CLIP_L = _sizes(1024, 4096, 23, 16, image_size=336, patch_size=14)
 SO400M = _sizes(1152, 4304, 26, 16, image_size=384, patch_size=14)
 TINY = _sizes(64, 96, 6, 4, image_size=126, patch_size=14)
@@ -69,6 +69,17 @@ INTERN_VIT = _sizes(1024, 4096, 24, 16, image_size=[448, 448], patch_size=[14, 1
 TINY_INTERN = _sizes(64, 96, 6, 4, image_size=[112, 112], patch_size=[14, 14])
 SO400M_224 = _sizes(1152, 4304, 27, 16, image_size=224, patch_size=14)
 GEMMA2 = _language(2304, 9216, 26, 8, kv=4, words=257216, tied=True) | {"head_dim": 256}
+QWEN3_8B = _language(4096, 12288, 36, 32, kv=8, words=151936) | {"head_dim": 128}
+QWEN3_06B = _language(1024, 3072, 28, 16, kv=8, words=151936, tied=True) | {"head_dim": 128}
+TINY_QWEN3 = _qwen3(4, 64, 96, 4, [1, 2])
+SO400M_896 = _sizes(1152, 4304, 27, 16, image_size=896, patch_size=14)
+TINY_GEMMA3 = _sizes(64, 96, 6, 4, image_size=112, patch_size=14)
+GEMMA3 = _language(2560, 10240, 34, 8, kv=4, words=262208, tied=True) | {
+    "head_dim": 256,
+    "sliding_window": 1024,
+}
+SO400M_27 = {**SO400M, "num_hidden_layers": 27}
+SMOLLM2 = _language(2048, 8192, 24, 32, kv=32, words=49280)
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,19 @@ SHAPES = {
     "internvl3-8b": Shape("internvl", INTERN_VIT, LARGE, TINY_INTERN, 0, tiles=5, group=4),
     "internvl3-0.5b": Shape("internvl", INTERN_VIT, SMALL, TINY_INTERN, 0, tiles=5, group=4),
     "paligemma2-3b": Shape("paligemma", SO400M_224, GEMMA2, TINY, 0, eager=True),
+    "qwen3-vl-8b": Shape("qwen3", _qwen3(27, 1152, 4304, 16, [8, 16, 24]), QWEN3_8B, TINY_QWEN3, 8),
+    "qwen3-vl-0.5b": Shape(
+        "qwen3", _qwen3(24, 1024, 4096, 16, [5, 11, 17]), QWEN3_06B, TINY_QWEN3, 8
+    ),
+    "gemma-3-4b": Shape("gemma3", SO400M_896, GEMMA3, TINY_GEMMA3, 0, group=16),
+    "smolvlm-2b": Shape("smolvlm", SO400M_27, SMOLLM2, TINY, 0, tiles=13, group=9),
 }
-"""As the config.json of the public checkpoints has them, but for what the names above say."""
+"""As the config.json of the public checkpoints has them, but for what the names above say.
+
+Of Qwen3-VL and Gemma 3 the sizes were compared with copies of these files in public code (of Qwen3-VL-8B
+all but the width of the language model's MLP, which its number of parameters confirms). Of SmolVLM2-2.2B no
+copy was found: its sizes are not checked, but for the bytes of its tower and connector in a list of files.
+"""
 
 
 def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
@@ -137,6 +159,10 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
         if "fullatt_block_indexes" in vision:
             full = [i for i in vision["fullatt_block_indexes"] if i < sizes.depth]
             vision["fullatt_block_indexes"] = full or [sizes.depth - 1]
+        if "deepstack_visual_indexes" in vision:
+            vision["deepstack_visual_indexes"] = [
+                i for i in vision["deepstack_visual_indexes"] if i < sizes.depth
+            ]
     if sizes.layers is not None:
         text["num_hidden_layers"] = sizes.layers
     attention: Any = setting.attention
@@ -146,7 +172,7 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
         config = KINDS[shape.kind](vision, text)
         cast("Any", torch).manual_seed(0)
         with torch.device(setting.device):
-            model = _transformers().AutoModelForImageTextToText.from_config(
+            model = library().AutoModelForImageTextToText.from_config(
                 config, dtype=setting.torch_dtype, attn_implementation=attention
             )
     except (ImportError, ValueError) as error:  # what transformers raises
@@ -158,8 +184,10 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     if shape.kind.startswith("qwen"):
-        given = prompts.packed(model, frames, *(TINY_GRIDS if sizes.tiny else GRIDS))
-    elif shape.kind in ("internvl", "paligemma"):
+        timed = shape.kind == "qwen3"
+        grids = TINY_GRIDS if sizes.tiny else QWEN3_GRIDS if timed else GRIDS
+        given = prompts.packed(model, frames, *grids, timed=timed)
+    elif shape.kind in ("internvl", "paligemma", "gemma3", "smolvlm"):
         given = prompts.tiled(model, shape.tiles, shape.group)
     else:
         given = prompts.shown(model, frames)
@@ -167,91 +195,6 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
         key: value.repeat(sizes.batch, *[1] * (value.ndim - 1)) for key, value in given.items()
     }
     return model.eval(), batched
-
-
-def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "transformers is not installed: pip install 'tokenzoo[transformers]'"
-        ) from error
-
-
-def _llava(vision: Config, text: Config) -> Any:
-    library = _transformers()
-    return library.LlavaConfig(
-        vision_config=library.CLIPVisionConfig(**vision),
-        text_config=library.LlamaConfig(**text, max_position_embeddings=32768),
-        tie_word_embeddings=text["tie_word_embeddings"],
-        vision_feature_layer=-1,  # of all blocks that are made: the public one's last but one
-        **LLAVA,
-    )
-
-
-def _onevision(vision: Config, text: Config) -> Any:
-    library = _transformers()
-    return library.LlavaOnevisionConfig(
-        vision_config=library.SiglipVisionConfig(**vision, vision_use_head=False),
-        text_config=library.Qwen2Config(**text, max_position_embeddings=32768),
-        tie_word_embeddings=text["tie_word_embeddings"],
-        **ONEVISION,
-    )
-
-
-def _qwen(vision: Config, text: Config) -> Any:
-    library = _transformers()
-    newer = "fullatt_block_indexes" in vision
-    width = text["hidden_size"]
-    vision = {**vision, "out_hidden_size" if newer else "hidden_size": width}
-    pairs = width // text["num_attention_heads"] // 2
-    axes = [pairs // 4, (pairs - pairs // 4) // 2]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [*axes, pairs - sum(axes)]}
-    kind = library.Qwen2_5_VLConfig if newer else library.Qwen2VLConfig
-    return kind(
-        vision_config=vision,
-        text_config={**text, "rope_parameters": rope, "max_position_embeddings": 32768},
-        tie_word_embeddings=text["tie_word_embeddings"],
-        **QWEN,
-    )
-
-
-def _internvl(vision: Config, text: Config) -> Any:
-    library = _transformers()
-    return library.InternVLConfig(
-        vision_config=vision,
-        text_config={"model_type": "qwen2", **text, "max_position_embeddings": 32768},
-        tie_word_embeddings=text["tie_word_embeddings"],
-        image_token_id=151667,
-    )
-
-
-def _paligemma(vision: Config, text: Config) -> Any:
-    library = _transformers()
-    width = text["hidden_size"]
-    return library.PaliGemmaConfig(
-        vision_config={
-            "model_type": "siglip_vision_model",
-            **vision,
-            "vision_use_head": False,
-            "projection_dim": width,
-        },
-        text_config={"model_type": "gemma2", **text},
-        tie_word_embeddings=text["tie_word_embeddings"],
-        projection_dim=width,
-        image_token_index=2048,  # a word here: the public one is far beyond a tiny vocabulary
-    )
-
-
-KINDS: dict[str, Callable[..., Any]] = {
-    "llava": _llava,
-    "onevision": _onevision,
-    "qwen2": _qwen,
-    "qwen2_5": _qwen,
-    "internvl": _internvl,
-    "paligemma": _paligemma,
-}
-"""From sizes of a tower and of a language model, the configuration."""
 
 
 def _average(base: Any) -> None:

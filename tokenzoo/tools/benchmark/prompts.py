@@ -42,21 +42,32 @@ def tiled(model: Any, tiles: int, group: int) -> dict[str, Any]:
     image = torch.full((1, tiles * (size // patch) ** 2 // group), config.image_token_id)
     ids = torch.cat([words[:, :12], image, words[:, 12:]], 1).to(model.device)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    kind = config.model_type
     if "token_type_ids" in inspect.signature(model.forward).parameters:
-        given["token_type_ids"] = torch.zeros_like(ids)  # of PaliGemma, all of a prompt
+        # Of PaliGemma 0 in all of a prompt; of Gemma 3 they say where images are.
+        types = ids == config.image_token_id if kind == "gemma3" else torch.zeros_like(ids)
+        given["token_type_ids"] = types.long()
+    if kind == "smolvlm":
+        pixels = pixels[None]  # it has another axis, of prompts
     return {**given, "pixel_values": pixels.to(model.device, model.dtype)}
 
 
 def packed(
-    model: Any, frames: int, photograph: tuple[int, int], part: tuple[int, int]
+    model: Any,
+    frames: int,
+    photograph: tuple[int, int],
+    part: tuple[int, int],
+    *,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """Make a prompt for a Qwen: a photograph and a video.
 
     Args:
-        model: a Qwen2-VL or Qwen2.5-VL.
+        model: a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
         frames: of the video; two make one slice in time.
         photograph: its rows and columns of patches.
         part: those of a slice.
+        timed: a word, in place of the time, comes before each slice.
     """
     generator = torch.Generator().manual_seed(0)
     meta = model.device.type == "meta"  # no tensor has values; the grids are needed all the same
@@ -64,17 +75,22 @@ def packed(
     given: dict[str, Any] = {}
     words = torch.randint(7, 1000, (1, WORDS), generator=generator)
     ids, types = [words[:, :12]], [torch.zeros(1, 12, dtype=torch.int64)]
+    patch = int(model.config.vision_config.patch_size)
     suffixes = {"image": "", "video": "_videos"}
     for number, (kind, (t, h, w)) in enumerate(grids.items()):
-        pixels = torch.randn(t * h * w, 3 * 2 * 14 * 14, generator=generator)
+        pixels = torch.randn(t * h * w, 3 * 2 * patch * patch, generator=generator)
         given[f"pixel_values{suffixes[kind]}"] = pixels.to(model.device, model.dtype)
         given[f"{kind}_grid_thw"] = torch.tensor(
             [[t, h, w]], device="cpu" if meta else model.device
         )
         token = getattr(model.config, f"{kind}_token_id")
-        count, more = t * h * w // 4, words[:, 12 + 10 * number :][:, :10]
-        ids += [torch.full((1, count), token), more]
-        types += [torch.full((1, count), number + 1), torch.zeros_like(more)]
+        more = words[:, 12 + 10 * number :][:, :10]
+        slices = torch.full((1, t, h * w // 4), token)
+        if timed and kind == "video":
+            slices = torch.cat([torch.full((1, t, 1), 7), slices], 2)
+        visual = slices.flatten(1)
+        ids += [visual, more]
+        types += [(visual == token) * (number + 1), torch.zeros_like(more)]
     given["input_ids"] = torch.cat(ids, 1).to(model.device)
     given["mm_token_type_ids"] = torch.cat(types, 1).to(model.device)
     given["attention_mask"] = torch.ones_like(given["input_ids"])

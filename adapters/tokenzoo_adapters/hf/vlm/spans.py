@@ -24,10 +24,11 @@ def per_image(call: SpanCall) -> list[VisualSpan]:
 def per_tile(call: SpanCall) -> list[VisualSpan]:
     """Tiles `[rows, tiles, 3, h, w]`. What is all zeros fills up the row of a prompt, and is no tile.
 
-    Where there are only zeros the first is one, as in the model.
+    Where there are only zeros the first is one, as in the model. On the meta device all are tiles.
     """
     n = call.tokens()
-    tiles = int((call.pixels != 0).flatten(2).any(2).sum())
+    filled = (call.pixels != 0).flatten(2).any(2)
+    tiles = filled.numel() if filled.is_meta else int(filled.sum())
     return [VisualSpan(n, call.plan(n), patches=n)] * max(1, tiles)
 
 

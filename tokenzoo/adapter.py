@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo._core.old_members import OldName, adopt_old_names
+from tokenzoo._core.old_names_of_adapters import OLD_NAMES as OLD_NAMES
 from tokenzoo.attachment import Attachment as Attachment
 from tokenzoo.attachment import EncodedVisual as EncodedVisual
 from tokenzoo.attachment import VisualTokens as VisualTokens
@@ -19,17 +20,6 @@ from tokenzoo.evidence import Layer
 from tokenzoo.layouts import BatchedLayout, TokenLayout
 from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
-
-OLD_NAMES = {
-    "follow": "adapt_block_inputs",
-    "followers": "passthrough_modules",
-    "trial": "probe_inputs",
-    "shows": "provides_at",
-    "hidden": "mlp_dim",
-    "watched": "uses_attention_interface",
-    "reaching": "projected_prefix",
-}
-"""Members of `Adapter` until version 0.3, and their names now."""
 
 
 class Adapter(Part, ABC):
@@ -226,8 +216,8 @@ class Adapter(Part, ABC):
             tokens: rows that enter, without the prefix tokens that this adapter knows.
 
         Returns:
-            What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell. Else
-            it is an error of the pass: prompts, or other tokens of a subclass.
+            What the model's patch embedding made in this pass; `tokens` where the adapter cannot tell.
+            Anything else than `tokens` is an error of the pass: prompts, or other tokens of a subclass.
         """
         return tokens
 

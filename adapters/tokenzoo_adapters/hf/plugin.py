@@ -14,7 +14,7 @@ from tokenzoo.errors import UnsupportedModelError
 from tokenzoo_adapters.hf.classifiers import OUTER_MODELS, find_outer, unknown
 from tokenzoo_adapters.hf.tower_names import TOWERS, WINDOWED
 from tokenzoo_adapters.hf.towers import HFTower, find_tower
-from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
+from tokenzoo_adapters.hf.vlm.find import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.packed_tower import TOWERS as PACKED
 from tokenzoo_adapters.hf.vlm.packed_tower import find_packed_tower

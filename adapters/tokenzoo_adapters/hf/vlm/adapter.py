@@ -8,9 +8,8 @@ and the language model can be reduced itself (`hf.decoder`).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -18,23 +17,19 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath
-from tokenzoo.errors import AttachError, UnsupportedModelError
+from tokenzoo.errors import AttachError
 from tokenzoo.hooks import undo_all
 from tokenzoo.layouts import TokenLayout
 from tokenzoo_adapters.hf.decoder.evidence import IN_PROMPT
-from tokenzoo_adapters.hf.decoder.layers import check_decoder
 from tokenzoo_adapters.hf.names import ENCODED
-from tokenzoo_adapters.hf.towers import HFTower, find_tower
 from tokenzoo_adapters.hf.vlm import generate_wrapper, mrope
 from tokenzoo_adapters.hf.vlm.assembly import packed_tower
 from tokenzoo_adapters.hf.vlm.delegation import answers_as
 from tokenzoo_adapters.hf.vlm.interface import Placed
-from tokenzoo_adapters.hf.vlm.packed_tower import HFPackedTower, find_packed_tower
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
-from tokenzoo_adapters.hf.vlm.unfollowed_tower import UnfollowedTower
 
 
 @answers_as("tower", but=("with_prefix", "shrink"))
@@ -215,91 +210,3 @@ class VisionLanguageAdapter(Adapter):
             new[ENCODED] = encoded
         positions, after = mrope.positions(self.base, new, spans, kept, start)
         return Placed(new, positions, kept, after)
-
-
-def find_vision_language(
-    model: Any, specs: tuple[VisionLanguageSpec, ...]
-) -> VisionLanguageAdapter | None:
-    """The adapter of a vision-language model, if it is of a family with a spec.
-
-    Args:
-        model: with or without its language modelling head.
-        specs: of the families that are known.
-
-    Raises:
-        UnsupportedModelError: it is, and cannot be followed.
-    """
-    for spec in specs:
-        module = sys.modules.get(f"transformers.models.{spec.folder}.modeling_{spec.folder}")
-        if module is None:
-            continue
-        if isinstance(model, getattr(module, spec.bare)):
-            return _adapter(spec, model, model)
-        if isinstance(model, getattr(module, spec.whole)):
-            return _adapter(spec, model, model.model)
-    return None
-
-
-def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageAdapter:
-    name = type(model).__name__
-    tower = _tower(spec, model, base)
-    carries = tower.streams if isinstance(tower, HFPackedTower) else ()
-    for stream in spec.streams:
-        if stream not in carries:
-            raise UnsupportedModelError(
-                f"{name} passes features of inner blocks of its vision tower ({stream.name}) to its "
-                f"language model, and {type(tower).__name__} does not carry them along. What works on it: "
-                "zoo.reduce(features), after the tower"
-            )
-    reason = spec.refuse(base, tower)
-    if reason is not None:
-        raise UnsupportedModelError(f"{name} {reason}")
-    check_decoder(getattr(base, spec.language), name)
-    inside = tower.stages & {"block", "features"} if len(_read(spec, base.config)) < 2 else ()
-    return VisionLanguageAdapter(
-        spec,
-        model,
-        base,
-        tower,
-        projector=f"{_at(model, base)}{spec.projector}",
-        projected_prefix=spec.projected_prefix(base.config, tower.prefix),
-        stages=frozenset({"projected", "llm", *inside}),
-        dynamic_size=tower.dynamic_size and not (isinstance(tower, HFTower) and tower.names.asks),
-        group=spec.group(base.config),
-    )
-
-
-def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
-    """The adapter of the tower, down to the last block whose result is read."""
-    name, tower = type(model).__name__, getattr(base, spec.tower)
-    if spec.unfollowed is not None:
-        return UnfollowedTower(base, spec.projector, spec.unfollowed)
-    at = f"{_at(model, base)}{spec.tower}."
-    whole = find_tower(tower, at=at) or find_packed_tower(tower, at)
-    if whole is None:
-        raise UnsupportedModelError(
-            f"{name} has the vision tower {type(tower).__name__}, which is not supported. What works on "
-            "it: zoo.reduce(features), after the tower"
-        )
-    if not isinstance(whole, HFTower):
-        return whole
-    read, blocks = _read(spec, base.config), len(whole.blocks())
-    depth = max((layer if layer >= 0 else blocks + 1 + layer for layer in read), default=blocks)
-    if not 1 <= depth <= blocks:
-        layers = getattr(base.config, spec.reads)
-        raise UnsupportedModelError(
-            f"{name} reads the hidden states {layers!r} of a vision tower of {blocks} blocks: there is no "
-            "block before them that could be reduced"
-        )
-    return replace(whole, outer=base, depth=depth)
-
-
-def _read(spec: VisionLanguageSpec, config: Any) -> tuple[int, ...]:
-    """Indices of the hidden states of the tower that are read; (): the last one, after its final norm."""
-    layers = getattr(config, spec.reads) if spec.reads else ()
-    return (layers,) if isinstance(layers, int) else tuple(layers)
-
-
-def _at(model: Any, base: Any) -> str:
-    """The path of the bare model in what was attached to, with a dot."""
-    return "" if base is model else "model."

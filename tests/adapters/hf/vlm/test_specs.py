@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenzoo_adapters.hf.vlm.adapter import find_vision_language
+from tokenzoo_adapters.hf.vlm.find import find_vision_language
 from tokenzoo_adapters.hf.vlm.models import SPECS
 from tokenzoo_adapters.hf.vlm.models.llava import LLAVA
 from tokenzoo_adapters.hf.vlm.spec import VisionLanguageSpec

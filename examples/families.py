@@ -3,6 +3,7 @@
     python examples/families.py internvl              # downloads OpenGVLab/InternVL3-8B-hf (16 GB)
     python examples/families.py paligemma --keep 64
     python examples/families.py minicpm --recipe cdpruner
+    python examples/families.py qwen3_vl              # also gemma3, smolvlm, lfm2_vl
     python examples/families.py internvl --tiny       # downloads nothing, answers nonsense
 
 `--keep` counts the tokens of one image or tile. MiniCPM-V is reduced after its projector alone, so it needs
@@ -20,8 +21,13 @@ FAMILIES = {
     "internvl": ("OpenGVLab/InternVL3-8B-hf", "evoprune"),
     "paligemma": ("google/paligemma2-3b-mix-224", "evoprune"),
     "minicpm": ("openbmb/MiniCPM-V-4.6", "divprune"),
+    "qwen3_vl": ("Qwen/Qwen3-VL-8B-Instruct", "evoprune"),
+    "gemma3": ("google/gemma-3-4b-it", "evoprune"),
+    "smolvlm": ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "evoprune"),
+    "lfm2_vl": ("LiquidAI/LFM2-VL-1.6B", "evoprune"),
 }
 """Of each family a checkpoint, and a recipe that works on it."""
+PACKED = ("qwen3_vl",)
 
 
 def main() -> None:
@@ -36,9 +42,11 @@ def main() -> None:
     model, processor = load(given)
     text = prompt(processor, given.question, "image")
     inputs = processor(images=[shown(given.image)], text=[text], return_tensors="pt")
-    tokens = None
+    tokens = None  # those of a tile; where sizes differ, of the image
     if given.family == "minicpm":  # of the first tile
         tokens = int(inputs["target_sizes"][0].prod()) // 16
+    elif given.family in PACKED:
+        tokens = int(inputs["image_grid_thw"][0].prod()) // 4
     compare(model, processor, inputs, given, tokens)
 
 

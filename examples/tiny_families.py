@@ -1,4 +1,4 @@
-"""A small InternVL, PaliGemma 2 or MiniCPM-V of random weights and its processor, as in `tiny_llava`."""
+"""Small models of several families, of random weights, and their processors, as in `tiny_llava`."""
 
 from __future__ import annotations
 
@@ -112,8 +112,70 @@ def _minicpm() -> tuple[Any, str, Any]:
     return config, "MiniCPMV4_6", processor
 
 
+def _gemma3() -> tuple[Any, str, Any]:
+    tower = {"model_type": "siglip_vision_model", "image_size": SIDE, "patch_size": PATCH}
+    config = transformers.Gemma3Config(
+        vision_config={**VISION, **tower, "vision_use_head": False},
+        text_config={**LANGUAGE, "query_pre_attn_scalar": 16, "sliding_window": 64},
+        image_token_index=WORDS.index("<image>"),
+        mm_tokens_per_image=16,
+        tie_word_embeddings=False,
+    )
+    marks = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>"}
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE}),
+        _ids(made_tokenizer(WORDS), **marks),
+        image_seq_length=16,
+        chat_template=CHAT.replace("<{{ part.type }}>", "<start>"),
+    )
+    return config, "Gemma3", processor
+
+
+def _smolvlm() -> tuple[Any, str, Any]:
+    config = transformers.SmolVLMConfig(
+        vision_config={**VISION, "image_size": SIDE, "patch_size": PATCH},
+        text_config={"model_type": "llama", **LANGUAGE},
+        image_token_id=WORDS.index("<image>"),
+        scale_factor=2,
+    )
+    sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+    processor = (
+        transformers.Idefics3Processor(  # SmolVLM's differs in videos, and needs a package for them
+            transformers.SmolVLMImageProcessor(**sizes),
+            made_tokenizer(WORDS),
+            image_seq_len=16,
+            chat_template=CHAT,
+        )
+    )
+    return config, "SmolVLM", processor
+
+
+def _lfm2_vl() -> tuple[Any, str, Any]:
+    tower = {"num_patches": (SIDE // PATCH) ** 2, "patch_size": PATCH, "vision_use_head": False}
+    layers = {"layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False}
+    config = transformers.Lfm2VlConfig(
+        vision_config={"model_type": "siglip2_vision_model", **VISION, **tower},
+        text_config={"model_type": "lfm2", **LANGUAGE, **layers},
+        image_token_id=WORDS.index("<image>"),
+        projector_hidden_size=64,
+        tie_word_embeddings=False,
+    )
+    images = transformers.Lfm2VlImageProcessor(
+        encoder_patch_size=PATCH,
+        tile_size=SIDE,
+        min_image_tokens=8,
+        max_image_tokens=16,
+        max_tiles=4,
+    )
+    processor = transformers.Lfm2VlProcessor(images, made_tokenizer(WORDS), chat_template=CHAT)
+    return config, "Lfm2Vl", processor
+
+
 MAKERS = {
     "OpenGVLab/InternVL3": _internvl,
     "google/paligemma2": _paligemma,
     "openbmb/MiniCPM-V": _minicpm,
+    "google/gemma-3": _gemma3,
+    "HuggingFaceTB/SmolVLM2": _smolvlm,
+    "LiquidAI/LFM2-VL": _lfm2_vl,
 }

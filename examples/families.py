@@ -3,11 +3,11 @@
     python examples/families.py internvl              # downloads OpenGVLab/InternVL3-8B-hf (16 GB)
     python examples/families.py paligemma --keep 64
     python examples/families.py minicpm --recipe cdpruner
-    python examples/families.py qwen3_vl              # also gemma3, smolvlm, lfm2_vl
+    python examples/families.py qwen3_vl              # also gemma3, smolvlm, lfm2_vl, glm4v, molmo2
     python examples/families.py internvl --tiny       # downloads nothing, answers nonsense
 
-`--keep` counts the tokens of one image or tile. MiniCPM-V is reduced after its projector alone, so it needs
-a recipe that works there.
+`--keep` counts the tokens of one image or tile. MiniCPM-V and Molmo 2 are reduced after their projectors
+alone, so they need a recipe that works there.
 
     pip install 'tokenzoo[transformers,demo]'
 """
@@ -25,9 +25,11 @@ FAMILIES = {
     "gemma3": ("google/gemma-3-4b-it", "evoprune"),
     "smolvlm": ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "evoprune"),
     "lfm2_vl": ("LiquidAI/LFM2-VL-1.6B", "evoprune"),
+    "glm4v": ("zai-org/GLM-4.1V-9B-Thinking", "evoprune"),
+    "molmo2": ("allenai/Molmo2-8B", "divprune"),
 }
 """Of each family a checkpoint, and a recipe that works on it."""
-PACKED = ("qwen3_vl",)
+PACKED = ("qwen3_vl", "glm4v")
 
 
 def main() -> None:
@@ -47,6 +49,8 @@ def main() -> None:
         tokens = int(inputs["target_sizes"][0].prod()) // 16
     elif given.family in PACKED:
         tokens = int(inputs["image_grid_thw"][0].prod()) // 4
+    elif given.family == "molmo2":  # of the view of the whole image
+        tokens = int(inputs["image_grids"][0, :2].prod())
     compare(model, processor, inputs, given, tokens)
 
 

@@ -11,6 +11,10 @@ from tiny_llava import CHAT, TEXT, made_tokenizer
 SIDE, PATCH = 112, 14
 SPECIAL = ("<pad>", "<unk>", "<image>", "<video>", "<start>", "<end>")
 WORDS = (*SPECIAL, *TEXT.split())
+MOLMO = (
+    *("<im_low>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>"),
+    "<frame_end>",
+)
 VISION: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -171,6 +175,52 @@ def _lfm2_vl() -> tuple[Any, str, Any]:
     return config, "Lfm2Vl", processor
 
 
+def _glm4v() -> tuple[Any, str, Any]:
+    tower = {"depth": 6, "num_heads": 4, "out_hidden_size": 64, "image_size": SIDE}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    config = transformers.Glm4vConfig(
+        vision_config={"hidden_size": 64, "intermediate_size": 128, **tower, "patch_size": PATCH},
+        text_config={**LANGUAGE, "rope_parameters": {**rope, "partial_rotary_factor": 1.0}},
+        image_token_id=WORDS.index("<image>"),
+        video_token_id=WORDS.index("<video>"),
+        tie_word_embeddings=False,
+    )
+    options = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
+    options["size"] = {"shortest_edge": 8 * 28**2, "longest_edge": 128 * 28**2}
+    processor = transformers.Glm4vProcessor(
+        transformers.Glm4vImageProcessor(**options),
+        made_tokenizer(WORDS),
+        transformers.Glm4vVideoProcessor(**options),
+        chat_template=CHAT,
+    )
+    return config, "Glm4v", processor
+
+
+def _molmo2() -> tuple[Any, str, Any]:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+    tower = {**VISION, **heads, "image_size": [SIDE, SIDE], "patch_size": PATCH}
+    joins = {"hidden_size": 64, "intermediate_size": 128, "text_hidden_size": 64}
+    config = transformers.Molmo2Config(
+        vision_config=tower,
+        adapter_config={**heads, **joins, "vision_feature_layer": [5, 3]},
+        text_config={**LANGUAGE, "additional_vocab_size": 16},
+        image_patch_id=WORDS.index("<image>"),
+        tie_word_embeddings=False,
+    )
+    # The processor writes `<im_patch>` for a token of an image, and marks around its rows.
+    names = [word.replace("<image>", "<im_patch>") for word in WORDS]
+    tokenizer = made_tokenizer((*names, "<image>", *MOLMO), bos_token="<start>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<im_patch>", *MOLMO]})
+    sizes = {"size": {"height": SIDE, "width": SIDE}, "patch_size": PATCH}
+    processor = transformers.Molmo2Processor(
+        transformers.Molmo2ImageProcessor(**sizes, max_crops=4, overlap_margins=[1, 1]),
+        transformers.Molmo2VideoProcessor(**sizes, pooling_size=[3, 3]),
+        tokenizer,
+        chat_template=CHAT,
+    )
+    return config, "Molmo2", processor
+
+
 MAKERS = {
     "OpenGVLab/InternVL3": _internvl,
     "google/paligemma2": _paligemma,
@@ -178,4 +228,6 @@ MAKERS = {
     "google/gemma-3": _gemma3,
     "HuggingFaceTB/SmolVLM2": _smolvlm,
     "LiquidAI/LFM2-VL": _lfm2_vl,
+    "zai-org/GLM-4.1V": _glm4v,
+    "allenai/Molmo2": _molmo2,
 }

@@ -66,7 +66,18 @@ def test_it_says_all_that_it_should(run: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["internvl", "paligemma", "minicpm", "qwen3_vl", "gemma3", "smolvlm", "lfm2_vl"]
+    "family",
+    [
+        "internvl",
+        "paligemma",
+        "minicpm",
+        "qwen3_vl",
+        "gemma3",
+        "smolvlm",
+        "lfm2_vl",
+        "glm4v",
+        "molmo2",
+    ],
 )
 def test_each_family_has_an_example(run: Any, family: str) -> None:
     text = run("families.py", family, "--new", "3", "--rounds", "0")

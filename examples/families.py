@@ -3,10 +3,11 @@
     python examples/families.py internvl              # downloads OpenGVLab/InternVL3-8B-hf (16 GB)
     python examples/families.py paligemma --keep 64
     python examples/families.py minicpm --recipe cdpruner
+    python examples/families.py qwen3_vl              # also gemma3, smolvlm, lfm2_vl, glm4v, molmo2
     python examples/families.py internvl --tiny       # downloads nothing, answers nonsense
 
-`--keep` counts the tokens of one image or tile. MiniCPM-V is reduced after its projector alone, so it needs
-a recipe that works there.
+`--keep` counts the tokens of one image or tile. MiniCPM-V and Molmo 2 are reduced after their projectors
+alone, so they need a recipe that works there.
 
     pip install 'tokenzoo[transformers,demo]'
 """
@@ -20,8 +21,15 @@ FAMILIES = {
     "internvl": ("OpenGVLab/InternVL3-8B-hf", "evoprune"),
     "paligemma": ("google/paligemma2-3b-mix-224", "evoprune"),
     "minicpm": ("openbmb/MiniCPM-V-4.6", "divprune"),
+    "qwen3_vl": ("Qwen/Qwen3-VL-8B-Instruct", "evoprune"),
+    "gemma3": ("google/gemma-3-4b-it", "evoprune"),
+    "smolvlm": ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "evoprune"),
+    "lfm2_vl": ("LiquidAI/LFM2-VL-1.6B", "evoprune"),
+    "glm4v": ("zai-org/GLM-4.1V-9B-Thinking", "evoprune"),
+    "molmo2": ("allenai/Molmo2-8B", "divprune"),
 }
 """Of each family a checkpoint, and a recipe that works on it."""
+PACKED = ("qwen3_vl", "glm4v")
 
 
 def main() -> None:
@@ -36,9 +44,13 @@ def main() -> None:
     model, processor = load(given)
     text = prompt(processor, given.question, "image")
     inputs = processor(images=[shown(given.image)], text=[text], return_tensors="pt")
-    tokens = None
+    tokens = None  # those of a tile; where sizes differ, of the image
     if given.family == "minicpm":  # of the first tile
         tokens = int(inputs["target_sizes"][0].prod()) // 16
+    elif given.family in PACKED:
+        tokens = int(inputs["image_grid_thw"][0].prod()) // 4
+    elif given.family == "molmo2":  # of the view of the whole image
+        tokens = int(inputs["image_grids"][0, :2].prod())
     compare(model, processor, inputs, given, tokens)
 
 

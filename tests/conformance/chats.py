@@ -150,6 +150,7 @@ CHATS = {
     "qwen3_5": Chat(
         qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True, assisted=False, linear=True
     ),
+    "qwen3_5_moe": Chat(qwen.qwen3_5_moe, QWEN, ("tome",), mrope=True, assisted=False, linear=True),
     "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM", "cdpruner"), mrope=True),
     "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),

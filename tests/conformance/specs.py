@@ -223,6 +223,7 @@ SPECS: dict[str, Spec] = {
         for kind, recipes in (
             ("qwen3_vl_moe", ("fastv",)),
             ("qwen3_5", WHOLE[:1]),
+            ("qwen3_5_moe", WHOLE[:1]),
             ("glm4v", WHOLE[:2]),
         )
     },

@@ -323,6 +323,9 @@ def test_saved_is_the_bare_model(name: str, recipe: str, tmp_path: Path) -> None
         bare = (tmp_path / "bare" / file).read_bytes()
         assert (tmp_path / "attached" / file).read_bytes() == bare, file
     again = type(model).from_pretrained(tmp_path / "attached").eval()
+    # Products of experts (Qwen3.5-MoE) round by where in memory the file's weights happen to lie.
+    loaded = {key: value.clone() for key, value in again.state_dict().items()}
+    again.load_state_dict(loaded, assign=True)
     same(run(name, again), expected(name, None))
 
 

@@ -65,7 +65,20 @@ def test_it_says_all_that_it_should(run: Any, name: str) -> None:
     assert re.search(r"relative to all tokens: \d+\.\d\d \(.*2 rounds; all tokens again: \d", text)
 
 
-@pytest.mark.parametrize("family", ["internvl", "paligemma", "minicpm"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "internvl",
+        "paligemma",
+        "minicpm",
+        "qwen3_vl",
+        "gemma3",
+        "smolvlm",
+        "lfm2_vl",
+        "glm4v",
+        "molmo2",
+    ],
+)
 def test_each_family_has_an_example(run: Any, family: str) -> None:
     text = run("families.py", family, "--new", "3", "--rounds", "0")
     assert (

@@ -77,6 +77,7 @@ _VISION: dict[str, dict[str, Any]] = {
 }
 
 _VISION["Qwen3VLMoe"] = _VISION["Qwen3VL"]
+_VISION["Qwen3_5Moe"] = _VISION["Qwen3_5"]
 
 
 def qwen2_vl(**overrides: Any) -> Any:
@@ -104,13 +105,20 @@ def qwen3_vl_moe(**overrides: Any) -> Any:
     return _made("Qwen3VLMoe", {**overrides, "text": text})
 
 
-def qwen3_5(**overrides: Any) -> Any:
+def qwen3_5(kind: str = "Qwen3_5", **overrides: Any) -> Any:
     """Qwen3.5, small: as `qwen3_vl` without deepstack; three of four layers have linear attention."""
     sizes = {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
     heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 16}
     rope = {**_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
     text = {**sizes, **heads, "rope_parameters": rope, **overrides.get("text", {})}
-    return _made("Qwen3_5", {**overrides, "text": text})
+    return _made(kind, {**overrides, "text": text})
+
+
+def qwen3_5_moe(**overrides: Any) -> Any:
+    """Qwen3.5-MoE, small: as `qwen3_5`, with two of four experts a token."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    text = {**experts, "shared_expert_intermediate_size": 32, **overrides.get("text", {})}
+    return qwen3_5("Qwen3_5Moe", **{**overrides, "text": text})
 
 
 def _made(name: str, overrides: dict[str, Any]) -> Any:
@@ -134,7 +142,8 @@ _PROCESSORS = {
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
     **dict.fromkeys(
-        ("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), ("Qwen3VLProcessor", "Qwen3VLVideoProcessor")
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+        ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     ),
 }
 

@@ -7,25 +7,17 @@ the grids of all images: it is given grids with as many as are left.
 
 from __future__ import annotations
 
-from functools import partial, update_wrapper
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from tokenzoo.adapter import Adapter
-from tokenzoo.errors import AttachError, UnsupportedModelError
-from tokenzoo.hooks import Undo
-from tokenzoo_adapters.hf.vlm.assembly import replaced
+from tokenzoo.errors import AttachError
+from tokenzoo_adapters.hf.vlm.own_sizes import own_sizes
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.spans import per_grid
 from tokenzoo_adapters.hf.vlm.spec import Modality, SpanCall, VisionLanguageSpec
-from tokenzoo_adapters.hf.vlm.unfollowed_tower import (
-    Grids,
-    ProjectedRows,
-    ProjectorPass,
-    UnfollowedTower,
-)
+from tokenzoo_adapters.hf.vlm.unfollowed_tower import Grids, ProjectedRows, ProjectorPass
 
 
 def views(call: SpanCall) -> list[VisualSpan]:
@@ -47,54 +39,6 @@ def _pairs(grids: Tensor) -> list[tuple[int, int]]:
     """Rows and columns of each view, out of `[images, 4]`; without those that have no tokens."""
     flat: list[list[int]] = cast("Any", grids).reshape(-1, 2).tolist()
     return [(rows, columns) for rows, columns in flat if rows * columns]
-
-
-def regridded(spec: VisionLanguageSpec, base: Any, tower: Adapter) -> Undo:
-    """Give the model grids of its own to split by, into which is written how many tokens are left."""
-    del spec
-    if not isinstance(tower, UnfollowedTower):
-        raise UnsupportedModelError(f"{type(tower).__name__} is not the tower of a Molmo 2")
-    names = {"get_image_features": _image_features, "get_video_features": _video_features}
-    methods = {
-        # `generate` reads the names of the arguments off the signature of what is wrapped.
-        name: update_wrapper(
-            partial(function, tower.state, base),
-            getattr(cast("Any", type(base)), name),
-            assigned=(),
-            updated=(),
-        )
-        for name, function in names.items()
-    }
-    return replaced(base, **methods)
-
-
-def _image_features(
-    state: ProjectorPass,
-    base: Any,
-    pixel_values: Any,
-    image_token_pooling: Any,
-    image_grids: Any,
-    **options: Any,
-) -> Any:
-    original = cast("Any", type(base)).get_image_features
-    state.sizes = image_grids.clone()
-    return original(base, pixel_values, image_token_pooling, state.sizes, **options)
-
-
-def _video_features(
-    state: ProjectorPass,
-    base: Any,
-    pixel_values_videos: Any,
-    video_token_pooling: Any,
-    video_grids: Any,
-    **options: Any,
-) -> Any:
-    original = cast("Any", type(base)).get_video_features
-    state.frames = tuple(int(frames) for frames in video_grids[:, 0])
-    try:
-        return original(base, pixel_values_videos, video_token_pooling, video_grids, **options)
-    finally:
-        state.frames = None
 
 
 def take(
@@ -141,6 +85,6 @@ MOLMO2 = VisionLanguageSpec(
             sizes="video_grids",
         ),
     ),
-    assembly=(regridded,),
+    assembly=(own_sizes,),
     unfollowed=ProjectedRows(take, put),
 )

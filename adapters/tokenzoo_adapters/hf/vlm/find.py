@@ -1,4 +1,4 @@
-"""Finds the adapter of a vision-language model: its spec, its tower, and the stages where it can be reduced."""
+"""Finds the adapter of a vision-language model: its spec, its tower, and where it can be reduced."""
 
 from __future__ import annotations
 

@@ -133,9 +133,10 @@ SHAPES = {
 }
 """As the config.json of the public checkpoints has them, but for what the names above say.
 
-Of Qwen3-VL and Gemma 3 the sizes were compared with copies of these files in public code (of Qwen3-VL-8B
-all but the width of the language model's MLP, which its number of parameters confirms). Of SmolVLM2-2.2B no
-copy was found: its sizes are not checked, but for the bytes of its tower and connector in a list of files.
+Of Qwen3-VL-8B and Gemma 3 the sizes were compared with copies of these files in public code (of Qwen3-VL-8B
+all but the width of the language model's MLP, which its number of parameters confirms), and the smaller
+tower of Qwen3-VL with that of the 4B. No copy was found of SmolVLM2-2.2B and Qwen3-0.6B: of these, of
+InternVL3 and of PaliGemma 2 only the numbers of parameters are checked (of Qwen3-0.6B not even that).
 """
 
 

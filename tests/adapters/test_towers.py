@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokenzoo
+from tests.adapters.hf.models import PREFIX as HF_PREFIX
 from tests.adapters.models import gap, largest
 from tests.conformance.specs import SPECS, TIMM, fresh, method, run
 from tokenzoo import Recipe, Stage, Step
@@ -28,9 +29,8 @@ MULTIHEAD = [name for name in TOWERS if name.startswith(("torchvision", "open_cl
 HF = [name for name in TOWERS if not name.startswith(("timm", *MULTIHEAD))]
 PREFIX = {
     **{f"timm {case.family}": case.prefix for case in TIMM},
-    **{name: 0 for name in HF if name.startswith("siglip")},
-    "dinov2_with_registers": 4,
-    "dinov3_vit": 4,
+    "siglip without a head": 0,
+    **HF_PREFIX,
 }
 """Of all others it is 1: CLS."""
 BIASED = ("BEiT", "relative positions")
@@ -72,9 +72,10 @@ def test_the_adapter_describes_the_tower(name: str) -> None:
     adapter = find_adapter(model)
     assert (adapter.prefix, adapter.tokens()) == (PREFIX.get(name, 1), spec.tokens)
     assert (adapter.width, len(adapter.blocks())) == (48, 5)
-    known = None if adapter.dynamic_size else (7, 7)  # others have the grid of a pass
+    known = None if adapter.dynamic_size or name in HF else (7, 7)  # others have the grid of a pass
     assert [adapter.grid(49), adapter.grid(48)] == [known, None]
-    with_cls = any("cls_token" in key or "class_" in key for key, _ in model.named_parameters())
+    keys = [key for key, _ in model.named_parameters() if not key.startswith("head.")]
+    with_cls = any("cls_" in key or "class_" in key for key in keys)
     assert ("cls_attention" in adapter.provides) == with_cls
     mlp = model.get_submodule(adapter.blocks()[0].name).mlp
     shapes = [tuple(weight.shape) for weight in mlp.parameters() if weight.ndim == 2]

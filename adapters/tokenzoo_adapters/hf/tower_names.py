@@ -22,6 +22,7 @@ class TowerNames:
         asks: whether it interpolates its positions for another image size only if an argument says so.
         scale: the parameter by which a block multiplies its second branch, after its last module; "": none.
         masked: whether a block takes an attention mask.
+        resizes: the entry of the config that says whether it takes images of other sizes; "": it does.
         prefix: the entry of the configuration that counts CLS tokens and registers; "": one CLS token, if
             there is one, and `num_register_tokens`.
         mlp: the MLP of a block.
@@ -38,6 +39,7 @@ class TowerNames:
     asks: bool = False
     scale: str = ""
     masked: bool = True
+    resizes: str = ""
     prefix: str = ""
     mlp: str = "mlp"
 
@@ -86,6 +88,7 @@ TOWERS: dict[str, TowerNames] = {
         "rms_norm",
         cls=False,
         mlp="ffn",
+        resizes="is_native",
     ),
     "radio": TowerNames("RadioModel", "encoder.layer", _DINO, prefix="num_summary_tokens"),
 }

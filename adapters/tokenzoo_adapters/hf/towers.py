@@ -54,14 +54,18 @@ class HFTower(Adapter):
     embedded: Embedded = field(default_factory=Embedded, repr=False)
 
     uses_attention_interface = True
-    dynamic_size = True  # CLIP, SigLIP and ViT by interpolate_pos_encoding=True in the call
 
     @computed
     def stages(self) -> frozenset[str]:
         """Images can be shrunk unless a mask or shapes come with them, or a reader needs the full grid."""
         reads_grid = self.outer_class is not None and self.outer_class.reads == "grid"
-        fixed = bool(self.names.padding) or reads_grid
+        fixed = bool(self.names.padding) or reads_grid or not self.dynamic_size
         return frozenset({"block", "features"} if fixed else {"block", "features", "image"})
+
+    @computed
+    def dynamic_size(self) -> bool:
+        """CLIP, SigLIP and ViT by interpolate_pos_encoding=True in the call, AIMv2 by its config."""
+        return not self.names.resizes or bool(getattr(self.model.config, self.names.resizes))
 
     @computed
     def prefix(self) -> int:

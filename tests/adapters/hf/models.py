@@ -46,6 +46,12 @@ _TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 TOWERS = tuple(_TOWERS)
+PREFIX = {
+    **dict.fromkeys(("siglip", "siglip2", "aimv2"), 0),
+    **dict.fromkeys(("dinov2_with_registers", "dinov3_vit"), 4),
+    "radio": 5,
+}
+"""Tokens before the patches of a tower; of all others 1: CLS."""
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
 _TEXT = """

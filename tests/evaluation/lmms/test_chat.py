@@ -105,7 +105,7 @@ def test_frames_of_a_video(frames: dict[str, int], seen: int, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "recipe", "error", "words"),
     [
-        ("Idefics3Config", "evoprune", UnsupportedModelError, "Idefics3For"),
+        ("VipLlavaConfig", "evoprune", UnsupportedModelError, "VipLlavaFor"),
         ("LlamaConfig", "evoprune", BadArgumentError, "cannot load it as a model that reads"),
         ("LlavaOnevisionConfig", "fastervlm", MissingEvidenceError, "cls_attention"),
     ],

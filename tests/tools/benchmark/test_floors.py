@@ -41,7 +41,7 @@ def test_a_prompt_with_a_video():
     assert bare["prefill"] == 2 * 3 * layer(WORDS + 33)
     assert own["prefill"] == 2 * 3 * layer(WORDS + 41)
     assert own["encoder"] == pytest.approx(bare["encoder"] * on.plan().flops)
-    head = 2 * 64 * 151660
+    head = 2 * 64 * 151680
     assert own["first_token"] == own["encoder"] + own["prefill"] + 2 * head
 
 

@@ -338,9 +338,9 @@ UNSUPPORTED: list[tuple[Made, Any, str]] = [  # models, recipes, and what the er
     (onevision, ("evoprune", "divprune", "fastv"), "has 0 prefix tokens: set it to 'full'"),
     (partial(hf.llava_next, **{STRATEGY: "full"}), "evoprune", "'full', .* set it to 'default'"),
     (partial(hf.llava, **{LAYERS: 0}), "evoprune", "hidden states 0 of a vision tower of 6"),
-    (vip, "evoprune", r"VipLlava\w+: only its .* tower inside it, model\.model\.vi"),
+    (vip, "evoprune", r"VipLlava\w+ is not .* no spec .*attach\(model\.model\.vi"),
     (clip, "evoprune", "CLIPModel: only its vision tower .* tower inside it, mo"),
-    (got_ocr, "evoprune", r"GotOcr2\w+ is not supported\. Supported are .*zoo\.reduce"),
+    (got_ocr, "evoprune", r"GotOcr2\w+ is not supported: .*windows.*zoo\.reduce"),
     (partial(internvl.internvl, **{LAYERS: -2}), "divprune", "layer=-2; .* set it to -1"),
     (partial(internvl.internvl, **{STRATEGY: "full"}), "divprune", "='full': set it to 'default'"),
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
+from tokenzoo_adapters.hf.names import LAST
 from tokenzoo_adapters.hf.vlm.own_sizes import own_sizes
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.spans import per_grid
@@ -52,7 +53,7 @@ def take(
     if state.frames is not None:
         frames = zip(pairs, state.frames, strict=True)
         pairs = [(rows // t, columns) for (rows, columns), t in frames for _ in range(t)]
-    return output.last_hidden_state, tuple(pairs)
+    return getattr(output, LAST), tuple(pairs)
 
 
 def put(state: ProjectorPass, output: Any, parts: tuple[Tensor, ...]) -> Any:
@@ -67,7 +68,7 @@ def put(state: ProjectorPass, output: Any, parts: tuple[Tensor, ...]) -> Any:
         for view in there:
             if int(view[0]) * int(view[1]):
                 view.copy_(torch.tensor([1, next(left)]))
-    output.last_hidden_state = torch.cat(parts)
+    setattr(output, LAST, torch.cat(parts))
     return output
 
 

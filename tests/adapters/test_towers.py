@@ -77,7 +77,8 @@ def test_the_adapter_describes_the_tower(name: str) -> None:
     keys = [key for key, _ in model.named_parameters() if not key.startswith("head.")]
     with_cls = any("cls_" in key or "class_" in key for key in keys)
     assert ("cls_attention" in adapter.provides) == with_cls
-    mlp = model.get_submodule(adapter.blocks()[0].name).mlp
+    block = model.get_submodule(adapter.blocks()[0].name)
+    mlp = block.ffn if name == "aimv2" else block.mlp
     shapes = [tuple(weight.shape) for weight in mlp.parameters() if weight.ndim == 2]
     if shapes == [(shapes[0][0], 48), (48, shapes[0][0])]:  # no gate
         assert adapter.mlp_dim == shapes[0][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from tokenzoo._core.old_members import OldName, adopt_old_names
 from tokenzoo._core.old_names_of_adapters import OLD_NAMES as OLD_NAMES
 from tokenzoo.attachment import Attachment as Attachment
 from tokenzoo.attachment import EncodedVisual as EncodedVisual
+from tokenzoo.attachment import TokenPlan as TokenPlan
 from tokenzoo.attachment import VisualTokens as VisualTokens
 from tokenzoo.block_path import BlockPath as BlockPath
 from tokenzoo.block_path import computed as computed
@@ -20,9 +21,10 @@ from tokenzoo.evidence import Layer
 from tokenzoo.layouts import BatchedLayout, TokenLayout
 from tokenzoo.layouts.base import Windows
 from tokenzoo.parts import Part
+from tokenzoo.prompt_methods import PromptMethods
 
 
-class Adapter(Part, ABC):
+class Adapter(Part, PromptMethods, ABC):
     """One model: where its blocks are, what its sites show, and what must follow the shorter tokens."""
 
     stages: frozenset[str] = frozenset()
@@ -140,20 +142,6 @@ class Adapter(Part, ABC):
         del stage
         return self.provides
 
-    def text(self, stage: str) -> tuple[Tensor, Tensor]:
-        """The text that came with each image of the current pass, where `provides_at` lists "text".
-
-        It is called once in a pass, when a step at this stage that needs "text" removes tokens.
-
-        Returns:
-            Embeddings `[i, t, c]` of i images, crops or frames, in the order of the pass; c is that of the
-            tokens at this stage. And `[i, t]` bool, False at padding.
-
-        Raises:
-            AttachError: no text came with the images.
-        """
-        raise AttachError(f"{type(self).__name__} knows no text of its images at {stage!r}")
-
     def layer(self, name: Layer) -> int | None:
         """Index, among `blocks()`, of the block that a recipe means by `cls_attention@name`, or None.
 
@@ -242,45 +230,6 @@ class Adapter(Part, ABC):
         """
         del proportional
         return None
-
-    def connect(self, attached: Attachment) -> Callable[[], None] | None:
-        """Make whatever comes after the tower (prompts, a language model) follow what was attached.
-
-        Returns:
-            The function that undoes it.
-
-        Raises:
-            AttachError: the recipe and what comes after the tower do not go together.
-        """
-        del attached
-        return None
-
-    def shorten(self, attached: Attachment, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What a processor returned, with as many placeholders as visual tokens will come.
-
-        Raises:
-            AttachError: the model reads no prompts.
-        """
-        del attached, inputs
-        raise AttachError(
-            f"{type(self).__name__} adapts a vision tower, which has no prompts: attach to the whole "
-            "model"
-        )
-
-    def visuals(
-        self, given: Mapping[str, Any], plan: Callable[[int], int]
-    ) -> Mapping[int, Sequence[EncodedVisual]]:
-        """The images and videos of a call, in the order of the prompts, by the id of their placeholder.
-
-        `plan` maps the patch tokens of an image to those of them that enter the language model.
-
-        Raises:
-            AttachError: the model reads no prompts.
-        """
-        del given, plan
-        raise AttachError(
-            f"{type(self).__name__} is of a vision tower, which reads no prompts: take the whole model's"
-        )
 
     def shrink(self, wanted: Callable[[int], int]) -> Callable[[], None]:
         """Make the model shrink its images: `wanted` maps an image's patch tokens to those to keep.

@@ -7,8 +7,27 @@ from typing import Any, Protocol
 from tokenzoo.budget import TokenBudget
 
 
-class Attachment(Protocol):
-    """What an adapter can ask about the recipe that was attached (`tokenzoo.hooks.handle.Attached`)."""
+class TokenPlan(Protocol):
+    """How many tokens of an image, or of a frame of a video, enter the language model."""
+
+    def __call__(self, tokens: int, frames: int = 1) -> int:
+        """Count them.
+
+        Args:
+            tokens: patch tokens of the image, crop or frame.
+            frames: of the video that it is one of; 1: it is an image.
+        """
+        ...
+
+
+def every(tokens: int, frames: int = 1) -> int:
+    """Plan that all tokens enter the language model."""
+    del frames
+    return tokens
+
+
+class ActiveRecipe(Protocol):
+    """What a language model can ask about the recipe that was attached."""
 
     @property
     def recipe(self) -> Any:
@@ -21,21 +40,29 @@ class Attachment(Protocol):
         ...
 
     @property
-    def restores(self) -> bool:
-        """Whether all tokens are there again after each block (`restore=True`)."""
-        ...
-
-    @property
     def options(self) -> Any:
         """The `Options` of `attach` (`tokenzoo.hooks.reduction`)."""
+        ...
+
+    def note_prompts(self, counts: tuple[int, ...]) -> None:
+        """Receive how many visual tokens of each prompt are left in the language model."""
+        ...
+
+
+class Attachment(ActiveRecipe, Protocol):
+    """What an adapter can ask about the recipe that was attached (`tokenzoo.hooks.handle.Attached`)."""
+
+    @property
+    def restores(self) -> bool:
+        """Whether all tokens are there again after each block (`restore=True`)."""
         ...
 
     def plan(self, tokens: int | None = None) -> TokenBudget:
         """The tokens at every point, for an image of so many."""
         ...
 
-    def note_prompts(self, counts: tuple[int, ...]) -> None:
-        """Receive how many visual tokens of each prompt are left in the language model."""
+    def visual_tokens(self, tokens: int, frames: int = 1) -> int:
+        """Tokens that the language model reads of an image of so many, or of a frame of a video."""
         ...
 
 

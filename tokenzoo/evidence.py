@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +18,17 @@ from tokenzoo._core.precision import exact
 from tokenzoo._core.tensors import gather_tokens
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError
+from tokenzoo.evidence_names import EMBEDDED as EMBEDDED
+from tokenzoo.evidence_names import NAMES as NAMES
+from tokenzoo.evidence_names import NEXT as NEXT
+from tokenzoo.evidence_names import TEXT as TEXT
+from tokenzoo.evidence_names import Layer as Layer
+from tokenzoo.evidence_names import layer_of as layer_of
+from tokenzoo.evidence_names import needed as needed
 from tokenzoo.token_map import TokenMap, take
 
-Layer = int | str
-
-# The names for `needs`; `name@layer` is the evidence of another layer.
-NAMES = (
-    *("x", "mass", "keys", "queries", "values", "received_attention", "cls_attention"),
-    *("last_attention", "text_attention", "text_rotation"),
-    *("attention", "text", "grid", "frames", "depth"),
-)
-
-TEXT: Final = "text"
-"""Layer name of the t text tokens after the last visual one in a language model's prompt:
-`evidence.at("text").x [b, t, c]`, `.keys [b, h, t, d]`; t can be 0."""
-
-EMBEDDED: Final = "embedded"
-"""Layer name of a prompt as it enters the language model: `evidence.at("embedded").x [b, N, c]` are all
-its visual tokens, before any was dropped there; `.text [b, t, c]` are the text tokens after them."""
-
-NEXT: Final = "next"
-"""Layer name of the next layer of a language model, before it runs."""
+_AXES = {"received_attention": 1, "text_attention": 3}
+"""The dimension of the tokens in a value; 2 where it is not listed."""
 
 _OTHERS = (TEXT, EMBEDDED)
 """Layers whose tokens are not the n tokens of the site."""
@@ -234,23 +224,34 @@ class Evidence:
     def take(self, index: Tensor) -> Evidence:
         """Return the evidence of the tokens `index [b, m]`, which has no grid, frames or softmax."""
 
-        def gather(name: str) -> Callable[[], Tensor]:
-            axis = 3 if name == "text_attention" else 2
-            return lambda: gather_tokens(self._value(name), index, axis)
+        def gather(value: Tensor, axis: int) -> Tensor:
+            return take(value, index) if axis == 1 else gather_tokens(value, index, axis)
+
+        return self.moved(gather, text=self._text, text_mask=self.text_mask)
+
+    def moved(self, move: Callable[[Tensor, int], Tensor], **more: Any) -> Evidence:
+        """Return the evidence of other tokens, made of what is known of these; it has no softmax.
+
+        Args:
+            move: makes of a value with n tokens in the dimension that it is given one with m tokens.
+            **more: further arguments of `Evidence`; none is taken over but prefix and depth.
+        """
+
+        def shown(name: str) -> Callable[[], Tensor]:
+            return lambda: move(self._value(name), _AXES.get(name, 2))
 
         return Evidence(
-            take(self.x, index),
-            mass=take(self.mass, index),
-            show={name: gather(name) for name in self._show},
+            move(self.x, 1),
+            mass=move(self.mass, 1),
+            show={name: shown(name) for name in self._show},
             prefix=self.prefix,
             depth=self._depth,
-            text=self._text,
-            text_mask=self.text_mask,
-            held=None if self.held is None else take(self.held, index),
+            held=None if self.held is None else move(self.held, 1),
             layers={
-                name: layer if name in _OTHERS else layer.take(index)
+                name: layer if name in _OTHERS else layer.moved(move, text=layer._text)
                 for name, layer in self._layers.items()
             },
+            **more,
         )
 
     def renewed(
@@ -287,14 +288,3 @@ class Evidence:
     def through(self, plan: TokenMap) -> Evidence:
         """Gather this evidence for the outputs of a token map, from their representatives."""
         return self.take(plan.sources)
-
-
-def layer_of(need: str) -> Layer | None:
-    """Return the layer of a need such as "cls_attention@-2", an int if it is a number."""
-    layer = need.partition("@")[2]
-    return int(layer) if layer.lstrip("-").isdigit() else layer or None
-
-
-def needed(on: str) -> str:
-    """Return the need that `Evidence.features(on)` reads."""
-    return "keys" if on == "all_keys" else on

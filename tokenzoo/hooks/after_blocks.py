@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from math import isqrt
 
 from torch import Tensor
 
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.reduction import Options, Place, evidence_of, reduce_parts
 from tokenzoo.hooks.state import ReductionState
-from tokenzoo.layouts import SizeBucket, TokenLayout
+from tokenzoo.layouts import BatchedLayout, SizeBucket, TokenLayout
 from tokenzoo.layouts.base import masses
+from tokenzoo.layouts.videos import pooled_evidence
 
 Text = tuple[Tensor, Tensor]
 """Embeddings `[i, t, c]` of the text of each image, crop or frame, and `[i, t]` bool, False at padding."""
@@ -50,6 +54,42 @@ def reduce_features(
     return x, _carried(state, evidence if keeps else None)
 
 
+def pool_frames(
+    output: Tensor,
+    state: ReductionState,
+    pool: Callable[[Tensor], Tensor],
+    budget: Callable[[int], TokenBudget],
+) -> tuple[Tensor, ReductionState]:
+    """Pool the frames of a video before a step over frames, as the model would have done after it.
+
+    Args:
+        output: `[f, n, c]`.
+        state: of the tokens that left the tower; where it has reduced them, nothing is pooled.
+        pool: `Adapter.pool_frames`.
+        budget: of an image with so many tokens, as planned.
+
+    Returns:
+        `[f, m, c]` and the state that begins with these; both as they are if the model pools nothing.
+    """
+    one = state.bucket
+    pooled = pool(output) if one.tokens == one.first else output
+    if pooled is output:
+        return output, state
+    m = pooled.shape[1]
+    side = isqrt(m)
+    bucket = SizeBucket(
+        m,
+        m,
+        one.images,
+        (side, side) if side * side == m else None,
+        features=m,
+        projected=budget(m).projected,
+        evidence=None if one.evidence is None else pooled_evidence(one.evidence, pool),
+        layers=tuple((name, pooled_evidence(shown, pool)) for name, shown in one.layers),
+    )
+    return pooled, replace(state, layout=BatchedLayout((bucket,)))
+
+
 def reduce_projected(
     output: Tensor,
     state: ReductionState,
@@ -57,6 +97,7 @@ def reduce_projected(
     place: Place,
     options: Options,
     text: Callable[[], Text] | None = None,
+    videos: Callable[[int], Sequence[int]] | None = None,
 ) -> tuple[Tensor, ReductionState]:
     """The step of the stage "projected", on what the projector makes of the tokens.
 
@@ -67,18 +108,24 @@ def reduce_projected(
         place: of the projector.
         options: of the attachment.
         text: returns the text of each image, crop or frame; None: the step needs none.
+        videos: of the number of images and frames, the frames of each video, in order (an image has one).
+            Then a video is reduced as a whole, and an image is left as it is. None: each for itself.
 
     Returns:
         The tokens that are left, and the state; its layout is that of the tower, with fewer tokens.
     """
     tower, step = state.layout, state.steps.projected
+    frames: Sequence[int] = ()
+    if videos is not None:
+        frames = videos(sum(len(one.images) for one in tower.buckets) or len(output))
+        tower = tower.by_video(frames)
     layout = tower.projected(reaching)
     parts = layout.split(output)
     evidence = _renewed(None, parts, layout)
     if step is not None and any(one.tokens > place.keep(one) for one in layout.buckets):
         options.tick()
         if text is not None:
-            evidence = _with_text(evidence, layout, text())
+            evidence = _with_text(evidence, layout, text(), frames)
         after, parts, _ = reduce_parts(
             step, replace(state, layout=layout), parts, evidence, place, options
         )
@@ -89,14 +136,23 @@ def reduce_projected(
     return output, replace(state, layout=tower.with_buckets(buckets), finished=True)
 
 
-def _with_text(evidence: list[Evidence], layout: TokenLayout, text: Text) -> list[Evidence]:
-    """The evidence of each bucket, about the text of its images.
+def _with_text(
+    evidence: list[Evidence], layout: TokenLayout, text: Text, videos: Sequence[int]
+) -> list[Evidence]:
+    """The evidence of each bucket, about the text of its images or videos.
+
+    Args:
+        evidence: of each bucket.
+        layout: of these.
+        text: of each image, crop or frame.
+        videos: frames of each video, where a row of the evidence is a video; (): it is an image.
 
     Raises:
         AttachError: there are texts for another number of images.
     """
     embeddings, mask = text
-    images = sum(len(one.x) for one in evidence)
+    firsts = [0, *accumulate(videos)]  # of each video the first frame
+    images = firsts[-1] if videos else sum(len(one.x) for one in evidence)
     if len(embeddings) != images:
         raise AttachError(
             f"the projector was given {images} images, crops or frames, and the prompts of the call have "
@@ -104,7 +160,8 @@ def _with_text(evidence: list[Evidence], layout: TokenLayout, text: Text) -> lis
         )
     found: list[Evidence] = []
     for one, bucket in zip(evidence, layout.buckets, strict=True):
-        index = list(bucket.images) if bucket.images else slice(None)
+        rows = bucket.images or tuple(range(len(one.x)))
+        index = [firsts[row] for row in rows] if videos else list(rows)
         device = one.x.device
         found.append(one.with_text(embeddings[index].to(device), mask[index].to(device)))
     return found

@@ -87,6 +87,20 @@ class Attached:
             )
         return self._passes.budget(check_count("tokens", tokens))
 
+    def visual_tokens(self, tokens: int, frames: int = 1) -> int:
+        """Count the tokens that the language model reads of an image, or of a frame of a video.
+
+        A step over frames leaves an image whole. Of a video it leaves `frames` times as many as of a frame,
+        and these may lie in some of its frames only.
+
+        Args:
+            tokens: patch tokens of the image or frame.
+            frames: of the video; 1: it is an image.
+        """
+        plan = self.plan(tokens)
+        joins = self._passes.steps.joins_frames
+        return plan.features if joins and frames == 1 else plan.visual
+
     @property
     def passes(self) -> tuple[PassReport, ...]:
         """What the last pass of this thread did, by the grid of its images; of a batch there is one.

@@ -14,7 +14,7 @@ from tokenzoo.adapter import Adapter
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
-from tokenzoo.hooks.after_blocks import reduce_projected
+from tokenzoo.hooks.after_blocks import pool_frames, reduce_projected
 from tokenzoo.hooks.graph_capture import refuse_jit
 from tokenzoo.hooks.reduction import Options, Place
 from tokenzoo.hooks.state import (
@@ -176,7 +176,11 @@ class Passes:
         place = Place("projected", self.depth - 1, adapter.projector)
         reaching, options = adapter.projected_prefix, self.options
         text = partial(adapter.text, "projected") if self.reads_text else None
-        output, state = reduce_projected(output, state, reaching, place, options, text)
+        videos = None
+        if self.steps.joins_frames:
+            videos = adapter.videos
+            output, state = pool_frames(output, state, adapter.pool_frames, self.budget)
+        output, state = reduce_projected(output, state, reaching, place, options, text, videos)
         if owned:  # the tower hands it on as its last hidden state
             set_state(args[0], state)
         self._keep(state)

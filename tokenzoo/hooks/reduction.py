@@ -122,6 +122,7 @@ def evidence_of(
         attention=seen,
         prefix=prefix,
         grid=bucket.grid if bucket.mass is None else None,
+        frames=bucket.frames,
         depth=depth,
         held=None if held is None else held[:, prefix:],
     )

@@ -47,6 +47,7 @@ class PassSteps:
         receives: whether it needs the attention that each token receives.
         watches_after: the same of the steps after the last block.
         keeps_evidence: whether the last block's evidence travels on, to the step after the projector.
+        joins_frames: whether the step after the projector reads all frames of a video together.
     """
 
     block: Step | None = None
@@ -57,6 +58,7 @@ class PassSteps:
     receives: bool = False
     watches_after: bool = False
     keeps_evidence: bool = False
+    joins_frames: bool = False
 
     @classmethod
     def of(
@@ -71,7 +73,8 @@ class PassSteps:
         keeps = watches(projected)
         after = keeps or watches(features)
         receives = block is not None and "received_attention" in block.needs
-        return cls(block, features, projected, trial, watches(block), receives, after, keeps)
+        joins = joins_frames(projected)
+        return cls(block, features, projected, trial, watches(block), receives, after, keeps, joins)
 
     @property
     def after(self) -> bool:
@@ -159,6 +162,11 @@ def thread_local(name: str) -> Any:
 def watches(*steps: Step | None) -> bool:
     """Whether the parts of one of the steps need what only a tap shows; computed once, not in a pass."""
     return any(step is not None and bool(step.needs & FROM_ATTENTION) for step in steps)
+
+
+def joins_frames(step: Step | None) -> bool:
+    """Whether a step reads all frames of a video together."""
+    return step is not None and "frames" in step.needs
 
 
 def layers(*steps: Step | None) -> frozenset[Layer]:

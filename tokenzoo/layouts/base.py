@@ -46,6 +46,8 @@ class SizeBucket:
         plan: from the first tokens to the present ones, prefix included, where it is recorded.
         evidence: what the last block showed about its output, for a step after the projector.
         layers: evidence of other blocks about the tokens that are left, for the steps after the last block.
+        frames: number of frames of a video, each with equally many of the N tokens; None: these are images,
+            or frames one by one.
     """
 
     first: int
@@ -61,6 +63,7 @@ class SizeBucket:
     plan: TokenMap | None = None
     evidence: Evidence | None = None
     layers: tuple[tuple[Layer, Evidence], ...] = ()
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,17 @@ class TokenLayout(ABC):
 
         Args:
             reaching: prefix tokens that reach it.
+        """
+
+    @abstractmethod
+    def by_video(self, videos: Sequence[int]) -> TokenLayout:
+        """The same tokens with the frames of a video as one image, for a step over frames.
+
+        Args:
+            videos: frames of each video, in order; an image is a video of one frame.
+
+        Raises:
+            AttachError: the videos of this pass cannot be told apart.
         """
 
     @staticmethod

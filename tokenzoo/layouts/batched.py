@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from tokenzoo.attention import SeenAttention
-from tokenzoo.errors import BadArgumentError
+from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.layouts.base import Grid, ProofCase, SizeBucket, TokenLayout, Windows
 from tokenzoo.layouts.group_attention import grouped
+from tokenzoo.layouts.videos import bucket_of_videos
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class BatchedLayout(TokenLayout):
         raster: (rows, columns) of the groups while the patches are in raster order; None: group by group.
         tracked: whether positions act inside the attention, so that each token must know its place.
         absent: of the prefix tokens, how many are not in the tensor (a projector dropped them).
+        frames: rows of the tensor that are one image, after each other: the frames of a video.
     """
 
     raster: Grid | None = None
     tracked: bool = False
     absent: int = 0
+    frames: int = 1
     _places: Tensor | None = None
 
     @classmethod
@@ -88,6 +91,8 @@ class BatchedLayout(TokenLayout):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """One tensor; the row of a prefix token repeats its channels p times."""
+        if self.frames > 1:
+            x = x.reshape(x.shape[0] // self.frames, -1, x.shape[2])
         if self.absent:
             x = torch.cat([x.new_zeros(x.shape[0], self.absent, x.shape[2]), x], 1)
         if self.group == 1:
@@ -107,6 +112,8 @@ class BatchedLayout(TokenLayout):
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
         (x,) = parts
+        if self.frames > 1:
+            x = x.reshape(x.shape[0] * self.frames, -1, x.shape[2])
         if self.absent:
             return x[:, self.absent :]
         if self.group == 1:
@@ -203,6 +210,26 @@ class BatchedLayout(TokenLayout):
         """`[b, reaching + n, c']`; masses and plans count all prefix tokens."""
         absent = self.prefix - reaching
         return replace(self, group=1, raster=None, tracked=False, absent=absent, _places=None)
+
+    def by_video(self, videos: Sequence[int]) -> BatchedLayout:
+        """Rows that follow each other become one; without prefix tokens.
+
+        Raises:
+            AttachError: the videos differ in their numbers of frames, or prefix tokens reach the projector.
+        """
+        frames = max(videos, default=1)
+        if frames == 1:
+            return replace(self, buckets=(replace(self.bucket, projected=None, frames=1),))
+        if set(videos) != {frames}:
+            raise AttachError(
+                f"the videos of one batch have {tuple(videos)} frames: this model takes videos of equally "
+                "many frames alone; call it once for each number"
+            )
+        rows = torch.arange(sum(videos)).view(-1, frames)
+        bucket = bucket_of_videos(self.bucket, rows, prefix=self.prefix)
+        return replace(
+            self, buckets=(bucket,), prefix=0, absent=0, raster=None, frames=frames, _places=None
+        )
 
     @staticmethod
     def before_projector(

@@ -18,6 +18,7 @@ from torch import Tensor
 from tokenzoo.attention import SeenAttention
 from tokenzoo.layouts.base import Grid, ProofCase, SizeBucket, TokenLayout, Windows
 from tokenzoo.layouts.group_attention import PackedAttention, seen
+from tokenzoo.layouts.videos import bucket_of_videos, rows_of_videos, side_by_side
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class PackedLayout(TokenLayout):
             part of the sequence; None: there.
         ranks: of each bucket `[b, n]`, the same of the tokens that are left; None: in their order.
         kept: `[t]` int64, ascending: which of the first tokens of the sequence are left; None: all.
+        videos: frames of each video, where the frames of one have become one unit; (): they have not.
     """
 
     orders: tuple[Tensor | None, ...] = ()
     ranks: tuple[Tensor | None, ...] = ()
     kept: Tensor | None = None
+    videos: tuple[int, ...] = ()
 
     ordered: ClassVar[bool] = True
     pads: ClassVar[bool] = False
@@ -123,7 +126,7 @@ class PackedLayout(TokenLayout):
         layout = replace(self, buckets=buckets, ranks=tuple(ranks))
         if all(bucket.places is None for bucket in buckets):
             return layout
-        begins, device = layout._begins(first=True), layout._device()
+        begins, device = layout._begins(first=True), layout.device()
         found: list[Tensor] = []
         for bucket, order in zip(buckets, self.orders, strict=True):
             places = _places(bucket, device)
@@ -133,7 +136,9 @@ class PackedLayout(TokenLayout):
 
     def begun(self) -> Self:
         """All tokens."""
-        buckets = tuple(SizeBucket(b.first, b.first, b.images, b.grid) for b in self.buckets)
+        buckets = tuple(
+            SizeBucket(b.first, b.first, b.images, b.grid, frames=b.frames) for b in self.buckets
+        )
         ranks = tuple(
             None if order is None else order.expand(len(bucket.images), -1)
             for bucket, order in zip(buckets, self.orders, strict=True)
@@ -152,7 +157,7 @@ class PackedLayout(TokenLayout):
         """Of each unit, which of its first tokens, in raster order, are left: `[n]` each."""
         found: dict[int, Tensor] = {}
         for bucket in self.buckets:
-            found.update(zip(bucket.images, _places(bucket, self._device()), strict=True))
+            found.update(zip(bucket.images, _places(bucket, self.device()), strict=True))
         return [found[unit] for unit in sorted(found)]
 
     @staticmethod
@@ -205,6 +210,34 @@ class PackedLayout(TokenLayout):
         del reaching
         return replace(self, group=1)
 
+    def by_video(self, videos: Sequence[int]) -> Self:
+        """Units that follow each other, and have one grid, become one.
+
+        Raises:
+            AttachError: the videos have more or fewer frames than there are units, or frames of one differ
+                in size.
+        """
+        videos = tuple(videos)
+        if self.videos:
+            return self
+        rows = rows_of_videos(self.buckets, videos)
+        buckets: list[SizeBucket] = []
+        orders: list[Tensor | None] = []
+        ranks: list[Tensor | None] = []
+        for (i, frames), several in rows.items():
+            own, order, rank = self.buckets[i], self.orders[i], self.ranks[i]
+            index = torch.tensor([at for _, at in several])  # [v, f]
+            buckets.append(bucket_of_videos(own, index, tuple(video for video, _ in several)))
+            orders.append(
+                None
+                if order is None
+                else side_by_side(order[None], index.new_zeros(1, frames), own.first)[0]
+            )
+            ranks.append(None if rank is None else side_by_side(rank, index, own.tokens))
+        return replace(
+            self, buckets=tuple(buckets), orders=tuple(orders), ranks=tuple(ranks), videos=videos
+        )
+
     @staticmethod
     def before_projector(
         x: Tensor, output: Tensor, prefix: int, reaching: int, group: int
@@ -242,7 +275,8 @@ class PackedLayout(TokenLayout):
             lengths.update(dict.fromkeys(bucket.images, count))
         return [0, *accumulate(lengths[unit] for unit in sorted(lengths))]
 
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where it is known which tokens are left; the CPU where all are."""
         known = (bucket.places for bucket in self.buckets)
         return next((places.device for places in known if places is not None), torch.device("cpu"))
 

@@ -42,10 +42,7 @@ def prompts(work: Workload, attached: Attached | None) -> tuple[int, ...]:
         return (length,) * depth
     adapter: Any = attached.adapter
 
-    def left(tokens: int) -> int:
-        return attached.plan(tokens).visual
-
-    found = adapter.visuals(given, left)
+    found = adapter.visuals(given, attached.visual_tokens)
     each = [visual for several in found.values() for visual in several]
     words = length - sum(visual.full for visual in each) // work.sizes.batch
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tokenzoo.adapter import Attachment
+from tokenzoo.attachment import ActiveRecipe
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks import Options, PerThread, Undo, hook_first, thread_local, undo_all
 from tokenzoo.recipe import Recipe
@@ -59,7 +59,7 @@ class Decoder:
         adds: the number of its first layers after which it adds features of inner blocks of the tower.
     """
 
-    def __init__(self, language: nn.Module, attached: Attachment, adds: int = 0) -> None:
+    def __init__(self, language: nn.Module, attached: ActiveRecipe, adds: int = 0) -> None:
         self.attached = attached
         self.adds = adds
         self.language = LanguageModel.of(language)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from tokenzoo.budget import TokenBudget
 from tokenzoo.evidence import Evidence, layer_of
 from tokenzoo.hooks import EverySecond, Options
 from tokenzoo.mergers import Identity
@@ -58,11 +57,6 @@ class TrialAttachment:
     recipe: Recipe
     options: Options = field(default_factory=Options)
     active: bool = True
-    restores: bool = False
-
-    def plan(self, tokens: int | None = None) -> TokenBudget:
-        """No images are planned: the visual tokens are `TrialTokens`."""
-        raise NotImplementedError(tokens)
 
     def note_prompts(self, counts: tuple[int, ...]) -> None:
         """Ignore what is left of the prompts."""

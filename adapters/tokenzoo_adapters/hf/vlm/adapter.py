@@ -8,7 +8,7 @@ and the language model can be reduced itself (`hf.decoder`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isqrt
@@ -16,20 +16,22 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenzoo.adapter import Adapter, Attachment, BlockPath
+from tokenzoo.adapter import Adapter, Attachment, BlockPath, TokenPlan
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks import undo_all
 from tokenzoo.layouts import TokenLayout
 from tokenzoo_adapters.hf.decoder.evidence import IN_PROMPT
 from tokenzoo_adapters.hf.names import ENCODED
-from tokenzoo_adapters.hf.vlm import generate_wrapper, mrope
+from tokenzoo_adapters.hf.vlm import generate_wrapper, mrope, video_frames
 from tokenzoo_adapters.hf.vlm.assembly import packed_tower
 from tokenzoo_adapters.hf.vlm.delegation import answers_as
-from tokenzoo_adapters.hf.vlm.interface import Placed
+from tokenzoo_adapters.hf.vlm.interface import EncodedCall, Placed
+from tokenzoo_adapters.hf.vlm.packed_tower import HFPackedTower
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.prompt_hooks import PromptHooks
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.spec import SpanCall, Spans, VisionLanguageSpec
+from tokenzoo_adapters.hf.vlm.video_frames import VideoPass
 
 
 @answers_as("tower", but=("with_prefix", "shrink"))
@@ -48,6 +50,7 @@ class VisionLanguageAdapter(Adapter):
         dynamic_size: whether its tower takes several sizes without an argument of the call.
         group: patches of the tower that the projector makes one token of.
         prompt_text: of the call whose images are encoded.
+        video_pass: of the videos that are encoded, where they are stacked.
     """
 
     spec: VisionLanguageSpec
@@ -60,6 +63,7 @@ class VisionLanguageAdapter(Adapter):
     dynamic_size: bool
     group: int = 1
     prompt_text: PromptText = field(default_factory=PromptText, repr=False)
+    video_pass: VideoPass = field(default_factory=VideoPass, repr=False)
 
     reads_prompts = True
 
@@ -99,13 +103,31 @@ class VisionLanguageAdapter(Adapter):
             return IN_PROMPT
         if stage == "projected":
             # After the tower its attention is carried along as keys, queries and means.
-            return (self.provides - {"attention"}) | {"text"}
+            frames = {"frames"} if self._sees_videos() else set[str]()
+            return (self.provides - {"attention"}) | {"text"} | frames
         return self.provides
 
     def text(self, stage: str) -> tuple[Tensor, Tensor]:
         """Embeddings of the prompt of each image, crop or frame (`prompt_text.py`)."""
         del stage
         return self.prompt_text.of_images(self.model, self.base)
+
+    def _sees_videos(self) -> bool:
+        """Whether it is known which of the tower's images are the frames of a video."""
+        if isinstance(self.tower, HFPackedTower):
+            return any(modality.kind == "video" for modality in self.spec.modalities)
+        return any(modality.stacked for modality in self.spec.modalities)
+
+    def videos(self, images: int) -> Sequence[int]:
+        """Slices in time of packed videos, and frames of stacked ones."""
+        if isinstance(self.tower, HFPackedTower):
+            return self.tower.rows.videos()
+        frames = self.video_pass.frames or 1
+        return (frames,) * (images // frames)
+
+    def pool_frames(self, x: Tensor) -> Tensor:
+        """As the model pools them, where it does."""
+        return x if self.video_pass.frames is None else video_frames.pool(self.base, x)
 
     def passthrough_modules(self) -> tuple[str, ...]:
         """The tower's final norm, where it is read after that."""
@@ -120,6 +142,7 @@ class VisionLanguageAdapter(Adapter):
             undo += [] if follows is None else [follows]
             if any("text" in step.needs for step in attached.recipe.steps):
                 undo.append(self.prompt_text.install(base.get_submodule(spec.projector)))
+            undo.append(video_frames.install(spec, base, self.video_pass))
             hooks = PromptHooks(self, attached)
             undo.append(hooks.install())
             undo.append(generate_wrapper.install(hooks))
@@ -136,15 +159,14 @@ class VisionLanguageAdapter(Adapter):
         """What the processor returned, with the planned placeholders."""
         return PromptHooks(self, attached).shorten(inputs)
 
-    def visuals(
-        self, given: Mapping[str, Any], plan: Callable[[int], int]
-    ) -> dict[int, list[VisualSpan]]:
+    def visuals(self, given: Mapping[str, Any], plan: TokenPlan) -> dict[int, list[VisualSpan]]:
         """The images and videos of a call, in the order in which the model fills them into the prompt.
 
         Args:
             given: the arguments of the call.
-            plan: maps the tokens of an image, crop, frame or slice in time to those of them that enter the
-                language model. A token is a group where the projector joins patches.
+            plan: maps the tokens of an image, crop, frame or slice in time, and the frames of its video, to
+                those of them that enter the language model. A token is a group where the projector joins
+                patches.
 
         Returns:
             By the id of the placeholder.
@@ -184,6 +206,8 @@ class VisionLanguageAdapter(Adapter):
         spans: Spans,
         start: Tensor | None = None,
         said: PromptCall | None = None,
+        encoded: EncodedCall | None = None,
+        index: Tensor | None = None,
     ) -> Placed:
         """Encode the images of a call, and find the positions of what is left of them.
 
@@ -192,21 +216,44 @@ class VisionLanguageAdapter(Adapter):
             spans: its images and videos.
             start: `[b, 1]`, where positions begin; None: at 0.
             said: whose text the images are chosen by; None: these arguments.
+            encoded: the images, where that is done; None: they are encoded here.
+            index: `[b, m]`, the column of the caller's prompt that each column is, -1 at padding; None: not
+                known, or all of them.
         """
-        tower, new = packed_tower(self.tower), dict(given)
+        done = self.encode(given, spans, said) if encoded is None else encoded
+        pixels = {modality.pixels for modality in self.spec.modalities}
+        new = {name: value for name, value in given.items() if name not in pixels}
+        if done.outputs:
+            new[ENCODED] = done.outputs
+        if encoded is None or index is None:
+            positions, after = mrope.positions(self.base, new, spans, done.kept, start)
+        else:
+            positions, after = mrope.of_columns(
+                self.base, encoded.whole, index, given["input_ids"], done.kept, start
+            )
+        return Placed(new, positions, done.kept, after)
+
+    def encode(
+        self, given: Mapping[str, Any], spans: Spans, said: PromptCall | None = None
+    ) -> EncodedCall:
+        """Encode the images of a call.
+
+        Args:
+            given: the arguments.
+            spans: its images and videos, with as many tokens as the prompt has placeholders of each.
+            said: whose text the images are chosen by; None: these arguments.
+        """
+        tower = packed_tower(self.tower)
         encoded: dict[str, Any] = {}
         kept: dict[int, list[Any]] = {}
         sizes = {token: iter([span.full for span in several]) for token, several in spans.items()}
         with self.prompt_text.call(said or PromptCall(given, spans)):
             for modality in self.spec.modalities:
-                pixels = new.pop(modality.pixels, None)
+                pixels = given.get(modality.pixels)
                 if pixels is None:
                     continue
                 encode = getattr(self.base, modality.features)
-                encoded[modality.kind] = encode(pixels, new[modality.sizes], return_dict=True)
+                encoded[modality.kind] = encode(pixels, given[modality.sizes], return_dict=True)
                 token = int(getattr(self.base.config, modality.placeholder))
                 kept.setdefault(token, []).extend(tower.rows.left(sizes[token]))
-        if encoded:
-            new[ENCODED] = encoded
-        positions, after = mrope.positions(self.base, new, spans, kept, start)
-        return Placed(new, positions, kept, after)
+        return EncodedCall(encoded, kept, given)

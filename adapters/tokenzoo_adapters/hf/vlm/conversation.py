@@ -37,7 +37,7 @@ def continued(
         if mask is not None and mask.shape[1] >= n + ids.shape[1]:
             # Only the new tokens were passed, with the mask of all.
             mask = torch.cat([cached.mask.to(mask), mask[:, n:]], 1)
-            return ShortCall({**prompt, MASK: mask}, cached)
+            return ShortCall({**prompt, MASK: mask}, cached, spans=spans)
         raise AttachError(
             f"the cache was made from another prompt: input_ids {tuple(ids.shape)} do not begin with the "
             f"{n} tokens that it was made from. Pass the whole conversation, as generate returned it, or "
@@ -48,9 +48,10 @@ def continued(
         for name, value in prompt.items()
     }
     lost, after, positions = cached.lost, cached.after, cached.positions
+    short = ShortCall(new, spans=spans)
     if new["input_ids"].shape[1]:
         short = shorten_call(adapter, new, spans, pad_left=True)
-        new = short.given
+        new, spans = short.given, short.spans
         lost = lost if short.cached is None else lost + short.cached.lost
         if not adapter.spec.gaps:
             _check_gaps(None if mask is None else mask[:, n:], new.get(MASK))
@@ -64,14 +65,14 @@ def continued(
     typed = cached.typed(new)
     whole = {**new, **joined, **typed}
     if positions is not None and after is not None and new["input_ids"].shape[1]:
-        placed = adapter.place(new, spans, after, said)
+        placed = adapter.place(new, spans, after, said, short.encoded, short.index)
         after = placed.after
         positions = torch.cat([positions, placed.positions.to(positions)], -1)
         whole = {**placed.given, **joined, POSITIONS: positions, "mm_token_type_ids": None}
         count_on(adapter, after, joined[MASK].sum(1, keepdim=True))
     types = typed.get(TYPES)
     now = CachedPrompt(ids, joined["input_ids"], joined[MASK], lost, positions, after, types=types)
-    return ShortCall(whole, now, said=said)
+    return ShortCall(whole, now, said=said, spans=spans)
 
 
 def _check_gaps(own: Tensor | None, short: Tensor | None) -> None:

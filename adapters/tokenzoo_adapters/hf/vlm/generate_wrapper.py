@@ -66,10 +66,10 @@ def _generated(hooks: PromptHooks, given: dict[str, Any]) -> Any:
         # Where nothing is to go the cache remembers too: an image may come later, and follow this.
         call = shorten_call(hooks.adapter, prompt, spans, pad_left=True, remember=hooks.mrope)
         if hooks.mrope:
-            call = place_call(hooks.adapter, call, prompt, spans, None)
+            call = place_call(hooks.adapter, call, prompt, None)
     else:
         call = continued(hooks.adapter, prompt, spans, cached)
-    short = call.given
+    short, spans = call.given, call.spans
     _count_short(hooks.model, short, prompt["input_ids"].shape[1] - short["input_ids"].shape[1])
     b, n = short["input_ids"].shape
     if short is not prompt:

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from tokenzoo.adapter import TokenPlan
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall, PromptText
 from tokenzoo_adapters.hf.vlm.spec import Spans, VisionLanguageSpec
+
+
+@dataclass(frozen=True)
+class EncodedCall:
+    """The encoded images of a call.
+
+    Attributes:
+        outputs: by kind ("image", "video"), what the model's features method returned.
+        kept: by placeholder, of each image: which of its tokens are left, `[m]` ascending.
+        whole: the arguments of the call, with the prompt of the caller.
+    """
+
+    outputs: dict[str, Any]
+    kept: dict[int, list[Tensor]]
+    whole: Mapping[str, Any]
+
+    def counted(self, spans: Spans) -> Spans:
+        """The images and videos with as many tokens as are left of each."""
+        return {
+            token: [
+                replace(span, short=len(left), shared=False)
+                for span, left in zip(several, self.kept[token], strict=True)
+            ]
+            for token, several in spans.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -53,10 +79,14 @@ class PromptAdapter(Protocol):
         """The text of the call whose images are encoded."""
         ...
 
-    def visuals(
-        self, given: Mapping[str, Any], plan: Callable[[int], int]
-    ) -> dict[int, list[VisualSpan]]:
+    def visuals(self, given: Mapping[str, Any], plan: TokenPlan) -> dict[int, list[VisualSpan]]:
         """The images and videos of a call, with the tokens that `plan` leaves of each."""
+        ...
+
+    def encode(
+        self, given: Mapping[str, Any], spans: Spans, said: PromptCall | None = None
+    ) -> EncodedCall:
+        """Encode the images of a call."""
         ...
 
     def place(
@@ -65,6 +95,8 @@ class PromptAdapter(Protocol):
         spans: Spans,
         start: Tensor | None = None,
         said: PromptCall | None = None,
+        encoded: EncodedCall | None = None,
+        index: Tensor | None = None,
     ) -> Placed:
         """Encode the images of a call, and place what is left of them."""
         ...

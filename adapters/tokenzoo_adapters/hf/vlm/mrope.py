@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo_adapters.hf.names import MASK
+from tokenzoo_adapters.hf.vlm.cached_prompt import kept_positions
 from tokenzoo_adapters.hf.vlm.placeholders import Shortened, VisualSpan
 
 GRIDS = ("image_grid_thw", "video_grid_thw")
@@ -50,6 +51,11 @@ def positions(
         BadArgumentError: mask or types are not those of all tokens.
     """
     ids: Tensor = given["input_ids"]
+    if any(visual.short == 0 for several in visuals.values() for visual in several):
+        raise BadArgumentError(
+            "of a slice of a video no token is left, and the prompt was shortened before the call, so the "
+            "place of the slice is not known: pass the prompt as the processor wrote it"
+        )
     for name in (MASK, "mm_token_type_ids"):
         value = given.get(name)
         if value is not None and value.shape != ids.shape:
@@ -73,6 +79,32 @@ def positions(
         here = ids == token
         index = index + torch.zeros_like(index).masked_scatter(here, torch.cat(further))
     found, after = axes.to(ids.device).gather(2, index.expand(3, -1, -1)), after.to(ids.device)
+    return (found, after) if start is None else (found + start.to(found), after + start.to(after))
+
+
+def of_columns(
+    base: Any,
+    whole: Mapping[str, Any],
+    index: Tensor,
+    ids: Tensor,
+    kept: Mapping[int, list[Tensor]],
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `positions`, where the caller's prompt is at hand.
+
+    Args:
+        base: the model that has `get_rope_index`.
+        whole: the arguments of a call with the caller's prompt `[b, n]`.
+        index: `[b, m]`, the caller's column of each, -1 at padding.
+        ids: `[b, m]`, the short prompt.
+        kept: by placeholder, which of its columns are left of each image.
+        start: `[b, 1]`, what is added to all positions; None: nothing.
+    """
+    full: Tensor = whole["input_ids"]
+    rows = _on_host(full, whole.get(MASK), whole.get("mm_token_type_ids"))
+    axes, after = _whole(base, whole, *rows)
+    found = kept_positions(axes.to(ids.device), index, ids, kept)
+    after = after.to(ids.device)
     return (found, after) if start is None else (found + start.to(found), after + start.to(after))
 
 

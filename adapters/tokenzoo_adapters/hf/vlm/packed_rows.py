@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate, takewhile
 from typing import Any, cast
 
 import torch
@@ -27,12 +28,14 @@ class TowerPass(PerThread):
 
     Attributes:
         grids: rows and columns of the groups of each image, or slice in time of a video.
+        videos: slices in time of each image or video.
         layout: of what left the tower; None: all is there.
         fills: whether the rows of each image are to be as many as in the bare model.
         leaving: the state of what left the last block, on its way to the merger.
     """
 
     grids: tuple[tuple[int, int], ...] | None = thread_local("grids")
+    videos: tuple[int, ...] | None = thread_local("videos")
     layout: PackedLayout | None = thread_local("layout")
     fills: bool | None = thread_local("fills")
     leaving: Any = thread_local("leaving")
@@ -85,6 +88,15 @@ class PackedRows:
             )
         return self.state.grids
 
+    def videos(self) -> tuple[int, ...]:
+        """Slices in time of each image (one) and video of the pass.
+
+        Raises:
+            AttachError: the tower was not called.
+        """
+        self.grids()
+        return self.state.videos or ()
+
     def begin(self, tower: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """A pre-hook of the tower: remember the grids of the images."""
         del tower
@@ -95,6 +107,7 @@ class PackedRows:
         rows: list[list[int]] = cast("Any", grids).tolist()
         side = int(self.tower.spatial_merge_size)
         self.state.grids = tuple((h // side, w // side) for t, h, w in rows for _ in range(t))
+        self.state.videos = tuple(t for t, _, _ in rows)
         patches = entering(args, options)
         wanted = sum(t * h * w for t, h, w in rows)
         if isinstance(patches, Tensor) and patches.shape[0] != wanted:
@@ -173,18 +186,15 @@ class PackedRows:
             sizes: groups of each in the bare model, in order; further ones are not read. The slices in time
                 of a video may be counted together or each for itself.
         """
-        whole = [height * width for height, width in self.grids()]
+        total = sum(height * width for height, width in self.grids())
         layout = self.state.layout
-        parts = [torch.arange(size) for size in whole] if layout is None else layout.left()
-        found: list[Tensor] = []
-        unit, sizes = 0, iter(sizes)
-        while unit < len(whole):
-            begin, size, mine = 0, next(sizes), list[Tensor]()
-            while begin < size:
-                mine.append(parts[unit] + begin)
-                begin, unit = begin + whole[unit], unit + 1
-            found.append(torch.cat(mine))
-        return found
+        left = torch.arange(total) if layout is None else layout.raster(layout.device())
+        ends = [*takewhile(lambda end: end < total, accumulate(sizes)), total]
+        # One transfer for all: how many tokens are left before the end of each.
+        found = torch.searchsorted(left, torch.tensor(ends, device=left.device))
+        counts: list[int] = cast("Any", found).tolist()
+        bounds = zip([0, *counts], counts, [0, *ends], strict=False)
+        return [left[begin:end] - first for begin, end, first in bounds]
 
 
 def _layout_of(x: Tensor) -> PackedLayout | None:

@@ -42,6 +42,9 @@ class VisualSpan:
         patches: patch tokens of one unit where the tower begins; 0: not known.
         encoded: images, crops or frames that the tower is given; 0: the units. Crops without any of the
             image are encoded, and are no units.
+        run: which run of the projector encodes it, where each size has one.
+        shared: whether `short` is a mean: this is a slice of a video that is reduced as a whole, and how
+            many tokens are left of each slice is known when it is encoded.
     """
 
     full: int
@@ -51,11 +54,12 @@ class VisualSpan:
     patches: int = 0
     encoded: int = 0
     run: int = 0
+    shared: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("full", "short", "units"):
+        for name in ("full", "units"):
             check_count(name, getattr(self, name))
-        for name in ("fixed", "patches", "encoded", "run"):
+        for name in ("short", "fixed", "patches", "encoded", "run"):
             check_count(name, getattr(self, name), 0)
 
     def entering(self, recipe: Recipe, layer: int) -> int:
@@ -210,12 +214,13 @@ def _count(visual: VisualSpan, state: _State) -> int:
 def _each(
     places: Mapping[int, Tensor], visuals: Mapping[int, Sequence[VisualSpan]], state: _State
 ) -> Iterator[tuple[int, int, VisualSpan, Tensor]]:
-    """Placeholder, number, visual and places `[p, 2]` of each image or video, read as full or short."""
+    """Placeholder, number, visual and places `[p, 2]` of each image or video that has some."""
     for token, several in visuals.items():
         begin = 0
         for number, visual in enumerate(several):
             end = begin + _count(visual, state)
-            yield token, number, visual, places[token][begin:end]
+            if end > begin:
+                yield token, number, visual, places[token][begin:end]
             begin = end
 
 

@@ -104,8 +104,8 @@ class PromptHooks:
             spans = self.spans(given)
             short = shorten_call(self.adapter, given, spans, pad_left=given.get("labels") is None)
             if self.mrope:
-                short = place_call(self.adapter, short, given, spans, cache_of(given))
-            given, self.state.cached = short.given, short.cached
+                short = place_call(self.adapter, short, given, cache_of(given))
+            given, self.state.cached, spans = short.given, short.cached, short.spans
             if spans:
                 self.adapter.prompt_text.begin(PromptCall(given, spans))
         if self.state.shape is None:
@@ -158,9 +158,9 @@ class PromptHooks:
         """The images and videos of a call, as planned."""
         return self.adapter.visuals(given, self._entering) if self.has_pixels(given) else {}
 
-    def _entering(self, tokens: int) -> int:
-        """Tokens of an image that enter the language model, out of so many."""
-        return self.attached.plan(tokens).visual if self.attached.active else tokens
+    def _entering(self, tokens: int, frames: int = 1) -> int:
+        """Tokens of an image, or a frame of a video, that enter the language model, out of so many."""
+        return self.attached.visual_tokens(tokens, frames) if self.attached.active else tokens
 
     def _prompt(self, given: Mapping[str, Any], spans: Spans) -> Prompt:
         ids, mask = given["input_ids"], given.get(MASK)

@@ -7,7 +7,7 @@ whole prompt, which are known when the tower has run: the images are encoded fir
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from tokenzoo_adapters.hf.vlm.cached_prompt import (
     kept_positions,
     moved_positions,
 )
-from tokenzoo_adapters.hf.vlm.interface import PromptAdapter
-from tokenzoo_adapters.hf.vlm.placeholders import Shortened, shorten
+from tokenzoo_adapters.hf.vlm.interface import EncodedCall, PromptAdapter
+from tokenzoo_adapters.hf.vlm.placeholders import Shortened, VisualSpan, shorten
 from tokenzoo_adapters.hf.vlm.prompt_text import PromptCall
 from tokenzoo_adapters.hf.vlm.spec import Spans
 
@@ -39,12 +39,16 @@ class ShortCall:
         cached: what a cache that it makes has to remember; None: the prompt is the caller's.
         index: `[b, m]`, the caller's column that each column is, -1 at padding; None: all, in order.
         said: whose text its images are chosen by, if a cache holds some of the prompt; None: `given`.
+        spans: its images and videos, with as many tokens as come of each.
+        encoded: its images, where they had to be encoded before the prompt could be shortened.
     """
 
     given: dict[str, Any]
     cached: CachedPrompt | None = None
     index: Tensor | None = None
     said: PromptCall | None = None
+    spans: Spans = field(default_factory=dict[int, list[VisualSpan]])
+    encoded: EncodedCall | None = None
 
 
 def shorten_call(
@@ -67,6 +71,22 @@ def shorten_call(
     Raises:
         AttachError: there are no ids to shorten, or the mask is not one value a token.
     """
+    encoded = None
+    if any(span.shared for several in spans.values() for span in several):
+        full = {
+            token: [replace(span, short=span.full) for span in several]
+            for token, several in spans.items()
+        }
+        encoded = adapter.encode(given, full)
+        spans = encoded.counted(spans)
+    short = _shortened(adapter, given, spans, pad_left=pad_left, remember=remember)
+    return replace(short, spans=spans, encoded=encoded)
+
+
+def _shortened(
+    adapter: PromptAdapter, given: dict[str, Any], spans: Spans, *, pad_left: bool, remember: bool
+) -> ShortCall:
+    """As `shorten_call`, of images and videos whose tokens are counted."""
     same = all(span.full == span.short for several in spans.values() for span in several)
     if same and not (remember and spans):
         return ShortCall(given)
@@ -108,7 +128,7 @@ def shorten_call(
 
 
 def place_call(
-    adapter: PromptAdapter, short: ShortCall, full: Mapping[str, Any], spans: Spans, cache: Any
+    adapter: PromptAdapter, short: ShortCall, full: Mapping[str, Any], cache: Any
 ) -> ShortCall:
     """Encode the images of a shortened call, and keep the positions of its tokens (M-RoPE).
 
@@ -116,7 +136,6 @@ def place_call(
         adapter: of the model.
         short: the shortened call.
         full: the arguments before that.
-        spans: its images and videos.
         cache: what came before, or None.
     """
     now, index = short.cached, short.index
@@ -128,7 +147,9 @@ def place_call(
     if old is not None and old.after is not None:
         decoded = before - old.short.shape[1]
         start, before = old.after + decoded, old.mask.sum(1, keepdim=True) + decoded
-    placed = adapter.place(short.given, spans, start)
+    placed = adapter.place(
+        short.given, short.spans, start, encoded=short.encoded, index=short.index
+    )
     positions = placed.positions
     own: Any = full.get(POSITIONS)
     if per_token(POSITIONS, own, full["input_ids"]):
@@ -137,7 +158,7 @@ def place_call(
             positions = kept_positions(own, index, short.given["input_ids"], placed.kept)
     count_on(adapter, placed.after, now.mask.sum(1, keepdim=True) + before)
     cached = replace(now, positions=positions, after=placed.after)
-    return ShortCall({**placed.given, POSITIONS: positions}, cached, index)
+    return replace(short, given={**placed.given, POSITIONS: positions}, cached=cached)
 
 
 def count_on(adapter: PromptAdapter, after: Tensor, there: Tensor) -> None:

@@ -63,12 +63,16 @@ def per_grid(call: SpanCall) -> list[VisualSpan]:
     Raises:
         AttachError: the grids are no tensor.
     """
-    return [VisualSpan(t * n, t * call.plan(n), units=t, patches=n) for t, n in _slices(call)]
+    return [VisualSpan(t * n, t * call.plan(n, t), units=t, patches=n) for t, n in _slices(call)]
 
 
 def per_slice(call: SpanCall) -> list[VisualSpan]:
     """As `per_grid`, where words stand between the slices of a video: each has placeholders of its own."""
-    return [VisualSpan(n, call.plan(n), patches=n) for t, n in _slices(call) for _ in range(t)]
+    return [
+        VisualSpan(n, m, patches=n, shared=m != call.plan(n))
+        for t, n in _slices(call)
+        for m in [call.plan(n, t)] * t
+    ]
 
 
 def _slices(call: SpanCall) -> list[tuple[int, int]]:
@@ -86,13 +90,16 @@ def _slices(call: SpanCall) -> list[tuple[int, int]]:
 def pooled_frames(call: SpanCall) -> list[VisualSpan]:
     """Videos `[videos, frames, 3, h, w]` whose frames `apply_pooling` pools, with a newline at the end.
 
-    What is left of a reduced frame is not pooled again.
+    What is left of a reduced frame is not pooled again. A step over frames reduces pooled ones, if the
+    tower has left them whole.
     """
     n, frames = call.tokens(), int(call.pixels.shape[1])
-    m = call.plan(n)
+    m = call.plan(n, frames)
     # What the model itself pools a frame to; a subclass may do so in its own way.
     frame = torch.empty(1, n, 1, device="meta")
     pooled = cast("Any", type(call.base)).apply_pooling(call.base, frame).shape[1]
     full = frames * int(pooled) + 1
+    if m != n and call.plan(n) == n:  # reduced over frames alone, which are pooled before
+        m = call.plan(int(pooled), frames)
     short = full if m == n else frames * m + 1
     return [VisualSpan(full, short, frames, 1, n)] * len(call.pixels)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenzoo.adapter import Adapter
+from tokenzoo.adapter import Adapter, TokenPlan
 from tokenzoo.hooks import Undo
 from tokenzoo_adapters.hf.vlm.placeholders import VisualSpan
 from tokenzoo_adapters.hf.vlm.streams import ExtraStream
@@ -34,6 +34,7 @@ class Modality:
         spans: how many placeholders each image or video has (`spans.py`, `anyres.py`).
         features: the method of the bare model that encodes them.
         sizes: the argument with the size or grid of each, if the number of placeholders depends on it.
+        stacked: of a model with a batched tower, whether the pixels are videos `[videos, frames, 3, h, w]`.
     """
 
     pixels: str
@@ -41,6 +42,7 @@ class Modality:
     spans: SpanRule
     features: str = "get_image_features"
     sizes: str = ""
+    stacked: bool = False
 
     @property
     def kind(self) -> str:
@@ -135,8 +137,8 @@ class SpanCall:
         pixels: the argument with the pixels or patches.
         sizes: the argument with sizes or grids; None: the modality has none.
         given: all arguments.
-        plan: maps the tokens of one image, tile, frame or grid to those of them that enter the language
-            model. A token is a group where the projector joins patches.
+        plan: maps the tokens of one image, tile, frame or grid, and the frames of its video, to those of
+            them that enter the language model. A token is a group where the projector joins patches.
     """
 
     spec: VisionLanguageSpec
@@ -145,7 +147,7 @@ class SpanCall:
     pixels: Any
     sizes: Any
     given: Mapping[str, Any]
-    plan: Callable[[int], int]
+    plan: TokenPlan
 
     def tokens(self) -> int:
         """Tokens of one image, tile or frame, by the height and width of its pixels: `[..., h, w]`."""

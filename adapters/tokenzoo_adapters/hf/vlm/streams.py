@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenzoo.hooks import get_state
-from tokenzoo.layouts import SizeBucket, TokenLayout
+from tokenzoo.layouts import PackedLayout, SizeBucket, TokenLayout
 from tokenzoo.layouts.base import masses
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import full_precision
@@ -70,6 +70,8 @@ def carried(rows: Tensor, end: TokenLayout) -> Tensor:
         `[m, c']`.
     """
     begin: TokenLayout = getattr(rows, _LEFT, None) or end.begun()
+    if isinstance(begin, PackedLayout) and isinstance(end, PackedLayout) and end.videos:
+        begin = begin.by_video(end.videos)
     begin, end = begin.projected(0), end.projected(0)
     parts = zip(begin.split(rows), begin.buckets, end.buckets, strict=True)
     return end.join([_joined(*each) for each in parts])

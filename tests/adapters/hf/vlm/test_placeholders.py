@@ -272,7 +272,7 @@ def test_values_that_are_not_one_per_token(shape: tuple[int, ...]) -> None:
     ("options", "text"),
     [
         ({"full": 0}, "full=0; it must be an int >= 1"),
-        ({"short": 0}, "short=0"),
+        ({"short": -1}, "short=-1"),
         ({"short": 2.0}, "short=2.0"),
         ({"units": 0}, "units=0"),
         ({"fixed": -1}, "fixed=-1; it must be an int >= 0"),

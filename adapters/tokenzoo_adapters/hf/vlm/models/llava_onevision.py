@@ -14,7 +14,13 @@ LLAVA_ONEVISION = VisionLanguageSpec(
     bare="LlavaOnevisionModel",
     modalities=(
         IMAGES,
-        Modality("pixel_values_videos", "video_token_id", pooled_frames, "get_video_features"),
+        Modality(
+            "pixel_values_videos",
+            "video_token_id",
+            pooled_frames,
+            "get_video_features",
+            stacked=True,
+        ),
     ),
     reads=LAYERS,
     select=STRATEGY,

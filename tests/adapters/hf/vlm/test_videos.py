@@ -63,7 +63,7 @@ def expected(model: Any, given: Any, x: Tensor) -> list[Tensor]:
 
 
 def read(model: Any, given: Any) -> dict[str, Tensor]:
-    """What the language model reads of each token: features, and where there are such, places and deepstack."""
+    """What the language model reads of each token: features, places, deepstack."""
     with entering(model) as calls:
         logits(model, given)
     told = calls[0]
@@ -114,14 +114,14 @@ def test_frames_without_tokens_have_no_place_in_a_prompt() -> None:
 
 @pytest.mark.parametrize("kind", ["llava", "internvl", "minicpmv4_6"])
 def test_where_frames_are_not_known_it_is_refused(kind: str) -> None:
-    with pytest.raises(MissingEvidenceError, match="needs frames at Stage.PROJECTED"):
+    with pytest.raises(MissingEvidenceError, match=r"needs frames at Stage\.PROJECTED"):
         tokenzoo.build(over_frames(0.5)).attach(whole(kind))
 
 
 def test_it_is_a_step_after_the_projector() -> None:
     (step,) = over_frames(0.5).steps
     early = Recipe(replace(step, stage=tokenzoo.Stage.FEATURES), keep=0.5)
-    with pytest.raises(MissingEvidenceError, match="needs frames at Stage.FEATURES"):
+    with pytest.raises(MissingEvidenceError, match=r"needs frames at Stage\.FEATURES"):
         tokenzoo.build(early).attach(whole("qwen2_vl"))
 
 

@@ -57,8 +57,8 @@ class Attachment(ActiveRecipe, Protocol):
         """Whether all tokens are there again after each block (`restore=True`)."""
         ...
 
-    def plan(self, tokens: int | None = None) -> TokenBudget:
-        """The tokens at every point, for an image of so many."""
+    def plan(self, tokens: int | None = None, frames: int = 1) -> TokenBudget:
+        """The tokens at every point, for an image of so many, or a frame of a video."""
         ...
 
     def visual_tokens(self, tokens: int, frames: int = 1) -> int:

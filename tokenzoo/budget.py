@@ -89,6 +89,8 @@ class TokenBudget:
         patches: how many patches make one token (Qwen: 2 x 2).
         reach: for each block, the number of tokens of the full image that one token attends to (a
             window); 0: all; (): all, in every block.
+        frames: of the video that this is a frame of; 1: it is an image.
+        fewer: for each step that merges frames, the first block with fewer, and how many are left then.
     """
 
     tokens: int
@@ -102,9 +104,12 @@ class TokenBudget:
     hidden: int
     patches: int = 1
     reach: tuple[int, ...] = ()
+    frames: int = 1
+    fewer: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "entering", "features", "width", "hidden", "patches"):
+        counts = ("tokens", "entering", "features", "width", "hidden", "patches")
+        for name in (*counts, "frames"):
             check_count(name, getattr(self, name))
         check_count("prefix", self.prefix, least=0)
         for count in self.reach:
@@ -137,20 +142,34 @@ class TokenBudget:
         """The blocks' operations, as a ratio to those of the unreduced tower (see `block_flops`).
 
         The cost of the reduction itself is not included: this is a lower bound of the relative latency. A
-        window is assumed to lose the same share of its tokens as the image.
+        window is assumed to lose the same share of its tokens as the image. Of a video it is the mean over
+        its frames.
         """
         if not self.blocks:
             return 1.0
         depth = len(self.blocks)
-        whole = replace(self, entering=self.tokens, blocks=(self.tokens,) * depth)
+        blocks = (self.tokens,) * depth
+        whole = replace(self, entering=self.tokens, blocks=blocks, fewer=())
         return self.operations / whole.operations
 
     @property
     def operations(self) -> float:
-        """The operations of all blocks for one image, as counted by `block_flops`."""
+        """The operations of all blocks for one image or frame, as counted by `block_flops`."""
         before = (self.entering, *self.blocks)
         reach = self.reach or (0,) * len(self.blocks)
-        return sum(map(self._operations, before, self.blocks, reach))
+        each = [*map(self._operations, before, self.blocks, reach)]
+        for block, left in reversed(self.fewer):
+            each = [*each[:block], sum(each[block:]) * left / self.frames_before(block)]
+        return sum(each)
+
+    def frames_before(self, block: int) -> int:
+        """Frames of the video that are there before the step at a block."""
+        return [self.frames, *(left for at, left in self.fewer if at < block)][-1]
+
+    @property
+    def frames_left(self) -> int:
+        """Frames of the video that leave the tower."""
+        return self.fewer[-1][1] if self.fewer else self.frames
 
     def _operations(self, before: int, after: int, reach: int) -> float:
         seen = None
@@ -181,4 +200,8 @@ class TokenBudget:
             steps = [str(n) if k is None else f"{n} from layer {k} on" for k, n in self.layers]
             later.append(("llm", ", ".join(steps)))
         rows[3:3] = later
+        if self.fewer:
+            said = ", ".join(f"{left} from block {at} on" for at, left in self.fewer)
+            said = f"{self.frames}, {said}"
+            rows.insert(1, ("frames", said))
         return "\n".join(f"{name:<10}  {value}" for name, value in rows)

@@ -220,6 +220,8 @@ class Recipe:
         layers: list[tuple[int | None, int]] = []
         for step in self.steps:
             stage = step.stage.name
+            if stage == "frames":  # it leaves as many tokens of each frame that is left
+                continue
             counts = step.counts(at, depth if stage == "block" else 1, keep, prefix)
             at = counts[-1]
             if stage == "block":

@@ -11,19 +11,22 @@ from tokenzoo.errors import BadArgumentError
 
 @dataclass(frozen=True)
 class Stage:
-    """A position in the pipeline: image, embedded, block, features, projected or llm.
+    """A position in the pipeline: image, embedded, frames, block, features, projected or llm.
 
     `Stage.BLOCK` is all blocks of the tower, of which the schedule chooses; `Stage.LLM(16)` is one layer.
+    `Stage.FRAMES(3)` is before block 3 of the tower: there a video gets fewer frames, and each "token" of
+    the step is a whole frame.
     """
 
     name: str
     layer: int | None = None
 
     NAMES: ClassVar[tuple[str, ...]] = (
-        *("image", "embedded", "block", "features", "projected", "llm"),
+        *("image", "embedded", "frames", "block", "features", "projected", "llm"),
     )
     IMAGE: ClassVar[Stage]
     EMBEDDED: ClassVar[Stage]
+    FRAMES: ClassVar[Stage]
     BLOCK: ClassVar[Stage]
     FEATURES: ClassVar[Stage]
     PROJECTED: ClassVar[Stage]
@@ -37,9 +40,9 @@ class Stage:
             )
         if self.layer is None:
             return
-        if self.name not in ("block", "llm"):
+        if self.name not in ("frames", "block", "llm"):
             raise BadArgumentError(
-                f"stage {self.name!r} has no layers; only 'block' and 'llm' have"
+                f"stage {self.name!r} has no layers; only 'frames', 'block' and 'llm' have"
             )
 
     def __call__(self, layer: int) -> Stage:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from math import isqrt
+from typing import cast
 
 from torch import Tensor
 
@@ -84,6 +85,7 @@ def pool_frames(
         (side, side) if side * side == m else None,
         features=m,
         projected=budget(m).projected,
+        mass=None if one.mass is None else one.mass[:, :1].expand(-1, m),  # of whole frames
         evidence=None if one.evidence is None else pooled_evidence(one.evidence, pool),
         layers=tuple((name, pooled_evidence(shown, pool)) for name, shown in one.layers),
     )
@@ -119,6 +121,8 @@ def reduce_projected(
     if videos is not None:
         frames = videos(sum(len(one.images) for one in tower.buckets) or len(output))
         tower = tower.by_video(frames)
+        if state.frames:
+            tower = with_all_frames(tower, *state.frames)
     layout = tower.projected(reaching)
     parts = layout.split(output)
     evidence = _renewed(None, parts, layout)
@@ -132,8 +136,24 @@ def reduce_projected(
         options.tick()
         output = after.layout.join(parts)
         tower = tower.reduced(after.layout.buckets)
+    elif state.frames:
+        output = layout.join(parts)
     buckets = [replace(one, evidence=None, layers=()) for one in tower.buckets]
     return output, replace(state, layout=tower.with_buckets(buckets), finished=True)
+
+
+def with_all_frames(layout: TokenLayout, frames: int, left: int) -> TokenLayout:
+    """The layout of videos of which fewer frames are left: what comes of them has rows for all frames.
+
+    Args:
+        layout: of the videos.
+        frames: of each at first.
+        left: of each now.
+    """
+    batched = cast("BatchedLayout", layout)
+    one = batched.bucket
+    planned = None if one.projected is None else one.projected // left * frames
+    return replace(batched, buckets=(replace(one, projected=planned),), slots=frames)
 
 
 def _with_text(

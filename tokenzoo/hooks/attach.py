@@ -17,18 +17,16 @@ from tokenzoo.errors import (
     AttachError,
     BadArgumentError,
     BudgetError,
-    MissingEvidenceError,
     PluginError,
     UnsupportedModelError,
 )
-from tokenzoo.evidence import layer_of
 from tokenzoo.hooks import regional_compile as regional
+from tokenzoo.hooks.fit import check_fit as check_fit
 from tokenzoo.hooks.graph_capture import refuse_programs
 from tokenzoo.hooks.handle import MARK, Attached, When
 from tokenzoo.hooks.reduction import Event, Options
 from tokenzoo.hooks.sharding import refuse_sharded
-from tokenzoo.parts import Assigner, Selector, walk
-from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.recipe import Recipe
 
 
 def attach(
@@ -164,7 +162,8 @@ def _check_budget(attached: Attached) -> None:
     if tokens is None:
         return
     try:
-        attached.plan(tokens)
+        for frames in (1, 2):
+            attached.plan(tokens, frames)
     except BudgetError as error:
         if not adapter.dynamic_size:
             raise
@@ -174,121 +173,3 @@ def _check_budget(attached: Attached) -> None:
             "smaller images may reach the budget, and a pass that cannot raises this error",
             stacklevel=4,  # the caller of Method.attach
         )
-
-
-def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = False) -> None:
-    """See that a recipe and a model go together, by what the adapter says; nothing is run.
-
-    Args:
-        recipe: to be attached.
-        adapter: of the model, which may be on the meta device.
-        name: of the model's class, for the messages.
-        restore: see `Method.attach`.
-
-    Raises:
-        AttachError: the model has no such stage, or the recipe asks for what it cannot do.
-        MissingEvidenceError: the recipe needs what the model cannot show.
-    """
-    if len(recipe.steps) > 1 and recipe.step_at(Stage.IMAGE) is not None:
-        raise AttachError(
-            "a step at stage 'image' must be the only step: later ones would be planned for the whole image"
-        )
-    for step in recipe.steps:
-        if step.stage.name not in adapter.stages:
-            raise AttachError(
-                f"this recipe works at {step.stage!r}; {name} can be reduced at "
-                f"{', '.join(sorted(adapter.stages))}{adapter.no_other_stage}. On the features "
-                "themselves: zoo.reduce(x, ...)"
-            )
-        if step.stage.name == "block" and step.stage.layer is not None:
-            raise AttachError(
-                f"{step.stage!r}: a step at the blocks names no layer; its schedule chooses the blocks"
-            )
-        if step.prefix == "drop":
-            raise AttachError(
-                f"prefix='drop' at {step.stage!r}: a model reads its CLS and register tokens itself; leave "
-                "prefix='keep' (a language model gets no CLS or register tokens either way)"
-            )
-    inside = any(step.stage.name in ("block", "features") for step in recipe.steps)
-    if adapter.all_tokens and inside and not restore:
-        raise AttachError(
-            f"{name} needs all tokens after its blocks: {adapter.all_tokens}. Attach with "
-            "restore=True, which restores them after the last block; or write an Adapter "
-            "whose install() counts masses"
-        )
-    if restore and adapter.projector:
-        raise AttachError(
-            f"restore=True: the projector of {name} reads the output of the tower's blocks and would "
-            f"get all tokens again: use restore=False, or attach to a tower without a projector"
-        )
-    for step in recipe.steps:
-        parts = walk(step.matcher)
-        if any(isinstance(part, Assigner) and part.extra for part in parts):
-            inside = adapter.positional and step.stage.name == "block"
-            follows = inside or adapter.layout_class.ordered
-            who = {f"the attention of {name}": follows, "restore=True": restore}
-            for asking in (asking for asking, asks in who.items() if asks):
-                raise AttachError(
-                    f"this recipe makes new tokens, which have no position in the image, and {asking} "
-                    "needs positions: choose an assigner that joins tokens to kept ones"
-                )
-    for step in recipe.steps:
-        _check_ragged(recipe, step, adapter, name)
-        # The parts of a step at the image choose nothing: the adapter makes a smaller image.
-        shown = adapter.provides_at(step.stage.name)
-        if step.stage.name == "block":
-            shown |= {"depth"}  # a site knows which block it is
-        missing = sorted(
-            need
-            for need in (step.needs if step.stage.name != "image" else ())
-            if need not in shown and not _shown_by_another(need, step.stage.name, adapter)
-        )
-        if missing:
-            hint = ""
-            if "cls_attention" in missing and "received_attention" in shown:
-                hint = ": without a CLS token, ReceivedAttention() in place of CLSAttention()"
-            if "text" in missing and "text" in adapter.provides_at("projected"):
-                hint = ": text is there in the language model's space, at Stage.PROJECTED"
-            raise MissingEvidenceError(
-                f"this recipe needs {', '.join(missing)} at {step.stage!r}; {name} provides "
-                f"{', '.join(sorted(shown))} at this stage. Choose a part that needs one of these{hint}"
-            )
-
-
-def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> None:
-    """Raise if how many tokens stay comes from the data, where nothing can go by that.
-
-    Raises:
-        AttachError: the prompts of a language model are written before; a packed sequence has no padding;
-            or the attention of later blocks would not know which tokens are padding.
-    """
-    parts = walk(step.matcher)
-    if not any(isinstance(part, Selector) and part.ragged for part in parts):
-        return
-    wants = "How many tokens stay comes from the data with this recipe, and "
-    if not adapter.layout_class.pads:
-        raise AttachError(
-            f"{wants}the packed sequence of {name} cannot hold padding tokens: use the variant of "
-            "the recipe with a fixed token count"
-        )
-    if step.stage.name in ("projected", "llm") or adapter.projector:
-        raise AttachError(
-            f"{wants}the prompts of {name} need a token count that is known in advance: use the variant of "
-            "the recipe with a fixed token count, or attach to the vision tower alone"
-        )
-    if step.stage.name == "block" and not recipe.proportional_attention:
-        raise AttachError(
-            f"{wants}padding tokens have mass 0, which the attention of later blocks must use: "
-            "Recipe(..., proportional_attention=True)"
-        )
-
-
-def _shown_by_another(need: str, stage: str, adapter: Adapter) -> bool:
-    """Whether a block of the tower shows this to a step after the last one: "cls_attention@5"."""
-    name, _, _ = need.partition("@")
-    layer = layer_of(need)
-    if layer is None or stage not in ("features", "projected"):
-        return False
-    # Its queries and keys travel on, and what was computed of them: not the attention itself.
-    shown = adapter.provides_at(stage) - {"attention", "grid", "x", "mass", "text"}
-    return name in shown and adapter.layer(layer) is not None

@@ -77,15 +77,20 @@ class Attached:
         finally:
             self._pauses.pop()
 
-    def plan(self, tokens: int | None = None) -> TokenBudget:
-        """The patch tokens after each block, for an image of so many (None: the model's own size)."""
+    def plan(self, tokens: int | None = None, frames: int = 1) -> TokenBudget:
+        """The patch tokens after each block.
+
+        Args:
+            tokens: of an image or a frame; None: of one of the model's own size.
+            frames: of the video, where this is a frame.
+        """
         if tokens is None:
             tokens = self.adapter.tokens()
         if tokens is None:
             raise AttachError(
                 "this model takes images of any size: pass the number of patch tokens, as in plan(196)"
             )
-        return self._passes.budget(check_count("tokens", tokens))
+        return self._passes.budget(check_count("tokens", tokens), check_count("frames", frames))
 
     def visual_tokens(self, tokens: int, frames: int = 1) -> int:
         """Count the tokens that the language model reads of an image, or of a frame of a video.

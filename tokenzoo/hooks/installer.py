@@ -139,6 +139,7 @@ class Installer:
             idle=passes.idle,
             options=self.options,
             names=passes.named.get(index, ()),
+            frames=passes.frames_of(index),
         )
 
 

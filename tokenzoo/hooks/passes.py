@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
 from tokenzoo.hooks.after_blocks import pool_frames, reduce_projected
+from tokenzoo.hooks.budgets import Budgets, block_of
+from tokenzoo.hooks.frames import FrameStep, merge_frames
 from tokenzoo.hooks.graph_capture import refuse_jit
 from tokenzoo.hooks.reduction import Options, Place
 from tokenzoo.hooks.state import (
@@ -29,7 +31,7 @@ from tokenzoo.hooks.state import (
 )
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.layouts import SizeBucket
-from tokenzoo.recipe import Recipe, Stage
+from tokenzoo.recipe import Recipe, Stage, Step
 
 
 class LastPass(PerThread):
@@ -78,23 +80,34 @@ class Passes:
             index = adapter.layer(layer)
             if index is not None:
                 self.named[index] = (*self.named.get(index, ()), layer)
-        self.budgets: dict[int, TokenBudget] = {}
+        self.budgets = Budgets(recipe, adapter)
         self.last = LastPass()
 
-    def budget(self, tokens: int) -> TokenBudget:
-        """What is planned for an image of so many patch tokens."""
-        if tokens not in self.budgets:
-            adapter = self.adapter
-            self.budgets[tokens] = self.recipe.budget(
-                tokens,
-                max(self.depth, 1),  # a tower whose blocks are not known counts as one
-                prefix=adapter.prefix,
-                width=adapter.width,
-                hidden=adapter.mlp_dim,
-                patches=adapter.group,
-                reach=adapter.reach,
-            )
-        return self.budgets[tokens]
+    def budget(self, tokens: int, frames: int = 1) -> TokenBudget:
+        """What is planned for an image, or a frame of a video, of so many patch tokens."""
+        return self.budgets.of(tokens, frames)
+
+    def frames_of(self, index: int) -> FrameStep | None:
+        """What makes fewer frames of a video before a block; None: nothing does."""
+        step = next((step for step in self.budgets.frames if block_of(step) == index), None)
+        return None if step is None else partial(self._merge_frames, step)
+
+    def _merge_frames(
+        self, step: Step, x: Tensor, state: ReductionState
+    ) -> tuple[Tensor, ReductionState]:
+        if state.steps.trial or state.steps is NO_STEPS:
+            return x, state
+        frames = max(self._videos_of(state)(x.shape[0]), default=1)
+        if frames == 1:
+            return x, state
+        block = block_of(step)
+        before = state.frames[0] if state.frames else frames
+        left = dict(self.budget(state.bucket.first, before).fewer)[block]
+        if left == frames:
+            return x, state
+        videos = self._videos_of(state)(x.shape[0])
+        place = Place("frames", block, self.adapter.blocks()[block].name)
+        return merge_frames(x, state, step, videos, left, place, self.options)
 
     def sites(self) -> range:
         """Indices of the blocks that are spliced: all, or the last, or none."""
@@ -102,7 +115,8 @@ class Passes:
             return range(self.depth)
         alone = self.steps.features is not None or self.steps.keeps_evidence or bool(self.named)
         first = self.depth - 1 if alone else self.depth
-        return range(min([first, *self.named]), self.depth)
+        frames = map(block_of, self.budgets.frames)
+        return range(min([first, *self.named, *frames]), self.depth)
 
     def idle(self) -> bool:
         """Whether nothing is to be reduced now."""
@@ -178,13 +192,20 @@ class Passes:
         text = partial(adapter.text, "projected") if self.reads_text else None
         videos = None
         if self.steps.joins_frames:
-            videos = adapter.videos
+            videos = self._videos_of(state)
             output, state = pool_frames(output, state, adapter.pool_frames, self.budget)
         output, state = reduce_projected(output, state, reaching, place, options, text, videos)
         if owned:  # the tower hands it on as its last hidden state
             set_state(args[0], state)
         self._keep(state)
         return output
+
+    def _videos_of(self, state: ReductionState) -> Callable[[int], Sequence[int]]:
+        """Frames of each video that are left, by the number of rows."""
+        if not state.frames:
+            return self.adapter.videos
+        left = state.frames[1]
+        return lambda rows: (left,) * (rows // left)
 
     def check_outside(self) -> None:
         """Raise if the last pass ran inside a transform of torch.func."""
@@ -210,12 +231,17 @@ class Passes:
         reduces = self.active() and not self.small
         if self.active():
             refuse_jit()
-        plan = self._planned if reduces else self._whole
+        frames = (
+            max(self.adapter.videos(x.shape[0]), default=1)
+            if self.budgets.frames and reduces
+            else 1
+        )
+        plan = partial(self._planned, frames=frames) if reduces else self._whole
         buckets = [plan(one) for one in layout.buckets]
         return ReductionState(self.steps if reduces else NO_STEPS, layout.with_buckets(buckets))
 
-    def _planned(self, one: SizeBucket) -> SizeBucket:
-        budget = self.budget(one.first)
+    def _planned(self, one: SizeBucket, frames: int) -> SizeBucket:
+        budget = self.budget(one.first, frames)
         counts = {"counts": budget.blocks, "features": budget.features}
         return replace(one, **counts, projected=budget.projected)
 

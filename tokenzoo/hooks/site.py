@@ -2,18 +2,17 @@
 
 A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduce in between:
 
-    the first module of branch2   a pre-hook: reduce x to m tokens, remember them, hand them on
+    the first module of branch2   a pre-hook: reduce x to m tokens, remember them, pass them on
     the last module of branch2    a hook: remember its output y [b, m, c], return a view of n tokens,
                                   so that the block's own addition fits
     the block                     a hook: return reduced + y; what the block itself added is ignored
 
 Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
-`restore`, the block's hook returns all tokens again, for whoever reads or changes them in between, and the
-next block takes its few tokens from these. After the last block the hook also takes the step of the stage
-"features", if there is one.
+`restore`, the block's hook returns all tokens again, for whoever reads or changes them, and the next block
+takes its few tokens from these. After the last block the hook also takes the step of the stage "features".
 
-Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21).
-Then the hooks of the modules inside run alone: the first of them finds the state on the tokens themselves.
+Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21): the
+hooks of the modules inside run alone, and the first of them finds the state on the tokens themselves.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.hooks.after_blocks import reduce_features
+from tokenzoo.hooks.frames import FrameStep
 from tokenzoo.hooks.graph_capture import refuse_graphs, refuse_symbols
 from tokenzoo.hooks.hook_order import hook_first as hook_first
 from tokenzoo.hooks.hook_order import put_first
@@ -60,6 +60,7 @@ class Site:
         idle: whether nothing is to be reduced now; then tokens without a state are no error.
         options: of the attachment.
         names: layer names under which later steps ask for this block's evidence.
+        frames: makes fewer frames of a video of what enters this block; None: there is no such step here.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Site:
         idle: Callable[[], bool],
         options: Options,
         names: tuple[Layer, ...] = (),
+        frames: FrameStep | None = None,
     ) -> None:
         self.index = index
         self.path = path
@@ -82,6 +84,7 @@ class Site:
         self.idle = idle
         self.options = options
         self.names = names
+        self.frames = frames
         self.run = HookState()
         self.leaving = 0  # the id of the block's hook, from `install`
 
@@ -133,6 +136,8 @@ class Site:
             self.run.whole = x
             if state.restored:
                 x, state = reduced_tokens(x, state), replace(state, restored=False)
+        if self.frames is not None:
+            x, state = self.frames(x, state)
         self.run.state, self.run.called = state, True
         self.run.learns = torch.is_grad_enabled()
         if self.path.branch1_in and get_state(x) is not state:
@@ -156,8 +161,7 @@ class Site:
     def open_tap(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watch the attention, where something of it is needed."""
         del attention
-        state = self._state()
-        layout, steps = state.layout, state.steps
+        layout, steps = (state := self._state()).layout, state.steps
         places = None if layout.segmented else layout.places
         reduces = steps.watches and state.surplus(self.index)
         wanted = reduces or self._feeds_later_step(state) or self._ends_encoder(state)
@@ -166,7 +170,7 @@ class Site:
             x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
             bias = layout.log_mass(x.device)
         if wanted or places is not None or bias is not None:
-            # An attention that runs a second time in one block is seen twice, which is an error.
+            # An attention that runs a second time in a block is seen twice, which is an error.
             if self.run.tap is None:
                 segmented = layout.segmented
                 receives = reduces and steps.receives and not segmented
@@ -187,11 +191,8 @@ class Site:
         del module
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
-        surplus, feeds, ends = (
-            state.surplus(self.index),
-            self._feeds_later_step(state),
-            self._ends_encoder(state),
-        )
+        surplus, feeds = state.surplus(self.index), self._feeds_later_step(state)
+        ends = self._ends_encoder(state)
         check_length(x, state, self.path.name)
         self._check_calls(state)
         if not (surplus or feeds or ends):
@@ -222,7 +223,7 @@ class Site:
         return None if self.run.reduced is None else (self.run.reduced, *args[1:])
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Remember the second branch; return something of the length that the block's addition expects."""
+        """Remember the second branch; return something of the length that the block adds."""
         del module, args
         if self.run.reduced is None:
             return None
@@ -242,8 +243,7 @@ class Site:
             output = output.view_as(output)  # never tag the caller's own tensor
         fired = (*state.fired, state.layout.counted(output))
         ends = self.finish is not None and not state.steps.trial
-        # Not by `replace`, which takes longer: this runs in every block.
-        state = ReductionState(state.steps, state.layout, fired, finished=ends)
+        state = ReductionState(state.steps, state.layout, fired, False, ends, state.frames)
         if ends:
             place, evidence = Place("features", self.index, self.path.name), self.run.evidence
             output, state = reduce_features(output, state, evidence, place, self.options)

@@ -95,6 +95,7 @@ class ReductionState:
         layout: where the tokens are, and per size of image what has become of them.
         fired: after each block so far, the tokens of an image of each bucket.
         restored: whether the tensor that carries this state has all first tokens again (`reduced_tokens`).
+        frames: of each video of the pass, how many frames it had, and how many are left; (): all are there.
         finished: whether the last block has run.
     """
 
@@ -103,6 +104,7 @@ class ReductionState:
     fired: tuple[tuple[int, ...], ...] = ()
     restored: bool = False
     finished: bool = False
+    frames: tuple[int, ...] = ()
 
     @property
     def bucket(self) -> SizeBucket:

@@ -30,12 +30,14 @@ class BatchedLayout(TokenLayout):
         tracked: whether positions act inside the attention, so that each token must know its place.
         absent: of the prefix tokens, how many are not in the tensor (a projector dropped them).
         frames: rows of the tensor that are one image, after each other: the frames of a video.
+        slots: rows of the tensor that is made of what is left of a video; 0: as many as frames.
     """
 
     raster: Grid | None = None
     tracked: bool = False
     absent: int = 0
     frames: int = 1
+    slots: int = 0
     _places: Tensor | None = None
 
     @classmethod
@@ -112,8 +114,8 @@ class BatchedLayout(TokenLayout):
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
         (x,) = parts
-        if self.frames > 1:
-            x = x.reshape(x.shape[0] * self.frames, -1, x.shape[2])
+        if self.frames > 1 or self.slots:
+            x = x.reshape(x.shape[0] * (self.slots or self.frames), -1, x.shape[2])
         if self.absent:
             return x[:, self.absent :]
         if self.group == 1:

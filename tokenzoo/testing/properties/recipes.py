@@ -42,6 +42,8 @@ def budget_kept(subject: Recipe, tower: Tower) -> None:
     tokens = Tokens.of(start.x, prefix=tower.prefix)
     dropped = torch.zeros(start.images)
     for step in subject.steps:
+        if step.stage.name == "frames":  # frames are not tokens
+            continue
         planned = _planned(budget, step, tower.depth)
         for site, count in enumerate(planned):
             patches = tokens.x.shape[1] - tower.prefix

@@ -54,7 +54,11 @@ def _adapter(spec: VisionLanguageSpec, model: Any, base: Any) -> VisionLanguageA
     if reason is not None:
         raise UnsupportedModelError(f"{name} {reason}")
     check_decoder(getattr(base, spec.language), name)
-    inside = tower.stages & {"block", "features"} if len(_read(spec, base.config)) < 2 else ()
+    inside = (
+        tower.stages & {"block", "features"} if len(_read(spec, base.config)) < 2 else set[str]()
+    )
+    if inside and not tower.prefix and any(modality.stacked for modality in spec.modalities):
+        inside |= {"frames"}
     return VisionLanguageAdapter(
         spec,
         model,

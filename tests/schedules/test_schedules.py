@@ -19,6 +19,7 @@ from tokenzoo.schedules import (
     Mean,
     Once,
     PerBlock,
+    Share,
     Skip,
     tokenzoo_schedules,
 )
@@ -134,7 +135,7 @@ def test_fixed_removals_are_padded_and_capped_by_the_matcher() -> None:
     assert Explicit((40, 0, 7)).counts(50, 4, 1, halved) == (25, 25, 18, 18)
     assert Explicit((40, 0, 70)).counts(50, 4, 1, one) == (10, 10, 1, 1)
     for kind in tokenzoo_schedules().values():  # only these ignore keep
-        assert kind.uses_keep != issubclass(kind, Fixed)
+        assert kind.uses_keep != issubclass(kind, Fixed | Share)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from tokenzoo.hooks.reduction import Event
 from tokenzoo.matchers import Bipartite, Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.parts import Scorer
-from tokenzoo.schedules import Once, Share
+from tokenzoo.schedules import Share, Skip
 from tokenzoo.scorers import Similarity
 
 FILMS = Batch(
@@ -131,6 +131,6 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_frames_are_merged_before_their_tokens() -> None:
-    early = Step(Stage.BLOCK, Once(0), INSIDE.matcher, INSIDE.merger)
+    early = replace(INSIDE, schedule=Skip(0, 1))
     with pytest.raises(BudgetError, match="start the schedule of the blocks at block 1"):
         tokenzoo.build(Recipe(MERGE, early, LAST, keep=0.25)).attach(whole("llava_onevision"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
+from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, SetShares, StaticWindows
 
 from .among import Among as Among
 from .among import JoinFirst as JoinFirst
@@ -30,6 +31,7 @@ from .split import Every as Every
 from .split import Halves as Halves
 from .split import Parity as Parity
 from .split import Split as Split
+from .static_dynamic import StaticDynamic as StaticDynamic
 from .strided import Strided as Strided
 from .then import REST as REST
 from .then import Then as Then
@@ -39,7 +41,7 @@ from .top_k import TopK as TopK
 
 @hookimpl
 def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
-    """Return the built-in matchers, selectors, assigners, splits and protections."""
+    """Return the built-in matchers, selectors, assigners, splits, protections and segmenters."""
     return {
         "bipartite": Bipartite,
         "by_depth": ByDepth,
@@ -49,6 +51,12 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "every": Every,
         "protect": Protect,
         "select_assign": SelectAssign,
+        "static_dynamic": StaticDynamic,
+        "frame_windows": FrameWindows,
+        "scene_cuts": SceneCuts,
+        "static_windows": StaticWindows,
+        "density_runs": DensityRuns,
+        "set_shares": SetShares,
         "top_k": TopK,
         "strided": Strided,
         "lattice": Lattice,

@@ -37,7 +37,7 @@ from tokenzoo.reduce import Reduced
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import CLSAttention, FeatureNorm, GraphEnergy, Similarity
 from tokenzoo.scorers.raters import raters
-from tokenzoo.temporal import SetShares
+from tokenzoo.temporal.set_counts import share_of_units
 from tokenzoo.temporal.tubes import tubes
 from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, unit
@@ -803,7 +803,7 @@ def holitom(case: Case) -> None:
         segment = step.matcher.segments.segment(evidence(x.flatten(1, 2), frames=f))
         units = tubes(x.flatten(1, 2), segment, step.matcher.threshold, step.matcher.rule)
         sizes = Sets.of(units).sizes[:, :-1]
-        retain = step.matcher.shares.share_of_units(sizes, f * n)[:, 0]
+        retain = share_of_units(sizes, f * n, share)[:, 0]
         outputs: list[dict[str, Tensor]] = []
         for i, end in enumerate(found.plan.lengths):
             frames = segment[i].bincount()
@@ -859,7 +859,7 @@ def holitom_inner(case: Case) -> None:
 
 
 def starts(case: Case, length: int, tokens: int) -> list[int]:
-    """Where the visual tokens of a prompt can begin, such that all others are kept; first what a file says."""
+    """Where the visual tokens of a prompt can begin, such that all others are kept."""
     if "start" in case.params:
         return [case.params["start"]]
     kept = set(case.outputs["keep"].flatten().tolist())
@@ -871,8 +871,47 @@ def starts(case: Case, length: int, tokens: int) -> list[int]:
     return sorted(fits, key=lambda start: start != 14)
 
 
+def fastvid(case: Case) -> None:
+    """The whole prompt, with the clip in it; `keep` counts all of it."""
+    hidden, attention = case.inputs["hidden"], case.batch("frame_attn", 2)
+    pooled = case.batch("frame_global", 3)
+    f, n = pooled.shape[1], attention.shape[1] // pooled.shape[1]
+    names = {"c": "segments", "tau": "threshold", "d": "context", "p": "every", "beta": "blend"}
+    options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
+    options |= {"retained": case.params["ratio"], "frame_features": "frame"}
+    global_x = pooled.repeat_interleave(n, 1)
+    (step,) = tokenzoo.build("fastvid", **options).recipe.steps
+
+    def compare(start: int) -> None:
+        end = start + f * n
+        x = hidden[:, start:end]
+        shown = {"cls_attention": attention, "frames": f, "at": {"frame": {"x": global_x}}}
+        found = reduced("fastvid", x, shown, keep=1.0, **options)
+        frame = {"frame": evidence(global_x, frames=f)}
+        segment = step.matcher.segments.segment(evidence(x, frames=f, layers=frame))
+        outputs: list[dict[str, Tensor]] = []
+        for i, stop in enumerate(found.plan.lengths):
+            keep, held = found.plan.keep[i, :stop], found.plan.held[i, :stop]
+            salient = keep[held].view(f, -1)  # as many in each frame
+            outside = (torch.arange(start), torch.arange(end, hidden.shape[1]))
+            x = torch.cat([hidden[i, :start], found.x[i, :stop], hidden[i, end:]])
+            outputs.append(
+                {
+                    "keep": torch.cat([outside[0], keep + start, outside[1]]),
+                    "hidden": x,
+                    "segs": segment[i].bincount(),
+                    "context_num": (keep[~held] // n).bincount(minlength=f),
+                    "salient": salient % n,
+                }
+            )
+        ours = {name: rows([one[name] for one in outputs]) for name in outputs[0]}
+        case.compare(ours)
+
+    one_of(compare, *((start,) for start in starts(case, hidden.shape[1], f * n)))
+
+
 def prunevid(case: Case) -> None:
-    """`topk_sorted` is what the second stage keeps, a share of each set: see `SetShares`."""
+    """`topk_sorted` is what the second stage keeps, a share of each set."""
     x, attention = case.given("feat", "attn")
     sizes = case.outputs["windows"].reshape(-1, case.outputs["windows"].shape[-1])
     f = int(sizes[0].clamp_min(0).sum())
@@ -893,7 +932,7 @@ def prunevid(case: Case) -> None:
         )
         seen = evidence(found.x[i : i + 1, :end], text_attention=attention[i : i + 1, ..., :end])
         score = second.matcher.stay.scorer.score(seen)
-        kept = SetShares(case.params["alpha"], "set", "down", "down").counts(count[None], 0)
+        kept = (count.double() * case.params["alpha"]).floor()
         rank = place_in_group(of_token[None], places(descending(score)))[0]
         outputs.append(
             {
@@ -901,7 +940,7 @@ def prunevid(case: Case) -> None:
                 "static_sizes": of_window[0],
                 "dynamic_sizes": of_window[1],
                 "windows": windows,
-                "topk_sorted": (rank < kept[0, of_token]).nonzero()[:, 0],
+                "topk_sorted": (rank < kept[of_token]).nonzero()[:, 0],
             }
         )
     case.compare({name: rows([one[name] for one in outputs]) for name in outputs[0]})
@@ -949,7 +988,7 @@ MAPPINGS: dict[str, Callable[[Case], None]] = {
     for mapping in (
         *(tome, tome_model, pitome, visionzip, divprune, cdpruner, fastervlm, vispruner, fastv),
         *(dart, pdrop, sparsevlm, topk, evit, dpcknn, ats, prumerge, fopru, vscan, vscan_qwen),
-        *(trim, gprune, holitom, prunevid),
+        *(trim, gprune, holitom, fastvid, prunevid),
     )
 }
 

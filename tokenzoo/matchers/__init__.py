@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
-from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, SetShares, StaticWindows
+from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, StaticWindows
 
 from .among import Among as Among
 from .among import JoinFirst as JoinFirst
@@ -24,6 +24,7 @@ from .outliers import Outliers as Outliers
 from .per_window import PerWindow as PerWindow
 from .per_window import WholeRows as WholeRows
 from .protect import Protect as Protect
+from .salient_anchors import SalientAnchors as SalientAnchors
 from .sampled import Sampled as Sampled
 from .select_assign import SelectAssign as SelectAssign
 from .split import Alternate as Alternate
@@ -52,11 +53,11 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "protect": Protect,
         "select_assign": SelectAssign,
         "static_dynamic": StaticDynamic,
+        "salient_anchors": SalientAnchors,
         "frame_windows": FrameWindows,
         "scene_cuts": SceneCuts,
         "static_windows": StaticWindows,
         "density_runs": DensityRuns,
-        "set_shares": SetShares,
         "top_k": TopK,
         "strided": Strided,
         "lattice": Lattice,

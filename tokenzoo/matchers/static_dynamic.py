@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from tokenzoo._core.kinds import Count, Range
+from tokenzoo._core.kinds import Count, Range, Share, Words
 from tokenzoo._core.sorting import descending, first_highest, ordered, place_in_group, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Matcher, Scorer, token_scores
 from tokenzoo.temporal.density import density_peaks, squared_distances
 from tokenzoo.temporal.segmenter import Segmenter
-from tokenzoo.temporal.set_counts import SetShares, in_proportion
+from tokenzoo.temporal.set_counts import Counting, authors_counts, in_proportion
 from tokenzoo.temporal.tubes import Rule, Tubes, tubes
 from tokenzoo.token_map import TokenMap, take
 
@@ -28,9 +28,9 @@ class StaticDynamic(Matcher):
     ones of a frame. Of each set the density peaks stay (DPC-KNN), and the others join the nearest of them.
     With `dynamic`, the highest-scoring dynamic units stay instead, and the others are dropped.
 
-    With `shares=None` exactly `keep` tokens stay, each set in proportion to its units. If the clip has
-    fewer units than that, the tokens that differ most from their tubes stay on their own. `shares` has
-    the authors' own counts, which depend on the clip: `keep` is then the maximum.
+    Exactly `keep` tokens stay, each set in proportion to its units. If the clip has fewer units than
+    that, the tokens that differ most from their tubes stay on their own. With `retained` the counts are
+    those of the authors' code, which depend on the clip: `keep` is then the maximum.
 
     Args:
         segments: the segments.
@@ -38,7 +38,9 @@ class StaticDynamic(Matcher):
         rule: "neighbours": the cosine with the frame before, in all frames; "pairs": the mean cosine of all
             pairs of frames.
         dynamic: scores dynamic tokens; None: density peaks, as for static ones.
-        shares: the authors' counts; None: exactly `keep`.
+        retained: the share of the authors' own counts; None: exactly `keep`.
+        counting: how that share is counted: "clip", of all tokens (HoliTom), or "set", of each set
+            (PruneVid).
         k: nearest units that the density looks at, the unit itself counted.
         k_of_centres: the density looks at no more units than the set keeps (HoliTom).
         order: of the outputs: "groups", set after set; "position".
@@ -50,7 +52,8 @@ class StaticDynamic(Matcher):
     threshold: Annotated[float, Range(-1, 2)] = 0.8
     rule: Rule = "neighbours"
     dynamic: Scorer | None = None
-    shares: SetShares | None = None
+    retained: Annotated[Share | None, Words("a fraction in [0, 1], or None")] = None
+    counting: Counting = "clip"
     k: Count = 7
     k_of_centres: bool = False
     order: Literal["groups", "position"] = "groups"
@@ -62,7 +65,7 @@ class StaticDynamic(Matcher):
     @property
     def ragged(self) -> bool:
         """Whether the count depends on the clip."""
-        return self.shares is not None
+        return self.retained is not None
 
     def min_tokens(self, tokens: int, prefix: int = 0) -> int:
         """Return 1."""
@@ -97,8 +100,8 @@ class StaticDynamic(Matcher):
     def _counts(self, units: Tubes, sets: Sets, keep: int) -> tuple[Tensor, Tensor]:
         """Return how many units of each set stay `[b, 2 f + 1]`, and which other tokens do `[b, f * n]`."""
         leads = units.leads.flatten(1)
-        if self.shares is not None:
-            count = self.shares.counts(sets.sizes[:, :-1], leads.shape[1])
+        if self.retained is not None:
+            count = authors_counts(sets.sizes[:, :-1], leads.shape[1], self.retained, self.counting)
             return torch.cat([count, torch.zeros_like(count[:, :1])], 1), torch.zeros_like(leads)
         total = sets.sizes[:, :-1].sum(1, keepdim=True).clamp_max(keep)
         sizes = sets.sizes[:, :-1]

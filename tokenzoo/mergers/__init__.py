@@ -6,6 +6,7 @@ from typing import Any
 from tokenzoo._core.deprecation import renamed
 from tokenzoo.hookspecs import hookimpl
 
+from .anchor_blend import AnchorBlend as AnchorBlend
 from .centre_blend import CentreBlend as CentreBlend
 from .fused import Fused as Fused
 from .identity import Identity as Identity
@@ -27,6 +28,7 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
         "fused": Fused,
         "neighbour_sum": NeighbourSum,
         "centre_blend": CentreBlend,
+        "anchor_blend": AnchorBlend,
         "running_mean": RunningMean,
     }
 

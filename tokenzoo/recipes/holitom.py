@@ -13,7 +13,7 @@ from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import LastTokenAttention, Similarity, attention_by
 from tokenzoo.scorers.attention_by import AttentionSource
-from tokenzoo.temporal import SetShares, StaticWindows
+from tokenzoo.temporal import StaticWindows
 
 
 @register_recipe
@@ -82,7 +82,7 @@ def holitom(
         StaticWindows(threshold, longest),
         threshold,
         dynamic=attention_by(attention_source),
-        shares=None if retained is None else SetShares(retained),
+        retained=retained,
         k=k,
         k_of_centres=True,
     )

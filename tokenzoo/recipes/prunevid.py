@@ -12,7 +12,7 @@ from tokenzoo.recipes.in_llm import Positions
 from tokenzoo.recipes.registry import register_recipe
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import TextAttention
-from tokenzoo.temporal import DensityRuns, SetShares
+from tokenzoo.temporal import DensityRuns
 
 
 @register_recipe
@@ -75,7 +75,8 @@ def prunevid(
         DensityRuns(segments, k),
         threshold,
         rule="pairs",
-        shares=None if retained is None else SetShares(retained, "set", "down", "down", whole=14),
+        retained=retained,
+        counting="set",
         k=k,
         centres="score",
     )

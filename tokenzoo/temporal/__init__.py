@@ -4,5 +4,4 @@ from .density_runs import DensityRuns as DensityRuns
 from .frame_windows import FrameWindows as FrameWindows
 from .scene_cuts import SceneCuts as SceneCuts
 from .segmenter import Segmenter as Segmenter
-from .set_counts import SetShares as SetShares
 from .static_windows import StaticWindows as StaticWindows

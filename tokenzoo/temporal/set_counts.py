@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenzoo._core.kinds import Index, Share
 from tokenzoo._core.sorting import ordered, places
-from tokenzoo.parts import Part
 
-Rounding = Literal["nearest", "up", "down"]
-_ROUNDING = {"nearest": torch.round, "up": torch.ceil, "down": torch.floor}
+Counting = Literal["clip", "set"]
+"""HoliTom's counts, a share of all tokens of a clip, or PruneVid's, a share of each set."""
+
+WHOLE = 14
+"""PruneVid leaves sets of up to so many units whole."""
 
 
-@dataclass(frozen=True)
-class SetShares(Part):
-    """A share of the units of every set, rounded: the total depends on the clip.
+def share_of_units(sizes: Tensor, tokens: int, share: float) -> Tensor:
+    """Return the share of its units that each set keeps in HoliTom: `[b, 1]`, float64.
 
     Args:
-        share: of the tokens of the clip, or of a set.
-        of: "clip": the share is of all tokens, and spread over the units that are left of them (HoliTom);
-            "set": it is of the units of each set (PruneVid).
-        static: how the counts of static sets are rounded; halves go to the even number.
-        dynamic: the same for dynamic sets.
-        whole: sets of up to so many units stay whole.
+        sizes: `[b, s]` units of the sets; fewer than tokens, since static ones have joined.
+        tokens: of the clip.
+        share: of all tokens that stays.
     """
+    left = sizes.sum(1, keepdim=True).double()
+    return (share / (left / tokens)).clamp_max(1)
 
-    share: Share = 0.1
-    of: Literal["clip", "set"] = "clip"
-    static: Rounding = "nearest"
-    dynamic: Rounding = "up"
-    whole: Index = 0
 
-    def share_of_units(self, sizes: Tensor, tokens: int) -> Tensor:
-        """Return the share of its units that each set keeps, `[b, 1]` float64.
+def authors_counts(sizes: Tensor, tokens: int, share: float, counting: Counting) -> Tensor:
+    """Return how many units of each set stay, as in the authors' code: `[b, 2 f]`; the total varies.
 
-        Args:
-            sizes: `[b, 2 f]` units of the sets.
-            tokens: of the clip.
-        """
-        left = sizes.sum(1, keepdim=True).double()
-        if self.of == "set":
-            return torch.full_like(left, self.share)
-        return (self.share / (left / tokens)).clamp_max(1)
+    HoliTom rounds static sets to the nearest (halves to even) and dynamic ones up; PruneVid rounds down.
 
-    def counts(self, sizes: Tensor, tokens: int) -> Tensor:
-        """Return how many of the units of each set stay, `[b, 2 f]`.
-
-        `sizes [b, 2 f]` are those of the static and the dynamic set of each frame in turn.
-        """
-        wanted = sizes * self.share_of_units(sizes, tokens)
-        still, moving = _ROUNDING[self.static](wanted), _ROUNDING[self.dynamic](wanted)
-        dynamic = torch.arange(sizes.shape[1], device=sizes.device) % 2 == 1
-        found = torch.where(dynamic, moving, still).long()
-        return torch.where(sizes <= self.whole, sizes, found.minimum(sizes))
+    Args:
+        sizes: `[b, 2 f]` units of the static and of the dynamic set of each frame in turn.
+        tokens: of the clip.
+        share: of all tokens, or of the units of each set.
+        counting: "clip", HoliTom's way, or "set", PruneVid's.
+    """
+    if counting == "set":
+        found = (sizes.double() * share).floor().long()
+        return torch.where(sizes <= WHOLE, sizes, found)
+    wanted = sizes * share_of_units(sizes, tokens, share)
+    dynamic = torch.arange(sizes.shape[1], device=sizes.device) % 2 == 1
+    return torch.where(dynamic, wanted.ceil(), wanted.round()).long().minimum(sizes)
 
 
 def in_proportion(weights: Tensor, limits: Tensor, total: int | Tensor, most: int) -> Tensor:

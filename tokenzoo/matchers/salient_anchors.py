@@ -108,5 +108,6 @@ class SalientAnchors(Matcher):
         """Return the density peaks among the tokens of each frame that are not salient, `[b, n]`."""
         square = squared_distances(by_frame(evidence.x, evidence.frames).flatten(0, 1))
         others = ~salient.view(square.shape[:2])
-        peak = density_peaks(square, others[:, None] & others[..., None], self.k)
+        same = others[:, None] & others[..., None]
+        peak = density_peaks(square, same, self.k, ties=self.retained is None)
         return peak.view(salient.shape)

@@ -117,7 +117,9 @@ class StaticDynamic(Matcher):
         b, n = sets.of_token.shape
         most = take(count, sets.of_token).clamp_min(1) if self.k_of_centres else None
         most = None if most is None else most.view(square.shape[:2])
-        score = density_peaks(square, sets.same(square), self.k, most).view(b, n)
+        # The authors' noise, which breaks ties, is left out.
+        ties = self.retained is None
+        score = density_peaks(square, sets.same(square), self.k, most, ties=ties).view(b, n)
         if self.dynamic is not None:
             own = token_scores(self.dynamic, evidence)
             score = torch.where(sets.dynamic, own, score.to(own.dtype))

@@ -24,7 +24,9 @@ def squared_distances(vectors: Tensor) -> Tensor:
     return found.masked_fill(own & found.isfinite(), 0)
 
 
-def density_peaks(square: Tensor, same: Tensor, k: int, most: Tensor | None = None) -> Tensor:
+def density_peaks(
+    square: Tensor, same: Tensor, k: int, most: Tensor | None = None, *, ties: bool = True
+) -> Tensor:
     """Return the density of each vector times its distance to the nearest denser one of its group.
 
     Args:
@@ -32,10 +34,10 @@ def density_peaks(square: Tensor, same: Tensor, k: int, most: Tensor | None = No
         same: `[r, n, n]` bool, whether two vectors are of one group.
         k: nearest vectors that the density looks at, the vector itself counted.
         most: `[r, n]`, another limit of k for each vector, at least 1; None: k for all.
+        ties: whether, of equally dense vectors, that with the lower index counts as denser.
 
     Returns:
-        `[r, n]`, NaN where a distance is. The densest of a group has the group's largest distance; of
-        equally dense ones, that with the lower index counts as denser.
+        `[r, n]`, NaN where a distance is. The densest of a group has the group's largest distance.
     """
     n = square.shape[-1]
     known = square.diagonal(dim1=1, dim2=2).isfinite()  # [r, n]
@@ -48,7 +50,10 @@ def density_peaks(square: Tensor, same: Tensor, k: int, most: Tensor | None = No
     density = comparable((-mean).exp())  # [r, n]
     index = torch.arange(n, device=square.device)
     one, other = density[..., None], density[:, None]
-    denser = same & ((other > one) | ((other == one) & (index < index[:, None])))
+    denser = other > one
+    if ties:
+        denser = denser | ((other == one) & (index < index[:, None]))
+    denser = denser & same
     reach = square.where(same, 0).amax(-1)
     reach = reach[:, None].where(same, 0).amax(-1)  # of the whole group
     gap = square.where(denser, torch.inf).amin(-1).minimum(reach).sqrt()

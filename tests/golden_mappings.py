@@ -26,15 +26,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import tokenzoo
+from tokenzoo._core.sorting import descending, place_in_group, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Bipartite, Drop, Every, Halves, Parity, Protect, SelectAssign, TopK
 from tokenzoo.matchers.far_from_pivots import set_order
+from tokenzoo.matchers.static_dynamic import Sets
 from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.reduce import Reduced
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import CLSAttention, FeatureNorm, GraphEnergy, Similarity
 from tokenzoo.scorers.raters import raters
+from tokenzoo.temporal.set_counts import share_of_units
+from tokenzoo.temporal.tubes import tubes
 from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, unit
 
@@ -183,7 +187,8 @@ def reduced(recipe: str | Recipe, x: Tensor, shown: Mapping[str, Any], **options
 
 def evidence(x: Tensor, *, mass: Tensor | None = None, **shown: Any) -> Evidence:
     """Evidence of patches as a part of a recipe sees it, to ask it alone."""
-    own = {name: shown.pop(name) for name in ("prefix", "text", "layers") if name in shown}
+    own_names = ("prefix", "text", "layers", "frames")
+    own = {name: shown.pop(name) for name in own_names if name in shown}
     show = {name: lambda value=value: value for name, value in shown.items()}
     return Evidence(x, mass=torch.ones(x.shape[:2]) if mass is None else mass, show=show, **own)
 
@@ -776,6 +781,171 @@ def gprune(case: Case) -> None:
     case.compare(ours, total(score, "indices_base"))
 
 
+def holitom(case: Case) -> None:
+    """Clips with the attention that each token receives; or the second stage, in a language model.
+
+    Called for several clips, their code multiplies the share of one into that of the next.
+    """
+    if case.params.get("stage") == "inner":
+        return holitom_inner(case)
+    x, attention = case.batch("feat", 4), case.batch("attn", 3)
+    options: dict[str, Any] = {"threshold": case.params["tau"]}
+    for theirs, ours in {"beta": "blend", "K": "k", "k": "k", "max_window_size": "longest"}.items():
+        options |= {ours: case.params[theirs]} if theirs in case.params else {}
+    options |= {"blend": None} if case.params.get("no_beta") else {}
+
+    def clips(x: Tensor, attention: Tensor, share: float) -> list[dict[str, Tensor]]:
+        """The outputs of each clip."""
+        _, f, n, _ = x.shape
+        shown = {"frames": f, "received_attention": attention.flatten(1)}
+        found = reduced("holitom", x.flatten(1, 2), shown, retained=share, keep=1.0, **options)
+        (step,) = tokenzoo.build("holitom", retained=share, **options).recipe.steps
+        segment = step.matcher.segments.segment(evidence(x.flatten(1, 2), frames=f))
+        units = tubes(x.flatten(1, 2), segment, step.matcher.threshold, step.matcher.rule)
+        sizes = Sets.of(units).sizes[:, :-1]
+        retain = share_of_units(sizes, f * n, share)[:, 0]
+        outputs: list[dict[str, Tensor]] = []
+        for i, end in enumerate(found.plan.lengths):
+            frames = segment[i].bincount()
+            first = frames.cumsum(0) - frames
+            of_tokens = segment[i][found.plan.keep[i, :end] // n]
+            outputs.append(
+                {
+                    "tokens": found.x[i, :end],
+                    "windows": torch.stack([first, first + frames - 1], 1),
+                    "counts": of_tokens.bincount(minlength=len(frames)),
+                    "n_static": units.static[i, first].sum(-1),
+                    "retain": retain[i],
+                    "total_reduced": (f * n - sizes[i].sum()).double(),
+                }
+            )
+        return outputs
+
+    def compare(compounded: bool) -> None:
+        share, outputs = case.params["retain_ratio"], list[dict[str, Tensor]]()
+        if not compounded:
+            outputs = clips(x, attention, share)
+        for i in range(len(x) if compounded else 0):
+            outputs += clips(x[i : i + 1], attention[i : i + 1], share)
+            share = float(outputs[-1]["retain"])
+        case.compare({name: rows([one[name] for one in outputs]) for name in outputs[0]})
+
+    one_of(compare, (False,), *([(True,)] if len(x) > 1 else []))
+
+
+def holitom_inner(case: Case) -> None:
+    """HoliTom's second stage: 14 tokens, 196 of the image, the text, unless the outputs say otherwise.
+
+    Called for several prompts, their code chooses by the attention of the first.
+    """
+    hidden, attention, r = *case.given("hidden", "attn_last"), case.params["r"]
+    (_, step) = tokenzoo.build("holitom", layer=3).recipe.steps
+    gone = hidden.shape[1] - case.outputs["hidden"].shape[1]
+
+    def compare(start: int, n: int, first: bool) -> None:
+        end, last = start + n, attention[:, :, -1]
+        last = last[:1].expand(len(last), -1, -1) if first else last
+        shown = {"last_attention": last[..., :end], "prefix": start}
+        found = reduced(Recipe(step, keep=n - gone), hidden[:, :end], shown)
+        keep = and_text(found.plan.keep, end, hidden.shape[1])
+        left = torch.cat([found.x, hidden[:, end:]], 1)
+        case.compare({"keep": keep, "hidden": left, "position_ids": keep})
+
+    sizes = [n for n in range(1, hidden.shape[1]) if n - round(n * (1 - r)) == gone]
+    places = [(start, n) for n in sizes for start in starts(case, hidden.shape[1], n)]
+    places.sort(key=lambda place: place != (14, 196))
+    batched = (False, True) if len(hidden) > 1 else (False,)
+    one_of(compare, *((*place, first) for place in places for first in batched))
+
+
+def starts(case: Case, length: int, tokens: int) -> list[int]:
+    """Where the visual tokens of a prompt can begin, such that all others are kept."""
+    if "start" in case.params:
+        return [case.params["start"]]
+    kept = set(case.outputs["keep"].flatten().tolist())
+    fits = [
+        start
+        for start in range(length - tokens + 1)
+        if kept.issuperset((*range(start), *range(start + tokens, length)))
+    ]
+    return sorted(fits, key=lambda start: start != 14)
+
+
+def fastvid(case: Case) -> None:
+    """The whole prompt, with the clip in it; `keep` counts all of it."""
+    hidden, attention = case.inputs["hidden"], case.batch("frame_attn", 2)
+    pooled = case.batch("frame_global", 3)
+    f, n = pooled.shape[1], attention.shape[1] // pooled.shape[1]
+    names = {"c": "segments", "tau": "threshold", "d": "context", "p": "every", "beta": "blend"}
+    options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
+    options |= {"retained": case.params["ratio"], "frame_features": "frame"}
+    global_x = pooled.repeat_interleave(n, 1)
+    (step,) = tokenzoo.build("fastvid", **options).recipe.steps
+
+    def compare(start: int) -> None:
+        end = start + f * n
+        x = hidden[:, start:end]
+        shown = {"cls_attention": attention, "frames": f, "at": {"frame": {"x": global_x}}}
+        found = reduced("fastvid", x, shown, keep=1.0, **options)
+        frame = {"frame": evidence(global_x, frames=f)}
+        segment = step.matcher.segments.segment(evidence(x, frames=f, layers=frame))
+        outputs: list[dict[str, Tensor]] = []
+        for i, stop in enumerate(found.plan.lengths):
+            keep, held = found.plan.keep[i, :stop], found.plan.held[i, :stop]
+            salient = keep[held].view(f, -1)  # as many in each frame
+            outside = (torch.arange(start), torch.arange(end, hidden.shape[1]))
+            x = torch.cat([hidden[i, :start], found.x[i, :stop], hidden[i, end:]])
+            outputs.append(
+                {
+                    "keep": torch.cat([outside[0], keep + start, outside[1]]),
+                    "hidden": x,
+                    "segs": segment[i].bincount(),
+                    "context_num": (keep[~held] // n).bincount(minlength=f),
+                    "salient": salient % n,
+                }
+            )
+        ours = {name: rows([one[name] for one in outputs]) for name in outputs[0]}
+        case.compare(ours)
+
+    one_of(compare, *((start,) for start in starts(case, hidden.shape[1], f * n)))
+
+
+def prunevid(case: Case) -> None:
+    """`topk_sorted` is what the second stage keeps, a share of each set."""
+    x, attention = case.given("feat", "attn")
+    sizes = case.outputs["windows"].reshape(-1, case.outputs["windows"].shape[-1])
+    f = int(sizes[0].clamp_min(0).sum())
+    names = {"tau": "threshold", "cluster_ratio": "retained", "seg_ratio": "segments", "k": "k"}
+    options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
+    found = reduced("prunevid", x, {"frames": f}, keep=1.0, **options)
+    (_, second) = tokenzoo.build("prunevid", layer=11, **options).recipe.steps
+    (step,) = tokenzoo.build("prunevid", **options).recipe.steps
+    segment = step.matcher.segments.segment(evidence(x, frames=f))
+    sets = Sets.of(tubes(x, segment, step.matcher.threshold, step.matcher.rule))
+    outputs: list[dict[str, Tensor]] = []
+    for i, end in enumerate(found.plan.lengths):
+        of_token = sets.turn[i, found.plan.keep[i, :end]]  # in ascending order
+        count = of_token.bincount(minlength=2 * f)
+        windows = segment[i].bincount()
+        of_window = (
+            segment[i].new_zeros(2, len(windows)).index_add(1, segment[i], count.view(f, 2).mT)
+        )
+        seen = evidence(found.x[i : i + 1, :end], text_attention=attention[i : i + 1, ..., :end])
+        score = second.matcher.stay.scorer.score(seen)
+        kept = (count.double() * case.params["alpha"]).floor()
+        rank = place_in_group(of_token[None], places(descending(score)))[0]
+        outputs.append(
+            {
+                "merged": found.x[i, :end],
+                "static_sizes": of_window[0],
+                "dynamic_sizes": of_window[1],
+                "windows": windows,
+                "topk_sorted": (rank < kept[of_token]).nonzero()[:, 0],
+            }
+        )
+    case.compare({name: rows([one[name] for one in outputs]) for name in outputs[0]})
+
+
 def tome_model(case: Case) -> None:
     """Whole models: weights, and where the file says how, images from numpy seeds.
 
@@ -818,7 +988,7 @@ MAPPINGS: dict[str, Callable[[Case], None]] = {
     for mapping in (
         *(tome, tome_model, pitome, visionzip, divprune, cdpruner, fastervlm, vispruner, fastv),
         *(dart, pdrop, sparsevlm, topk, evit, dpcknn, ats, prumerge, fopru, vscan, vscan_qwen),
-        *(trim, gprune),
+        *(trim, gprune, holitom, fastvid, prunevid),
     )
 }
 

@@ -21,6 +21,7 @@ from tokenzoo.parts import Matcher, Part, Schedule, Scorer
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Mean as MeanSchedule
 from tokenzoo.scorers import CLSAttention, FeatureNorm, Random, Similarity
+from tokenzoo.temporal import FrameWindows
 
 Subject = Part | Recipe | Callable[[], nn.Module]
 
@@ -91,6 +92,7 @@ BROKEN: tuple[Mutant, ...] = (
     Mutant("selection_formed", matchers.Twice(), Strided()),
     Mutant("selection_formed", matchers.MiscountsGroups(), Strided()),
     Mutant("slots_formed", matchers.OutOfRange(), Nearest(Similarity("x"))),
+    Mutant("segments_formed", matchers.CountsFromOne(), FrameWindows()),
     Mutant("sides_formed", matchers.LosesOne(), Alternate()),
     Mutant("sides_formed", matchers.GreedySplit(), Alternate()),
     Mutant("partition_formed", matchers.HoldsAll(FeatureNorm(), 0.8), Protect(FeatureNorm(), 0.8)),

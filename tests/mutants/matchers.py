@@ -11,6 +11,7 @@ from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Alternate, Protect
 from tokenzoo.parts import Assigner, Matcher, Selector
+from tokenzoo.temporal import FrameWindows
 from tokenzoo.token_map import TokenMap
 
 
@@ -157,6 +158,13 @@ class GreedySplit(Alternate):
 
     def limit(self, tokens: int) -> int:
         return tokens - 1
+
+
+class CountsFromOne(FrameWindows):
+    """Numbers its segments from 1."""
+
+    def segment(self, evidence: Evidence) -> Tensor:
+        return super().segment(evidence) + 1
 
 
 class HoldsAll(Protect):

@@ -16,6 +16,7 @@ import tokenzoo
 from tokenzoo import Recipe, Stage, Step, mergers, plugins, schedules
 from tokenzoo import matchers as m
 from tokenzoo import scorers as s
+from tokenzoo import temporal as t
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.parts import Part
 from tokenzoo.testing import PROPERTIES
@@ -104,6 +105,24 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
         m.FarFromPivots(s.FeatureNorm("all_keys", power=1), pivots=3),
     ),
     "greedy_dpp": (m.GreedyDPP(cosine, length.normalized()),),
+    "scene_cuts": (t.SceneCuts(2, 0.0), t.SceneCuts(1, -1.0, "frame")),
+    "static_windows": (t.StaticWindows(0.0), t.StaticWindows(-0.5, 2)),
+    "density_runs": (t.DensityRuns(0.6, 2),),
+    "frame_windows": (t.FrameWindows(2),),
+    "static_dynamic": (
+        m.StaticDynamic(t.FrameWindows(2), 0.0, "pairs", centres="score"),
+        m.StaticDynamic(t.StaticWindows(0.0), 0.0, dynamic=length, k_of_centres=True),
+        m.StaticDynamic(t.FrameWindows(3), -0.5, retained=0.4, order="position"),
+        m.StaticDynamic(t.FrameWindows(3), -0.5, "pairs", retained=0.4, counting="set"),
+    ),
+    "salient_anchors": (
+        m.SalientAnchors(length, t.FrameWindows(3), every=2),
+        m.SalientAnchors(length, t.FrameWindows(3), 0.8, 2, retained=0.5),
+    ),
+    "anchor_blend": (
+        mergers.AnchorBlend(t.FrameWindows(3), 2),
+        mergers.AnchorBlend(t.FrameWindows(3), 2, 0.2, retained=0.5),
+    ),
     "nearest": (m.Nearest(cosine), m.Nearest(cosine, group=-1)),
     "fused": (mergers.Fused(length),),
     "neighbour_sum": (

@@ -31,6 +31,7 @@ from tokenzoo.mergers import Mean, WeightedMean
 from tokenzoo.parts import Discount
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import FeatureNorm, Similarity
+from tokenzoo.temporal import FrameWindows
 from tokenzoo.testing import (
     PROPERTIES,
     PropertyViolation,
@@ -54,6 +55,7 @@ ONE_OF_EACH: dict[str, Any] = {
     "assigner": Nearest(cosine),
     "split": Alternate(),
     "protection": Protect(length),
+    "segmenter": FrameWindows(),
     "merger": Mean(),
     "schedule": Skip(),
     "recipe": tokenzoo.build("tome").recipe,

@@ -70,10 +70,10 @@ def test_two_classes_of_one_name_are_let_off_but_saved() -> None:
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if needs_all(recipe)])
 def test_protecting_some_of_a_grid_is_refused(name: str) -> None:
-    """A subset of the tokens has no grid and no softmax: an error, and not a wrong result."""
+    """A subset of the tokens has no grid, frames or softmax: an error, and not a wrong result."""
     example = Example.drawn(grid=(3, 4))
     recipe = Recipe(*RECIPES[name].steps, keep=11)
-    missing = sorted(recipe.needs & {"grid", "attention"})
+    missing = sorted(recipe.needs & {"grid", "frames", "attention"})
     assert missing
     # What is to be left out is named, too, since the grid was given.
     with pytest.raises(MissingEvidenceError, match=".*".join([*missing, "protected"])):

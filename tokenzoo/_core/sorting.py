@@ -55,3 +55,23 @@ def distinct(picks: Tensor, places: int) -> tuple[Tensor, Tensor]:
     turn = torch.arange(k, device=picks.device).expand(b, k)
     first = place.scatter_reduce(1, picks, turn, "amin")
     return ordered(first), (first < k).sum(-1)
+
+
+def places(order: Tensor) -> Tensor:
+    """Return the inverse of the permutation `order [b, p]`."""
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, order, place)
+
+
+def place_in_group(group: Tensor, place: Tensor) -> Tensor:
+    """Return the number of tokens of the same `group [b, p]` with a lower `place [b, p]`: `[b, p]`.
+
+    Groups are integers >= 0, places distinct integers below p.
+    """
+    p = group.shape[1]
+    order = ordered(group * p + place)
+    sorted_groups = group.gather(1, order)
+    at = torch.arange(p, device=group.device).expand_as(order)
+    starts = sorted_groups.diff(dim=1, prepend=sorted_groups[:, :1] - 1) != 0
+    first = at.where(starts, 0).cummax(1).values
+    return torch.empty_like(order).scatter(1, order, at - first)

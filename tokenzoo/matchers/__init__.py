@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
+from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, StaticWindows
 
 from .among import Among as Among
 from .among import JoinFirst as JoinFirst
@@ -23,6 +24,7 @@ from .outliers import Outliers as Outliers
 from .per_window import PerWindow as PerWindow
 from .per_window import WholeRows as WholeRows
 from .protect import Protect as Protect
+from .salient_anchors import SalientAnchors as SalientAnchors
 from .sampled import Sampled as Sampled
 from .select_assign import SelectAssign as SelectAssign
 from .split import Alternate as Alternate
@@ -30,6 +32,7 @@ from .split import Every as Every
 from .split import Halves as Halves
 from .split import Parity as Parity
 from .split import Split as Split
+from .static_dynamic import StaticDynamic as StaticDynamic
 from .strided import Strided as Strided
 from .then import REST as REST
 from .then import Then as Then
@@ -39,7 +42,7 @@ from .top_k import TopK as TopK
 
 @hookimpl
 def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
-    """Return the built-in matchers, selectors, assigners, splits and protections."""
+    """Return the built-in matchers, selectors, assigners, splits, protections and segmenters."""
     return {
         "bipartite": Bipartite,
         "by_depth": ByDepth,
@@ -49,6 +52,12 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "every": Every,
         "protect": Protect,
         "select_assign": SelectAssign,
+        "static_dynamic": StaticDynamic,
+        "salient_anchors": SalientAnchors,
+        "frame_windows": FrameWindows,
+        "scene_cuts": SceneCuts,
+        "static_windows": StaticWindows,
+        "density_runs": DensityRuns,
         "top_k": TopK,
         "strided": Strided,
         "lattice": Lattice,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tokenzoo._core.kinds import Count
 from tokenzoo._core.precision import precise
-from tokenzoo._core.sorting import choose, descending, ordered
+from tokenzoo._core.sorting import choose, descending, ordered, place_in_group, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.token_map import take
@@ -45,7 +44,7 @@ class PerWindow(Selector):
         window = row * across + (pool % columns // self.size).clamp_max(across - 1)
         scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
         place = places(descending(scores))
-        inside = _place_in_group(window, place)
+        inside = place_in_group(window, place)
         if self.fill == "cap":
             inside = (inside >= -(-k // (down * across))).long()
         return choose(pool, _first(k, (~scores.isfinite()).long(), inside, place))
@@ -74,23 +73,6 @@ class WholeRows(Selector):
         sums = addends.new_zeros(pool.shape[0], rows).scatter_add(1, pool // columns, addends)
         row = take(places(descending(sums)), pool // columns)
         return choose(pool, _first(k, (~known).long(), row, places(descending(scores))))
-
-
-def places(order: Tensor) -> Tensor:
-    """Return the inverse of the permutation `order [b, p]`."""
-    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter(1, order, place)
-
-
-def _place_in_group(group: Tensor, place: Tensor) -> Tensor:
-    """Return the number of tokens of the same `group [b, p]` with a lower `place [b, p]`: `[b, p]`."""
-    p = group.shape[1]
-    order = ordered(group * p + place)
-    sorted_groups = take(group, order)
-    at = torch.arange(p, device=group.device).expand_as(order)
-    starts = sorted_groups.diff(dim=1, prepend=sorted_groups[:, :1] - 1) != 0
-    first = at.where(starts, 0).cummax(1).values
-    return torch.empty_like(order).scatter(1, order, at - first)
 
 
 def _first(k: int, *keys: Tensor) -> Tensor:

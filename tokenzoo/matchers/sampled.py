@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import comparable, precise
-from tokenzoo._core.sorting import choose, descending, first_highest, ordered
+from tokenzoo._core.sorting import choose, descending, first_highest, ordered, places
 from tokenzoo.evidence import Evidence
-from tokenzoo.matchers.per_window import places
 from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.token_map import take
 

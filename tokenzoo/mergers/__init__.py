@@ -6,10 +6,13 @@ from typing import Any
 from tokenzoo._core.deprecation import renamed
 from tokenzoo.hookspecs import hookimpl
 
+from .anchor_blend import AnchorBlend as AnchorBlend
+from .centre_blend import CentreBlend as CentreBlend
 from .fused import Fused as Fused
 from .identity import Identity as Identity
 from .mean import Mean as Mean
 from .neighbour_sum import NeighbourSum as NeighbourSum
+from .running_mean import RunningMean as RunningMean
 from .target_plus_mean import TargetPlusMean as TargetPlusMean
 from .weighted_mean import WeightedMean as WeightedMean
 
@@ -24,6 +27,9 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
         "target_plus_mean": TargetPlusMean,
         "fused": Fused,
         "neighbour_sum": NeighbourSum,
+        "centre_blend": CentreBlend,
+        "anchor_blend": AnchorBlend,
+        "running_mean": RunningMean,
     }
 
 

@@ -20,6 +20,7 @@ from .random import Random as Random
 from .raters import Raters as Raters
 from .received_attention import ReceivedAttention as ReceivedAttention
 from .similarity import Similarity as Similarity
+from .text_attention import TextAttention as TextAttention
 from .text_relevance import TextRelevance as TextRelevance
 from .text_softmax import TextSoftmax as TextSoftmax
 from .value_weighted import ValueWeighted as ValueWeighted
@@ -37,6 +38,7 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "random": Random,
         "text_relevance": TextRelevance,
         "text_softmax": TextSoftmax,
+        "text_attention": TextAttention,
         "raters": Raters,
         "graph_energy": GraphEnergy,
         "density_peak": DensityPeak,

@@ -26,6 +26,7 @@ from tokenzoo.parts import (
     Selector,
 )
 from tokenzoo.recipe import Recipe
+from tokenzoo.temporal import Segmenter
 from tokenzoo.testing import strategies
 from tokenzoo.testing.broken import PropertyViolation
 from tokenzoo.testing.example import Example
@@ -54,10 +55,13 @@ def check_scorer(scorer: Scorer | PairScorer, *, examples: int = EXAMPLES) -> No
 
 
 def check_matcher(
-    matcher: Matcher | Selector | Assigner | Split | Protect, *, examples: int = EXAMPLES
+    matcher: Matcher | Selector | Assigner | Split | Protect | Segmenter,
+    *,
+    examples: int = EXAMPLES,
 ) -> None:
-    """Hold a matcher, or a part of one (selector, assigner, split, protection), to its properties.
+    """Hold a matcher, or a part of one, to its properties.
 
+    Parts are selectors, assigners, splits, protections and segmenters.
     See `check_scorer`.
     """
     expect("check_matcher", matcher)

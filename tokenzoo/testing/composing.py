@@ -31,6 +31,7 @@ from tokenzoo.parts import (
     walk,
 )
 from tokenzoo.recipe import Recipe, Stage, Step
+from tokenzoo.temporal import Segmenter
 from tokenzoo.testing.strategies import budgets
 from tokenzoo.testing.subjects import required_of
 
@@ -41,6 +42,7 @@ _FOUND = {
     Selector: "matchers",
     Assigner: "matchers",
     Split: "matchers",
+    Segmenter: "matchers",
     Merger: "mergers",
     Schedule: "schedules",
 }

@@ -21,6 +21,7 @@ from tokenzoo.matchers import (
     Protect,
     SelectAssign,
     Split,
+    StaticDynamic,
     Strided,
     TopK,
 )
@@ -29,6 +30,7 @@ from tokenzoo.parts import Assigner, Matcher, Merger, PairScorer, Part, Schedule
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
+from tokenzoo.temporal import Segmenter
 from tokenzoo.testing.example import Example
 from tokenzoo.zoo import Method
 
@@ -42,23 +44,25 @@ KINDS: Mapping[str, type] = {
     "assigner": Assigner,
     "split": Split,
     "protection": Protect,
+    "segmenter": Segmenter,
     "merger": Merger,
     "schedule": Schedule,
     "recipe": Recipe,
 }
 """What can be checked, by class; a model with its adapter is the kind "adapter"."""
 
+SCORERS = ("scorer", "pair scorer")
+MATCHERS = ("matcher", "selector", "assigner", "split", "protection", "segmenter")
+
 CHECKS: Mapping[str, str] = {
-    **dict.fromkeys(("scorer", "pair scorer"), "check_scorer"),
-    **dict.fromkeys(("matcher", "selector", "assigner", "split", "protection"), "check_matcher"),
+    **dict.fromkeys(SCORERS, "check_scorer"),
+    **dict.fromkeys(MATCHERS, "check_matcher"),
     "merger": "check_merger",
     "schedule": "check_schedule",
     "recipe": "check_recipe",
 }
 """The function that checks each kind."""
 
-SCORERS = ("scorer", "pair scorer")
-MATCHERS = ("matcher", "selector", "assigner", "split", "protection")
 SITE = (*SCORERS, *MATCHERS, "merger", "recipe")
 """The kinds of what acts at one site, on tensors."""
 
@@ -94,7 +98,7 @@ def _instead(subject: object) -> str:
         return "only recipes are known by name: check_recipe('evoprune')"
     return (
         "checked are recipes, scorers of tokens and pairs, matchers, selectors, assigners, splits, "
-        "protections, mergers, schedules, and models with their adapters (check_adapter)"
+        "protections, segmenters, mergers, schedules, and models with their adapters (check_adapter)"
     )
 
 
@@ -172,13 +176,15 @@ def recipe_of(subject: Subject) -> Recipe:
             parts = SelectAssign(Strided(), subject), mean
         case Split():
             parts = Bipartite(cosine, split=subject), mean
+        case Segmenter():
+            parts = StaticDynamic(subject), mean
         case Protect():
             parts = Bipartite(cosine, protect=subject), mean
         case _:
             raise BadArgumentError(
                 f"{subject!r} is a {type(subject).__name__}; these properties are for recipes, "
-                "scorers of tokens and pairs, selectors, assigners, splits, protections, matchers and "
-                "mergers"
+                "scorers of tokens and pairs, selectors, assigners, splits, protections, segmenters, "
+                "matchers and mergers"
             )
     return Recipe(Step(Stage.FEATURES, Once(), *parts))
 

@@ -31,6 +31,7 @@ from tokenzoo.testing.properties.forms import (
     pairs_formed,
     partition_formed,
     scores_formed,
+    segments_formed,
     selection_formed,
     sides_formed,
     slots_formed,
@@ -67,7 +68,8 @@ PROPERTIES: Mapping[str, Property] = {
     for prop in (
         *(frozen_data, deterministic, input_untouched, needs_honest),
         *(scores_formed, pairs_formed, selection_formed, slots_formed, sides_formed),
-        *(partition_formed, features_formed, exact_budget, plan_total, plans_compose),
+        *(partition_formed, segments_formed, features_formed),
+        *(exact_budget, plan_total, plans_compose),
         *(fewest_honest, protected_untouched, held_untouched, conserved, batch_independent),
         *(gradients, degenerate, nan_harmless, nan_lowest, static_shapes),
         options_checked,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenzoo.matchers import Protect, Split
 from tokenzoo.parts import Assigner, PairScorer, Scorer, Selector, needs_of
+from tokenzoo.temporal import Segmenter
 from tokenzoo.testing.broken import demand, text
 from tokenzoo.testing.example import Example
 from tokenzoo.testing.property import property_of
@@ -121,6 +122,25 @@ def sides_formed(subject: Split, example: Example) -> None:
         limit <= sources.shape[1] and (limit == 0 or targets.shape[1] > 0),
         f"{limit} sources and a target, since limit({n}) is {limit}",
         f"{sources.shape[1]} sources, {targets.shape[1]} targets",
+    )
+
+
+@property_of("segmenter", read="tokenzoo.temporal.segmenter.Segmenter.segment")
+def segments_formed(subject: Segmenter, example: Example) -> None:
+    """Segments are `[b, f]` int64, numbered from 0 in the order of the frames, without a gap."""
+    evidence = example.evidence(needs_of(subject))
+    segment = subject.segment(evidence)
+    shape = (example.images, evidence.frames)
+    demand(
+        tuple(segment.shape) == shape and segment.dtype == torch.int64,
+        f"int64 numbers of shape {shape}",
+        f"{segment.dtype} of shape {tuple(segment.shape)}",
+    )
+    steps = segment.diff(dim=1)
+    demand(
+        bool(((steps == 0) | (steps == 1)).all() and (segment[:, 0] == 0).all()),
+        "numbers from 0 on, in steps of 0 or 1",
+        segment,
     )
 
 

@@ -16,8 +16,7 @@ from tests.adapters.hf.vlm import paligemma, qwen
 from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.lmms.checkpoints import CHAT, save
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation import Subject
-from tokenzoo.evaluation import tune as tuning
+from tokenzoo.evaluation import Subject, candidates
 from tokenzoo.evaluation.answers import NONE, answer, forced, prompted, subject_of_prompts
 from tokenzoo.evaluation.largest_share import SLACK
 from tokenzoo.evaluation.prompts import Prompt
@@ -170,7 +169,7 @@ def test_tune_at_a_time_searches_for_the_tokens(
         plan = subject.model._tokenzoo_attached.plan(64)
         return [0.3 + 0.7 * (plan.llm or plan.visual) / 64] * 3
 
-    monkeypatch.setattr(tuning, "relative_time", relative_time)
+    monkeypatch.setattr(candidates, "relative_time", relative_time)
     found = tune(subject("llava", images), Target("time", 0.6), ["evoprune", "fastv"], rounds=1)
     tried = [*found.finalists, *found.dropped]
     assert {one.job.recipe for one in tried} == {"evoprune", "fastv", "random", "uniform", "pool"}

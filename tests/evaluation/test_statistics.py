@@ -30,8 +30,9 @@ def test_a_difference_is_paired() -> None:
     found = difference(ours, other)
     assert found.value == pytest.approx(0.1)
     assert found.high - found.low < 1e-6
-    assert found.p < 1e-6
+    assert found.p == pytest.approx(2 / 2**3)  # all are the same: the sign test
     assert difference(ours, ours).p == 1.0
+    assert difference([0.1, 0.5, 0.9001], other).p < 1e-6
 
 
 def test_hits_are_compared_by_mcnemars_exact_test() -> None:

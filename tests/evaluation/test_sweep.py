@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,13 @@ def test_names_and_options_are_checked() -> None:
     for ((name, value),) in (one.items() for one in wrong):
         with pytest.raises(BadArgumentError, match=f"{name}={value}"):
             TaskOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [({}, 40), ({"quick": True}, 2), ({"samples": 7}, 7), ({"samples": 7, "quick": True}, 7)],
+)
+def test_a_first_look_has_fewer_samples_unless_they_are_chosen(
+    options: dict[str, Any], samples: int
+) -> None:
+    assert TaskOptions(**options).count(40, 2) == samples

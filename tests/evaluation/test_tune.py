@@ -11,19 +11,24 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenzoo_adapters.common.image_size import resized, smaller_grid
 
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import GAP, VIT
 from tests.adapters.models import one_thread as one_thread
 from tokenzoo.budget import TokenBudget
-from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation import Job, Subject
+from tokenzoo.errors import BadArgumentError, BudgetError
+from tokenzoo.evaluation import Job, Subject, candidates
 from tokenzoo.evaluation import tune as tuning
+from tokenzoo.evaluation.candidates import MORE, Candidate
+from tokenzoo.evaluation.largest_share import SLACK
 from tokenzoo.evaluation.models import vision_model
+from tokenzoo.evaluation.patch_grid import enlarged
 from tokenzoo.evaluation.target import Target, parse_target
-from tokenzoo.evaluation.tune import VARIANTS, Candidate, rungs, tune
+from tokenzoo.evaluation.tune import VARIANTS, rungs, tune
 from tokenzoo.evaluation.unlabelled import divergence, subject_of, unlabelled
+from tokenzoo.recipes.controls import CONTROLS
 
 IMAGES = torch.randn(24, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 
@@ -41,7 +46,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
         del twin, rounds
         return [1.1 * subject.model._tokenzoo_attached.plan(49).flops] * 3
 
-    monkeypatch.setattr(tuning, "relative_time", relative_time)
+    monkeypatch.setattr(candidates, "relative_time", relative_time)
 
 
 def test_targets() -> None:
@@ -70,7 +75,7 @@ def test_a_time_is_met_with_the_most_tokens(tmp_path: Path) -> None:
     assert set(found.refused) >= {"fastv"}
     assert {"random", "uniform", "pool"} <= {one.job.recipe for one in found.finalists}
     for one in (*found.finalists, *found.dropped):
-        assert one.time[0] <= 0.7 * tuning.SLACK
+        assert one.time[0] <= 0.7 * SLACK
         assert one.budget.flops > 0.45
     assert len(found.dropped) >= 2
     assert all(len(one.scores) == 24 for one in found.finalists)
@@ -81,6 +86,54 @@ def test_a_time_is_met_with_the_most_tokens(tmp_path: Path) -> None:
     with tokenzoo.load(tmp_path / "recipe.json").attach(model) as attached, torch.no_grad():
         model(IMAGES[:1])
         assert attached.counts == winner.budget.blocks
+
+
+@pytest.mark.filterwarnings("error:.*takes images of several sizes")
+def test_budgets_are_those_of_the_images_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the configured image a recipe may not reach them, which is no news to the user."""
+    model = hf.tower("dinov2", image_size=196)  # 14 x 14 patches
+    images = hf.pixels(hf.tower("dinov2"), batch=8)["pixel_values"]  # 8 x 8
+    subject = subject_of(model, images, "dinov2", {})
+
+    def relative_time(subject: Subject, *_: object) -> list[float]:
+        with torch.no_grad():
+            subject.call(subject.model)
+        return [0.6] * 3
+
+    monkeypatch.setattr(candidates, "relative_time", relative_time)
+    found = tune(subject, Target("time", 0.6), ["tome"], rounds=1)
+    tokens = {one.job.recipe: one.tokens for one in found.finalists}
+    assert set(tokens) == {"tome", *CONTROLS}
+    assert tokens["downsample"] == 40  # 41 cost 0.6 of the operations, and are not a rectangle
+
+
+def test_the_times_of_the_finalists_are_not_the_luckiest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rounds see four fifths of the time; after more of them there are fewer tokens, scored anew."""
+    shown: list[int] = []
+
+    def relative_time(subject: Subject, twin: object, rounds: int) -> list[float]:
+        del twin
+        return [(1.1 if rounds == MORE else 0.9) * subject.model._tokenzoo_attached.plan(49).flops]
+
+    whole = toy(8)
+
+    def score(model: Any, which: range, label: str) -> Any:
+        shown.append(len(which))
+        return whole.score(model, which, label)
+
+    monkeypatch.setattr(candidates, "relative_time", relative_time)
+    found = tune(replace(whole, score=score), Target("time", 0.7), ["tome"], rounds=1)
+    for one in found.finalists:
+        assert 0.9 * 0.7 < one.time[0] == 1.1 * one.budget.flops <= 0.7 * SLACK
+        assert len(one.scores) == 8
+    assert shown[-len(found.finalists) :] == [8] * len(found.finalists)
+
+    def slow(subject: Subject, twin: object, rounds: int) -> list[float]:
+        return [0.9] if rounds == MORE else relative_time(subject, twin, rounds)
+
+    monkeypatch.setattr(candidates, "relative_time", slow)
+    with pytest.raises(BadArgumentError, match=r"tome came down to 0\.90 of the time, not to 0\.7"):
+        tune(whole, Target("time", 0.7), ["tome"], rounds=1)
 
 
 @pytest.mark.usefixtures("steady")
@@ -200,18 +253,28 @@ def test_a_checkpoint_folder_has_its_own_weights(tmp_path: Path) -> None:
     )
 
 
-def test_what_a_smaller_image_leaves_is_compared_on_the_whole_grid() -> None:
+@pytest.mark.parametrize("keep", [16, 40])
+def test_what_a_smaller_image_leaves_is_compared_on_the_whole_grid(keep: int) -> None:
     model = hf.tower("dinov2")  # 8 x 8 patches
     subject = subject_of(model, hf.pixels(model, batch=8)["pixel_values"], "dinov2", {})
-    with tokenzoo.build("downsample", keep=16).attach(model, **subject.attach):
+    with tokenzoo.build("downsample", keep=keep).attach(model, **subject.attach):
         found = subject.score(model, range(8), "").scores["likeness"]
     assert found.shape == (8,)
     assert bool((found < 0.9999).all())
-    with (
-        tokenzoo.build("downsample", keep=8).attach(model, **subject.attach),
-        pytest.raises(BadArgumentError, match="8 of 64 patches"),
-    ):
-        subject.score(model, range(8), "")
+
+
+def test_the_grid_of_a_smaller_image_is_that_of_the_adapter() -> None:
+    """Features are where the patches were: of a ramp to the right every row is the same."""
+    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
+    for keep in range(1, 256):
+        try:
+            rows, columns = smaller_grid((16, 16), keep)
+        except BudgetError:
+            with pytest.raises(BadArgumentError, match=f"{keep} of 256 patches are left"):
+                enlarged(torch.zeros(1, keep, 1), 256)
+            continue
+        found = enlarged(resized(ramp, rows, columns).flatten(2).mT, 256)  # [1, 256, 1]
+        assert bool((found.view(16, 16).diff(dim=0).abs() < 1e-3).all())
 
 
 @pytest.mark.usefixtures("steady")

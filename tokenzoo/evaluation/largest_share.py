@@ -16,7 +16,7 @@ STEP = 0.02  # nor fewer more tokens than this share
 
 
 def largest_share(
-    measure: Callable[[float], tuple[float, T]], limit: float
+    measure: Callable[[float], tuple[float, T]], limit: float, start: float | None = None
 ) -> tuple[T | None, float]:
     """Search for the largest share of the tokens that meets a limit, by linear steps.
 
@@ -24,6 +24,7 @@ def largest_share(
         measure: from a share in (0, 1) the time, relative to that of all tokens, and what was measured; or
             a BudgetError: so few tokens are out of reach.
         limit: of the time, below 1.
+        start: the share that is measured first; None: `limit`.
 
     Returns:
         What was measured at the largest share that meets the limit, None if none does; and the shortest
@@ -33,7 +34,7 @@ def largest_share(
         BudgetError: every share that was tried is out of reach.
     """
     met: tuple[float, float, T] | None = None
-    above, share, shortest = (1.0, 1.0), limit, float("inf")
+    above, share, shortest = (1.0, 1.0), start or limit, float("inf")
     unreached, error = 0.0, BudgetError()
     for _ in range(TRIES):
         try:

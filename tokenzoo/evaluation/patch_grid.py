@@ -11,20 +11,25 @@ from tokenzoo.errors import BadArgumentError
 
 
 def enlarged(found: Tensor, patches: int) -> Tensor:
-    """Return features `[b, n, c]` of all n = `patches`, from those that a pass returned.
+    """Return features `[b, n, c]` of all n = `patches` of a square image, from those that a pass returned.
 
-    A model that was shown smaller images returns fewer: its square grid is interpolated.
+    A model that was shown smaller images returns fewer: their grid is interpolated.
 
     Raises:
-        BadArgumentError: there are fewer patches, and their grid is not a square.
+        BadArgumentError: there are fewer patches, and no rectangle near a square has so many; or the whole
+            image is not a square.
     """
-    if found.shape[1] == patches:
+    count = found.shape[1]
+    if count == patches:
         return found
-    side, whole = math.isqrt(found.shape[1]), math.isqrt(patches)
-    if side * side != found.shape[1] or whole * whole != patches:
+    whole = math.isqrt(patches)
+    # Of a square image the smaller one is the rectangle that is nearest to a square, and not upright.
+    rows = max(height for height in range(1, math.isqrt(count) + 1) if count % height == 0)
+    columns = count // rows
+    if whole * whole != patches or columns > min(2 * rows, whole):
         raise BadArgumentError(
-            f"{found.shape[1]} of {patches} patches are left, and both must be square grids: ask for a "
-            "square number"
+            f"{count} of {patches} patches are left; all patches must be a square, and those that are left "
+            "a rectangle near a square: ask for another number"
         )
-    grid = found.mT.reshape(*found.shape[::2], side, side)  # [b, c, side, side]
+    grid = found.mT.reshape(*found.shape[::2], rows, columns)  # [b, c, rows, columns]
     return interpolate(grid, (whole, whole), mode="bilinear").flatten(2).mT

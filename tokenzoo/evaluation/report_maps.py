@@ -20,13 +20,13 @@ def maps_section(one: Summary, maps: Maps) -> str:
     groups: dict[str, list[tuple[Line, Sequence[Picture]]]] = {}
     for line, pictures in maps.lines:
         groups.setdefault(budget_text(line.key.keep), []).append((line, pictures))
-    samples = ", ".join(map(str, maps.samples))
+    samples = "Sample" + "s" * (len(maps.samples) > 1) + " " + ", ".join(map(str, maps.samples))
     return "\n".join(
         [
             f'<section data-task="{escape(task_id(one))}">',
             f"<h2>What was merged: {escape(task_id(one))}</h2>",
-            f'<p class="note">{CAPTION} Of {one.samples} samples, counted from 0: {samples}. Of a recipe '
-            "with several seeds, the first.</p>",
+            f'<p class="note">{CAPTION} {samples} of {one.samples}; the first is 0. Of a recipe with '
+            "several seeds, the first seed.</p>",
             '<div class="maps">' + _figure(maps.originals, "the images") + "</div>",
             *(
                 _budget(budget, lines, one, opened=not place)

@@ -9,6 +9,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.needs import need
 
 LEVEL = 0.95
+EQUAL = 1e-9  # half of the interval of differences that are all the same, relative to their mean
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Difference(Estimate):
 
     Attributes:
         p: probability of a difference at least as large if there were none, two-sided: McNemar's exact
-            test for hits, the paired t-test otherwise. Not corrected for several tests.
+            test for hits, the paired t-test otherwise; the sign test where all differences are the same.
+            Not corrected for several tests.
     """
 
     p: float
@@ -81,8 +83,8 @@ def difference(ours: Sequence[float], other: Sequence[float]) -> Difference:
             if wins + losses
             else 1.0
         )
-    elif half == 0:
-        p = 1.0 if mean == 0 else 0.0
+    elif half <= EQUAL * abs(mean):  # a t-test would be sure, with two samples as with a thousand
+        p = 1.0 if mean == 0 else 2.0 ** (1 - len(changes))
     else:
         t = abs(mean) / half * _quantile(len(changes))
         p = float(2 * need("scipy.stats").t.sf(t, len(changes) - 1))

@@ -200,14 +200,20 @@ def patch_tokens(subject: Subject) -> int:
 
 
 def attach(job: Job, subject: Subject) -> Attached:
-    """Attach the recipe of a job to the subject's model, as the task wants it.
+    """Attach the recipe of a job to the subject's model, see `attach_method`."""
+    return attach_method(job.method(), subject)
 
-    A warning that the configured image size is out of reach says nothing here: the pass itself decides.
+
+def attach_method(method: Method, subject: Subject) -> Attached:
+    """Attach a recipe to the subject's model, as the task wants it.
+
+    A warning that the configured image size is out of reach says nothing here: the subject's images decide,
+    and a pass on them, or their plan, raises the error.
     """
     with warnings.catch_warnings():
-        said = "keep=.*out of reach|an image of .*cannot be resized"
+        said = ".*takes images of several sizes"
         warnings.filterwarnings("ignore", message=said, category=UserWarning)
-        return job.method().attach(subject.model, **subject.attach)
+        return method.attach(subject.model, **subject.attach)
 
 
 def relative_time(

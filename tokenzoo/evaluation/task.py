@@ -45,9 +45,16 @@ class TaskOptions:
         check_count("seed", self.seed, least=0)
         check_flag("quick", self.quick)
 
-    def count(self, default: int) -> int:
-        """Return the number of samples: the chosen one, or the default."""
-        return self.batch(default) if self.samples is None else self.samples
+    def count(self, default: int, quick: int | None = None) -> int:
+        """Return the number of samples: the chosen one, or the default; `quick` of them for a first look.
+
+        Args:
+            default: of the whole task.
+            quick: None: a tenth of it.
+        """
+        if self.samples is not None:
+            return self.samples
+        return self.batch(default) if quick is None or not self.quick else quick
 
     def refuse_choices(self, task: str) -> None:
         """Refuse a choice of model, data or size, for a task whose model and images are fixed.

@@ -3,7 +3,8 @@
 The judge needs no labels: a candidate is scored by how near the outputs are to the bare model's (see
 `unlabelled`). Successive halving: all candidates see a few images, the better half sees twice as many, and
 so on; controls are never sorted out, so that a winner is always seen next to them. For a target time, each
-candidate gets the most tokens with which it was measured to be fast enough.
+candidate gets the most tokens with which it was measured to be fast enough, and those that are left in the
+end are measured again, longer.
 
 The subject is a vision model and images (`unlabelled`), or a vision-language model, prompts and images
 (`answers`).
@@ -18,16 +19,15 @@ from typing import Any
 import torch
 
 from tokenzoo._core.quoting import quote
-from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, TokenzooError
-from tokenzoo.evaluation.largest_share import SLACK, TRIES, largest_share
+from tokenzoo.evaluation.candidates import Candidate, Search
 from tokenzoo.evaluation.statistics import Difference, difference
-from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, relative_time
+from tokenzoo.evaluation.sweep import attach, patch_tokens
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
 from tokenzoo.recipes.controls import CONTROLS
 from tokenzoo.tools.benchmark.candidates import copy_of
-from tokenzoo.zoo import build, list_recipes
+from tokenzoo.zoo import list_recipes
 
 # Options that matter, by recipe; every other recipe runs with its defaults.
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
@@ -41,40 +41,6 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 FIRST = 8  # images of the first rung
 MARGIN = 0.05  # share of what the best gains over the best control that a faster winner may lose
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A recipe with options and the budget that meets the target.
-
-    Attributes:
-        job: recipe, options and tokens.
-        budget: the plan.
-        time: median and quartiles, relative to the bare model.
-        scores: likeness on the samples that it has seen so far: images, or prompts.
-        agreement: the same answers as the bare model's; [] without answers.
-    """
-
-    job: Job
-    budget: TokenBudget
-    time: Sequence[float]
-    scores: tuple[float, ...] = ()
-    agreement: tuple[float, ...] = ()
-
-    @property
-    def control(self) -> bool:
-        """Whether it is a baseline for methods."""
-        return self.job.recipe in CONTROLS
-
-    @property
-    def mean(self) -> float:
-        """The mean likeness."""
-        return sum(self.scores) / len(self.scores)
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens after the last reduction, in the language model or before it."""
-        return self.budget.visual if self.budget.llm is None else self.budget.llm
 
 
 @dataclass(frozen=True)
@@ -132,29 +98,53 @@ def tune(
     names = list(dict.fromkeys([*(recipes or list_recipes()), *CONTROLS]))
     refused: dict[str, str] = {}
     found: list[Candidate] = []
-    patches, twin = patch_tokens(subject), copy_of(subject.model)
+    search = Search(subject, copy_of(subject.model), target, patch_tokens(subject), rounds)
     for name in names:
         for options in VARIANTS.get(name, ({},)):
             tell(f"time of {name}")
             try:
-                found.append(_meeting(subject, twin, name, options, target, patches, rounds))
+                found.append(search.candidate(name, options))
             except TokenzooError as error:
                 refused[name] = str(error)
-    # A recipe that meets the target with some of its options is not refused.
-    refused = {
-        name: why for name, why in refused.items() if all(one.job.recipe != name for one in found)
-    }
-    methods = [one for one in found if not one.control]
-    if not methods:
-        reasons = "; ".join(f"{name}: {quote(why)}" for name, why in list(refused.items())[:3])
-        raise BadArgumentError(f"no recipe meets the target on {subject.model_name}: {reasons}")
-    left, dropped = _halved(subject, found, refused, tell)
+    if all(one.control for one in found):
+        raise _nothing_left(subject, refused)
+    with torch.inference_mode():
+        bare = subject.score(subject.model, range(subject.samples), "bare")
+    left, dropped = _halved(subject, found, bare, refused, tell)
+    left = list(_again(search, left, bare, refused, tell))
+    if all(one.control for one in left):
+        raise _nothing_left(subject, refused)
     left.sort(key=lambda one: -one.mean)
     dropped.sort(key=lambda one: -one.mean)
+    # A recipe that meets the target with some of its options is not refused.
+    there = {one.job.recipe for one in (*left, *dropped)}
+    refused = {name: why for name, why in refused.items() if name not in there}
     winner = _winner(left)
     control = next((one for one in left if one.control and one is not winner), None)
     against = None if control is None else difference(winner.scores, control.scores)
     return Tuned(left, dropped, refused, winner, against)
+
+
+def _again(
+    search: Search,
+    finalists: Sequence[Candidate],
+    bare: Outcome,
+    refused: dict[str, str],
+    tell: Tell,
+) -> Iterator[Candidate]:
+    """Time the finalists with more rounds, and score those that have other tokens then.
+
+    One that does not meet the target after all goes to `refused`.
+    """
+    for one in finalists:
+        tell(f"time of {one.job.recipe} again")
+        try:
+            found = search.again(one)
+            if not found.scores:
+                found = _scored(search.subject, found, range(search.subject.samples), bare)
+            yield found
+        except TokenzooError as error:
+            refused[one.job.recipe] = str(error)
 
 
 def _winner(ranked: Sequence[Candidate]) -> Candidate:
@@ -174,73 +164,23 @@ def _winner(ranked: Sequence[Candidate]) -> Candidate:
     return min(fits, key=lambda one: one.time[0])
 
 
-def _meeting(
-    subject: Subject,
-    twin: Any,
-    name: str,
-    options: Mapping[str, Any],
-    target: Target,
-    patches: int,
-    rounds: int,
-) -> Candidate:
-    """Return the candidate with the most tokens that meets the target.
-
-    Raises:
-        TokenzooError: it cannot run on the model, or cannot be that fast.
-    """
-
-    def measured(keep: float) -> Candidate:
-        job = Job(name, keep, options=options)
-        with attach(job, subject) as attached:
-            budget = attached.plan(patches)
-            if budget.flops >= 1 and not subject.per_patch:
-                raise BadArgumentError(
-                    f"{name} saves nothing: it removes tokens after the last block, and the output of "
-                    f"{subject.model_name} has none of them"
-                )
-            return Candidate(job, budget, relative_time(subject, twin, rounds))
-
-    def timed(keep: float) -> tuple[float, Candidate]:
-        found = measured(keep)
-        # Where no token is removed a shorter time is noise.
-        return (found.time[0] if found.tokens < patches else 1.0), found
-
-    if target.kind == "tokens":
-        return measured(target.value)
-    share, nearest = float(target.value), float("inf")
-    if subject.read_on:
-        found, nearest = largest_share(timed, share)
-        if found is not None:
-            return found
-        raise _too_slow(name, nearest, target)
-    for _ in range(TRIES):
-        # The most tokens whose plan costs no more than this share of the operations.
-        method = build(name, flops=share, **options)
-        with method.attach(subject.model, **subject.attach) as attached:
-            budget, time = attached.plan(patches), relative_time(subject, twin, rounds)
-        if time[0] <= target.value * SLACK:
-            return Candidate(Job(name, budget.visual, options=options), budget, time)
-        nearest = min(nearest, time[0])
-        share *= target.value / time[0]
-    raise _too_slow(name, nearest, target)
-
-
-def _too_slow(name: str, nearest: float, target: Target) -> BadArgumentError:
-    return BadArgumentError(
-        f"{name} came down to {nearest:.2f} of the time, not to {target.value:g}"
-    )
+def _nothing_left(subject: Subject, refused: Mapping[str, str]) -> BadArgumentError:
+    reasons = "; ".join(f"{name}: {quote(why)}" for name, why in list(refused.items())[:3])
+    return BadArgumentError(f"no recipe meets the target on {subject.model_name}: {reasons}")
 
 
 def _halved(
-    subject: Subject, candidates: Sequence[Candidate], refused: dict[str, str], tell: Tell
+    subject: Subject,
+    candidates: Sequence[Candidate],
+    bare: Outcome,
+    refused: dict[str, str],
+    tell: Tell,
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Score candidates on more and more images; return those that saw all, and the others.
 
     One whose outputs cannot be compared with the bare model's goes to `refused`.
     """
     left, dropped = list(candidates), list[Candidate]()
-    with torch.inference_mode():
-        bare = subject.score(subject.model, range(subject.samples), "bare")
     for seen, more in rungs(subject.samples):
         shown: list[Candidate] = []
         for one in left:

@@ -57,8 +57,9 @@ def smaller_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
     rows, columns = grid
 
     def stretch(height: int, width: int) -> float:
-        ratio = height * columns / (width * rows)
-        return max(ratio, 1 / ratio)
+        sides = (height * columns, width * rows)
+        # One division: of two shapes that are each other's turned by a right angle neither is nearer.
+        return max(sides) / min(sides)
 
     def best(count: int) -> tuple[int, int] | None:
         sizes = [

@@ -51,6 +51,15 @@
     };
   }
 
+  // The interval of a few samples may go beyond what a score can be.
+  function reach(lines) {
+    const values = lines.map((line) => line.value);
+    const low = Math.max(Math.min(...lines.map((line) => line.low)), Math.min(0, ...values));
+    const high = Math.min(Math.max(...lines.map((line) => line.high)), Math.max(1, ...values));
+    const room = 0.05 * (high - low || 1);
+    return [low - room, high + room];
+  }
+
   function draw(task, want) {
     const shown = task.lines.filter((line) => fits(want, line) && line[want.axis].length);
     const groups = new Map();
@@ -65,6 +74,8 @@
         error_y: { type: "data", symmetric: false, thickness: 1, width: 3, array: [bare.high - bare.value], arrayminus: [bare.value - bare.low] },
       });
     }
+    const drawn = bare ? [...shown, bare] : shown;
+    const range = drawn.length ? reach(drawn) : undefined;
     const axis = {
       gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true,
     };
@@ -74,7 +85,7 @@
       height: phone.matches ? 420 + 24 * Math.ceil(named / 2) : Math.max(460, 80 + 20 * named),
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--text"), family: "system-ui, sans-serif" },
       margin: { l: 50, r: 10, t: 10, b: 50 }, hovermode: "closest",
-      xaxis: { ...axis, title: { text: label } }, yaxis: { ...axis, title: { text: task.metric } },
+      xaxis: { ...axis, title: { text: label } }, yaxis: { ...axis, range, title: { text: task.metric } },
       hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--text") } },
       legend: phone.matches ? { orientation: "h", yanchor: "top", y: -0.2 } : {}, showlegend: true,
       shapes: bare ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: bare.value, y1: bare.value, line: { color: css("--soft"), width: 1, dash: "dash" } }] : [],

@@ -21,7 +21,7 @@ from tokenzoo.evaluation.vqa.questions import COARSE, FINE, KINDS, ask, scenes
 from tokenzoo.evaluation.vqa.subject import Asked
 from tokenzoo.evaluation.vqa.words import encode
 
-SAMPLES = 40
+SAMPLES, QUICK_SAMPLES = 40, 2
 BATCH = 8
 
 
@@ -33,7 +33,9 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         MissingDependencyError: see `load_collage_llava`; or scikit-learn is not installed.
     """
     options.refuse_choices(task)
-    return subject_of("test", options.count(SAMPLES), seed=options.seed, batch=options.batch(BATCH))
+    batch = 1 if options.quick else BATCH  # a first look at all tasks is to take minutes
+    samples = options.count(SAMPLES, QUICK_SAMPLES)
+    return subject_of("test", samples, seed=options.seed, batch=batch)
 
 
 def subject_of(

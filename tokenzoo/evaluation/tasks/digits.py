@@ -13,7 +13,7 @@ import torch
 from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions, batches
 from tokenzoo.tools import digits
 
-SAMPLES = 1000
+SAMPLES, QUICK_SAMPLES = 1000, 50
 HALF = torch.full((3, 1, 1), 0.5)  # mean and deviation of its images, which are in -1..1
 BATCH = 25  # a small model is fastest where its activations fit into the cache
 
@@ -26,7 +26,9 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         MissingDependencyError: without timm or scikit-learn.
     """
     options.refuse_choices(task)
-    return subject_of("test", options.count(SAMPLES), seed=options.seed, batch=options.batch(BATCH))
+    return subject_of(
+        "test", options.count(SAMPLES, QUICK_SAMPLES), seed=options.seed, batch=options.batch(BATCH)
+    )
 
 
 def subject_of(split: str, samples: int, *, seed: int = 0, batch: int = BATCH) -> Subject:

@@ -54,7 +54,9 @@ def processor(padding_side: str) -> Any:
     sizes = {"scale_resolution": TILE, "patch_size": PATCH, "max_slice_nums": 2}
     return transformers.MiniCPMV4_6Processor(
         transformers.MiniCPMV4_6ImageProcessorPil(**sizes),
-        transformers.MiniCPMV4_6VideoProcessor(**{**sizes, "max_slice_nums": 1}, do_sample_frames=False),
+        transformers.MiniCPMV4_6VideoProcessor(
+            **{**sizes, "max_slice_nums": 1}, do_sample_frames=False
+        ),
         tokenizer,
     )
 

@@ -1,6 +1,19 @@
 """The whole models that answer prompts with images, small, and the prompts that they are asked.
 
-A new model joins by one row of `CHATS`.
+A new model joins by one row of `CHATS`. What is tried with it is decided here, so that a new model adds
+little to the time of the tests:
+
+- Every model with each of its recipes (`EACH`) keeps what all else stands on: nothing changes where all
+  tokens are kept, counts are those planned, a row alone is the row in the batch, a cache changes nothing,
+  shortened inputs give the same, and what is detached is bare.
+- A model that is `like` another one has that one's spec but for names: no code of ours is only for it. It
+  has one recipe, and takes part in nothing more.
+- What depends on the images, once with each model that is like no other (`FIRST`).
+- The ways of calling a model (`ASKED`) depend on how its language model is told that tokens are gone, not
+  on its tower or tiles: once with each of `WAYS`. A new model joins only if it has a way of its own.
+- What depends on both (`MOST`): labels and positions.
+
+`test_pairs.py` holds the specs of all models to this.
 """
 
 from __future__ import annotations
@@ -47,6 +60,8 @@ from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm, Similarity
 
 LLM = ("fastv", "dart")  # they reduce in the language model alone
+SIDES = ("left", "right")  # of padding
+INSIDE = (*LLM, "everywhere")  # in the language model too
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class Chat:
         make: the model.
         batch: several prompts, of several sizes.
         recipes: that it is tried with; the first alone where one says enough.
+        like: the model whose spec it has but for names, which is tried in all that it is not.
         first: two prompts of different lengths with an image each.
         second: what is asked after each of them, with another image.
         tile: tokens of an image or tile of its one size.
@@ -72,6 +88,7 @@ class Chat:
     make: Callable[..., Any]
     batch: Batch
     recipes: tuple[str, ...]
+    like: str = ""
     first: tuple[str, str] = ("see <image> there", "<image> ?")
     second: str = "and <image> ?"
     tile: int | None = None
@@ -121,11 +138,12 @@ BEFORE = Batch(  # of PaliGemma images come before words, and every prompt has o
 )
 
 
-def paligemma_vl(text: str, *recipes: str) -> Chat:
+def paligemma_vl(text: str, *recipes: str, like: str = "") -> Chat:
     return Chat(
         partial(paligemma.paligemma, text),
         BEFORE,
         recipes,
+        like,
         first=("<image> see the dog there", "<image> ?"),
         second="<image> and here ?",
         tile=paligemma.TOKENS,
@@ -136,31 +154,32 @@ def paligemma_vl(text: str, *recipes: str) -> Chat:
     )
 
 
-ALL = ("evoprune", "tome", "divprune", "cdpruner", "fastv", "everywhere")
+def qwen_vl(make: Callable[..., Any], *recipes: str, like: str = "", linear: bool = False) -> Chat:
+    # Linear attention forgets no proposals of an assistant.
+    return Chat(make, QWEN, recipes, like, mrope=True, assisted=not linear, linear=linear)
+
+
+ALL = ("evoprune", "divprune", "cdpruner", "fastv", "everywhere")
+TILE = {"tile": idefics3.TOKENS}
 CHATS = {
     "llava": Chat(hf.llava, PADDED, ALL, tile=64),
-    "llava, wordy": Chat(hf.llava, WORDY, ("evoprune", "fastv"), tile=64),
+    "llava, wordy": Chat(hf.llava, WORDY, ("evoprune", "fastv"), "llava", tile=64),
     "llava_next": Chat(hf.llava_next, PADDED, ("fastervlm", "everywhere")),
     "llava_onevision": Chat(hf.llava_onevision, FILMS, ("divprune", "dart"), alone=False),
-    "qwen2_vl": Chat(qwen.qwen2_vl, QWEN, ("tome", "everywhere"), mrope=True),
-    "qwen2_5_vl": Chat(qwen.qwen2_5_vl, QWEN, ALL, mrope=True),
-    "qwen3_vl": Chat(qwen.qwen3_vl, QWEN, ("tome", "cdpruner", "everywhere"), mrope=True),
-    "qwen3_vl_moe": Chat(qwen.qwen3_vl_moe, QWEN, ("tome", "everywhere"), mrope=True),
-    # Linear attention forgets no proposals of an assistant.
-    "qwen3_5": Chat(
-        qwen.qwen3_5, QWEN, ("before the LLM",), mrope=True, assisted=False, linear=True
-    ),
-    "qwen3_5_moe": Chat(qwen.qwen3_5_moe, QWEN, ("tome",), mrope=True, assisted=False, linear=True),
-    "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM", "cdpruner"), mrope=True),
-    "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), mrope=True),
+    "qwen2_5_vl": qwen_vl(qwen.qwen2_5_vl, *ALL),
+    "qwen2_vl": qwen_vl(qwen.qwen2_vl, "tome", like="qwen2_5_vl"),
+    "qwen3_vl": qwen_vl(qwen.qwen3_vl, "tome", "everywhere"),
+    "qwen3_vl_moe": qwen_vl(qwen.qwen3_vl_moe, "tome", like="qwen3_vl"),
+    "qwen3_5": qwen_vl(qwen.qwen3_5, "before the LLM", linear=True),
+    "qwen3_5_moe": qwen_vl(qwen.qwen3_5_moe, "tome", like="qwen3_5", linear=True),
+    "glm4v": Chat(glm.glm4v, PHOTOS, ("before the LLM",), mrope=True),
+    "glm4v_moe": Chat(glm.glm4v_moe, PHOTOS, ("tome",), "glm4v", mrope=True),
     "internvl": Chat(internvl.internvl, TILES, ("fastervlm", "everywhere"), tile=internvl.TOKENS),
     "gemma3": Chat(gemma3.gemma3, TILES, ("evoprune", "before the LLM"), tile=gemma3.TOKENS),
-    "idefics3": Chat(idefics3.idefics3, TILES, ("tome", "everywhere"), tile=idefics3.TOKENS),
-    "smolvlm": Chat(idefics3.smolvlm, TILES, ("evoprune", "fastv"), tile=idefics3.TOKENS),
-    "lfm2_vl": Chat(lfm2_vl.lfm2_vl, SIZES, ("tome", "before the LLM", "cdpruner")),
-    "minicpmv4_6": Chat(
-        minicpm.minicpmv4_6, FILMS, ("divprune", "cdpruner", "fastv"), assisted=False
-    ),
+    "idefics3": Chat(idefics3.idefics3, TILES, ("tome", "everywhere"), **TILE),
+    "smolvlm": Chat(idefics3.smolvlm, TILES, ("evoprune",), "idefics3", **TILE),
+    "lfm2_vl": Chat(lfm2_vl.lfm2_vl, SIZES, ("tome", "before the LLM")),
+    "minicpmv4_6": Chat(minicpm.minicpmv4_6, FILMS, ("divprune", "fastv"), assisted=False),
     "molmo2": Chat(
         molmo2.molmo2,
         TILES,
@@ -169,15 +188,28 @@ CHATS = {
         assisted=False,
     ),
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
-    "paligemma2": paligemma_vl("gemma2", "divprune", "before the LLM"),
+    "paligemma2": paligemma_vl("gemma2", "divprune", like="paligemma"),
 }
+WAYS = {
+    "placeholders are taken out": ("llava", "evoprune"),
+    "layers have fewer tokens": ("llava", "fastv"),
+    "images and videos": ("llava_onevision", "dart"),
+    "M-RoPE": ("qwen2_5_vl", "evoprune"),
+    "M-RoPE in layers with fewer tokens": ("qwen2_5_vl", "fastv"),
+    "features of inner blocks for the first layers": ("qwen3_vl", "everywhere"),
+    "linear attention, with M-RoPE": ("qwen3_5", "before the LLM"),
+    "convolutions": ("lfm2_vl", "tome"),
+    "images see each other, windows": ("gemma3", "evoprune"),
+    "a prompt sees itself, positions from 1 on": ("paligemma", "evoprune"),
+    "a tower that is not followed, grids in the call": ("molmo2", "divprune"),
+}
+"""The ways in which a language model is told of fewer tokens, and with what each is tried."""
+
 CASES = [(kind, name) for kind, chat in CHATS.items() for name in chat.recipes]
-FIRST = [(kind, chat.recipes[0]) for kind, chat in CHATS.items() if kind != "llava, wordy"]
+FIRST = [(kind, chat.recipes[0]) for kind, chat in CHATS.items() if not chat.like]
 EACH = pytest.mark.parametrize(("kind", "name"), CASES)
-SOME = pytest.mark.parametrize(
-    ("kind", "name"), [*FIRST, ("llava", "fastv"), ("qwen2_5_vl", "fastv")]
-)
-KINDS = pytest.mark.parametrize(("kind", "name"), FIRST)
+ASKED = pytest.mark.parametrize(("kind", "name"), WAYS.values(), ids=WAYS)
+MOST = pytest.mark.parametrize(("kind", "name"), dict.fromkeys([*FIRST, *WAYS.values()]))
 
 
 def method(name: str, keep: int | float = 0.35) -> tokenzoo.Method:

@@ -12,13 +12,17 @@ from torch import Tensor
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm.calls import CACHE, NEW, answer, cache_of, logits, remains
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
-from tests.conformance.chats import CHATS, FIRST, KINDS, LLM, SOME, method, moved, said, whole
+from tests.conformance.chats import ASKED, CHATS, FIRST, INSIDE, LLM, method, moved, said, whole
 
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
 
+# What the wrapper of `generate` does with its options knows of a model nothing but the lengths of prompts.
+WRAPPED = pytest.mark.parametrize(
+    ("kind", "name"), [("llava", "evoprune"), ("qwen2_5_vl", "fastv"), ("paligemma", "evoprune")]
+)
 
-@SOME
+
+@ASKED
 def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
     model, way = whole(kind), {"do_sample": True, "top_k": 0}
     given = CHATS[kind].batch.given(model)
@@ -40,7 +44,7 @@ def test_sampling_is_a_loop_by_hand(kind: str, name: str) -> None:
         assert not torch.equal(several[::2], several[1::2])
 
 
-@SOME
+@ASKED
 def test_several_beams_come_back(kind: str, name: str) -> None:
     model, way = whole(kind), {"num_beams": 3, "num_return_sequences": 2}
     given = CHATS[kind].batch.given(model)
@@ -65,7 +69,7 @@ class Stream:
         self.ended += 1
 
 
-@SOME
+@WRAPPED
 def test_a_streamer_sees_the_callers_prompt_and_the_answer(
     kind: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +88,7 @@ def test_a_streamer_sees_the_callers_prompt_and_the_answer(
             assert capsys.readouterr().out.split() == tokenizer.decode(shown).split()
 
 
-@SOME
+@WRAPPED
 def test_lengths_count_the_callers_prompt(
     kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +125,7 @@ def test_lengths_count_the_callers_prompt(
         assert torch.equal(answer(model, given, generation_config=config, **bare), asked)
 
 
-@KINDS
+@WRAPPED
 def test_inputs_is_another_name_of_input_ids(kind: str, name: str) -> None:
     model = whole(kind)
     given = CHATS[kind].single(model)
@@ -134,7 +138,7 @@ def test_inputs_is_another_name_of_input_ids(kind: str, name: str) -> None:
         assert torch.equal(model.generate(ids, **rest, **GREEDY), out)
 
 
-@SOME
+@ASKED
 def test_a_dictionary_comes_back(kind: str, name: str) -> None:
     model = whole(kind)
     given = CHATS[kind].single(model)
@@ -147,10 +151,10 @@ def test_a_dictionary_comes_back(kind: str, name: str) -> None:
     held = cache_of(out).get_seq_length(3)
     assert held < given["input_ids"].shape[1]  # in the last layers at least
     first = held if CHATS[kind].linear else cache_of(out).get_seq_length(0)
-    assert (first > held) == (name in LLM)
+    assert (first > held) == (name in INSIDE)
 
 
-@SOME
+@ASKED
 def test_other_caches_say_the_same(kind: str, name: str) -> None:
     model = whole(kind)
     given = CHATS[kind].batch.given(model)
@@ -160,7 +164,7 @@ def test_other_caches_say_the_same(kind: str, name: str) -> None:
         cache = transformers.DynamicCache(config=model.config.get_text_config())
         assert torch.equal(answer(model, given, **{CACHE: cache}), told)
         # After fastv it is refused: layers of different lengths.
-        if name not in LLM and CHATS[kind].static:
+        if name not in INSIDE and CHATS[kind].static:
             assert torch.equal(answer(model, given, cache_implementation="static"), told)
 
 

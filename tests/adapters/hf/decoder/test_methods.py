@@ -32,7 +32,8 @@ from tests.adapters.hf.vlm.calls import (
     logits,
 )
 from tests.adapters.models import gap
-from tests.conformance.specs import SPECS, fresh, hf_checkpoint
+from tests.conformance.spec_makers import hf_checkpoint
+from tests.conformance.specs import SPECS, fresh
 from tests.conformance.test_training import gradients, near
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, BadArgumentError

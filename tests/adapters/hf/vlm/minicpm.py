@@ -51,10 +51,12 @@ def processor(padding_side: str) -> Any:
         setattr(tokenizer, f"{name}_token", word)
     for name in ("image", "video"):
         setattr(tokenizer, f"{name}_token_id", WORDS.index(f"<{name}>"))
-    sizes = {"scale_resolution": TILE, "patch_size": PATCH, "max_slice_nums": 4}
+    sizes = {"scale_resolution": TILE, "patch_size": PATCH, "max_slice_nums": 2}
     return transformers.MiniCPMV4_6Processor(
         transformers.MiniCPMV4_6ImageProcessorPil(**sizes),
-        transformers.MiniCPMV4_6VideoProcessor(**sizes, do_sample_frames=False),
+        transformers.MiniCPMV4_6VideoProcessor(
+            **{**sizes, "max_slice_nums": 1}, do_sample_frames=False
+        ),
         tokenizer,
     )
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tokenzoo.budget import TokenBudget
 
 
-class TokenPlan(Protocol):
-    """How many tokens of an image, or of a frame of a video, enter the language model."""
+@dataclass(frozen=True)
+class TokenPlan:
+    """How many tokens of an image, or of a frame of a video, enter the language model.
+
+    Attributes:
+        count: from the patch tokens of the image, crop or frame, and the frames of its video (1: an image).
+        over_frames: whether these are a mean over the frames of a video, which may keep different numbers.
+    """
+
+    count: Callable[[int, int], int]
+    over_frames: bool = False
 
     def __call__(self, tokens: int, frames: int = 1) -> int:
-        """Count them.
-
-        Args:
-            tokens: patch tokens of the image, crop or frame.
-            frames: of the video that it is one of; 1: it is an image.
-        """
-        ...
+        """Count them."""
+        return self.count(tokens, frames)
 
 
-def every(tokens: int, frames: int = 1) -> int:
-    """Plan that all tokens enter the language model."""
+def _every(tokens: int, frames: int) -> int:
     del frames
     return tokens
+
+
+EVERY = TokenPlan(_every)
+"""All tokens enter the language model."""
 
 
 class ActiveRecipe(Protocol):
@@ -61,8 +70,9 @@ class Attachment(ActiveRecipe, Protocol):
         """The tokens at every point, for an image of so many, or a frame of a video."""
         ...
 
-    def visual_tokens(self, tokens: int, frames: int = 1) -> int:
-        """Tokens that the language model reads of an image of so many, or of a frame of a video."""
+    @property
+    def token_plan(self) -> TokenPlan:
+        """How many tokens of images and videos the language model reads."""
         ...
 
 

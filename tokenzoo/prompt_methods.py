@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from tokenzoo.attachment import Attachment, EncodedVisual, TokenPlan
-from tokenzoo.errors import AttachError
+from tokenzoo.errors import AttachError, BadArgumentError
+from tokenzoo.layouts import TokenLayout
 
 
 class PromptMethods:
@@ -45,6 +46,21 @@ class PromptMethods:
         raise AttachError(
             f"{type(self).__name__} does not know which of {images} images are a video"
         )
+
+    def with_frames(self, frames: int) -> Self:
+        """The same adapter where so many images of a call, one after the other, are the frames of a video.
+
+        Raises:
+            BadArgumentError: the model takes no images as frames.
+        """
+        raise BadArgumentError(
+            f"frames={frames!r}: {type(self).__name__} takes no images of a prompt as the frames of a "
+            "video; leave frames= out"
+        )
+
+    def note_videos(self, layout: TokenLayout) -> None:
+        """Receive what a step over frames has left of the videos of a pass."""
+        del layout
 
     def pool_frames(self, x: Tensor) -> Tensor:
         """What the model pools the frames of a video to, after its projector, if the tower left all tokens.

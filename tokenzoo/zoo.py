@@ -102,6 +102,7 @@ class Method:
         on_reduce: Callable[[Event], object] | None = None,
         replace: bool = False,
         prefix: int | None = None,
+        frames: int | None = None,
     ) -> Attached:
         """Make a model carry fewer tokens from now on; `detach()` or a `with` block undoes it.
 
@@ -120,6 +121,9 @@ class Method:
             prefix: number of tokens before the patches in a model with visual prompts (prompt tuning),
                 CLS and registers included: CLS and five prompts are 6. None: as many as the model's class
                 has.
+            frames: number of frames of a video, for a model that takes them as images of a prompt (LLaVA,
+                InternVL): so many images of a call, one after the other, are one video. None: images are
+                images; a model that takes videos says itself what is one.
 
         Raises:
             UnsupportedModelError: no adapter can follow this model's tokens; says why.
@@ -138,6 +142,7 @@ class Method:
             on_reduce=on_reduce,
             replace=replace,
             prefix=prefix,
+            frames=frames,
         )
 
     def save(self, path: str | Path) -> None:

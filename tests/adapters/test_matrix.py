@@ -22,7 +22,7 @@ from tests.adapters.hf import models as hf_models
 from tests.adapters.hf.vlm import qwen as hf_qwen
 from tests.adapters.models import EVA02, SIGLIP, VIT, images
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
-from tokenzoo.attachment import every
+from tokenzoo.attachment import EVERY
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import AttachError, MissingEvidenceError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
@@ -92,7 +92,7 @@ def call(model: Any) -> tuple[Callable[[], Any], Any]:
         return lambda: model(x), None
     adapter = find_adapter(model)
     given = inputs(model, adapter, 2)
-    visuals = adapter.visuals(given, every) if adapter.reads_prompts else {}
+    visuals = adapter.visuals(given, EVERY) if adapter.reads_prompts else {}
     return lambda: model(**given), next((of[0] for of in visuals.values()), None)
 
 

@@ -120,6 +120,11 @@ def reduce_projected(
     frames: Sequence[int] = ()
     if videos is not None:
         frames = videos(sum(len(one.images) for one in tower.buckets) or len(output))
+        if reaching and max(frames, default=1) > 1:
+            raise AttachError(
+                f"{reaching} prefix tokens of each frame reach the projector, and a step over frames takes "
+                "patch tokens alone: configure the model to drop the CLS token before its projector"
+            )
         tower = tower.by_video(frames)
         if state.frames:
             tower = with_all_frames(tower, *state.frames)

@@ -40,6 +40,7 @@ def attach(
     on_reduce: Callable[[Event], object] | None = None,
     replace: bool = False,
     prefix: int | None = None,
+    frames: int | None = None,
     clock: Callable[[], None] | None = None,
 ) -> Attached:
     """Attach a recipe to a model; see `Method.attach`, and of the clock `Options`: it is for measuring."""
@@ -62,6 +63,8 @@ def attach(
     adapter = find_adapter(model)
     if prefix is not None:
         adapter = adapter.with_prefix(check_count("prefix", prefix, least=0))
+    if frames is not None:
+        adapter = adapter.with_frames(check_count("frames", frames))
     _check_runs(model)
     check_fit(recipe, adapter, type(model).__name__, restore=restore)
     options = Options(

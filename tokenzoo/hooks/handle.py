@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tokenzoo._core.validation import check_count
-from tokenzoo.adapter import Adapter
+from tokenzoo.adapter import Adapter, TokenPlan
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.installer import MARK as MARK
@@ -105,6 +105,11 @@ class Attached:
         plan = self.plan(tokens)
         joins = self._passes.steps.joins_frames
         return plan.features if joins and frames == 1 else plan.visual
+
+    @property
+    def token_plan(self) -> TokenPlan:
+        """`visual_tokens`, and whether they are a mean over the frames of a video."""
+        return TokenPlan(self.visual_tokens, self._passes.steps.joins_frames)
 
     @property
     def passes(self) -> tuple[PassReport, ...]:

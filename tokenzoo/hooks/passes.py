@@ -195,6 +195,8 @@ class Passes:
             videos = self._videos_of(state)
             output, state = pool_frames(output, state, adapter.pool_frames, self.budget)
         output, state = reduce_projected(output, state, reaching, place, options, text, videos)
+        if self.steps.joins_frames:
+            adapter.note_videos(state.layout)
         if owned:  # the tower hands it on as its last hidden state
             set_state(args[0], state)
         self._keep(state)

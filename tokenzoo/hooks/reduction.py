@@ -184,7 +184,9 @@ def reduced(
     debug = options.debug and not trial
     if debug:
         check_finite(tokens, f"reach the reduction in {place.name}")
-    after, plan = reduce_patches(step, tokens, evidence, keep, check=debug, ordered=layout.ordered)
+    after, plan = reduce_patches(
+        step, tokens, evidence, keep, check=debug, ordered=layout.ordered or bucket.apart
+    )
     places = bucket.places
     if layout.positional:
         places = plan.sources if places is None else take(places, plan.sources)

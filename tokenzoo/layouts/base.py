@@ -46,6 +46,7 @@ class SizeBucket:
         plan: from the first tokens to the present ones, prefix included, where it is recorded.
         evidence: what the last block showed about its output, for a step after the projector.
         layers: evidence of other blocks about the tokens that are left, for the steps after the last block.
+        apart: whether tokens must stay in the order of the frames, each of which has places of its own.
         frames: number of frames of a video, each with equally many of the N tokens; None: these are images,
             or frames one by one.
     """
@@ -64,6 +65,7 @@ class SizeBucket:
     evidence: Evidence | None = None
     layers: tuple[tuple[Layer, Evidence], ...] = ()
     frames: int | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class BatchedLayout(TokenLayout):
         tracked: whether positions act inside the attention, so that each token must know its place.
         absent: of the prefix tokens, how many are not in the tensor (a projector dropped them).
         frames: rows of the tensor that are one image, after each other: the frames of a video.
+        apart: whether each frame of a video has places of its own in a prompt.
         slots: rows of the tensor that is made of what is left of a video; 0: as many as frames.
     """
 
@@ -38,6 +39,7 @@ class BatchedLayout(TokenLayout):
     absent: int = 0
     frames: int = 1
     slots: int = 0
+    apart: bool = False
     _places: Tensor | None = None
 
     @classmethod
@@ -211,7 +213,7 @@ class BatchedLayout(TokenLayout):
     def projected(self, reaching: int) -> BatchedLayout:
         """`[b, reaching + n, c']`; masses and plans count all prefix tokens."""
         absent = self.prefix - reaching
-        return replace(self, group=1, raster=None, tracked=False, absent=absent, _places=None)
+        return replace(self, group=1, raster=None, tracked=self.apart, absent=absent, _places=None)
 
     def by_video(self, videos: Sequence[int]) -> BatchedLayout:
         """Rows that follow each other become one; without prefix tokens.
@@ -229,8 +231,16 @@ class BatchedLayout(TokenLayout):
             )
         rows = torch.arange(sum(videos)).view(-1, frames)
         bucket = bucket_of_videos(self.bucket, rows, prefix=self.prefix)
+        bucket = replace(bucket, apart=self.apart)
         return replace(
-            self, buckets=(bucket,), prefix=0, absent=0, raster=None, frames=frames, _places=None
+            self,
+            buckets=(bucket,),
+            prefix=0,
+            absent=0,
+            raster=None,
+            tracked=self.apart,
+            frames=frames,
+            _places=None,
         )
 
     @staticmethod

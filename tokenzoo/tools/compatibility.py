@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.attachment import every
+from tokenzoo.attachment import EVERY
 from tokenzoo.errors import BadArgumentError, TokenzooError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.tools import model_loading, transformers_loading
@@ -169,7 +169,7 @@ def _try(
 
 def _tokens(adapter: Any, images: Given) -> int:
     """Return the patch tokens of an image of a multimodal input."""
-    return next(iter(adapter.visuals(images, every).values()))[0].patches
+    return next(iter(adapter.visuals(images, EVERY).values()))[0].patches
 
 
 def _run(model: nn.Module, images: Given) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from tokenzoo.attachment import every
+from tokenzoo.attachment import EVERY
 from tokenzoo.errors import AttachError, BadArgumentError, MissingDependencyError
 
 SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128}
@@ -231,7 +231,7 @@ def _prompt(
 ) -> torch.Tensor:
     """Return prompts of six words with an image after the first: `[batch, n]`."""
     try:
-        (token, visuals), *_ = adapter.visuals(given, every).items()
+        (token, visuals), *_ = adapter.visuals(given, EVERY).items()
     except AttachError as error:
         raise BadArgumentError(
             f"{config.model_type} takes pixels in a form of its own, which is not made here: {error}"

@@ -42,7 +42,7 @@ def prompts(work: Workload, attached: Attached | None) -> tuple[int, ...]:
         return (length,) * depth
     adapter: Any = attached.adapter
 
-    found = adapter.visuals(given, attached.visual_tokens)
+    found = adapter.visuals(given, attached.token_plan)
     each = [visual for several in found.values() for visual in several]
     words = length - sum(visual.full for visual in each) // work.sizes.batch
 

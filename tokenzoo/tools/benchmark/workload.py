@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenzoo._core.validation import check_choice, check_count, check_flag
 from tokenzoo.adapter import Adapter
-from tokenzoo.attachment import every
+from tokenzoo.attachment import EVERY
 from tokenzoo.errors import BadArgumentError, UnsupportedModelError
 from tokenzoo.hooks.attach import find_adapter
 
@@ -142,7 +142,7 @@ class Workload:
             return ()
         if self.multimodal:
             known: Any = self.adapter
-            visuals = known.visuals(self.given, every)
+            visuals = known.visuals(self.given, EVERY)
             each = [one for several in visuals.values() for one in several]
             return tuple(one.patches for one in each for _ in range(one.units))
         tokens = self.adapter.tokens()

@@ -9,17 +9,17 @@ and the language model can be reduced itself (`hf.decoder`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, TokenPlan
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks import undo_all
-from tokenzoo.layouts import TokenLayout
+from tokenzoo.layouts import BatchedLayout, TokenLayout
 from tokenzoo_adapters.hf.decoder.evidence import IN_PROMPT
 from tokenzoo_adapters.hf.names import ENCODED
 from tokenzoo_adapters.hf.vlm import generate_wrapper, mrope, video_frames
@@ -51,6 +51,7 @@ class VisionLanguageAdapter(Adapter):
         group: patches of the tower that the projector makes one token of.
         prompt_text: of the call whose images are encoded.
         video_pass: of the videos that are encoded, where they are stacked.
+        frames: how many images of a call, one after the other, are a video; 1: they are images.
     """
 
     spec: VisionLanguageSpec
@@ -64,6 +65,7 @@ class VisionLanguageAdapter(Adapter):
     group: int = 1
     prompt_text: PromptText = field(default_factory=PromptText, repr=False)
     video_pass: VideoPass = field(default_factory=VideoPass, repr=False)
+    frames: int = 1
 
     reads_prompts = True
 
@@ -91,7 +93,10 @@ class VisionLanguageAdapter(Adapter):
 
     def layout(self, x: Tensor) -> TokenLayout:
         """As the tower's, of groups where the projector joins patches."""
-        return self.tower.layout(x) if self._joins() == 1 else super().layout(x)
+        layout = self.tower.layout(x) if self._joins() == 1 else super().layout(x)
+        if self.frames > 1 and isinstance(layout, BatchedLayout):
+            return replace(layout, apart=True)
+        return layout
 
     def _joins(self) -> int:
         """Tokens of the tower that the projector makes one of."""
@@ -116,12 +121,37 @@ class VisionLanguageAdapter(Adapter):
         """Whether it is known which of the tower's images are the frames of a video."""
         if isinstance(self.tower, HFPackedTower):
             return any(modality.kind == "video" for modality in self.spec.modalities)
-        return any(modality.stacked for modality in self.spec.modalities)
+        return self.frames > 1 or any(modality.stacked for modality in self.spec.modalities)
+
+    def with_frames(self, frames: int) -> Self:
+        """The same adapter where images are the frames of videos, each image with the tokens of its size.
+
+        Raises:
+            BadArgumentError: images are cut into crops, the model takes videos itself, or prefix tokens
+                reach its projector.
+        """
+        video_frames.check(self, frames)
+        return replace(self, frames=frames)
+
+    def note_videos(self, layout: TokenLayout) -> None:
+        """Remember what is left of each frame, until the prompt has been shortened."""
+        self.video_pass.left = layout if self.frames > 1 else None
 
     def videos(self, images: int) -> Sequence[int]:
-        """Slices in time of packed videos, and frames of stacked ones."""
+        """Slices in time of packed videos, frames of stacked ones, and images that are frames.
+
+        Raises:
+            AttachError: the images are no whole number of videos.
+        """
         if isinstance(self.tower, HFPackedTower):
             return self.tower.rows.videos()
+        if images % self.frames:
+            raise AttachError(
+                f"{images} images of a call, and {self.frames} of them are a video "
+                f"(frames={self.frames} of attach): pass whole videos, or detach for other images"
+            )
+        if self.frames > 1:
+            return (self.frames,) * (images // self.frames)
         frames = self.video_pass.frames or 1
         return (frames,) * (images // frames)
 
@@ -194,7 +224,9 @@ class VisionLanguageAdapter(Adapter):
                     f"{modality.pixels} without {modality.sizes}: the processor returns both, and the "
                     "number of tokens depends on them: model.generate(**inputs)"
                 )
-            call = SpanCall(self.spec, self.base, self.tower, pixels, sizes, given, plan)
+            call = SpanCall(
+                self.spec, self.base, self.tower, pixels, sizes, given, plan, self.frames
+            )
             found.setdefault(int(getattr(config, modality.placeholder)), []).extend(
                 modality.spans(call)
             )
@@ -243,6 +275,8 @@ class VisionLanguageAdapter(Adapter):
             spans: its images and videos, with as many tokens as the prompt has placeholders of each.
             said: whose text the images are chosen by; None: these arguments.
         """
+        if self.frames > 1:
+            return video_frames.encode(self, given, spans)
         tower = packed_tower(self.tower)
         encoded: dict[str, Any] = {}
         kept: dict[int, list[Any]] = {}

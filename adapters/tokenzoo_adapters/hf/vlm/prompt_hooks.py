@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenzoo.adapter import Attachment
+from tokenzoo.attachment import EVERY
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks import PerThread, thread_local, undo_all
 from tokenzoo_adapters.hf.decoder.layers import Decoder
@@ -156,11 +157,8 @@ class PromptHooks:
 
     def spans(self, given: Mapping[str, Any]) -> Spans:
         """The images and videos of a call, as planned."""
-        return self.adapter.visuals(given, self._entering) if self.has_pixels(given) else {}
-
-    def _entering(self, tokens: int, frames: int = 1) -> int:
-        """Tokens of an image, or a frame of a video, that enter the language model, out of so many."""
-        return self.attached.visual_tokens(tokens, frames) if self.attached.active else tokens
+        plan = self.attached.token_plan if self.attached.active else EVERY
+        return self.adapter.visuals(given, plan) if self.has_pixels(given) else {}
 
     def _prompt(self, given: Mapping[str, Any], spans: Spans) -> Prompt:
         ids, mask = given["input_ids"], given.get(MASK)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo_adapters.hf.names import MASK, POSITIONS, TYPES
+from tokenzoo_adapters.hf.names import ENCODED, MASK, POSITIONS, TYPES
 from tokenzoo_adapters.hf.vlm.cached_prompt import (
     CACHED,
     CachedPrompt,
@@ -80,6 +80,10 @@ def shorten_call(
         encoded = adapter.encode(given, full)
         spans = encoded.counted(spans)
     short = _shortened(adapter, given, spans, pad_left=pad_left, remember=remember)
+    if encoded is not None and adapter.spec.positions != "mrope":
+        pixels = {modality.pixels for modality in adapter.spec.modalities}
+        rest = {name: value for name, value in short.given.items() if name not in pixels}
+        short = replace(short, given={**rest, ENCODED: encoded.outputs})
     return replace(short, spans=spans, encoded=encoded)
 
 

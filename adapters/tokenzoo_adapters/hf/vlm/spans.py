@@ -17,7 +17,8 @@ from tokenzoo_adapters.hf.vlm.spec import SpanCall
 def per_image(call: SpanCall) -> list[VisualSpan]:
     """Images or tiles `[images, 3, h, w]`, each with the tokens of its size and the prefix that reaches."""
     n, extra = call.tokens(), call.projected_prefix()
-    span = VisualSpan(n + extra, call.plan(n) + extra, fixed=extra, patches=n)
+    m, shared = call.plan(n, call.frames), call.plan.over_frames and call.frames > 1
+    span = VisualSpan(n + extra, m + extra, fixed=extra, patches=n, shared=shared)
     return [span] * len(call.pixels)
 
 
@@ -69,9 +70,9 @@ def per_grid(call: SpanCall) -> list[VisualSpan]:
 def per_slice(call: SpanCall) -> list[VisualSpan]:
     """As `per_grid`, where words stand between the slices of a video: each has placeholders of its own."""
     return [
-        VisualSpan(n, m, patches=n, shared=m != call.plan(n))
+        VisualSpan(n, call.plan(n, t), patches=n, shared=call.plan.over_frames and t > 1)
         for t, n in _slices(call)
-        for m in [call.plan(n, t)] * t
+        for _ in range(t)
     ]
 
 

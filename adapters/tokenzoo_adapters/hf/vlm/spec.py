@@ -139,6 +139,7 @@ class SpanCall:
         given: all arguments.
         plan: maps the tokens of one image, tile, frame or grid, and the frames of its video, to those of
             them that enter the language model. A token is a group where the projector joins patches.
+        frames: how many images, one after the other, are a video; 1: they are images.
     """
 
     spec: VisionLanguageSpec
@@ -148,6 +149,7 @@ class SpanCall:
     sizes: Any
     given: Mapping[str, Any]
     plan: TokenPlan
+    frames: int = 1
 
     def tokens(self) -> int:
         """Tokens of one image, tile or frame, by the height and width of its pixels: `[..., h, w]`."""

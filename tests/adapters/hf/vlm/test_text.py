@@ -33,7 +33,7 @@ from tests.adapters.hf.vlm.calls import (
 )
 from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import moved, said, whole
-from tokenzoo.attachment import every
+from tokenzoo.attachment import EVERY
 from tokenzoo.errors import AttachError
 
 MODELS = (*KINDS, "qwen2_5_vl", "internvl", "paligemma", "gemma3", "idefics3", "lfm2_vl")
@@ -121,7 +121,7 @@ def test_each_image_is_chosen_from_by_its_own_prompt(kind: str, name: str, side:
     with method.attach(model) as attached, entering(model) as told:
         logits(model, given)
         short = attached.shorten(dict(given))["input_ids"]
-        visuals = attached.adapter.visuals(given, attached.visual_tokens)
+        visuals = attached.adapter.visuals(given, attached.token_plan)
         found = kept(model, told[0], short)
     # Of every image, tile or crop that has placeholders one token stays.
     units = [one.units for one in visuals[IMAGE]]
@@ -169,7 +169,7 @@ def test_images_are_encoded_once_and_chosen_from_in_a_copy_too(kind: str, name: 
         projector = model.get_submodule(attached.adapter.projector)
         counting = projector.register_forward_hook(lambda *_: passes.append(None))
         assert torch.equal(answer(model, given)[:, 0], expected[:, -1].argmax(-1))
-        (spans,) = attached.adapter.visuals(given, every).values()
+        (spans,) = attached.adapter.visuals(given, EVERY).values()
         assert len(passes) == 1 + max(one.run for one in spans)
         counting.remove()
     assert torch.equal(logits(twin, given), expected)

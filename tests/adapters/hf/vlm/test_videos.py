@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
@@ -16,26 +18,38 @@ from tests.adapters.hf.vlm.over_frames import Change, over_frames
 from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import FILMS, THUMBNAIL, whole
 from tokenzoo import Recipe
-from tokenzoo.errors import BadArgumentError, MissingEvidenceError
+from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError
 from tokenzoo.evidence import Evidence
 
+FRAMES = tuple(PIL.Image.fromarray(frame).resize((56, 56)) for frame in qwen.video(4))
 # Videos of different length in one batch, a slice alone, and an image, which is left whole.
 TIMED = Batch(
     ("see <video> and <image> .", "is the sky blue ?", "<video> , or <video> ?"),
     ((THUMBNAIL,), (), ()),
     (qwen.video(6), qwen.video(2, of=1), qwen.video(8, of=1)),
 )
+# Four images of a prompt are a video.
+STILLS = Batch(
+    ("<image> <image> of <image> and <image> ?", "see <image> , <image> <image> , <image> ."),
+    (FRAMES, FRAMES[::-1]),
+)
 BATCHES = {
     "llava_onevision": FILMS,
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), TIMED),
+    **dict.fromkeys(("internvl", "llava"), STILLS),
 }
+OPTIONS: dict[str, Any] = {kind: {"frames": 4} for kind in ("internvl", "llava")}
 EACH = pytest.mark.parametrize("kind", BATCHES)
 
 
 def videos(model: Any, given: Any) -> list[tuple[int, Tensor, int]]:
     """Of each video its row, the columns of its frames' tokens, and how many frames it has."""
-    places = (given["input_ids"] == model.config.video_token_id).nonzero()  # [p, 2]
-    if "video_grid_thw" in given:
+    config = model.config
+    token = getattr(config, "video_token_id", None) or config.image_token_id
+    places = (given["input_ids"] == token).nonzero()  # [p, 2]
+    if "pixel_values_videos" not in given:
+        shapes = [(4, len(places) // 2, 0)] * 2
+    elif "video_grid_thw" in given:
         grids: list[list[int]] = given["video_grid_thw"].tolist()
         shapes = [(t, t * h * w // 4, 0) for t, h, w in grids]
     else:  # a newline at the end
@@ -85,7 +99,7 @@ def test_the_tokens_that_are_chosen_are_read_at_their_places(kind: str, side: st
     model = whole(kind)
     given = BATCHES[kind].given(model, side)
     bare = read(model, given)
-    with tokenzoo.build(over_frames(0.5)).attach(model):
+    with tokenzoo.build(over_frames(0.5)).attach(model, **OPTIONS.get(kind, {})):
         found = read(model, given)
     assert found.keys() == bare.keys()
     kept = expected(model, given, bare["x"])
@@ -130,7 +144,40 @@ def test_all_of_a_video_is_the_bare_model(kind: str) -> None:
     model = whole(kind)
     given = BATCHES[kind].given(model)
     bare, said = read(model, given), answer(model, given)
-    with tokenzoo.build(over_frames(1.0)).attach(model):
+    with tokenzoo.build(over_frames(1.0)).attach(model, **OPTIONS.get(kind, {})):
         found = read(model, given)
         assert all(torch.equal(found[name], bare[name]) for name in bare)
         assert torch.equal(answer(model, given), said)
+
+
+@EACH
+def test_rows_are_answered_as_if_they_were_alone(kind: str) -> None:
+    """With videos of different length in a batch, whose frames keep different numbers of tokens."""
+    model, batch = whole(kind), BATCHES[kind]
+    given = batch.given(model)
+    with tokenzoo.build(over_frames(0.3)).attach(model, **OPTIONS.get(kind, {})):
+        alone = torch.cat([answer(model, row) for row in batch.rows(model)])
+        assert torch.equal(answer(model, given), alone)
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "text"),
+    [
+        ("qwen2_vl", 4, "frames=4 of Qwen2VLForConditionalGeneration: it knows its videos itself"),
+        ("llava_next", 4, "or cuts images into crops"),
+        ("llava", 0, "frames=0"),
+    ],
+)
+def test_images_that_cannot_be_frames(kind: str, frames: int, text: str) -> None:
+    with pytest.raises(BadArgumentError, match=re.escape(text)):
+        tokenzoo.build(over_frames(0.5)).attach(whole(kind), frames=frames)
+
+
+def test_images_that_are_no_whole_videos() -> None:
+    model = whole("llava")
+    given = Batch(("<image> <image> of <image> ?",), (FRAMES[:3],)).given(model)
+    with tokenzoo.build(over_frames(0.5)).attach(model, frames=4) as attached:
+        with pytest.raises(AttachError, match="pass whole videos"):
+            model(**given)
+        with attached.paused():
+            logits(model, given)

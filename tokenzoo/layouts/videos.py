@@ -91,7 +91,7 @@ def bucket_of_videos(
         prefix: prefix tokens of a frame; those of a video are none.
     """
     f, one = rows.shape[1], bucket
-    plan = None if one.plan is None else _without_prefix(one.plan, prefix)
+    plan = None if one.plan is None else without_prefix(one.plan, prefix)
     return replace(
         one,
         first=f * one.first,
@@ -139,7 +139,7 @@ def rows_of_videos(
     return found
 
 
-def _without_prefix(plan: TokenMap, prefix: int) -> TokenMap:
+def without_prefix(plan: TokenMap, prefix: int) -> TokenMap:
     """Undo `TokenMap.after_prefix`."""
     keep, dst = plan.keep[:, prefix:], plan.dst[:, prefix:]
     keep = torch.where(keep < 0, keep, keep - prefix)

@@ -85,7 +85,10 @@ def _said(trace: ClipTrace) -> str:
     if trace.small is not None:
         return f"{trace.frames} frames, made smaller -> {trace.tokens} tokens"
     dropped = int((trace.plan.dst < 0).sum())
+    starts = (
+        f"; segments begin at frames {', '.join(map(str, trace.starts))}" if trace.starts else ""
+    )
     return (
         f"{trace.frames} frames, {before} -> {trace.tokens} tokens; {shared} share one with other frames, "
-        f"{dropped} are dropped"
+        f"{dropped} are dropped{starts}"
     )

@@ -20,10 +20,11 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.layouts.videos import evidence_of_videos, map_of_videos, without_prefix
 from tokenzoo.mergers import Identity
-from tokenzoo.parts import Matcher
+from tokenzoo.parts import Matcher, walk
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.reduce import check_needs, reduce_patches
 from tokenzoo.schedules import Once
+from tokenzoo.temporal import Segmenter
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens
 from tokenzoo.tools.tracing import Trace, grid_of, trace_tokens
@@ -42,12 +43,14 @@ class ClipTrace:
         frames: f.
         grid: (rows, columns) of the n patches of a frame.
         small: the frames that the recipe made smaller; None: it did not.
+        starts: the first frame of each segment into which the recipe cut the clip; (): it cut nothing.
     """
 
     plan: TokenMap
     frames: int
     grid: tuple[int, int]
     small: Tensor | None = None
+    starts: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> Tensor:
@@ -131,12 +134,28 @@ def _at_the_end(recipe: Recipe, model: Any, frames: Tensor) -> ClipTrace:
         check_needs(step, each)
         plan = reduce_patches(step, Tokens.of(each.x), each, keep)[1]
         plan = map_of_videos(plan, rows)
+        starts: tuple[int, ...] = ()
     else:
         clip = evidence_of_videos(each, rows)
         check_needs(step, clip)
         plan = reduce_patches(step, Tokens.of(clip.x), clip, f * keep)[1]
-    known = each.provides
-    return ClipTrace(plan, f, each.grid if "grid" in known else grid_of(n, frames.shape[2:]))
+        starts = segment_starts(step, clip)
+    grid = each.grid if "grid" in each.provides else grid_of(n, frames.shape[2:])
+    return ClipTrace(plan, f, grid, starts=starts)
+
+
+def segment_starts(step: Step, evidence: Evidence) -> tuple[int, ...]:
+    """Return the first frame of each segment into which the parts of a step cut a clip; (): they do not.
+
+    Args:
+        step: over frames.
+        evidence: of one clip.
+    """
+    for part in walk(step.matcher):
+        if isinstance(part, Segmenter):
+            segment = part.segment(evidence)[0]  # [f]
+            return tuple(f for f in range(len(segment)) if f == 0 or segment[f] != segment[f - 1])
+    return ()
 
 
 def _evidence(needs: frozenset[str], model: Any, images: Tensor) -> Evidence:

@@ -25,7 +25,7 @@ from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import Job, attach, patch_tokens, relative_time
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
-from tokenzoo.recipes.controls import CONTROLS
+from tokenzoo.recipes.controls import CONTROLS, CONTROLS_OF_CLIPS
 from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.zoo import build, list_recipes
 
@@ -64,7 +64,7 @@ class Candidate:
     @property
     def control(self) -> bool:
         """Whether it is a baseline for methods."""
-        return self.job.recipe in CONTROLS
+        return self.job.recipe in (*CONTROLS, *CONTROLS_OF_CLIPS)
 
     @property
     def mean(self) -> float:

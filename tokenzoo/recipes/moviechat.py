@@ -32,7 +32,7 @@ def moviechat(*, keep: int | float = 0.25) -> Recipe:
           fewer tokens than a frame has are evenly spaced places.
 
     Licence:
-        Research use (rese1f/MovieChat); written from the paper
+        BSD-3-Clause (rese1f/MovieChat)
 
     Reference:
         MovieChat, CVPR 2024, arXiv 2307.16449

@@ -30,8 +30,8 @@ def vidtome(
         partner of x_i = argmax over the tokens j of the middle frame of cos(x_i, x_j);   the highest merge
 
     Args:
-        keep: tokens of the whole clip to keep: a count or a fraction. (paper: 0.325, as 0.9 of the tokens of
-            3 of 4 frames merge)
+        keep: tokens of the whole clip to keep: a count or a fraction. (paper: 0.325, as 0.9
+            of the tokens of 3 of 4 frames merge)
         chunk: frames of a chunk. (authors' code: 4)
         replace: a kept token stays as it is; False: it becomes the mean of its tokens by mass.
             (authors' code: True)

@@ -914,7 +914,8 @@ def prunevid(case: Case) -> None:
     """`topk_sorted` is what the second stage keeps, a share of each set."""
     x, attention = case.given("feat", "attn")
     sizes = case.outputs["windows"].reshape(-1, case.outputs["windows"].shape[-1])
-    f = int(sizes[0].clamp_min(0).sum())
+    f = case.params.get("frames", int(sizes[0].clamp_min(0).sum()))
+    assert x.shape[1] % f == 0, f"{case.label}: windows of {f} frames for {x.shape[1]} tokens"
     names = {"tau": "threshold", "cluster_ratio": "retained", "seg_ratio": "segments", "k": "k"}
     options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
     found = reduced("prunevid", x, {"frames": f}, keep=1.0, **options)

@@ -57,7 +57,7 @@ def test_an_empty_item_is_an_error(texts: list[str]) -> None:
 
 def test_controls_are_known_by_where_they_come_from() -> None:
     controls = {name for name in tokenzoo.list_recipes() if is_control(name)}
-    assert controls == {"random", "uniform", "pool", "downsample"}
+    assert controls == {"random", "uniform", "pool", "downsample", "every_kth_frame"}
     with pytest.raises(UnknownNameError, match="did you mean 'random'"):
         is_control("randon")
 

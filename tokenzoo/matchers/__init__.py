@@ -6,6 +6,7 @@ from typing import Any
 from tokenzoo.hookspecs import hookimpl
 from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, StaticWindows
 
+from .above import Above as Above
 from .among import Among as Among
 from .among import JoinFirst as JoinFirst
 from .assigners import Drop as Drop
@@ -17,10 +18,13 @@ from .fuse import Fuse as Fuse
 from .greedy_dpp import GreedyDPP as GreedyDPP
 from .grid import GridCentres as GridCentres
 from .grid import SameCell as SameCell
+from .into_frames import IntoFrames as IntoFrames
 from .lattice import Lattice as Lattice
 from .max_min import MaxMin as MaxMin
 from .medoids import Medoids as Medoids
+from .merge_frames import MergeFrames as MergeFrames
 from .outliers import Outliers as Outliers
+from .per_frame import PerFrame as PerFrame
 from .per_window import PerWindow as PerWindow
 from .per_window import WholeRows as WholeRows
 from .protect import Protect as Protect
@@ -38,6 +42,8 @@ from .then import REST as REST
 from .then import Then as Then
 from .thin import Thin as Thin
 from .top_k import TopK as TopK
+from .tree_merge import TreeMerge as TreeMerge
+from .whole_frames import WholeFrames as WholeFrames
 
 
 @hookimpl
@@ -54,6 +60,12 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "select_assign": SelectAssign,
         "static_dynamic": StaticDynamic,
         "salient_anchors": SalientAnchors,
+        "tree_merge": TreeMerge,
+        "merge_frames": MergeFrames,
+        "into_frames": IntoFrames,
+        "per_frame": PerFrame,
+        "whole_frames": WholeFrames,
+        "above": Above,
         "frame_windows": FrameWindows,
         "scene_cuts": SceneCuts,
         "static_windows": StaticWindows,

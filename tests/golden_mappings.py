@@ -879,6 +879,7 @@ def fastvid(case: Case) -> None:
     names = {"c": "segments", "tau": "threshold", "d": "context", "p": "every", "beta": "blend"}
     options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
     options |= {"retained": case.params["ratio"], "frame_features": "frame"}
+    options |= {"attention_source": "cls"}
     global_x = pooled.repeat_interleave(n, 1)
     (step,) = tokenzoo.build("fastvid", **options).recipe.steps
 

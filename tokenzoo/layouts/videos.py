@@ -1,7 +1,7 @@
 """The frames of a video as one image: what a step over frames reads, and what is left of them.
 
 A pass has a row for each frame, each with n tokens. A step over frames has a row for each video, with f * n
-tokens, frame after frame. An image is a video of one frame; it is left whole unless the tower has reduced it.
+tokens, frame after frame. An image is a video of one frame, left whole unless the tower has reduced it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
-from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, StaticWindows
+from tokenzoo.temporal import (
+    DensityRuns,
+    FrameWindows,
+    SceneCuts,
+    StaticWindows,
+    StreamingCuts,
+)
 
 from .above import Above as Above
 from .among import Among as Among
@@ -13,6 +19,7 @@ from .assigners import Drop as Drop
 from .assigners import Nearest as Nearest
 from .bipartite import Bipartite as Bipartite
 from .by_depth import ByDepth as ByDepth
+from .ends_and_middles import EndsAndMiddles as EndsAndMiddles
 from .far_from_pivots import FarFromPivots as FarFromPivots
 from .fuse import Fuse as Fuse
 from .greedy_dpp import GreedyDPP as GreedyDPP
@@ -23,6 +30,7 @@ from .lattice import Lattice as Lattice
 from .max_min import MaxMin as MaxMin
 from .medoids import Medoids as Medoids
 from .merge_frames import MergeFrames as MergeFrames
+from .neighbour_pairs import NeighbourPairs as NeighbourPairs
 from .outliers import Outliers as Outliers
 from .per_frame import PerFrame as PerFrame
 from .per_window import PerWindow as PerWindow
@@ -70,6 +78,9 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "scene_cuts": SceneCuts,
         "static_windows": StaticWindows,
         "density_runs": DensityRuns,
+        "streaming_cuts": StreamingCuts,
+        "neighbour_pairs": NeighbourPairs,
+        "ends_and_middles": EndsAndMiddles,
         "top_k": TopK,
         "strided": Strided,
         "lattice": Lattice,

@@ -30,8 +30,7 @@ def evs(*, keep: int | float = 0.25) -> Recipe:
         - It neither gives the kept tokens other positions nor trains on pruned clips.
 
     Licence:
-        Written from the rule of the paper. vLLM has it under Apache-2.0, with a notice of NVIDIA in the same
-        file that contradicts this.
+        Written from the paper's rule; vLLM's file says Apache-2.0, with a notice that contradicts it
 
     Reference:
         Efficient Video Sampling, arXiv 2510.14624

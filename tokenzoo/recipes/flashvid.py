@@ -29,7 +29,7 @@ def flashvid(
     expansion: Positive = 1.25,
     left: Positive = 0.3,
     positions: Positions = "keep",
-    attention_source: AttentionSource = "cls",
+    attention_source: AttentionSource = "received",
 ) -> Recipe:
     """Keep attended, diverse tokens of each frame; merge the others into trees, and these into clusters.
 
@@ -39,7 +39,7 @@ def flashvid(
     trees that begin in a frame are then clustered by density peaks. Tokens stay in order of position.
 
     Formula:
-        next = argmax over j of  A[CLS, j] * min over the selected i of (1 - cos(x_i, x_j))
+        next = argmax over j of  a_j * min over the selected i of (1 - cos(x_i, x_j))
         link of x_fi = argmax over the others j of frame f - 1 of cos(x_fi, x_(f-1)j),  if above the
         threshold y = the mean of all tokens of the trees of a cluster
 
@@ -56,8 +56,7 @@ def flashvid(
         expansion: with `layer`: tokens after the first stage, as a factor on keep. (authors' code: 1.25)
         left: with `layer`: tokens of the first stage that the second one leaves. (authors' code: 0.3)
         positions: in the second stage: "keep", with gaps, or "compact". (authors' code: "keep")
-        attention_source: "cls", or "received" for encoders without CLS. (authors' code: "cls", of encoders
-            without it the mean of what tokens receive)
+        attention_source: "received", or "cls". (authors' code: "cls", of encoders without it "received")
 
     Departures:
         - The count is exact, and clusters are divided over all frames in proportion to their trees; the

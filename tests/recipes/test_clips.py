@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tokenzoo
 from tests.temporal.clips import CHANNELS, PLACES, draws, moving, still
@@ -185,6 +188,36 @@ def test_the_memory_keeps_short_shots_and_shortens_long_ones():
     found = reduce("moviechat", still(1, 6, 1, noise=0.1), 8, 3 * PLACES)
     frames = [{token // PLACES for token in group} for group in groups(found.plan)]
     assert frames == [*[{0}] * PLACES, *[{1, 2, 3, 4, 5, 6}] * PLACES, *[{7}] * PLACES]
+
+
+@pytest.mark.parametrize("left", [1, 2, 4, 6])
+def test_the_memory_is_a_loop_over_merges(left):
+    x = draws(1, 7, PLACES, 6, seed=left).cumsum(1)  # frames that drift
+    memory = [(x[0, frame], 1) for frame in range(7)]
+    while len(memory) > left:
+        alike = [
+            F.cosine_similarity(one, other, dim=-1).mean()
+            for (one, _), (other, _) in pairwise(memory)
+        ]
+        at = int(torch.stack(alike).argmax())
+        (one, a), (other, b) = memory[at : at + 2]
+        memory[at : at + 2] = [((a * one + b * other) / (a + b), a + b)]
+    found = reduce("moviechat", x.flatten(1, 2), 7, left * PLACES)
+    assert torch.allclose(found.x[0], torch.cat([frame for frame, _ in memory]))
+
+
+def test_the_most_similar_tokens_join_the_middle_frame_of_their_chunk():
+    x = draws(1, 6 * PLACES, CHANNELS)
+    plan = reduce("vidtome", x, 6, 5 * PLACES, chunk=3).plan
+    cosine = F.normalize(x[0], dim=-1) @ F.normalize(x[0], dim=-1).T
+    frame = torch.arange(6 * PLACES) // PLACES
+    middle = frame // 3 * 3 + 1
+    cosine = cosine.masked_fill(frame != middle[:, None], -2)
+    best, partner = cosine.max(-1)
+    gone = best.masked_fill(frame == middle, -2).topk(PLACES).indices
+    expected = torch.arange(6 * PLACES)
+    expected[gone] = partner[gone]
+    assert torch.equal(plan.keep[0, plan.dst[0]], expected)
 
 
 def test_every_kth_frame_is_evenly_spaced():

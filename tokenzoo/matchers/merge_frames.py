@@ -11,8 +11,9 @@ from tokenzoo._core.precision import comparable, precise
 from tokenzoo._core.sorting import first_highest, ordered, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Matcher
-from tokenzoo.temporal.segmenter import by_frame, firsts, to_previous
+from tokenzoo.temporal.segmenter import by_frame
 from tokenzoo.token_map import TokenMap
+from tokenzoo.tokens import unit
 
 
 @dataclass(frozen=True)
@@ -37,58 +38,85 @@ class MergeFrames(Matcher):
         """Keep exactly `keep` tokens, in order of position."""
         x = by_frame(precise(evidence.x), evidence.frames)  # [b, f, n, c]
         b, frames, n, _ = x.shape
+        # A token that is not finite is similar to none.
+        memory = Memory.of(x.where(x.isfinite().all(-1, keepdim=True), 0))
         left = -(-keep // n)  # frames of which some places stay
-        x = x.where(x.isfinite().all(-1, keepdim=True), 0)  # similar to none
-        count = torch.ones(b, frames, dtype=x.dtype, device=x.device)
-        group = torch.arange(frames, device=x.device).expand(b, frames)
         for _ in range(frames - left):
-            cosine = to_previous(x).mean(-1)  # [b, frames - 1]
-            x, count, group = _merged(x, count, group, first_highest(comparable(cosine)))
+            memory.merge()
         excess = left * n - keep
-        begins = firsts(group)  # the first frame of each frame's group
         place = torch.arange(n, device=x.device)
-        lead = begins[..., None] * n + place  # [b, f, n]
+        lead = (memory.lead * n)[..., None] + place  # [b, f, n]
         if excess and left == 1:
             kept = ((2 * torch.arange(keep, device=x.device) + 1) * n) // (2 * keep)
             lead = lead - place + kept[(kept[:, None] - place).abs().argmin(0)]
         elif excess:
-            lead = _partly(x, group, lead, excess)
+            at, after, cosine = memory.nearest()
+            chosen = places(ordered(cosine, descending=True)) < excess  # [b, n]
+            joins = (memory.lead == after)[..., None] & chosen[:, None]
+            lead = torch.where(joins, (at * n)[..., None] + place, lead)
         lead = lead.flatten(1)
-        index = torch.arange(frames * n, device=x.device).expand_as(lead)
-        stays = ordered((lead != index).long())[:, :keep]
-        slot = places(ordered((lead != index).long()))
-        return TokenMap(stays, slot.gather(1, lead), complete=True)
+        index = torch.arange(frames * n, device=x.device).expand(b, -1)
+        order = ordered((lead != index).long())
+        return TokenMap(order[:, :keep], places(order).gather(1, lead), complete=True)
 
 
-def _merged(x: Tensor, count: Tensor, group: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge the frames `at [b]` and at + 1 of m frames.
+class Memory:
+    """Frames that merge one after another; a merged one is where the first of its frames was.
 
-    Args:
-        x: `[b, m, n, c]` means.
-        count: `[b, m]` frames in each.
-        group: `[b, f]` of which of the m each frame is part.
-        at: the first of the two.
+    Attributes:
+        x: `[b, f, n, c]`, means of merged frames.
+        lead: `[b, f]`, the first of the frames with which each has merged.
     """
-    b, m = count.shape
-    rows = torch.arange(b, device=x.device)
-    here, after = count[rows, at], count[rows, at + 1]
-    mean = x[rows, at] * (here / (here + after))[:, None, None]
-    mean = mean + x[rows, at + 1] * (after / (here + after))[:, None, None]
-    index = torch.arange(m - 1, device=x.device)
-    source = index + (index > at[:, None]).long()  # [b, m - 1]
-    own = index == at[:, None]
-    x = torch.where(own[..., None, None], mean[:, None], x[rows[:, None], source])
-    count = torch.where(own, (here + after)[:, None], count.gather(1, source))
-    return x, count, group - (group > at[:, None]).long()
 
+    def __init__(self, x: Tensor) -> None:
+        b, f = x.shape[:2]
+        self.x = x
+        self.rows = torch.arange(b, device=x.device)
+        self.lead = torch.arange(f, device=x.device).expand(b, f)
+        self.count = torch.ones(b, f, dtype=x.dtype, device=x.device)
+        # Of each frame the one before and after it; f: there is none.
+        index = torch.arange(f + 1, device=x.device).expand(b, f + 1)
+        self.after = (index + 1).clamp_max(f)
+        self.before = (index - 1).where(index > 0, f)
+        pairs = (unit(x[:, 1:]) * unit(x[:, :-1])).sum(-1).mean(-1)  # [b, f - 1]
+        none = torch.full_like(x[:, :1, 0, 0], -torch.inf)
+        self.cosine = torch.cat([pairs, none, none], 1)  # [b, f + 1], with the frame after
 
-def _partly(x: Tensor, group: Tensor, lead: Tensor, excess: int) -> Tensor:
-    """Merge the `excess` most similar places of the two most similar frames; return the new leads."""
-    cosine = comparable(to_previous(x))  # [b, m - 1, n]
-    rows = torch.arange(x.shape[0], device=x.device)
-    at = first_highest(comparable(cosine.mean(-1)))
-    chosen = places(ordered(cosine[rows, at], descending=True)) < excess  # [b, n]
-    first = first_highest((group == at[:, None]).long())  # the first frame of the group
-    joins = (group == at[:, None] + 1)[..., None] & chosen[:, None]
-    place = torch.arange(lead.shape[2], device=x.device)
-    return torch.where(joins, first[:, None, None] * lead.shape[2] + place, lead)
+    @classmethod
+    def of(cls, x: Tensor) -> Memory:
+        """Return the frames `x [b, f, n, c]`, of which none has merged."""
+        return cls(x.clone())
+
+    def merge(self) -> None:
+        """Merge the two most similar neighbours."""
+        at = first_highest(comparable(self.cosine))[:, None]  # [b, 1]
+        gone = self.after.gather(1, at)
+        share = self.count.gather(1, at), self.count.gather(1, gone)
+        total = share[0] + share[1]
+        mean = self._frame(at) * (share[0] / total)[..., None]
+        mean = mean + self._frame(gone) * (share[1] / total)[..., None]
+        self.x[self.rows, at[:, 0]] = mean
+        self.count = self.count.scatter(1, at, total)
+        self.lead = torch.where(self.lead == gone, at, self.lead)
+        after, before = self.after.gather(1, gone), self.before.gather(1, at)
+        self.after = self.after.scatter(1, at, after)
+        self.before = self.before.scatter(1, after, at)
+        cosine = self.cosine.scatter(1, gone, -torch.inf)
+        cosine = cosine.scatter(1, at, self._similarity(at, after))
+        self.cosine = cosine.scatter(1, before, self._similarity(before, at))
+
+    def nearest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the two most similar neighbours `[b, 1]`, and the cosines of their places `[b, n]`."""
+        at = first_highest(comparable(self.cosine))[:, None]
+        after = self.after.gather(1, at)
+        return at, after, (unit(self._frame(at)) * unit(self._frame(after))).sum(-1)
+
+    def _frame(self, at: Tensor) -> Tensor:
+        """Return the tokens of one frame, `at [b, 1]`: `[b, n, c]`."""
+        return self.x[self.rows, at[:, 0].clamp_max(self.x.shape[1] - 1)]
+
+    def _similarity(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return the mean cosine of two frames, `[b, 1]`; -inf where one of them does not exist."""
+        cosine = (unit(self._frame(one)) * unit(self._frame(other))).sum(-1).mean(-1, keepdim=True)
+        none = torch.maximum(one, other) == self.x.shape[1]
+        return cosine.masked_fill(none, -torch.inf)

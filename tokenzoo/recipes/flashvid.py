@@ -61,7 +61,8 @@ def flashvid(
     Departures:
         - The count is exact, and clusters are divided over all frames in proportion to their trees; the
           authors divide them inside of each segment, and round up.
-        - A cluster is the mean of all its tokens; theirs is the mean of the means of its trees.
+        - A cluster is the mean of all its tokens; theirs is the mean of its trees, and the sum of a tree
+          through more than two frames is divided by too few.
         - No random numbers break ties of density; the lower index does.
         - Their later variant, which also multiplies by the relevance of a token to the segment, is not
           built.

@@ -15,7 +15,6 @@ from PIL import Image
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import GAP, VIT
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Subject

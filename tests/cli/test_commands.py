@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import tokenzoo
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
 from tests.cli.calling import small_vit as small_vit
 from tokenzoo.cli.demo_rows import margin

@@ -153,6 +153,14 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
         schedules.Once(keep=0.5),
     ),
     "per_block": (schedules.PerBlock(8), schedules.PerBlock(5, -0.5)),
+    "share": (schedules.Share(0.2), schedules.Share(1.0)),
+    "scaled": (
+        schedules.Scaled(schedules.Skip(0, 2), 2.0),
+        schedules.Scaled(schedules.Once(), 0.5),
+    ),
+    "neighbour_pairs": (m.NeighbourPairs(0.5), m.NeighbourPairs(0.9, 3, 0.5)),
+    "ends_and_middles": (m.EndsAndMiddles(length, t.StreamingCuts(0.5, 3)),),
+    "streaming_cuts": (t.StreamingCuts(0.0, 3, 0.5),),
     "explicit": (schedules.Explicit(()), schedules.Explicit((16, 0, 8, 40))),
 }
 

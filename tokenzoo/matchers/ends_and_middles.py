@@ -52,8 +52,9 @@ class EndsAndMiddles(Selector):
         turn = place_in_group(group, order)  # [b, p]
         key = torch.where(inside, turn, 0) * pool.shape[1] + order
         rank = place_in_group(frame, places(ordered(key)))
-        missing = (rank >= count) | ~scores.isfinite()
-        return choose(pool, ordered(missing.long() * 2 * n + rank)[:, :k])
+        # Tokens that are not finite leave their places to others.
+        later = torch.where(scores.isfinite(), (rank >= count).long(), 2)
+        return choose(pool, ordered(later * n + rank)[:, :k])
 
 
 def _window(spot: Tensor, n: int, count: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tokenzoo._core.kinds import Range, Share, Words
 from tokenzoo._core.precision import comparable
+from tokenzoo._core.sorting import ordered
+from tokenzoo.errors import BudgetError
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Matcher
 from tokenzoo.temporal.segmenter import firsts, lengths
@@ -51,6 +53,10 @@ class NeighbourPairs(Matcher):
         """Merge n - keep pairs; of equal sums, the earlier pairs."""
         vectors = unit(evidence.x)
         b, n, _ = vectors.shape
+        if keep < self.min_tokens(n):
+            raise BudgetError(
+                f"keep={keep} of {n}: each is in one pair at most, so {self.min_tokens(n)} are the fewest"
+            )
         if keep == n:
             return TokenMap.identity(b, n, device=vectors.device)
         alike = comparable((vectors[:, 1:] * vectors[:, :-1]).sum(-1))  # [b, n - 1]
@@ -111,4 +117,4 @@ def best_pairs(score: Tensor, pairs: int) -> Tensor:
         blocked = taken[edge].gather(1, left) & ~blocked & (left > 0)
         chosen[:, edge : edge + 1] = blocked
         left = left - blocked.long()
-    return chosen.nonzero()[:, 1].view(b, pairs)
+    return ordered((~chosen).long())[:, :pairs]

@@ -13,7 +13,6 @@ from PIL import Image
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import paligemma, qwen
-from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.lmms.checkpoints import CHAT, save
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Subject, candidates

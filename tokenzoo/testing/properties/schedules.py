@@ -9,7 +9,7 @@ from tokenzoo._core.validation import is_kind
 from tokenzoo.budget import capped, round_half_up
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.parts import Schedule
-from tokenzoo.schedules import Once
+from tokenzoo.schedules import Once, Scaled
 from tokenzoo.testing.broken import BrokenError, demand
 from tokenzoo.testing.property import property_of
 from tokenzoo.testing.strategies import Sites
@@ -129,7 +129,9 @@ def counts_pure(subject: Schedule, sites: Sites) -> None:
 
 
 def _factor(subject: Schedule) -> float:
-    """The factor of `Once` on `keep`, for recipes of several steps; 1 for other schedules."""
+    """The factor on `keep`, for recipes of several steps; 1 for most schedules."""
+    if isinstance(subject, Scaled):
+        return subject.factor * _factor(subject.schedule)
     return subject.keep if isinstance(subject, Once) else 1.0
 
 

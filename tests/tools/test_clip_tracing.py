@@ -79,6 +79,21 @@ def test_a_recipe_inside_the_tower_works_frame_by_frame(vit, clip) -> None:
     assert trace_clip(tokenzoo.build("downsample", keep=49), vit, clip).small is not None
 
 
+def test_steps_in_the_blocks_come_before_one_over_frames(vit, clip) -> None:
+    """What is merged within a frame stays together over time."""
+    found = trace_clip(tokenzoo.build("evoprune_over_time", keep=49), vit, clip)
+    inside = trace_tokens(tokenzoo.build("evoprune", keep=98, start=1, every=2), vit, clip)
+    groups = inside.plans[max(inside.plans)].dst[:, 1:] - 1  # [f, n]
+    assert found.tokens == 5 * 49
+    for frame, dst in zip(groups, found.plan.dst[0].view(5, N), strict=True):
+        assert len(torch.stack([frame, dst]).unique(dim=1)[0]) == 98
+
+
+def test_segments_begin_where_the_recipe_cuts(vit, clip) -> None:
+    zoo = tokenzoo.build("fastvid", keep=49, segments=2, threshold=-1)
+    assert trace_clip(zoo, vit, clip).starts == (0, 3)
+
+
 def test_the_counts_of_a_clip() -> None:
     """Two frames of three tokens: one is shared, one is merged within its frame, one is dropped."""
     plan = TokenMap(torch.tensor([[0, 2, 3, -1]]), torch.tensor([[0, -1, 1, 2, 2, 0]]))

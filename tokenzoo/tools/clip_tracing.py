@@ -3,9 +3,9 @@
 trace = trace_clip(tokenzoo.build("holitom"), vit, frames)         # [f, 3, h, w], preprocessed
 trace.plan                                                         # of all f * n tokens
 
-A tower sees each frame alone. A recipe whose one step comes after the last block works on the tokens that
-leave the tower, with the evidence of that block: over the whole clip if the step needs frames, otherwise in
-each frame. Any other recipe works inside the tower, frame by frame.
+A tower sees each frame alone. Steps in its blocks work frame by frame. A step after the last block works on
+the tokens that leave the tower, with the evidence of that block: over the whole clip if it needs frames,
+otherwise in each frame.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
+from tokenzoo.hooks.reduction import Event
 from tokenzoo.layouts.videos import evidence_of_videos, map_of_videos, without_prefix
 from tokenzoo.mergers import Identity
 from tokenzoo.parts import Matcher, walk
@@ -100,15 +101,15 @@ def trace_clip(zoo: Method, model: Any, frames: Tensor) -> ClipTrace:
         UnsupportedModelError: no adapter supports this model.
         AttachError: the recipe and the model do not go together.
         MissingEvidenceError: the recipe needs what a tower does not show.
-        BadArgumentError: the recipe has a step after the last block and others.
+        BadArgumentError: the recipe has steps elsewhere, or several after the last block.
     """
-    steps = zoo.recipe.steps
-    if all(step.stage.name not in LAST for step in steps):
+    stages = [step.stage for step in zoo.recipe.steps]
+    if all(stage.name not in LAST for stage in stages):
         return _inside(trace_tokens(zoo, model, frames), len(frames))
-    if len(steps) > 1:
+    if stages[-1].name not in LAST or any(stage.name != "block" for stage in stages[:-1]):
         raise BadArgumentError(
-            f"this recipe has steps at {', '.join(repr(step.stage) for step in steps)}; of a tower alone "
-            "one step after the last block can be shown, or steps inside: choose a recipe with one"
+            f"this recipe has steps at {', '.join(map(repr, stages))}; of a tower alone can be shown steps "
+            "in its blocks, and one after them: choose a recipe of such"
         )
     return _at_the_end(zoo.recipe, model, frames)
 
@@ -124,24 +125,25 @@ def _inside(trace: Trace, f: int) -> ClipTrace:
 
 
 def _at_the_end(recipe: Recipe, model: Any, frames: Tensor) -> ClipTrace:
-    """The token map of a step after the last block."""
-    (step,) = recipe.steps
-    f = len(frames)
-    each = _evidence(step.needs - {"frames"}, model, frames)
-    n = each.x.shape[1]
-    rows, keep = torch.arange(f)[None], recipe.wanted(n)
+    """The token map of a step after the last block, and of those in the blocks before it."""
+    step, f, rows = recipe.steps[-1], len(frames), torch.arange(len(frames))[None]
+    seen = _features(recipe, model, frames)
+    n = seen.inside.tokens
+    keep, starts = recipe.wanted(n), ()
     if "frames" not in step.needs:
-        check_needs(step, each)
-        plan = reduce_patches(step, Tokens.of(each.x), each, keep)[1]
-        plan = map_of_videos(plan, rows)
-        starts: tuple[int, ...] = ()
+        plan = map_of_videos(_plan(step, seen.evidence, keep), rows)
     else:
-        clip = evidence_of_videos(each, rows)
-        check_needs(step, clip)
-        plan = reduce_patches(step, Tokens.of(clip.x), clip, f * keep)[1]
-        starts = segment_starts(step, clip)
-    grid = each.grid if "grid" in each.provides else grid_of(n, frames.shape[2:])
-    return ClipTrace(plan, f, grid, starts=starts)
+        clip = evidence_of_videos(seen.evidence, rows)
+        plan, starts = _plan(step, clip, f * keep), segment_starts(step, clip)
+    plan = map_of_videos(seen.inside, rows).then(plan)
+    return ClipTrace(plan, f, seen.grid or grid_of(n, frames.shape[2:]), starts=starts)
+
+
+def _plan(step: Step, evidence: Evidence, keep: int) -> TokenMap:
+    """The token map of a step, checked for what it needs."""
+    check_needs(step, evidence)
+    tokens = Tokens.of(evidence.x, mass=evidence.mass)
+    return reduce_patches(step, tokens, evidence, min(keep, evidence.x.shape[1]))[1]
 
 
 def segment_starts(step: Step, evidence: Evidence) -> tuple[int, ...]:
@@ -158,13 +160,37 @@ def segment_starts(step: Step, evidence: Evidence) -> tuple[int, ...]:
     return ()
 
 
-def _evidence(needs: frozenset[str], model: Any, images: Tensor) -> Evidence:
-    """What the last block shows of images to a step after it that needs this."""
-    watch = _Watch(needs | {"x"})
-    recipe = Recipe(Step(Stage.FEATURES, Once(), watch, Identity()), keep=0.5)
-    with Method(recipe).attach(model), torch.inference_mode():
+@dataclass(frozen=True)
+class _Features:
+    """What leaves the tower: evidence of its tokens, the token map of the blocks, and the first grid."""
+
+    evidence: Evidence
+    inside: TokenMap
+    grid: tuple[int, int] | None
+
+
+def _features(recipe: Recipe, model: Any, images: Tensor) -> _Features:
+    """Run a tower with the steps of a recipe before the last, and note what that one would get."""
+    *inner, last = recipe.steps
+    watch = _Watch((last.needs - {"frames"}) | {"x"})
+    noting = Step(Stage.FEATURES, Once(keep=0.5), watch, Identity())
+    keep = 1.0 if recipe.keep is None else recipe.keep
+    probe = Recipe(*inner, noting, keep=keep, proportional_attention=recipe.proportional_attention)
+    plans: list[TokenMap] = []
+
+    def note(event: Event) -> None:
+        if event.stage == "block":
+            plans.append(event.plan if not plans else plans.pop().then(event.plan))
+
+    with Method(probe).attach(model, on_reduce=note) as attached, torch.inference_mode():
         model(images)
-    return watch.seen[0]
+        prefix, grid_of_tokens = attached.adapter.prefix, attached.adapter.grid
+    (evidence,) = watch.seen
+    b, n = evidence.x.shape[:2]
+    inside = TokenMap.identity(b, n)
+    if plans:
+        inside = without_prefix(plans[0], prefix)
+    return _Features(evidence, inside, grid_of_tokens(inside.tokens))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from benchmarks.synthetic_clips import write
 from tests.cli.calling import call, done
 
 
@@ -70,6 +72,18 @@ def test_the_picture(written):
     content = plot.read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) > 20_000
+
+
+def test_frames_of_a_file(tmp_path):
+    """A step over frames keeps a share of the whole video: of 4 x 25 pooled tokens 4 x 6, and a newline."""
+    film = write(tmp_path / "film.mp4", torch.zeros(5, 32, 32, 3, dtype=torch.uint8))
+    result = done(
+        *("bench", "llava-onevision-0.5b", "--tiny", "--video", film, "--frames", 4),
+        *("--rounds", 1, "--recipe", "prunevid", "--out", tmp_path / "c.json"),
+    )
+    assert "frames of film.mp4" in result.stdout
+    rows = json.loads((tmp_path / "c.json").read_text())["tables"][0]["rows"]
+    assert [row["prompt"] for row in rows] == [32 + 4 * 25 + 1, 32 + 4 * 6 + 1, 32 + 4 * 25 + 1]
 
 
 def test_a_recipe_that_cannot_be_is_a_row(tmp_path):

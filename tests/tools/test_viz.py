@@ -9,7 +9,7 @@ import torch
 
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.token_map import TokenMap
-from tokenzoo.tools import viz
+from tokenzoo.tools import pixels
 from tokenzoo.tools.viz import Panel, gallery, merged_groups, shrunk_image
 
 GRID = (4, 6)
@@ -97,7 +97,7 @@ def test_any_size_of_image(size) -> None:
     picture = merged_groups(torch.rand(3, *size), make_plan(OWNERS), GRID, PREFIX)
     scale = picture.shape[1] // size[0]
     assert picture.shape[1:] == (scale * size[0], scale * size[1])
-    assert min(picture.shape[1:]) >= viz.SIDE
+    assert min(picture.shape[1:]) >= pixels.SIDE
     torch.testing.assert_close(picture.clamp(0, 1), picture)
 
 
@@ -108,7 +108,7 @@ def test_a_shrunk_image_keeps_its_pixels_and_shows_its_grid() -> None:
     inside = picture[:, scale // 2 :: scale, scale // 2 :: scale]
     torch.testing.assert_close(inside, image)
     lines = picture[:, :, [w // 4, w // 2, 3 * w // 4]]
-    assert (lines - torch.tensor(viz.LINE)[:, None, None]).abs().max() < 0.2
+    assert (lines - torch.tensor(pixels.LINE)[:, None, None]).abs().max() < 0.2
 
 
 BAD = [

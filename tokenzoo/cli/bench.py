@@ -61,6 +61,7 @@ class Settings:
         rounds: of each table.
         warmup: calls of each model before them.
         written_out: whether there is a row with the unfused importance.
+        video: the file whose frames are in the prompt, or None.
         out: the file with all figures, or None.
         plot: the picture, or None.
     """
@@ -74,6 +75,7 @@ class Settings:
     rounds: int
     warmup: int
     written_out: bool
+    video: Path | None
     out: Path | None
     plot: Path | None
 
@@ -134,6 +136,10 @@ def run_it(
         int | None,
         typer.Option(min=1, help="Frames of the video in a prompt. [default: the model's]"),
     ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="Video file whose frames are in the prompt. [default: random pixels]"),
+    ] = None,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Blocks of the vision tower. [default: all]")
     ] = None,
@@ -179,6 +185,7 @@ def run_it(
         rounds=rounds,
         warmup=warmup,
         written_out=written_out,
+        video=video,
         out=out,
         plot=picture,
     )
@@ -190,7 +197,7 @@ def run_it(
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)  # libraries warn of random weights, which are intended
         try:
-            work = load(settings.model, settings.sizes, settings.setting)
+            work = load(settings.model, settings.sizes, settings.setting, video=settings.video)
             for one in settings.modes:
                 check_mode(one, work)
             for one in settings.modes:

@@ -1,4 +1,4 @@
-"""`tokenzoo viz IMAGE...`: which patches share a token, drawn over photographs."""
+"""`tokenzoo viz IMAGE...`: which patches share a token, drawn over photographs or a video."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from rich.console import Console
 from torch import Tensor
 
 from tokenzoo.cli.options import output_file, parse_keep, split
+from tokenzoo.cli.viz_clips import draw_clip, is_clip
 from tokenzoo.cli.viz_images import Reader, reader
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.tools import viz
 from tokenzoo.tools.tracing import Trace, trace_tokens
 from tokenzoo.tools.viz import Panel, gallery
+from tokenzoo.tools.viz_clips import ANIMATED
 from tokenzoo.zoo import build
 
 CAPTION = (
@@ -33,7 +36,8 @@ def run(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files; collage:SEED is a collage of digits.", show_default=False
+            help="Image files, or one video file; collage:SEED is a collage of digits.",
+            show_default=False,
         ),
     ],
     model: Annotated[
@@ -41,7 +45,9 @@ def run(
     ] = "digits",
     recipe: Annotated[
         list[str] | None,
-        typer.Option(help="Recipes to show; a list, or repeated. [default: evoprune]"),
+        typer.Option(
+            help="Recipes to show; a list, or repeated. [default: evoprune; of a video holitom]"
+        ),
     ] = None,
     keep: Annotated[str, typer.Option(help="Tokens to keep: 64, 0.25 or 25%.")] = "0.25",
     sites: Annotated[
@@ -57,22 +63,46 @@ def run(
         float,
         typer.Option(min=0, max=1, help="Opacity of the image over the fill, from 0 to 1."),
     ] = 0.35,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("viz.png"),
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the video to show. [default: 8]")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The picture to write; of a video also .gif or .webp."),
+    ] = Path("viz.png"),
 ) -> None:
-    """Draw which patches of images share a token at the end, or after each block.
+    """Draw which patches of images share a token at the end, or after each block; or of a video.
+
+    The model sees each frame of a video alone. A recipe over frames (holitom, fastvid, prunevid) works on
+    the tokens that leave the model, of the whole clip; other recipes work in each frame.
 
     Nothing is downloaded unless --pretrained says so; without it and --weights, a model of timm has random
     weights, and its groups mean nothing.
     """
-    recipes = split(recipe or ["evoprune"], "recipe")
+    clip = frames is not None or any(map(is_clip, images))
+    recipes = split(recipe or ["holitom" if clip else "evoprune"], "recipe")
     budget = parse_keep(keep)
     zoos = {name: build(name, keep=budget.value) for name in recipes}
-    output_file(out, (".png",))
+    output_file(out, (".png", *ANIMATED) if clip else (".png",))
     viz.figure_class()  # matplotlib missing is an error now, not after the work
+    if clip and (len(images) > 1 or sites):
+        what = "--sites" if sites else f"{len(images)} files"
+        raise BadArgumentError(
+            f"{what} with a video; pass one video, without --sites, or images without --frames"
+        )
+    console = Console(highlight=False)
     eyes = reader(model, weights=weights, pretrained=pretrained)
+    if clip:
+        title = f"What is left of {Path(images[0]).name}: {model}, keep {budget.text}"
+        draw_clip(
+            *(console, eyes, zoos, images[0], frames or 8, out),
+            title=title,
+            caption="" if eyes.trained else RANDOM,
+            see_through=see_through,
+        )
+        return
     x = eyes.read(images)
 
-    console = Console(highlight=False)
     light = eyes.light(x)
     panels = [
         [Panel(picture, Path(name).name)] for picture, name in zip(light, images, strict=True)

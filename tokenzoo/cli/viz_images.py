@@ -50,8 +50,7 @@ class Reader:
         Raises:
             BadArgumentError: no such file, one that is no image, or a collage without a number.
         """
-        images = _need("PIL.Image", "pillow")
-        transform = _need("timm.data", "timm").create_transform(**self.config, is_training=False)
+        images, transform = self._tools()
         found: list[Tensor] = []
         for name in names:
             if name.startswith(COLLAGE):
@@ -65,6 +64,16 @@ class Reader:
                 image = _open(images, name)
             found.append(transform(image))
         return torch.stack(found)
+
+    def frames(self, pixels: Tensor) -> Tensor:
+        """Preprocess the frames of a video, uint8 `[f, h, w, 3]`, as images: `[f, 3, h, w]`."""
+        images, transform = self._tools()
+        return torch.stack([transform(images.fromarray(frame.numpy())) for frame in pixels])
+
+    def _tools(self) -> tuple[Any, Any]:
+        """Pillow's images, and the preprocessing of one."""
+        images = _need("PIL.Image", "pillow")
+        return images, _need("timm.data", "timm").create_transform(**self.config, is_training=False)
 
     def light(self, images: Tensor) -> Tensor:
         """Undo the normalisation: images in 0..1."""

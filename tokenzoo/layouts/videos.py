@@ -92,7 +92,7 @@ def bucket_of_videos(
     """
     f, one = rows.shape[1], bucket
     whole = f == 1 and one.features == one.first
-    plan = None if one.plan is None else _without_prefix(one.plan, prefix)
+    plan = None if one.plan is None else without_prefix(one.plan, prefix)
     return replace(
         one,
         first=f * one.first,
@@ -140,7 +140,7 @@ def rows_of_videos(
     return found
 
 
-def _without_prefix(plan: TokenMap, prefix: int) -> TokenMap:
+def without_prefix(plan: TokenMap, prefix: int) -> TokenMap:
     """Undo `TokenMap.after_prefix`."""
     keep, dst = plan.keep[:, prefix:], plan.dst[:, prefix:]
     keep = torch.where(keep < 0, keep, keep - prefix)

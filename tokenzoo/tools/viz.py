@@ -19,20 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count, check_kind, check_number, is_kind
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.token_map import TokenMap
-from tokenzoo.tokens import shape_of
+from tokenzoo.tools.pixels import (
+    LINE,
+    check_grid,
+    check_image,
+    darkened,
+    edges,
+    enlarged,
+    line_colours,
+    lined,
+    mean_colours,
+    patch_of_pixel,
+)
 
-SIDE = 448  # pixels of the shorter side that a picture has at least: room for thin lines
-LINE = (1.0, 0.78, 0.24)  # amber: seen on ink, on paper and on most photographs
-DARK = 0.22  # what is left of the light of a dropped patch
 GREY = "#444444"
-HATCH = 0.3  # light of the hatching, as a share of the line's
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ def merged_groups(
     Raises:
         BadArgumentError: the plan, the grid and the image do not fit together.
     """
-    _check_image(image)
+    check_image(image)
     check_number("see_through", see_through, 0, 1)
-    rows, columns = _check_grid(grid)
+    rows, columns = check_grid(grid)
     check_count("prefix", prefix, least=0)
     b = check_kind("plan", plan, TokenMap).dst.shape[0]
     if check_count("index", index, least=0) >= b:
@@ -88,12 +93,12 @@ def merged_groups(
             f"make {prefix + rows * columns}: pass the model's own prefix and grid, and a plan that begins "
             "at its first tokens"
         )
-    large = _enlarged(image, grid)
+    large = enlarged(image, grid)
     owner = plan.dst[index, prefix:].cpu()  # [rows * columns]
-    group = owner[_patch_of_pixel(grid, large.shape[1:])]  # [H, W]
-    filled = torch.lerp(_mean_colours(large, group, plan.kept), large, see_through)
-    filled = torch.where(group < 0, _darkened(large), filled)
-    return _lined(filled, _edges(group), _line_colours(group))
+    group = owner[patch_of_pixel(grid, large.shape[1:])]  # [H, W]
+    filled = torch.lerp(mean_colours(large, group, plan.kept), large, see_through)
+    filled = torch.where(group < 0, darkened(large), filled)
+    return lined(filled, edges(group), line_colours(group))
 
 
 def shrunk_image(image: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -109,10 +114,10 @@ def shrunk_image(image: Tensor, grid: tuple[int, int]) -> Tensor:
     Raises:
         BadArgumentError: the image has another shape or dtype, or is smaller than the grid.
     """
-    _check_image(image)
-    large = _enlarged(image, grid)
-    patch = _patch_of_pixel(grid, large.shape[1:])
-    return _lined(large, _edges(patch), torch.tensor(LINE)[:, None, None])
+    check_image(image)
+    large = enlarged(image, grid)
+    patch = patch_of_pixel(grid, large.shape[1:])
+    return lined(large, edges(patch), torch.tensor(LINE)[:, None, None])
 
 
 def gallery(
@@ -146,7 +151,7 @@ def gallery(
             raise BadArgumentError(f"column={column!r}; it must be a pair of texts: (name, detail)")
     for row in rows:
         for panel in row:
-            _check_image(check_kind("panel", panel, Panel).picture)
+            check_image(check_kind("panel", panel, Panel).picture)
     width, height = 2.0 * len(columns) + 0.2, 2.2 * len(rows) + 1.45  # inches
     figure = figure_class()(figsize=(width, height), dpi=160)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
@@ -203,87 +208,3 @@ def _head(axes: Any, name: str, detail: str) -> None:
     place = {"transform": axes.transAxes, "ha": "center", "va": "baseline"}
     axes.text(0.5, 1.13, name, fontsize=10, weight="bold", **place)
     axes.text(0.5, 1.04, detail, fontsize=8.5, color=GREY, **place)
-
-
-def _check_image(image: Tensor) -> None:
-    if (
-        not is_kind(image, Tensor)
-        or image.ndim != 3
-        or image.shape[0] != 3
-        or not image.is_floating_point()
-    ):
-        raise BadArgumentError(
-            f"image has shape {shape_of(image)} and dtype {getattr(image, 'dtype', None)}; one image is a "
-            "float tensor [3, height, width] in 0..1"
-        )
-
-
-def _check_grid(grid: tuple[int, int]) -> tuple[int, int]:
-    sizes = tuple(grid) if is_kind(grid, tuple | list) else ()
-    if len(sizes) != 2 or any(type(size) is not int for size in sizes):
-        raise BadArgumentError(
-            f"grid={quote(grid)}; it must be (rows, columns) of the patches, two ints"
-        )
-    return sizes
-
-
-def _enlarged(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The image `[3, H, W]` on the CPU, its pixels repeated until thin lines look thin."""
-    rows, columns = _check_grid(grid)
-    h, w = image.shape[1:]
-    if rows < 1 or columns < 1 or h < rows or w < columns:
-        raise BadArgumentError(
-            f"an image of {h} x {w} pixels has no grid of {rows} x {columns} patches"
-        )
-    scale = max(1, -(-SIDE // min(h, w)))
-    large = image.detach().float().cpu().clamp(0, 1)
-    return large.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-
-
-def _patch_of_pixel(grid: tuple[int, int], size: Sequence[int]) -> Tensor:
-    """The number of the patch that each pixel lies in, `[H, W]`."""
-    (rows, columns), (h, w) = grid, size
-    row = torch.arange(h) * rows // h
-    column = torch.arange(w) * columns // w
-    return row[:, None] * columns + column
-
-
-def _mean_colours(image: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Every pixel in the mean colour of its group, `[3, H, W]`; group -1 gets any colour."""
-    slot = torch.where(group < 0, groups, group).flatten()  # [H * W]
-    # Double: a group can have a hundred thousand pixels, one added after the other.
-    sums = torch.zeros(3, groups + 1, dtype=torch.float64)
-    sums = sums.index_add(1, slot, image.flatten(1).double())
-    sizes = slot.bincount(minlength=groups + 1).clamp_min(1)
-    return (sums / sizes)[:, slot].view_as(image).float()
-
-
-def _darkened(image: Tensor) -> Tensor:
-    """Darken the image and hatch it diagonally, `[3, H, W]`."""
-    h, w = image.shape[1:]
-    step = max(4, min(h, w) // 40)
-    diagonal = (torch.arange(h)[:, None] + torch.arange(w)) % step
-    hatch = (diagonal < max(1, step // 5)).float() * HATCH
-    return torch.maximum(DARK * image, hatch * torch.tensor(LINE)[:, None, None])
-
-
-def _edges(group: Tensor) -> Tensor:
-    """The outermost pixels of every group but -1, along its borders with others: bool `[H, W]`."""
-    thick = max(1, min(group.shape) // 220)  # half of the line, each group drawing its own
-    value = F.pad(group[None].float(), (thick,) * 4, mode="replicate")
-    size = 2 * thick + 1
-    highest = F.max_pool2d(value, size, 1)[0]
-    lowest = -F.max_pool2d(-value, size, 1)[0]
-    return (highest != lowest) & (group >= 0)
-
-
-def _line_colours(group: Tensor) -> Tensor:
-    """A colour per group, `[3, H, W]`: neighbours in number get hues far apart (golden angle)."""
-    hue = (group * 0.61803398875) % 1.0
-    shift = torch.tensor([0.0, 1 / 3, 2 / 3])[:, None, None]
-    return 0.62 + 0.38 * (2 * torch.pi * (hue - shift)).cos()
-
-
-def _lined(image: Tensor, edge: Tensor, line: Tensor) -> Tensor:
-    """The image with its borders drawn in."""
-    return torch.where(edge, 0.15 * image + 0.85 * line, image)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch.nn.functional import interpolate
+from transformers import Qwen2VLVideoProcessor
 
+from benchmarks.synthetic_clips import write
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.tools.benchmark import NAMES, Setting, Sizes, load, multimodal
+from tokenzoo.tools.benchmark.prompts import grid_of_film
+from tokenzoo.tools.video import read_frames
 
 WORDS = 32
 # Of each shape the tokens of its images, and the blocks of its tower: as the papers say.
@@ -110,8 +117,54 @@ def test_other_models_by_the_names_of_their_libraries(tmp_path):
     assert (work.adapter, work.images) == (None, ())
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Five frames of 64 x 96, each darker than the one before, brighter to the right and below."""
+    ramp = torch.linspace(0, 120, 64)[:, None] + torch.linspace(0, 120, 96)  # [h, w]
+    frames = ramp[None, ..., None] + 15 - 3 * torch.arange(5)[:, None, None, None]
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    return write(path, frames.expand(-1, -1, -1, 3).byte())
+
+
+def test_a_llava_reads_the_frames_of_a_file(film):
+    work = load("llava-onevision-0.5b", Sizes(tiny=True, frames=4, batch=2), video=film)
+    pixels = work.given["pixel_values_videos"]
+    assert pixels.shape == (2, 4, 3, 126, 126)
+    shrunk = interpolate(pixels[0], (64, 96), mode="area").movedim(1, -1)
+    frames = read_frames(film, 4).frames
+    assert float(((shrunk + 1) * 127.5 - frames).abs().mean()) < 1
+    assert work.notes == ("frames of film.mp4",)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-0.5b", "qwen3-vl-0.5b"])
+def test_a_qwen_reads_the_frames_of_a_file_as_its_processor_has_them(film, name):
+    """Three frames: the last is there twice."""
+    work = load(name, Sizes(tiny=True, frames=3), video=film)
+    assert work.given["video_grid_thw"].tolist() == [[2, 4, 6]]
+    patch = work.model.config.vision_config.patch_size
+    processor = Qwen2VLVideoProcessor(
+        patch_size=patch, do_sample_frames=False, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size={"shortest_edge": 1, "longest_edge": 4 * 24 * patch**2},
+    )  # fmt: skip
+    frames = read_frames(film, 3).frames.movedim(-1, 1)  # [f, 3, h, w]
+    sized = interpolate(frames.float(), (4 * patch, 6 * patch), mode="bilinear", antialias=True)
+    wanted = processor([sized.round().byte()], return_tensors="pt")
+    assert wanted["video_grid_thw"].tolist() == [[2, 4, 6]]
+    gap = work.given["pixel_values_videos"] - wanted["pixel_values_videos"]
+    assert gap.abs().max() < 0.005  # a rounded level
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "grid"), [(9, 16, (20, 38)), (16, 9, (36, 22)), (1, 99, (2, 384))]
+)
+def test_a_slice_has_the_proportions_of_the_file(height, width, grid):
+    assert grid_of_film((24, 32), torch.zeros(1, height, width, 3)) == grid
+
+
 BAD = [
     (lambda: load("vit-b/16", Sizes(frames=4)), "vit-b/16 has no video"),
+    (lambda: load("vit-b/16", video=Path("a.mp4")), "vit-b/16 has no video"),
+    (lambda: load("internvl3-8b", video=Path("a.mp4")), r"video=a\.mp4 of internvl3-8b"),
     (lambda: load("llava-1.5-7b", Sizes(frames=4), Setting("meta")), r"frames=4 of llava-1\.5-7b"),
     (lambda: load("resnet18", Sizes(tiny=True)), "no tiny resnet18"),
     (lambda: load("vit-b/16", setting=Setting(attention="eager")), "attention='eager' of vit-b/16"),

@@ -19,6 +19,7 @@ smolvlm-2b          SigLIP so400m/14-384 and SmolLM2 1.7B (SmolVLM2-2.2B); twelv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,7 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.tools.benchmark import prompts
 from tokenzoo.tools.benchmark.configurations import KINDS, Config, library
 from tokenzoo.tools.benchmark.workload import Setting, Sizes
+from tokenzoo.tools.video import read_frames
 
 GRIDS = ((56, 74), (24, 32))  # of the photograph and of a slice: rows and columns of patches
 QWEN3_GRIDS = ((48, 64), (20, 28))  # its patches are larger
@@ -140,19 +142,31 @@ InternVL3 and of PaliGemma 2 only the numbers of parameters are checked (of Qwen
 """
 
 
-def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
+def make(
+    name: str, sizes: Sizes, setting: Setting, video: Path | None = None
+) -> tuple[Any, Config]:
     """Make a model and a prompt for it.
+
+    Args:
+        name: in `SHAPES`.
+        sizes: of the model and of the call.
+        setting: device, dtype and attention.
+        video: the file whose frames are in the prompt; None: random pixels.
 
     Raises:
         MissingDependencyError: transformers, or the attention that is asked for, is not installed.
-        BadArgumentError: transformers cannot make the model; or `frames` for a model without video.
+        BadArgumentError: transformers cannot make the model; `frames` or `video` for a model without video;
+            or the file cannot be read, or has fewer frames.
     """
     shape = SHAPES[name]
-    if sizes.frames is not None and not shape.frames:
+    if not shape.frames and (sizes.frames is not None or video is not None):
+        known = ", ".join(one for one, other in SHAPES.items() if other.frames)
+        named = f"video={video}" if sizes.frames is None else f"frames={sizes.frames}"
         raise BadArgumentError(
-            f"frames={sizes.frames} of {name}, which takes an image: leave frames= out"
+            f"{named} of {name}, which takes an image: leave it out, or choose of {known}"
         )
     frames = sizes.frames or shape.frames
+    film = None if video is None else read_frames(video, frames).frames
     vision = dict(shape.tiny if sizes.tiny else shape.vision)
     text = dict(TINY_LANGUAGE if sizes.tiny else shape.text)
     if sizes.depth is not None:
@@ -187,11 +201,11 @@ def make(name: str, sizes: Sizes, setting: Setting) -> tuple[Any, Config]:
     if shape.kind.startswith("qwen"):
         timed = shape.kind == "qwen3"
         grids = TINY_GRIDS if sizes.tiny else QWEN3_GRIDS if timed else GRIDS
-        given = prompts.packed(model, frames, *grids, timed=timed)
+        given = prompts.packed(model, frames, *grids, timed=timed, film=film)
     elif shape.kind in ("internvl", "paligemma", "gemma3", "smolvlm"):
         given = prompts.tiled(model, shape.tiles, shape.group)
     else:
-        given = prompts.shown(model, frames)
+        given = prompts.shown(model, frames, film)
     batched = {
         key: value.repeat(sizes.batch, *[1] * (value.ndim - 1)) for key, value in given.items()
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -40,13 +41,20 @@ IMAGES: dict[str, Named] = {
 NAMES = (*IMAGES, *multimodal.SHAPES)
 
 
-def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) -> Workload:
+def load(
+    name: str,
+    sizes: Sizes | None = None,
+    setting: Setting | None = None,
+    *,
+    video: Path | None = None,
+) -> Workload:
     """Make a model by its name, and an input for it.
 
     Args:
         name: in `NAMES`, or any model that `model_loading.create` knows.
         sizes: sizes that differ from those of the name.
         setting: device, dtype and attention.
+        video: a file whose frames a video model reads; None: random pixels.
 
     Raises:
         UnknownNameError: there is no such model; names the nearest.
@@ -55,12 +63,13 @@ def load(name: str, sizes: Sizes | None = None, setting: Setting | None = None) 
     """
     sizes, setting = sizes or Sizes(), setting or Setting()
     if name in multimodal.SHAPES:
-        model, given = multimodal.make(name, sizes, setting)
-        return Workload(name, model, given, True, sizes, setting, adapter_of(model))
-    if sizes.frames is not None or (sizes.layers is not None):
+        model, given = multimodal.make(name, sizes, setting, video)
+        notes = () if video is None else (f"frames of {video.name}",)
+        return Workload(name, model, given, True, sizes, setting, adapter_of(model), notes)
+    if sizes.frames is not None or sizes.layers is not None or video is not None:
         raise BadArgumentError(
-            f"{name} has no video and no language model whose size could be set: leave out frames and "
-            f"layers, or use one of {', '.join(multimodal.SHAPES)}"
+            f"{name} has no video and no language model whose size could be set: leave out video, frames "
+            f"and layers, or use one of {', '.join(multimodal.SHAPES)}"
         )
     if sizes.tiny and name not in IMAGES:
         raise BadArgumentError(f"there is no tiny {name}; there is one of {', '.join(NAMES)}")

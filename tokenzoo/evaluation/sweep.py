@@ -18,6 +18,7 @@ from tokenzoo.errors import TokenzooError
 from tokenzoo.evaluation.results import REFUSED, Key, Row
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
 from tokenzoo.hooks.handle import Attached
+from tokenzoo.hooks.state import joins_frames
 from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.tools.timing import interleaved
 from tokenzoo.zoo import Method, build
@@ -210,10 +211,12 @@ def attach_method(method: Method, subject: Subject) -> Attached:
     A warning that the configured image size is out of reach says nothing here: the subject's images decide,
     and a pass on them, or their plan, raises the error.
     """
+    of_videos = any(joins_frames(step) for step in method.recipe.steps)
+    frames = {"frames": subject.frames} if of_videos and subject.frames is not None else {}
     with warnings.catch_warnings():
         said = ".*takes images of several sizes"
         warnings.filterwarnings("ignore", message=said, category=UserWarning)
-        return method.attach(subject.model, **subject.attach)
+        return method.attach(subject.model, **subject.attach, **frames)
 
 
 def relative_time(

@@ -55,7 +55,7 @@ def prompted(
         device: of torch, or "auto"; None: a GPU if there is one.
 
     Raises:
-        BadArgumentError: fewer than 8 prompts; see `read_prompts` and `vlm.load`.
+        BadArgumentError: fewer than 8 prompts; see `read_prompts`, `vlm.load` and `VisionLanguageModel`.
         UnsupportedModelError, MissingDependencyError: see `vlm.load`.
     """
     check_count("answer_tokens", answer_tokens)
@@ -68,7 +68,9 @@ def prompted(
     known = load(model, device_of(device))
     given = [known.inputs(one) for one in asked]
     facts = {"data": folder.name, "prompts": file.name, "seed": seed}
-    return subject_of_prompts(known.model, given, model, facts, answer_tokens=answer_tokens)
+    return subject_of_prompts(
+        known.model, given, model, facts, answer_tokens=answer_tokens, frames=known.frames(asked)
+    )
 
 
 def subject_of_prompts(
@@ -78,6 +80,7 @@ def subject_of_prompts(
     facts: dict[str, Any],
     *,
     answer_tokens: int = LONGEST,
+    frames: int | None = None,
 ) -> Subject:
     """Return the subject of a bare model.
 
@@ -87,6 +90,7 @@ def subject_of_prompts(
         name: of the model.
         facts: what else decides the scores.
         answer_tokens: most tokens of an answer.
+        frames: how many images of a call are the frames of its video; see `Subject`.
     """
     # The logits of all answers stay in memory: 10 MB each, for 16 tokens of a vocabulary of 150,000.
     with torch.inference_mode():
@@ -116,6 +120,7 @@ def subject_of_prompts(
         score,
         call=lambda one: [forced(one, inputs, words) for inputs, words in timed],
         facts={**facts, "samples": len(given), "answer": answer_tokens},
+        frames=frames,
         per_patch=True,
         read_on=True,
     )

@@ -212,11 +212,11 @@ def attach_method(method: Method, subject: Subject) -> Attached:
     and a pass on them, or their plan, raises the error.
     """
     of_videos = any(joins_frames(step) for step in method.recipe.steps)
-    frames = {"frames": subject.frames} if of_videos and subject.frames is not None else {}
+    frames = subject.frames if of_videos else None
     with warnings.catch_warnings():
         said = ".*takes images of several sizes"
         warnings.filterwarnings("ignore", message=said, category=UserWarning)
-        return method.attach(subject.model, **subject.attach, **frames)
+        return method.attach(subject.model, **subject.attach, frames=frames)
 
 
 def relative_time(

@@ -164,7 +164,7 @@ def test_scores_are_those_of_the_words_that_are_most_likely(
 
 @pytest.mark.parametrize(
     ("name", "encoded"),
-    [("evoprune", 8), ("divprune", 8), ("fastv", 8), (None, 8), ("cdpruner", 56), ("holitom", 56)],
+    [("evoprune", 8), ("divprune", 8), ("fastv", 8), (None, 8), ("cdpruner", 56), ("holitom", 8)],
 )
 def test_a_clip_is_encoded_once_for_all_of_its_questions(
     subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def encode_once(model: Any) -> None:
 
 def _features(model: Any, pixel_values: Tensor, *args: Any, **options: Any) -> Any:
     base, own = model.model, _own(pixel_values)
-    original: Any = type(base).get_image_features
+    original: Callable[..., Any] = cast("Any", type(base)).get_image_features
     if own == len(pixel_values):
         return original(base, pixel_values, *args, **options)
     prompts = len(pixel_values) // own

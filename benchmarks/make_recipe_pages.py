@@ -41,9 +41,11 @@ NOTE = """Time of one reduction of random tensors in CLIP-L's shapes, evidence, 
 together, as a share of one block of the encoder on as many tokens (median; `block again` is the noise),
 and how many operations torch is asked for. A fifth is kept, or the fewest that one step reaches; of a
 recipe with several steps it is the first. *Per token kept* is how many more operations each further
-token takes: DivPrune and CDPruner choose one token after another, VisPruner drops eight in a round, and
-all others work without a loop over tokens. Attention that all tokens receive, and neighbours among
-many, are computed in blocks, which are operations, too."""
+token takes: DivPrune and CDPruner choose one token after another, FlashVID one of every frame after
+another, VisPruner drops eight in a round, MovieChat merges two frames after another, and all others work
+without a loop over tokens. Clips have 8 frames; the recipes named under `later` in the file were measured
+in a run of their own. Attention that all tokens receive, and neighbours among many, are computed in
+blocks, which are operations, too."""
 
 
 def ours() -> list[str]:

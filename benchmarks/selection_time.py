@@ -86,6 +86,7 @@ def shown(zoo: Method, tokens: int, images: int = 1) -> dict[str, Any]:
         "text": normal(TEXT, CHANNELS),
         "grid": grid_of(tokens),
         "depth": 0.25,
+        "frames": next(f for f in (8, 6, 4, 1) if tokens % f == 0),
     }
     x = normal(n, CHANNELS)
     text = {"x": normal(TEXT, CHANNELS), "keys": normal(HEADS, TEXT, WIDTH)}

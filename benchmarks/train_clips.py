@@ -35,7 +35,7 @@ from vqa_training import Course, Student, tensors
 
 from tokenzoo.evaluation.vqa import llava, model
 from tokenzoo.evaluation.vqa.clip_model import heading
-from tokenzoo.evaluation.vqa.clip_questions import CLIP_KINDS, ClipQuestion, ask_clip, timelines
+from tokenzoo.evaluation.vqa.clip_questions import CLIP_KINDS, ask_clip, timelines
 from tokenzoo.evaluation.vqa.clip_samples import asked_of, questions_of
 from tokenzoo.evaluation.vqa.clip_words import (
     CELLS_THEN,
@@ -49,6 +49,7 @@ from tokenzoo.evaluation.vqa.clip_words import (
 )
 from tokenzoo.evaluation.vqa.clips import CELLS, FRAMES, Story, clips
 from tokenzoo.evaluation.vqa.collages import COLOURS
+from tokenzoo.evaluation.vqa.question import Question
 from tokenzoo.evaluation.vqa.vocabulary import BOS
 from tokenzoo.evaluation.vqa.words import DIGITS
 
@@ -161,9 +162,9 @@ def name_loss(
     return torch.stack(losses).sum(), right
 
 
-def drawn(told: Story, count: int, rng: random.Random) -> list[list[ClipQuestion]]:
+def drawn(told: Story, count: int, rng: random.Random) -> list[list[Question]]:
     """Draw `count` questions about each clip, of all kinds in a random order."""
-    rows = list[list[ClipQuestion]]()
+    rows = list[list[Question]]()
     for clip in timelines(told):
         kinds = [*CLIP_KINDS, *SLOW]
         rng.shuffle(kinds)
@@ -171,7 +172,7 @@ def drawn(told: Story, count: int, rng: random.Random) -> list[list[ClipQuestion
     return rows
 
 
-def checked(told: Story, each: int = 4) -> list[list[ClipQuestion]]:
+def checked(told: Story, each: int = 4) -> list[list[Question]]:
     rng = random.Random(0)
     return [
         [ask_clip(kind, clip, rng) for kind in CLIP_KINDS for _ in range(each)]
@@ -240,27 +241,18 @@ def right_answers(samples: int, seed: int) -> tuple[list[str], Tensor]:
 
 def main() -> None:
     parser = training.arguments(
-        __doc__.partition("\n")[0] if __doc__ else None,
-        name="clips",
-        minutes=40.0,
-        align=0.05,
-        short=0.35,
-        mixed=0.7,
+        __doc__, name="clips", minutes=40.0, align=0.05, short=0.35, mixed=0.7
     )
     parser.set_defaults(lr=1e-3)
     parser.add_argument("--sources", type=int, default=3000, help="frames of the training")
     parser.add_argument("--clips", type=int, default=100, help="whole clips of the training")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.test:
-        training.report("clips", args.test, right_answers)
-        return
-    training.cache(args.cache, "validation", 24 * FRAMES, drawn_chunk)
-    training.cache(args.cache, "whole", args.clips * FRAMES, drawn_chunk)
-    training.cache(args.cache, "train", 2 * args.sources, drawn_chunk)
-    if not args.only_cache:
-        train(args)
+    splits = {
+        "validation": 24 * FRAMES,
+        "whole": args.clips * FRAMES,
+        "train": 2 * args.sources,
+    }
+    training.run(args, "clips", right_answers, splits, drawn_chunk, train)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ from vqa_training import CHUNK, Course, Student, tensors
 from tokenzoo.evaluation.tasks.collage_vqa import questions_of
 from tokenzoo.evaluation.vqa import llava
 from tokenzoo.evaluation.vqa.collages import CELLS, COLOURS, GRID, collages
-from tokenzoo.evaluation.vqa.questions import KINDS, Question, Scene, ask
+from tokenzoo.evaluation.vqa.question import Question
+from tokenzoo.evaluation.vqa.questions import KINDS, Scene, ask
 from tokenzoo.evaluation.vqa.words import DIGITS, INDEX, PLACES, WORDS, encode
 
 SIDE = math.isqrt(llava.TOKENS)  # patches on a side: 16
@@ -193,26 +194,12 @@ def right_answers(samples: int, seed: int) -> tuple[list[str], Tensor]:
 
 
 def main() -> None:
-    parser = training.arguments(
-        __doc__.partition("\n")[0] if __doc__ else None,
-        name="collage_vqa",
-        minutes=52.0,
-        align=0.08,
-        window=0.4,
-    )
+    parser = training.arguments(__doc__, name="collage_vqa", minutes=52.0, align=0.08, window=0.4)
     parser.set_defaults(cache=Path("collage-features"))
     parser.add_argument("--collages", type=int, default=4000, help="collages of the training")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.test:
-        training.report("collage-vqa", args.test, right_answers)
-        return
-    if args.collages:
-        training.cache(args.cache, "validation", 3 * CHUNK, drawn_chunk)
-        training.cache(args.cache, "train", args.collages, drawn_chunk)
-    if not args.only_cache:
-        train(args)
+    splits = {"validation": 3 * CHUNK, "train": args.collages} if args.collages else {}
+    training.run(args, "collage-vqa", right_answers, splits, drawn_chunk, train)
 
 
 if __name__ == "__main__":

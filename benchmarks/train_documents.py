@@ -46,7 +46,8 @@ from tokenzoo.evaluation.vqa.documents import (
     pages,
     printed,
 )
-from tokenzoo.evaluation.vqa.page_questions import KINDS, PLACES, WORDS, Question, ask, cells
+from tokenzoo.evaluation.vqa.page_questions import KINDS, PLACES, WORDS, ask, cells
+from tokenzoo.evaluation.vqa.question import Question
 
 PER_LINE = 32  # patches of a slot: 2 rows of 16
 # The cell in which each patch lies: [256]
@@ -274,20 +275,11 @@ def right_answers(samples: int, seed: int) -> tuple[list[str], Tensor]:
 
 
 def main() -> None:
-    about = __doc__.partition("\n")[0] if __doc__ else None
-    parser = training.arguments(about, name="documents", minutes=35.0, align=0.1, window=0.74)
+    parser = training.arguments(__doc__, name="documents", minutes=35.0, align=0.1, window=0.74)
     parser.add_argument("--pages", type=int, default=1200, help="pages of the training")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.test:
-        training.report("documents", args.test, right_answers)
-        return
-    if args.pages:
-        training.cache(args.cache, "validation", 3 * CHUNK, drawn_chunk)
-        training.cache(args.cache, "train", args.pages, drawn_chunk)
-    if not args.only_cache:
-        train(args)
+    splits = {"validation": 3 * CHUNK, "train": args.pages} if args.pages else {}
+    training.run(args, "documents", right_answers, splits, drawn_chunk, train)
 
 
 if __name__ == "__main__":

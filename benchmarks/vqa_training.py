@@ -12,7 +12,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,8 @@ class Asked(Protocol):
 
 
 Encode = Callable[[Sequence[str]], list[int]]
+Draw = Callable[[str, int], tuple[Tensor, dict[str, Any]]]
+Right = Callable[[int, int], tuple[Sequence[str], Tensor]]
 Lesson = Callable[[str, int, random.Random, torch.Generator], tuple[Tensor, list[float]]]
 
 
@@ -60,9 +62,7 @@ class Course:
     renew: Callable[[], None] = lambda: None
 
 
-def cache(
-    folder: Path, split: str, count: int, draw: Callable[[str, int], tuple[Tensor, dict[str, Any]]]
-) -> None:
+def cache(folder: Path, split: str, count: int, draw: Draw) -> None:
     """Run the tower over `count` images, and keep what the Llama reads of them, in float16.
 
     `draw` makes the images of a chunk, [16, 3, H, W] in 0..1, and what else is kept of them.
@@ -242,9 +242,7 @@ def train(args: argparse.Namespace, student: Student, vlm: Any, course: Course) 
     print(f"{step} steps\nvalidation: {course.validate()}", flush=True)
 
 
-def report(
-    task: str, samples: int, asked: Callable[[int, int], tuple[Sequence[str], Tensor]]
-) -> None:
+def report(task: str, samples: int, asked: Right) -> None:
     """Print what the shipped model gets on test images, with 95 % intervals and a baseline.
 
     `asked` gives the kinds and the right answers [s, kinds] of so many samples and a seed.
@@ -264,19 +262,16 @@ def report(
 
 
 def arguments(
-    description: str | None, *, name: str, minutes: float, **ends: float
+    about: str | None, *, name: str, minutes: float, **ends: float
 ) -> argparse.ArgumentParser:
-    """The options of a training script: `ends` are the shares of the time that end the parts."""
-    parser = argparse.ArgumentParser(description=description)
+    """The options of a script with the docstring `about`; `ends`: shares of the time that end the parts."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0] if about else None)
     parser.add_argument("--cache", type=Path, default=Path(f"{name}-features"))
     parser.add_argument("--only-cache", action="store_true", help="run the tower and stop")
-    parser.add_argument(
-        "--minutes", type=float, default=minutes, help="time budget of the training"
-    )
+    parser.add_argument("--minutes", type=float, default=minutes, help="time of the training")
     for part, end in ends.items():
-        parser.add_argument(
-            f"--{part}", type=float, default=end, help="the share of it that ends this part"
-        )
+        ends_part = "the share of it that ends this part"
+        parser.add_argument(f"--{part}", type=float, default=end, help=ends_part)
     parser.add_argument("--batch", type=int, default=4, help="images a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--every", type=float, default=5.0, help="minutes between checkpoints")
@@ -285,3 +280,23 @@ def arguments(
     parser.add_argument("--out", type=Path, default=Path(f"{name}.safetensors"))
     parser.add_argument("--test", type=int, nargs="?", const=100, help="test the shipped weights")
     return parser
+
+
+def run(
+    args: argparse.Namespace,
+    task: str,
+    asked: Right,
+    splits: Mapping[str, int],
+    draw: Draw,
+    train: Callable[[argparse.Namespace], None],
+) -> None:
+    """Test the shipped weights (`--test`), or cache the features of `splits`, images each, and train."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.test:
+        report(task, args.test, asked)
+        return
+    for split, count in splits.items():
+        cache(args.cache, split, count, draw)
+    if not args.only_cache:
+        train(args)

@@ -879,6 +879,7 @@ def fastvid(case: Case) -> None:
     names = {"c": "segments", "tau": "threshold", "d": "context", "p": "every", "beta": "blend"}
     options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
     options |= {"retained": case.params["ratio"], "frame_features": "frame"}
+    options |= {"attention_source": "cls"}
     global_x = pooled.repeat_interleave(n, 1)
     (step,) = tokenzoo.build("fastvid", **options).recipe.steps
 
@@ -914,7 +915,8 @@ def prunevid(case: Case) -> None:
     """`topk_sorted` is what the second stage keeps, a share of each set."""
     x, attention = case.given("feat", "attn")
     sizes = case.outputs["windows"].reshape(-1, case.outputs["windows"].shape[-1])
-    f = int(sizes[0].clamp_min(0).sum())
+    f = case.params.get("frames", int(sizes[0].clamp_min(0).sum()))
+    assert x.shape[1] % f == 0, f"{case.label}: windows of {f} frames for {x.shape[1]} tokens"
     names = {"tau": "threshold", "cluster_ratio": "retained", "seg_ratio": "segments", "k": "k"}
     options = {ours: case.params[name] for name, ours in names.items() if name in case.params}
     found = reduced("prunevid", x, {"frames": f}, keep=1.0, **options)

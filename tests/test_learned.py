@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import tokenzoo
 from tests.adapters.models import VIT, images
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Fuse, SelectAssign, TopK
 from tokenzoo.mergers import Fused

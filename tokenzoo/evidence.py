@@ -19,7 +19,6 @@ from tokenzoo._core.tensors import gather_tokens
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence_names import EMBEDDED as EMBEDDED
-from tokenzoo.evidence_names import FRAME_TOKENS as FRAME_TOKENS
 from tokenzoo.evidence_names import NAMES as NAMES
 from tokenzoo.evidence_names import NEXT as NEXT
 from tokenzoo.evidence_names import TEXT as TEXT
@@ -31,7 +30,7 @@ from tokenzoo.token_map import TokenMap, take
 _AXES = {"received_attention": 1, "text_attention": 3}
 """The dimension of the tokens in a value; 2 where it is not listed."""
 
-_OTHERS = (TEXT, EMBEDDED, FRAME_TOKENS)
+_OTHERS = (TEXT, EMBEDDED)
 """Layers whose tokens are not the n tokens of the site."""
 
 

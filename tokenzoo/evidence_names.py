@@ -21,10 +21,6 @@ EMBEDDED: Final = "embedded"
 """Layer name of a prompt as it enters the language model: `evidence.at("embedded").x [b, N, c]` are all
 its visual tokens, before any was dropped there; `.text [b, t, c]` are the text tokens after them."""
 
-FRAME_TOKENS: Final = "tokens"
-"""Layer name of all tokens of the f frames of a video at the stage "frames", where a token is a frame:
-`evidence.at("tokens").x [b, f * n, c]`, `.frames` is f."""
-
 NEXT: Final = "next"
 """Layer name of the next layer of a language model, before it runs."""
 

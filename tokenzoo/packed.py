@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from tokenzoo.adapter import Adapter
-from tokenzoo.errors import AttachError
 from tokenzoo.layouts import PackedLayout
 
 
@@ -54,13 +53,4 @@ class PackedAdapter(Adapter, ABC):
         Raises:
             AttachError: another number of patches enters the first block.
         """
-        grids = self.units()
-        orders = {grid: self.order(grid) for grid in dict.fromkeys(grids)}
-        known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
-        layout = PackedLayout.of(grids, known, group=self.patches)
-        if layout.rows() != x.shape[0]:
-            raise AttachError(
-                f"{x.shape[0]} patches enter the first block, but the images of this call have "
-                f"{layout.rows()}: call the whole tower, with its grid_thw"
-            )
-        return layout
+        return PackedLayout.checked(x, self.units(), self.order, group=self.patches)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -20,15 +18,6 @@ from tokenzoo.schedules import Once
 from tokenzoo.scorers import FeatureNorm
 
 SMALL = {"num_classes": 10, "depth": 8, "embed_dim": 48, "num_heads": 2, "weight_init": "skip"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For every test of a file that imports this: on a busy machine a second thread waits for a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

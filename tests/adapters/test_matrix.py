@@ -71,7 +71,11 @@ attached and run by `tests/adapters/test_matrix.py`, which holds that this table
   attention.
 - Everything else is the reason of the error that `attach` raises. *needs ...*: the model does not show this
   evidence there. *no stage ...*: this model is not reduced there (a tower alone has no projector and no
-  language model; only a tower has an image of its own). On bare tensors every recipe works: `zoo.reduce`.
+  language model; only a tower has an image of its own). *needs frames*: it reduces whole videos, and this
+  model has none, or takes them as images (`attach(..., frames=8)`).
+- **runs on videos**: it reduces whole videos; an image, as here, keeps all its tokens (docs/video.md).
+
+On bare tensors every recipe works: `zoo.reduce`.
 
 """
 
@@ -104,6 +108,8 @@ def outcome(name: str, model: Any, **options: Any) -> str:
         with recipe.attach(model) as attached, torch.no_grad():
             run()
             check_counts(attached, visual)
+            if visual is not None and leaves_whole(attached, visual):
+                return "runs on videos"
     except REFUSED as error:
         why = reason(str(error))
         has_option = "attention_source" in signature(find("recipes", name)).parameters
@@ -112,6 +118,13 @@ def outcome(name: str, model: Any, **options: Any) -> str:
             return BY if by == "runs" else why
         return why
     return "runs"
+
+
+def leaves_whole(attached: Any, visual: Any) -> bool:
+    """Whether it is about videos alone: an image keeps all its tokens."""
+    over_frames = any("frames" in step.needs for step in attached.recipe.steps)
+    patches = attached.adapter.tokens() or visual.patches
+    return over_frames and attached.visual_tokens(patches) == patches
 
 
 def check_counts(attached: Any, visual: Any) -> None:
@@ -125,7 +138,7 @@ def check_counts(attached: Any, visual: Any) -> None:
         patches = attached.adapter.tokens() or visual.patches
         plan = attached.plan(patches)
         assert attached.counts == plan.blocks
-        assert attached.features == (plan.projected or plan.features)
+        assert attached.features == attached.visual_tokens(patches)
         assert plan.visual == resolve_keep(KEEP, patches)
 
 
@@ -168,7 +181,8 @@ def test_the_page_has_every_recipe_and_model() -> None:
     assert cells.count("runs") > len(cells) / 3
     assert all(len(cell) < 60 for cell in cells)  # every reason is a short one
     for name, row in table.items():
-        assert any("runs" in cell for cell in row.values()), name
+        # What reduces clips is refused on images.
+        assert any("runs" in cell or "frames" in cell for cell in row.values()), name
 
 
 def test_other_errors_and_other_counts_are_no_answers(monkeypatch) -> None:

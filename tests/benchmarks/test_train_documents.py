@@ -11,7 +11,8 @@ from train_documents import CELL_OF, FRAMES, INKED, Features, contents, hints, s
 
 from tokenzoo.evaluation.vqa import llava, model, words
 from tokenzoo.evaluation.vqa.documents import LEFTS, Page, pages, printed
-from tokenzoo.evaluation.vqa.page_questions import PLACES, WORDS, Question
+from tokenzoo.evaluation.vqa.page_questions import PLACES, WORDS
+from tokenzoo.evaluation.vqa.question import Question
 
 
 def test_new_pages_keep_words_places_and_frame_together() -> None:

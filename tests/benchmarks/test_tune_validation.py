@@ -128,8 +128,13 @@ def test_the_ranking_of_prompts_in_the_document_is_that_of_the_rows() -> None:
 
 
 def test_the_tables_of_the_document_are_those_of_the_results() -> None:
-    content = json.loads((RESULTS / "tune-validation.json").read_text())
+    images, prompts = (
+        json.loads((RESULTS / f"tune-{name}.json").read_text())
+        for name in ("validation", "prompts")
+    )
     document = (ROOT / "docs" / "evaluation.md").read_text()
-    lines = itertools.chain(validation.rankings(content), validation.regrets(content))
+    lines = itertools.chain(
+        validation.rankings(images), *map(validation.regrets, (images, prompts))
+    )
     missing = [line for line in lines if line not in document]
     assert not missing

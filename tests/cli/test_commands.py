@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import tokenzoo
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
 from tests.cli.calling import small_vit as small_vit
 from tokenzoo.cli.demo_rows import margin
@@ -57,7 +56,7 @@ def test_an_empty_item_is_an_error(texts: list[str]) -> None:
 
 def test_controls_are_known_by_where_they_come_from() -> None:
     controls = {name for name in tokenzoo.list_recipes() if is_control(name)}
-    assert controls == {"random", "uniform", "pool", "downsample"}
+    assert controls == {"random", "uniform", "pool", "downsample", "every_kth_frame"}
     with pytest.raises(UnknownNameError, match="did you mean 'random'"):
         is_control("randon")
 

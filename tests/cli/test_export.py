@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 from tests.adapters.hf.models import pixels, tower
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
 from tokenzoo.cli import export
 from tokenzoo.errors import ExportError

@@ -54,7 +54,7 @@ def test_recipes_are_shown_with_their_stages_and_the_controls_are_marked() -> No
     assert "features" in shown["visionzip"]
     assert "image" in shown["downsample"]
     controls = {name for name, line in shown.items() if "control:" in line}
-    assert controls == {"random", "uniform", "pool", "downsample"}
+    assert controls == {"random", "uniform", "pool", "downsample", "every_kth_frame"}
 
 
 @pytest.mark.parametrize("stage", ["image", "block", "features", "projected", "llm"])

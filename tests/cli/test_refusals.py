@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call
 from tokenzoo.scorers import FeatureNorm
 from tokenzoo.tools import digits

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
 from tests.cli.calling import small_vit as small_vit
 from tests.evaluation.test_report import small_library as small_library

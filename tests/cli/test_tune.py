@@ -10,7 +10,6 @@ import torch
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import VIT
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
 from tests.evaluation.lmms.checkpoints import save
 from tokenzoo.cli import tune as command_file

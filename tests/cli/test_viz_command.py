@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tokenzoo
-from tests.adapters.models import one_thread as one_thread
 from tests.cli.calling import call, done
 from tests.cli.calling import small_vit as small_vit
 from tokenzoo.cli import viz as command

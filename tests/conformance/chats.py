@@ -192,6 +192,7 @@ CHATS = {
 }
 WAYS = {
     "placeholders are taken out": ("llava", "evoprune"),
+    "a batch stays as long as it is": ("llava, wordy", "evoprune"),
     "layers have fewer tokens": ("llava", "fastv"),
     "images and videos": ("llava_onevision", "dart"),
     "M-RoPE": ("qwen2_5_vl", "evoprune"),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.specs import (
     ALL,
     EACH,

@@ -16,6 +16,7 @@ import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import internvl
 from tests.adapters.hf.vlm.calls import (
+    CACHE,
     FLOWER,
     Batch,
     answer,
@@ -52,7 +53,9 @@ def bare_model(kind: str) -> tuple[list[Tensor], Answers]:
     """The logits of a bare model with padding on either side, and its answers, with beams too."""
     model, batch = whole(kind), CHATS[kind].batch
     given = [batch.given(model, side) for side in SIDES]
-    ways: tuple[dict[str, int], ...] = ({}, {"num_beams": 3})
+    # Before transformers 5.24 a bare Qwen3.5 mixes up the images of its beams.
+    mixes = CHATS[kind].linear and CACHE != "cache"
+    ways: tuple[dict[str, int], ...] = ({}, {} if mixes else {"num_beams": 3})
     return [logits(model, some) for some in given], [
         (way, answer(model, given[0], **way)) for way in ways
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
@@ -11,6 +12,7 @@ from tests.adapters.models import VIT
 from tokenzoo.evaluation import Outcome, Subject
 from tokenzoo.evaluation.task import batches
 from tokenzoo.evaluation.vqa import llava
+from tokenzoo.evaluation.vqa import subject as vqa
 from tokenzoo.evaluation.vqa.vocabulary import Vocabulary
 from tokenzoo.evaluation.vqa.words import WORDS
 
@@ -49,3 +51,21 @@ def small_llava(words: Vocabulary = WORDS) -> Any:
         if value.ndim == 2:
             torch.nn.init.normal_(value, std=value.shape[1] ** -0.5)
     return vlm
+
+
+def images_encoded(subject: Subject, patch: pytest.MonkeyPatch) -> list[int]:
+    """Count the images that the tower of a LLaVA encodes for each of two samples, and count again.
+
+    The second time every question of a sample has its own copy of the images, which changes no answer.
+    """
+    vlm, sizes = subject.model, list[int]()
+    tower = vlm.model.vision_tower
+    tower.embeddings.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+    with torch.no_grad():
+        found = subject.score(vlm, range(2), "").answers
+        patch.setattr(vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
+        apart = subject.score(vlm, range(2), "").answers
+    assert found is not None
+    assert apart is not None
+    assert torch.equal(found, apart)
+    return sizes

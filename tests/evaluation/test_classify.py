@@ -9,7 +9,6 @@ import timm
 import torch
 from PIL import Image
 
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evaluation import TaskOptions, jobs, run
 from tokenzoo.evaluation.tasks import classify, prepare

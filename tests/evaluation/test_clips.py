@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import load
 
 import tokenzoo
-from tests.evaluation.subjects import small_llava
+from tests.evaluation.subjects import images_encoded, small_llava
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Subject, TaskOptions, focus_vit, jobs, run
 from tokenzoo.evaluation.sweep import attach, with_controls
 from tokenzoo.evaluation.tasks import OWN_CONTROLS, prepare
 from tokenzoo.evaluation.tasks import clips as task
 from tokenzoo.evaluation.vqa import clip_model, llava
-from tokenzoo.evaluation.vqa import subject as vqa
 from tokenzoo.evaluation.vqa.clip_questions import (
     CLIP_COARSE,
     CLIP_FINE,
@@ -170,20 +169,9 @@ def test_a_clip_is_encoded_once_for_all_of_its_questions(
     subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the question decides which tokens are kept."""
-    vlm, sizes = subject.model, list[int]()
     if name is not None:
         attach(Job(name, 16), subject)
-    tower = vlm.model.vision_tower
-    tower.embeddings.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
-    with torch.no_grad():
-        found = subject.score(vlm, range(2), "").answers
-        assert sizes == [encoded, encoded]
-        monkeypatch.setattr(vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
-        apart = subject.score(vlm, range(2), "").answers
-    assert sizes[2:] == [56, 56]
-    assert found is not None
-    assert apart is not None
-    assert torch.equal(found, apart)
+    assert images_encoded(subject, monkeypatch) == [encoded, encoded, 56, 56]
 
 
 def test_fewer_frames_are_whole_ones_under_their_own_numbers(subject: Subject) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.evaluation import focus_vit
 

@@ -16,7 +16,6 @@ from transformers import Dinov2Config, Dinov2Model
 
 import tokenzoo
 from tests.adapters.models import VIT
-from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.subjects import small_llava
 from tests.evaluation.test_report import Parsed
 from tests.evaluation.test_report import small_library as small_library

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
 from tokenzoo.evaluation import Row, Subject, TaskOptions, jobs, run
 from tokenzoo.evaluation.on_ray import run_on_ray

@@ -14,7 +14,6 @@ from PIL import Image
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import VIT, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import TaskOptions, data, jobs, run
 from tokenzoo.evaluation.tasks import prepare, probe

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import tokenzoo
-from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.subjects import SAMPLES, TOKENS, subject
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evaluation import ResultsFile, TaskOptions, jobs, run

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import tokenzoo
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Subject, TaskOptions, focus_vit, jobs, run
 from tokenzoo.evaluation.tasks import dense, prepare

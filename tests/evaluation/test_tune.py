@@ -16,7 +16,6 @@ from tokenzoo_adapters.common.image_size import resized, smaller_grid
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import GAP, VIT
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.evaluation import Job, Subject, candidates

@@ -15,12 +15,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 import tokenzoo
-from tests.evaluation.subjects import small_llava
+from tests.evaluation.subjects import images_encoded, small_llava
 from tokenzoo.errors import MissingDependencyError
 from tokenzoo.evaluation import Subject, TaskOptions, focus_vit, jobs, run
 from tokenzoo.evaluation.tasks import collage_vqa, documents, prepare
 from tokenzoo.evaluation.vqa import llava, model, page_questions, questions, words
-from tokenzoo.evaluation.vqa import subject as vqa
 from tokenzoo.evaluation.vqa.collages import collages
 from tokenzoo.evaluation.vqa.documents import pages, printed
 from tokenzoo.evaluation.vqa.vocabulary import Vocabulary
@@ -115,19 +114,9 @@ def test_an_image_is_encoded_once_for_all_of_its_questions(
     subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the question decides which tokens are kept."""
-    vlm, sizes = subject.model, list[int]()
     if name is not None:
-        tokenzoo.build(name, keep=64).attach(vlm)
-    tower = vlm.model.vision_tower
-    tower.embeddings.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
-    with torch.no_grad():
-        found = subject.score(vlm, range(2), "").answers
-        assert sizes == [encoded, encoded]
-        monkeypatch.setattr(vqa, "shown", lambda model, image, q: image.repeat(q, 1, 1, 1))
-        apart = subject.score(vlm, range(2), "").answers
-    assert sizes[2:] == [8, 8]
-    assert found is not None
-    assert torch.equal(found, apart)
+        tokenzoo.build(name, keep=64).attach(subject.model)
+    assert images_encoded(subject, monkeypatch) == [encoded, encoded, 8, 8]
 
 
 def test_a_sweep_of_the_tower_and_of_the_llama(subject: Subject) -> None:

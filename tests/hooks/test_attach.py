@@ -21,7 +21,6 @@ from torchvision.models import VisionTransformer
 
 import tokenzoo
 from tests.adapters.models import GAP, SIGLIP, VIT, gap, images, randomise, traces
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import run
 from tokenzoo import plugins
 from tokenzoo.errors import AttachError, BudgetError, MissingEvidenceError

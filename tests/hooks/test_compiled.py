@@ -17,7 +17,6 @@ from torch.overrides import _get_current_function_mode_stack
 
 import tokenzoo
 from tests.adapters.models import DEIT3, GAP, SIGLIP, VIT, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tests.compiling import clean_compiler as clean_compiler
 from tests.compiling import graphs
 from tests.hooks.running import blocks_of, made, run, tiny

@@ -8,7 +8,6 @@ import pytest
 
 import tokenzoo
 from tests.adapters.models import REG_GAP, SIGLIP, VIT, images
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import run
 from tokenzoo.errors import BudgetError
 

@@ -28,7 +28,6 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import tokenzoo
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.specs import SPECS, fresh, method, other
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.sharding import Carrying

@@ -19,7 +19,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.models import gap, traces
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.specs import SPECS, fresh, method
 from tokenzoo.errors import AttachError
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import tokenzoo
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import blocks_of, made, pooled
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.reduction import Event

@@ -19,7 +19,6 @@ from torch.utils import hooks
 
 import tokenzoo
 from tests.adapters.models import images, traces
-from tests.adapters.models import one_thread as one_thread
 from tests.compiling import clean_compiler as clean_compiler
 from tests.hooks import interrupting
 from tests.hooks.running import made, tiny

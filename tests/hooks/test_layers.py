@@ -17,7 +17,6 @@ from tests.adapters.hf.vlm.qwen import batch as batch_of
 from tests.adapters.hf.vlm.qwen import pixels as pixels_of
 from tests.adapters.hf.vlm.qwen import qwen2_5_vl, qwen2_vl
 from tests.adapters.models import SIGLIP, VIT, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Step
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence import Evidence

@@ -25,7 +25,6 @@ from tests.adapters.models import (
     Case,
     images,
 )
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity
 from tokenzoo.recipe import Recipe, Stage, Step

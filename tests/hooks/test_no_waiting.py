@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import tokenzoo
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import made
 from tests.watching import Watch
 from tokenzoo import Recipe, Stage, Step

@@ -16,7 +16,6 @@ from torch.overrides import _get_current_function_mode_stack
 
 import tokenzoo
 from tests.adapters.models import DINO_REG, REG_GAP, VIT, Case, gap, images, traces
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import gradients, run, same, tiny
 from tokenzoo import Evidence, Matcher, Recipe, Stage, Step, TokenMap, mergers, schedules
 from tokenzoo.errors import AttachError, BadArgumentError

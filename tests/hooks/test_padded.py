@@ -12,7 +12,6 @@ import tokenzoo
 from tests.adapters.hf.models import llava, pixels, tower
 from tests.adapters.hf.vlm.qwen import qwen2_5_vl
 from tests.adapters.models import GAP, SIGLIP, VIT, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Drop, Fuse, Sampled, SelectAssign, TopK

@@ -13,7 +13,6 @@ import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.models import DINO_REG, RELPOS, VIT
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.test_site import STRANGE, Halved
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import AttachError

@@ -23,7 +23,6 @@ from tests.adapters.models import (
     images,
     traces,
 )
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import run
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.attach import find_adapter

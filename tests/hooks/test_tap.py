@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import tokenzoo
 from tests.adapters.models import VIT, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tests.hooks.running import made
 from tokenzoo.hooks import tap as tap_file
 from tokenzoo.hooks.key_bias import fits, widened

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map
 
 import tokenzoo
 from tests.adapters.models import gap, images
-from tests.adapters.models import one_thread as one_thread
 from tests.compiling import clean_compiler as clean_compiler
 from tests.conformance.specs import SPECS, fresh
 from tests.hooks.running import pooled, tiny

@@ -119,6 +119,12 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
         m.SalientAnchors(length, t.FrameWindows(3), every=2),
         m.SalientAnchors(length, t.FrameWindows(3), 0.8, 2, retained=0.5),
     ),
+    "tree_merge": (m.TreeMerge(length, t.FrameWindows(3), 0.4, 0.0, 2),),
+    "into_frames": (m.IntoFrames(2),),
+    "per_frame": (m.PerFrame(length), m.PerFrame(length, s.ClipUniqueness("clip"), 0.5)),
+    "above": (m.Above(length, 1.0), m.Above(s.TemporalChange(), 0.8)),
+    "temporal_change": (s.TemporalChange("first", t.FrameWindows(2)),),
+    "clip_uniqueness": (s.ClipUniqueness("clip", 1.0), s.ClipUniqueness("frame", 0.0)),
     "anchor_blend": (
         mergers.AnchorBlend(t.FrameWindows(3), 2),
         mergers.AnchorBlend(t.FrameWindows(3), 2, 0.2, retained=0.5),

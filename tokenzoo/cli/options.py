@@ -11,7 +11,7 @@ from tokenzoo import plugins
 from tokenzoo._core.quoting import quote
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.recipes.controls import CONTROLS
+from tokenzoo.recipes.controls import CONTROLS, CONTROLS_OF_CLIPS
 
 _COUNT = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
@@ -94,7 +94,7 @@ def is_control(recipe: str) -> bool:
         UnknownNameError: there is no such recipe; names the nearest.
     """
     plugins.find("recipes", recipe)
-    return recipe in CONTROLS
+    return recipe in (*CONTROLS, *CONTROLS_OF_CLIPS)
 
 
 def output_file(path: Path, suffixes: Sequence[str]) -> Path:

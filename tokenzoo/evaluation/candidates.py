@@ -12,7 +12,7 @@ from tokenzoo.evaluation.largest_share import largest_share
 from tokenzoo.evaluation.sweep import Job, attach, attach_method, relative_time
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Subject
-from tokenzoo.recipes.controls import CONTROLS
+from tokenzoo.recipes.controls import CONTROLS, CONTROLS_OF_CLIPS
 from tokenzoo.zoo import build
 
 MORE = 3  # times as many rounds when a time is measured again
@@ -42,7 +42,7 @@ class Candidate:
     @property
     def control(self) -> bool:
         """Whether it is a baseline for methods."""
-        return self.job.recipe in CONTROLS
+        return self.job.recipe in (*CONTROLS, *CONTROLS_OF_CLIPS)
 
     @property
     def mean(self) -> float:

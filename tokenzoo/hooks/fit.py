@@ -86,6 +86,8 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
             hint = ""
             if "cls_attention" in missing and "received_attention" in shown:
                 hint = ": without a CLS token, ReceivedAttention() in place of CLSAttention()"
+            if "frames" in missing and step.stage.name == "projected":
+                hint = ": if images of a prompt are the frames of a video, attach(..., frames=8) says so"
             if "text" in missing and "text" in adapter.provides_at("projected"):
                 hint = ": text is there in the language model's space, at Stage.PROJECTED"
             raise MissingEvidenceError(

@@ -1,7 +1,7 @@
 """The step of the stage "frames": before a block of a batched tower a video gets fewer frames.
 
 A frame is one token of the step, with the features of all its tokens: what merges two frames merges their
-tokens at each place.
+tokens at each place. Frames are compared by the mean cosine of their tokens at all places.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from tokenzoo.errors import AttachError
-from tokenzoo.evidence import FRAME_TOKENS, Evidence
+from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.reduction import Event, Options, Place
 from tokenzoo.hooks.state import ReductionState
 from tokenzoo.recipe import Step
 from tokenzoo.reduce import reduce_patches
-from tokenzoo.tokens import Tokens
+from tokenzoo.tokens import Tokens, unit
 
 FrameStep = Callable[[Tensor, ReductionState], tuple[Tensor, ReductionState]]
 """Makes fewer frames of a video of what enters a block, and of the state that it carries."""
@@ -62,10 +61,9 @@ def merge_frames(
     bucket = state.bucket
     known = None if bucket.mass is None else bucket.mass[:, 0].reshape(-1, f)  # [v, f]
     tokens = Tokens.of(x.reshape(len(videos), f, -1), mass=known)  # [v, f, n * c]
-    inside = x.reshape(len(videos), f * n, -1)  # [v, f * n, c]
-    ones = torch.ones(inside.shape[:2], dtype=tokens.mass.dtype, device=x.device)
-    own = Evidence(inside, mass=ones, frames=f)
-    evidence = Evidence(tokens.x, mass=tokens.mass, layers={FRAME_TOKENS: own})
+    # Of the unit vectors of the tokens at all places: cosines of frames are mean cosines of tokens.
+    vectors = unit(x).reshape(len(videos), f, -1)
+    evidence = Evidence(vectors, mass=tokens.mass)
     after, plan = reduce_patches(step, tokens, evidence, left, check=options.debug, ordered=True)
     if options.on_reduce is not None:
         options.on_reduce(Event(place.block, plan, tokens, after, place.stage))

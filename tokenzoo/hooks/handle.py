@@ -95,16 +95,16 @@ class Attached:
     def visual_tokens(self, tokens: int, frames: int = 1) -> int:
         """Count the tokens that the language model reads of an image, or of a frame of a video.
 
-        A step over frames leaves an image whole. Of a video it leaves `frames` times as many as of a frame,
-        and these may lie in some of its frames only.
+        A recipe that works over frames alone leaves an image whole. Of a video it leaves `frames` times as
+        many as of a frame, and these may lie in some of its frames only.
 
         Args:
             tokens: patch tokens of the image or frame.
             frames: of the video; 1: it is an image.
         """
         plan = self.plan(tokens)
-        joins = self._passes.steps.joins_frames
-        return plan.features if joins and frames == 1 else plan.visual
+        over_frames = self._passes.steps.joins_frames and plan.features == plan.tokens
+        return plan.tokens if over_frames and frames == 1 else plan.visual
 
     @property
     def token_plan(self) -> TokenPlan:

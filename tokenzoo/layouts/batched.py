@@ -223,7 +223,9 @@ class BatchedLayout(TokenLayout):
         """
         frames = max(videos, default=1)
         if frames == 1:
-            return replace(self, buckets=(replace(self.bucket, projected=None, frames=1),))
+            whole = self.bucket.features == self.bucket.first
+            projected = None if whole else self.bucket.projected
+            return replace(self, buckets=(replace(self.bucket, projected=projected, frames=1),))
         if set(videos) != {frames}:
             raise AttachError(
                 f"the videos of one batch have {tuple(videos)} frames: this model takes videos of equally "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo.attention import SeenAttention
+from tokenzoo.errors import AttachError
 from tokenzoo.layouts.base import Grid, ProofCase, SizeBucket, TokenLayout, Windows
 from tokenzoo.layouts.group_attention import PackedAttention, seen
 from tokenzoo.layouts.videos import bucket_of_videos, rows_of_videos, side_by_side
@@ -66,6 +67,37 @@ class PackedLayout(TokenLayout):
             ranks.append(None if order is None else order.expand(len(units), -1))
         places = tuple(known.get(grid) for grid in dict.fromkeys(grids))
         return cls(tuple(buckets), group, 0, places, tuple(ranks))
+
+    @classmethod
+    def checked(
+        cls,
+        x: Tensor,
+        grids: Sequence[Grid],
+        order: Callable[[Grid], Tensor | None],
+        *,
+        group: int = 1,
+    ) -> Self:
+        """The layout of the sequence that enters the first block.
+
+        Args:
+            x: its patches `[r, c]`.
+            grids: (rows, columns) of the tokens of each unit.
+            order: of a grid, where each token, in raster order, is in its unit's part of the sequence
+                `[N]`; None: in raster order.
+            group: patches of a token.
+
+        Raises:
+            AttachError: the units have another number of patches.
+        """
+        orders = {grid: order(grid) for grid in dict.fromkeys(grids)}
+        known = {grid: at.to(x.device) for grid, at in orders.items() if at is not None}
+        layout = cls.of(grids, known, group=group)
+        if layout.rows() != x.shape[0]:
+            raise AttachError(
+                f"{x.shape[0]} patches enter the first block, but the images of this call have "
+                f"{layout.rows()}: call the whole tower, with its grid_thw"
+            )
+        return layout
 
     @property
     def places(self) -> Tensor | None:

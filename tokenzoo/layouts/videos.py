@@ -1,7 +1,7 @@
 """The frames of a video as one image: what a step over frames reads, and what is left of them.
 
 A pass has a row for each frame, each with n tokens. A step over frames has a row for each video, with f * n
-tokens, frame after frame. An image is a video of one frame, which such a step leaves whole.
+tokens, frame after frame. An image is a video of one frame, left whole unless the tower has reduced it.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def bucket_of_videos(
         prefix: prefix tokens of a frame; those of a video are none.
     """
     f, one = rows.shape[1], bucket
+    whole = f == 1 and one.features == one.first
     plan = None if one.plan is None else _without_prefix(one.plan, prefix)
     return replace(
         one,
@@ -99,7 +100,7 @@ def bucket_of_videos(
         images=videos,
         grid=None if one.grid is None else (f * one.grid[0], one.grid[1]),
         features=f * one.features,
-        projected=None if one.projected is None or f == 1 else f * one.projected,
+        projected=None if one.projected is None or whole else f * one.projected,
         mass=None if one.mass is None else side_by_side(one.mass[:, prefix:], rows),
         held=None if one.held is None else side_by_side(one.held[:, prefix:], rows),
         places=None if one.places is None else side_by_side(one.places, rows, one.first),

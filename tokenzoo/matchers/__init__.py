@@ -4,23 +4,35 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenzoo.hookspecs import hookimpl
-from tokenzoo.temporal import DensityRuns, FrameWindows, SceneCuts, StaticWindows
+from tokenzoo.temporal import (
+    DensityRuns,
+    FrameWindows,
+    SceneCuts,
+    StaticWindows,
+    StreamingCuts,
+)
 
+from .above import Above as Above
 from .among import Among as Among
 from .among import JoinFirst as JoinFirst
 from .assigners import Drop as Drop
 from .assigners import Nearest as Nearest
 from .bipartite import Bipartite as Bipartite
 from .by_depth import ByDepth as ByDepth
+from .ends_and_middles import EndsAndMiddles as EndsAndMiddles
 from .far_from_pivots import FarFromPivots as FarFromPivots
 from .fuse import Fuse as Fuse
 from .greedy_dpp import GreedyDPP as GreedyDPP
 from .grid import GridCentres as GridCentres
 from .grid import SameCell as SameCell
+from .into_frames import IntoFrames as IntoFrames
 from .lattice import Lattice as Lattice
 from .max_min import MaxMin as MaxMin
 from .medoids import Medoids as Medoids
+from .merge_frames import MergeFrames as MergeFrames
+from .neighbour_pairs import NeighbourPairs as NeighbourPairs
 from .outliers import Outliers as Outliers
+from .per_frame import PerFrame as PerFrame
 from .per_window import PerWindow as PerWindow
 from .per_window import WholeRows as WholeRows
 from .protect import Protect as Protect
@@ -38,6 +50,8 @@ from .then import REST as REST
 from .then import Then as Then
 from .thin import Thin as Thin
 from .top_k import TopK as TopK
+from .tree_merge import TreeMerge as TreeMerge
+from .whole_frames import WholeFrames as WholeFrames
 
 
 @hookimpl
@@ -54,10 +68,19 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "select_assign": SelectAssign,
         "static_dynamic": StaticDynamic,
         "salient_anchors": SalientAnchors,
+        "tree_merge": TreeMerge,
+        "merge_frames": MergeFrames,
+        "into_frames": IntoFrames,
+        "per_frame": PerFrame,
+        "whole_frames": WholeFrames,
+        "above": Above,
         "frame_windows": FrameWindows,
         "scene_cuts": SceneCuts,
         "static_windows": StaticWindows,
         "density_runs": DensityRuns,
+        "streaming_cuts": StreamingCuts,
+        "neighbour_pairs": NeighbourPairs,
+        "ends_and_middles": EndsAndMiddles,
         "top_k": TopK,
         "strided": Strided,
         "lattice": Lattice,

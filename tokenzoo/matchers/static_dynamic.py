@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.kinds import Count, Range, Share, Words
-from tokenzoo._core.sorting import descending, first_highest, ordered, place_in_group, places
+from tokenzoo._core.sorting import descending, ordered, place_in_group, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Matcher, Scorer, token_scores
-from tokenzoo.temporal.density import density_peaks, squared_distances
+from tokenzoo.temporal.density import density_peaks, nearest_slots, squared_distances
 from tokenzoo.temporal.segmenter import Segmenter
 from tokenzoo.temporal.set_counts import Counting, authors_counts, in_proportion
 from tokenzoo.temporal.tubes import Rule, Tubes, tubes
@@ -128,13 +128,9 @@ class StaticDynamic(Matcher):
     def _joined(self, units: Tubes, sets: Sets, square: Tensor, slot: Tensor) -> Tensor:
         """Return where each token goes, given the slots of those that stay and -1 for the others."""
         b, n = slot.shape
-        rows = slot.view(square.shape[:2])
-        open_to = sets.same(square) & (rows >= 0)[:, None]
-        far = square.where(open_to, torch.inf).nan_to_num(nan=torch.inf)
-        nearest = first_highest(-far)  # [b * f, n of a frame]
-        found = far.gather(2, nearest[..., None])[..., 0].isfinite()
-        joins = found if self.dynamic is None else found & ~sets.dynamic.view_as(found)
-        near = rows.gather(1, nearest).where(joins, -1).view(b, n)
+        near = nearest_slots(square, sets.same(square), slot.view(square.shape[:2])).view(b, n)
+        if self.dynamic is not None:
+            near = near.where(~sets.dynamic, -1)
         own = torch.where(slot >= 0, slot, near)
         # The other tokens of a tube follow its first one.
         follow = ~units.leads.flatten(1) & (slot < 0)

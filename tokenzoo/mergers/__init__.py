@@ -11,6 +11,7 @@ from .centre_blend import CentreBlend as CentreBlend
 from .fused import Fused as Fused
 from .identity import Identity as Identity
 from .mean import Mean as Mean
+from .neighbour_blend import NeighbourBlend as NeighbourBlend
 from .neighbour_sum import NeighbourSum as NeighbourSum
 from .running_mean import RunningMean as RunningMean
 from .target_plus_mean import TargetPlusMean as TargetPlusMean
@@ -27,6 +28,7 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
         "target_plus_mean": TargetPlusMean,
         "fused": Fused,
         "neighbour_sum": NeighbourSum,
+        "neighbour_blend": NeighbourBlend,
         "centre_blend": CentreBlend,
         "anchor_blend": AnchorBlend,
         "running_mean": RunningMean,

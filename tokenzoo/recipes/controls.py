@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK
+from tokenzoo.matchers import Drop, GridCentres, SameCell, SelectAssign, TopK, WholeFrames
 from tokenzoo.mergers import Identity, WeightedMean
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.recipes.registry import register_recipe
@@ -77,5 +77,23 @@ def downsample(*, keep: int | float = 0.25) -> Recipe:
     return Recipe(Step(Stage.IMAGE, Once(), match, WeightedMean()), keep=keep)
 
 
+@register_recipe
+def every_kth_frame(*, keep: int | float = 0.25) -> Recipe:
+    """Keep whole frames of a clip, evenly spaced, and drop the others.
+
+    Formula:
+        kept = the middle frame of each of k equal parts of the clip; of the last one, evenly spaced tokens,
+               if keep is no whole number of frames
+
+    Args:
+        keep: tokens of the whole clip to keep: a count or a fraction.
+    """
+    match = SelectAssign(WholeFrames(), Drop())
+    return Recipe(Step(Stage.PROJECTED, Once(), match, Identity()), keep=keep)
+
+
 CONTROLS = tuple(one.__name__ for one in (random, uniform, pool, downsample))
 """Their names."""
+
+CONTROLS_OF_CLIPS = (every_kth_frame.__name__,)
+"""Those that need the frames of a clip, and have no place on images."""

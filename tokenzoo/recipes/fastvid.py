@@ -27,7 +27,7 @@ def fastvid(
     k: Count = 4,
     retained: Annotated[Share | None, Words("a fraction in [0, 1], or None")] = None,
     frame_features: int | str | None = None,
-    attention_source: AttentionSource = "cls",
+    attention_source: AttentionSource = "received",
 ) -> Recipe:
     """Keep the salient tokens of each frame, and merge the others into the anchor frames of segments.
 
@@ -38,7 +38,7 @@ def fastvid(
 
     Formula:
         cuts: the lowest of cos(g_f, g_(f+1)), and all below the threshold,  g_f: features of frame f
-        salient: the highest of  mean over the heads h of A_h[CLS, j]  in each frame
+        salient: the highest attention that a token j receives  in each frame
         y_i = w x_i + (1 - w) * mean of the r tokens that join i,   w = max(1 / (r + 1), blend)
 
     Args:
@@ -54,8 +54,8 @@ def fastvid(
             few tokens; None: exactly `keep`. (authors' code: 0.1 to 0.25)
         frame_features: the layer whose features, averaged over a frame, are g_f; None: the tokens
             themselves. (authors' code: the pooled embedding of the encoder)
-        attention_source: "cls", or "received" for encoders without CLS. (authors' code: the attention of
-            SigLIP's pooling head)
+        attention_source: "received", or "cls". (authors' code: the attention of SigLIP's pooling head,
+            which is that of a query like CLS)
 
     Departures:
         - Exactly `keep` tokens stay, the targets divided over the anchor frames in proportion to the frames
@@ -64,8 +64,8 @@ def fastvid(
           given on tensors, as `at={"frame": {"x": ...}}` with frame_features="frame".
         - A clip with fewer frames than `segments` stops the authors' code; here each frame is a segment.
         - No random numbers break ties of density; the lower index does.
-        - For encoders without CLS, `attention_source="received"` takes the mean attention that a token
-          receives.
+        - Salience is the mean attention that a token receives, which every encoder shows; theirs is that of
+          a pooling head, which the models that take videos here do not run.
 
     Licence:
         MIT (LunarShen/FastVID)

@@ -14,6 +14,7 @@ from .last import Last as Last
 from .mean import Mean as Mean
 from .once import Once as Once
 from .per_block import PerBlock as PerBlock
+from .scaled import Scaled as Scaled
 from .share import Share as Share
 from .skip import Skip as Skip
 
@@ -32,5 +33,6 @@ def tokenzoo_schedules() -> Mapping[str, Callable[..., Any]]:
         "per_block": PerBlock,
         "explicit": Explicit,
         "once": Once,
+        "scaled": Scaled,
         "share": Share,
     }

@@ -7,6 +7,7 @@ from tokenzoo._core.deprecation import renamed
 from tokenzoo.hookspecs import hookimpl
 
 from .attention_by import attention_by as attention_by
+from .clip_uniqueness import ClipUniqueness as ClipUniqueness
 from .cls_attention import CLSAttention as CLSAttention
 from .density_peak import DensityPeak as DensityPeak
 from .diversity import Diversity as Diversity
@@ -20,6 +21,7 @@ from .random import Random as Random
 from .raters import Raters as Raters
 from .received_attention import ReceivedAttention as ReceivedAttention
 from .similarity import Similarity as Similarity
+from .temporal_change import TemporalChange as TemporalChange
 from .text_attention import TextAttention as TextAttention
 from .text_relevance import TextRelevance as TextRelevance
 from .text_softmax import TextSoftmax as TextSoftmax
@@ -39,6 +41,8 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "text_relevance": TextRelevance,
         "text_softmax": TextSoftmax,
         "text_attention": TextAttention,
+        "temporal_change": TemporalChange,
+        "clip_uniqueness": ClipUniqueness,
         "raters": Raters,
         "graph_energy": GraphEnergy,
         "density_peak": DensityPeak,

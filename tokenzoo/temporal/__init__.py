@@ -5,3 +5,4 @@ from .frame_windows import FrameWindows as FrameWindows
 from .scene_cuts import SceneCuts as SceneCuts
 from .segmenter import Segmenter as Segmenter
 from .static_windows import StaticWindows as StaticWindows
+from .streaming_cuts import StreamingCuts as StreamingCuts

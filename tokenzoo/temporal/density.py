@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import comparable, fixed_point, precise
+from tokenzoo._core.sorting import first_highest
 
 
 def squared_distances(vectors: Tensor) -> Tensor:
@@ -58,3 +59,17 @@ def density_peaks(
     reach = reach[:, None].where(same, 0).amax(-1)  # of the whole group
     gap = square.where(denser, torch.inf).amin(-1).minimum(reach).sqrt()
     return (gap * density).masked_fill(~known, math.nan)
+
+
+def nearest_slots(square: Tensor, same: Tensor, slot: Tensor) -> Tensor:
+    """Return the slot of the nearest vector of the same group that has one: `[r, n]`; -1: none has.
+
+    Args:
+        square: `[r, n, n]` squared distances.
+        same: `[r, n, n]` bool, whether two vectors are of one group.
+        slot: `[r, n]`, -1 for a vector without a slot.
+    """
+    far = square.where(same & (slot >= 0)[:, None], torch.inf).nan_to_num(nan=torch.inf)
+    nearest = first_highest(-far)
+    found = far.gather(2, nearest[..., None])[..., 0].isfinite()
+    return slot.gather(1, nearest).where(found, -1)

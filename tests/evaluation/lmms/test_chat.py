@@ -12,7 +12,6 @@ import transformers
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import qwen
-from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.lmms.checkpoints import conversation, save
 from tokenzoo.errors import BadArgumentError, MissingEvidenceError, UnsupportedModelError
 from tokenzoo.evaluation.lmms.arguments import parse

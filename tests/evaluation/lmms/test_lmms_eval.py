@@ -20,7 +20,6 @@ from loguru import logger
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.lmms.checkpoints import conversation, save
 from tokenzoo.errors import BadArgumentError, UnknownNameError
 from tokenzoo.evaluation.lmms import NAME

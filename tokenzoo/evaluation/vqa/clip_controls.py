@@ -12,14 +12,14 @@ from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.focus_vit import PATCH
 from tokenzoo.evaluation.task import Control
 from tokenzoo.evaluation.vqa.clip_model import TOKENS
-from tokenzoo.evaluation.vqa.clip_questions import ClipQuestion
 from tokenzoo.evaluation.vqa.clip_samples import asked_of
 from tokenzoo.evaluation.vqa.clips import FRAMES
+from tokenzoo.evaluation.vqa.question import Question
 from tokenzoo.evaluation.vqa.subject import call_of, score_of
 
 
 def fewer_frames(
-    images: Tensor, questions: Sequence[Sequence[ClipQuestion]], keep: int | float, batch: int
+    images: Tensor, questions: Sequence[Sequence[Question]], keep: int | float, batch: int
 ) -> Control:
     """Return the control that shows whole frames in equal distances, and drops the others.
 
@@ -46,7 +46,7 @@ def fewer_frames(
 
 
 def smaller_frames(
-    images: Tensor, questions: Sequence[Sequence[ClipQuestion]], keep: int | float, batch: int
+    images: Tensor, questions: Sequence[Sequence[Question]], keep: int | float, batch: int
 ) -> Control:
     """Return the control that shows all frames with fewer pixels, as `downsample` does with one image.
 

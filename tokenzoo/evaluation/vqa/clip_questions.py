@@ -21,6 +21,7 @@ from torch import Tensor
 from tokenzoo.evaluation.vqa.clip_words import PLACES, TIMES
 from tokenzoo.evaluation.vqa.clips import CELLS, Story
 from tokenzoo.evaluation.vqa.collages import COLOURS
+from tokenzoo.evaluation.vqa.question import Question
 from tokenzoo.evaluation.vqa.words import DIGITS, END, NUMBERS
 
 PAINTS = tuple(COLOURS)
@@ -45,22 +46,7 @@ class Timeline:
     dots: Sequence[int]
 
 
-@dataclass(frozen=True)
-class ClipQuestion:
-    """A question and its answer.
-
-    Attributes:
-        kind: one of `CLIP_KINDS`.
-        words: four, the last is the question mark.
-        answer: one word.
-    """
-
-    kind: str
-    words: tuple[str, str, str, str]
-    answer: str
-
-
-Ask = Callable[[Timeline, random.Random], ClipQuestion]
+Ask = Callable[[Timeline, random.Random], Question]
 
 
 def timelines(told: Story) -> list[Timeline]:
@@ -82,7 +68,7 @@ def _ints(values: Tensor) -> list[int]:
     return [int(value) for value in values]
 
 
-def ask_clip(kind: str, clip: Timeline, rng: random.Random) -> ClipQuestion:
+def ask_clip(kind: str, clip: Timeline, rng: random.Random) -> Question:
     """Return a random question of a kind, one of `CLIP_KINDS`; every clip has an answer to each."""
     return CLIP_KINDS[kind](clip, rng)
 
@@ -99,48 +85,48 @@ def _changed(clip: Timeline, rng: random.Random, share: float) -> int:
     return rng.randrange(CELLS)
 
 
-def _colour_at(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _colour_at(clip: Timeline, rng: random.Random) -> Question:
     frame, cell = _at(clip, rng)
     words = ("colour", "at", _then(PLACES[cell], frame), END)
-    return ClipQuestion("colour-at", words, PAINTS[clip.colours[frame][cell]])
+    return Question("colour-at", words, PAINTS[clip.colours[frame][cell]])
 
 
-def _digit_at(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _digit_at(clip: Timeline, rng: random.Random) -> Question:
     frame, cell = _at(clip, rng)
     words = ("digit", "at", _then(PLACES[cell], frame), END)
-    return ClipQuestion("digit-at", words, DIGITS[clip.digits[frame][cell]])
+    return Question("digit-at", words, DIGITS[clip.digits[frame][cell]])
 
 
-def _dot_where(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _dot_where(clip: Timeline, rng: random.Random) -> Question:
     frame = rng.randrange(len(clip.dots))
     words = ("where", "is", _then("dot", frame), END)
-    return ClipQuestion("dot-where", words, PLACES[clip.dots[frame]])
+    return Question("dot-where", words, PLACES[clip.dots[frame]])
 
 
-def _colour_count(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _colour_count(clip: Timeline, rng: random.Random) -> Question:
     # In three of four cases the colour is there in a frame.
     cell = _changed(clip, rng, 0.7)
     there = [row[cell] for row in clip.colours]
     asked = rng.choice((there[0], there[-1], there[-1], rng.randrange(len(PAINTS))))
     words = ("count", "all", f"{PAINTS[asked]}-{PLACES[cell]}", END)
-    return ClipQuestion("colour-count", words, NUMBERS[there.count(asked)])
+    return Question("colour-count", words, NUMBERS[there.count(asked)])
 
 
-def _cut_when(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _cut_when(clip: Timeline, rng: random.Random) -> Question:
     del rng
-    return ClipQuestion("cut-when", ("when", "is", "cut", END), _frame(clip.cut))
+    return Question("cut-when", ("when", "is", "cut", END), _frame(clip.cut))
 
 
-def _change_when(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _change_when(clip: Timeline, rng: random.Random) -> Question:
     cell = _changed(clip, rng, 0.7)
     words = ("when", "is", f"change-{PLACES[cell]}", END)
-    return ClipQuestion("change-when", words, _frame(clip.changes[cell]))
+    return Question("change-when", words, _frame(clip.changes[cell]))
 
 
-def _digit_order(clip: Timeline, rng: random.Random) -> ClipQuestion:
+def _digit_order(clip: Timeline, rng: random.Random) -> Question:
     cell, last = _changed(clip, rng, 1.0), rng.random() < 0.5
     words = ("digit", "at", f"{PLACES[cell]}-{'last' if last else 'first'}", END)
-    return ClipQuestion("digit-order", words, DIGITS[clip.digits[-1 if last else 0][cell]])
+    return Question("digit-order", words, DIGITS[clip.digits[-1 if last else 0][cell]])
 
 
 def _then(what: str, frame: int) -> str:

@@ -14,16 +14,16 @@ from tokenzoo.evaluation.vqa.clip_questions import (
     CLIP_COARSE,
     CLIP_FINE,
     CLIP_KINDS,
-    ClipQuestion,
     ask_clip,
     timelines,
 )
 from tokenzoo.evaluation.vqa.clip_words import CLIP_WORDS
 from tokenzoo.evaluation.vqa.clips import FRAMES, Clips
+from tokenzoo.evaluation.vqa.question import Question
 from tokenzoo.evaluation.vqa.subject import Asked
 
 
-def questions_of(drawn: Clips, seed: int) -> list[list[ClipQuestion]]:
+def questions_of(drawn: Clips, seed: int) -> list[list[Question]]:
     """Ask one question of each kind of each clip, in the order of `CLIP_KINDS`.
 
     Args:
@@ -36,7 +36,7 @@ def questions_of(drawn: Clips, seed: int) -> list[list[ClipQuestion]]:
 
 def asked_of(
     images: Tensor,
-    questions: Sequence[Sequence[ClipQuestion]],
+    questions: Sequence[Sequence[Question]],
     frames: Sequence[int] = range(FRAMES),
 ) -> Asked:
     """Return the samples of clips.

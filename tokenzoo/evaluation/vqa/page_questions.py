@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from tokenzoo.evaluation.vqa.documents import COLUMNS, FAMILIES, FRAMES, KEYS, SLOTS, VALUES, Page
+from tokenzoo.evaluation.vqa.question import Question
 from tokenzoo.evaluation.vqa.vocabulary import END, Vocabulary
 
 PLACES = tuple(f"{row}{column}" for row in "abcdefgh"[:SLOTS] for column in (1, 2))
@@ -41,21 +41,6 @@ WORDS = Vocabulary(
     "documents",
     (*ASKING, "frame", "stamp", *PLACES, *NUMBERS, "yes", "no", *FRAMES, *KEYS, *VALUES),
 )
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and its answer.
-
-    Attributes:
-        kind: one of `KINDS`.
-        words: four, the last is the question mark.
-        answer: one word.
-    """
-
-    kind: str
-    words: tuple[str, str, str, str]
-    answer: str
 
 
 Ask = Callable[[Page, random.Random], Question | None]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenzoo.evaluation.vqa.collages import CELLS, COLOURS, Collages
+from tokenzoo.evaluation.vqa.question import Question
 from tokenzoo.evaluation.vqa.words import DIGITS, END, NUMBERS, PLACES
 
 PAINTS = tuple(COLOURS)
@@ -38,21 +39,6 @@ class Scene:
     digits: Sequence[int]
     colours: Sequence[int]
     dot: int | None
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and its answer.
-
-    Attributes:
-        kind: one of `KINDS`.
-        words: four, the last is the question mark.
-        answer: one word.
-    """
-
-    kind: str
-    words: tuple[str, str, str, str]
-    answer: str
 
 
 Ask = Callable[[Scene, random.Random], Question | None]

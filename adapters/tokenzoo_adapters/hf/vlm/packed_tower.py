@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from tokenzoo.adapter import Adapter, Attachment, BlockPath, computed
-from tokenzoo.errors import AttachError
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.common.sizes import mlp_width
 from tokenzoo_adapters.hf import attention as hf_attention
@@ -181,16 +180,7 @@ class HFPackedTower(Adapter):
 
     def layout(self, x: Tensor) -> PackedLayout:
         """Images, and slices in time of videos, in one sequence `[r, c]`."""
-        grids = self.units()
-        orders = {grid: self.order(grid) for grid in dict.fromkeys(grids)}
-        known = {grid: order.to(x.device) for grid, order in orders.items() if order is not None}
-        layout = PackedLayout.of(grids, known, group=self.group)
-        if layout.rows() != x.shape[0]:
-            raise AttachError(
-                f"{x.shape[0]} patches enter the first block, but the images of this call have "
-                f"{layout.rows()}: call the whole tower, with its grid_thw"
-            )
-        return layout
+        return PackedLayout.checked(x, self.units(), self.order, group=self.group)
 
     def units(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the groups of each image, and of each slice in time of a video."""

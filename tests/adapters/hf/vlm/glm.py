@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from tests.adapters.hf.models import IMAGE, VIDEO, WORDS, _tokenizer, answering
+from tests.adapters.hf.vlm.processed import processed
 from tests.adapters.hf.vlm.qwen import _TEXT, GROUP, PATCH, SIZES
 
 FILM = "<|begin_of_video|> <video> <|end_of_video|>"
@@ -84,7 +85,4 @@ def inputs(
     padding_side: str = "left",
 ) -> Any:
     """What the processor returns for these prompts, with the images or videos of all, in order."""
-    given = {"images": list(images), "videos": list(videos or ())}
-    given = {name: some for name, some in given.items() if some}
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return processor(padding_side)(text=prompts, padding=True, return_tensors="pt", **given)
+    return processed(processor(padding_side), prompts, images, videos)

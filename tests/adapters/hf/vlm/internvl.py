@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from tests.adapters.hf.models import _LLM, IMAGE, WORDS, _tokenizer, answering
+from tests.adapters.hf.vlm.processed import processed
 
 SIDE, PATCH, TOKENS = 56, 7, 16
 """Pixels along a tile and a patch; tokens of a tile: 8 x 8 patches, 2 x 2 of them a token."""
@@ -63,6 +64,4 @@ def inputs(
     prompts: str | Sequence[str], images: Sequence[Any] = (), padding_side: str = "left"
 ) -> Any:
     """What the processor returns for these prompts, with the images of all, in order."""
-    given: dict[str, Any] = {"images": list(images)} if images else {}
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return processor(padding_side)(text=prompts, padding=True, return_tensors="pt", **given)
+    return processed(processor(padding_side), prompts, images)

@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from tests.adapters.hf.models import _LLM, IMAGE, VIDEO, WORDS, _tokenizer, answering
+from tests.adapters.hf.vlm.processed import processed
 
 PATCH, TILE = 7, 112
 """Pixels along a patch and, about, a tile: 16 x 16 patches, 4 x 4 tokens."""
@@ -68,9 +69,5 @@ def inputs(
     padding_side: str = "left",
 ) -> Any:
     """What the processor returns for these prompts, with the images and videos of all, in order."""
-    given: dict[str, Any] = {"images": list(images)} if images else {}
-    given |= {"videos": list(videos)} if videos else {}
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return processor(padding_side)(
-        text=prompts, padding=True, padding_side=padding_side, return_tensors="pt", **given
-    )
+    made = processor(padding_side)
+    return processed(made, prompts, images, videos, padding_side=padding_side)

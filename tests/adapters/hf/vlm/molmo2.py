@@ -10,6 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.adapters.hf.models import _LLM, BOS, IMAGE, WORDS, answering
+from tests.adapters.hf.vlm.processed import processed
 
 SIDE, PATCH = 56, 7
 MARKS = ("<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>")
@@ -77,7 +78,4 @@ def inputs(
     padding_side: str = "left",
 ) -> Any:
     """What the processor returns for these prompts, with the images and videos of all, in order."""
-    given: dict[str, Any] = {"images": list(images)} if images else {}
-    given |= {"videos": list(videos)} if videos else {}
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return processor(padding_side)(text=prompts, padding=True, return_tensors="pt", **given)
+    return processed(processor(padding_side), prompts, images, videos)

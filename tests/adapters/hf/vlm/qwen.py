@@ -22,6 +22,7 @@ from tests.adapters.hf.models import (
     photos,
     video,
 )
+from tests.adapters.hf.vlm.processed import processed
 
 PATCH = 7
 GROUP = 2 * PATCH  # pixels along one side of a token
@@ -172,11 +173,8 @@ def inputs(
 
     Between two of `<image>` and `<video>` of a prompt is a word; a video is `[f, height, width, 3]`.
     """
-    text = [prompts] if isinstance(prompts, str) else list(prompts)
-    given = {"images": list(images or ()), "videos": list(videos or ())}
-    given = {name: some for name, some in given.items() if some}
     made = processor(model.config.model_type, padding_side)
-    return made(text=text, padding=True, return_tensors="pt", **given)
+    return processed(made, prompts, images, videos)
 
 
 def pixels(model: Any, grids: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Tensor]:

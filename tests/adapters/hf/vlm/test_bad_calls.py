@@ -33,7 +33,6 @@ from tests.adapters.hf.vlm.calls import (
     remains,
     whole,
 )
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance import chats
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import (

@@ -13,7 +13,6 @@ from tests.adapters.hf.models import IMAGE, WORDS
 from tests.adapters.hf.vlm import gemma3 as g3
 from tests.adapters.hf.vlm.calls import CACHE, FLOWER, WIDE, cache_of, logits
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import UnsupportedModelError
 from tokenzoo.matchers import Drop, SelectAssign, TopK

@@ -14,7 +14,6 @@ from torch import Tensor
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm.calls import CACHE, answer, cache_of, remains
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import CHATS, moved, said, whole
 from tokenzoo.errors import AttachError
 

@@ -16,7 +16,6 @@ from tests.adapters.hf.vlm import glm
 from tests.adapters.hf.vlm.calls import FLOWER, TALL, WIDE, answer, entering, logits
 from tests.adapters.hf.vlm.test_packed_tower import dropping, kept
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Stage
 from tokenzoo.schedules import Once
 

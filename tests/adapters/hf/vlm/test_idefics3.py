@@ -13,7 +13,6 @@ from tests.adapters.hf.models import IMAGE, SIDE, _tokenizer, video
 from tests.adapters.hf.vlm import idefics3 as i3
 from tests.adapters.hf.vlm.calls import FLOWER, TALL, answer, logits, real_gap, remains
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo.errors import AttachError
 
 PROMPTS = ["see <image> there", "<image> and <image> ?"]

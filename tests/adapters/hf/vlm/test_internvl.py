@@ -13,7 +13,6 @@ from tests.adapters.hf.vlm import internvl as iv
 from tests.adapters.hf.vlm import plain_internvl as plain
 from tests.adapters.hf.vlm.calls import NEW, WIDE, answer, logits
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 
 
 def test_its_tower_alone_has_patches() -> None:

@@ -11,7 +11,6 @@ import tokenzoo
 from tests.adapters.hf.vlm import lfm2_vl as l2
 from tests.adapters.hf.vlm.calls import FLOWER, TALL, WIDE, remains
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.matchers import Drop, SelectAssign, TopK

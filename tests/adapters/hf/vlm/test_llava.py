@@ -28,7 +28,6 @@ from tests.adapters.hf.vlm.calls import (
     whole,
 )
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import method
 
 # Images of a prompt, and the rows and columns of crops that each is cut into.

@@ -20,7 +20,7 @@ from tests.adapters.hf.vlm import plain_qwen as plain
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import remains
 from tests.adapters.hf.vlm.plain_qwen import Image, Shown
-from tests.adapters.models import gap, one_thread  # noqa: F401
+from tests.adapters.models import gap
 from tests.pairs import paired
 from tokenzoo import Evidence, Recipe, Stage, Step
 from tokenzoo.errors import AttachError, MissingEvidenceError

@@ -13,7 +13,6 @@ from tests.adapters.hf.models import IMAGE
 from tests.adapters.hf.vlm import paligemma as pg
 from tests.adapters.hf.vlm.calls import FLOWER, TALL, WIDE, ends
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.matchers import Drop, SelectAssign, TopK
 from tokenzoo.mergers import Identity

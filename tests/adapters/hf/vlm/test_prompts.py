@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import tokenzoo
 from tests.adapters.hf.models import pixels, tower
 from tests.adapters.models import BEIT, DINOV3, REG_GAP, SIGLIP, VIT, Case, gap, images
-from tests.adapters.models import one_thread as one_thread
 from tests.adapters.test_torchvision_vit import open_clip_vit, torchvision_vit
 from tokenzoo.errors import AttachError, BadArgumentError
 

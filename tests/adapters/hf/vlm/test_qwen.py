@@ -13,7 +13,6 @@ import tokenzoo
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import CACHE, NEW, answer, cache_of, entering, logits
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import THUMBNAIL, moved, said, whole
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import BadArgumentError

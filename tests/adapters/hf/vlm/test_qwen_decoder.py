@@ -17,7 +17,6 @@ from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import CACHE, NEW, answer, cache_of, entering, logits, real_gap
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import moved, said
 from tests.pairs import paired
 from tokenzoo import Recipe, Scorer, Stage, Step

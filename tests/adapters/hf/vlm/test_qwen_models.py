@@ -10,7 +10,6 @@ import torch
 
 from tests.adapters.hf.models import SPECIAL
 from tests.adapters.hf.vlm import qwen as hf
-from tests.adapters.models import gap, one_thread  # noqa: F401
 
 _, FLOWER, TALL, WIDE, *_ = hf.photos()
 QWENS = {"qwen2_vl": hf.qwen2_vl, "qwen2_5_vl": hf.qwen2_5_vl}

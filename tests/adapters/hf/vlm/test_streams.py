@@ -14,7 +14,7 @@ from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm import test_packed_tower as packed
 from tests.adapters.hf.vlm.calls import TALL, entering
 from tests.adapters.hf.vlm.test_packed_tower import MIXED, Replay
-from tests.adapters.models import gap, one_thread  # noqa: F401
+from tests.adapters.models import gap
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError
 from tokenzoo.hooks.reduction import Event

@@ -31,7 +31,6 @@ from tests.adapters.hf.vlm.calls import (
     logits,
     remains,
 )
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import moved, said, whole
 from tokenzoo.attachment import EVERY
 from tokenzoo.errors import AttachError

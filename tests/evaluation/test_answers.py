@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from PIL import Image
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import internvl, paligemma, qwen
-from tests.adapters.models import one_thread as one_thread
 from tests.evaluation.lmms.checkpoints import CHAT, save
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Subject, candidates
@@ -106,7 +106,8 @@ def test_frames_are_one_video(
     asked = [Prompt(film, TEXTS[0]), Prompt(film[::-1], TEXTS[1])]
     assert model.frames(asked) == frames
     given = [model.inputs(one) for one in asked]
-    made = subject_of_prompts(model.model, given, kind, {}, answer_tokens=2, frames=frames)
+    made = subject_of_prompts(model.model, given, kind, {}, answer_tokens=2)
+    made = replace(made, videos=True, frames=frames)
     with attach(Job("prunevid", 3), made) as attached, torch.inference_mode():
         gone = given[0]["input_ids"].shape[1] - attached.shorten(given[0])["input_ids"].shape[1]
         found = made.score(made.model, range(2), "")

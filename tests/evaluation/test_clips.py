@@ -221,8 +221,8 @@ def test_recipes_over_frames_run_on_clips_and_only_on_clips(subject: Subject) ->
     assert len(names) > 2
     _, *rows = run(subject, jobs(names, [0.25]), rounds=0)
     assert [(row.reason, row.tokens) for row in rows] == [("", 9)] * len(names)
-    _, *rows = run(replace(subject, frames=None), jobs(names, [0.25]), rounds=0)
-    assert all("needs frames at Stage.PROJECTED" in row.reason for row in rows)
+    _, *rows = run(replace(subject, videos=False), jobs(names, [0.25]), rounds=0)
+    assert all("works over the frames of a video, and clips shows" in row.reason for row in rows)
 
 
 def test_a_frame_of_18_patches_is_not_square(subject: Subject) -> None:

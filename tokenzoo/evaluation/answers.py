@@ -12,6 +12,7 @@ when it is used, and never by the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,8 @@ def prompted(
     known = load(model, device_of(device))
     given = [known.inputs(one) for one in asked]
     facts = {"data": folder.name, "prompts": file.name, "seed": seed}
-    return subject_of_prompts(
-        known.model, given, model, facts, answer_tokens=answer_tokens, frames=known.frames(asked)
-    )
+    made = subject_of_prompts(known.model, given, model, facts, answer_tokens=answer_tokens)
+    return replace(made, videos=all(one.frames for one in asked), frames=known.frames(asked))
 
 
 def subject_of_prompts(
@@ -80,7 +80,6 @@ def subject_of_prompts(
     facts: dict[str, Any],
     *,
     answer_tokens: int = LONGEST,
-    frames: int | None = None,
 ) -> Subject:
     """Return the subject of a bare model.
 
@@ -90,7 +89,6 @@ def subject_of_prompts(
         name: of the model.
         facts: what else decides the scores.
         answer_tokens: most tokens of an answer.
-        frames: how many images of a call are the frames of its video; see `Subject`.
     """
     # The logits of all answers stay in memory: 10 MB each, for 16 tokens of a vocabulary of 150,000.
     with torch.inference_mode():
@@ -120,7 +118,6 @@ def subject_of_prompts(
         score,
         call=lambda one: [forced(one, inputs, words) for inputs, words in timed],
         facts={**facts, "samples": len(given), "answer": answer_tokens},
-        frames=frames,
         per_patch=True,
         read_on=True,
     )

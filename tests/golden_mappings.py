@@ -828,7 +828,9 @@ def holitom(case: Case) -> None:
         for i in range(len(x) if compounded else 0):
             outputs += clips(x[i : i + 1], attention[i : i + 1], share)
             share = float(outputs[-1]["retain"])
-        case.compare({name: rows([one[name] for one in outputs]) for name in outputs[0]})
+        ours = {name: rows([one[name] for one in outputs]) for name in outputs[0]}
+        # What the windows maximise: the tokens that they save.
+        case.compare(ours, lambda outputs: outputs["total_reduced"])
 
     one_of(compare, (False,), *([(True,)] if len(x) > 1 else []))
 
@@ -849,7 +851,8 @@ def holitom_inner(case: Case) -> None:
         found = reduced(Recipe(step, keep=n - gone), hidden[:, :end], shown)
         keep = and_text(found.plan.keep, end, hidden.shape[1])
         left = torch.cat([found.x, hidden[:, end:]], 1)
-        case.compare({"keep": keep, "hidden": left, "position_ids": keep})
+        ours = {"keep": keep, "hidden": left, "position_ids": keep}
+        case.compare(ours, total(last.mean(1), "keep"))
 
     sizes = [n for n in range(1, hidden.shape[1]) if n - round(n * (1 - r)) == gone]
     places = [(start, n) for n in sizes for start in starts(case, hidden.shape[1], n)]
@@ -906,7 +909,8 @@ def fastvid(case: Case) -> None:
                 }
             )
         ours = {name: rows([one[name] for one in outputs]) for name in outputs[0]}
-        case.compare(ours)
+        paid = attention.view(-1, f, n)
+        case.compare(ours, lambda out: paid.gather(2, out["salient"].long()).sum((1, 2)))
 
     one_of(compare, *((start,) for start in starts(case, hidden.shape[1], f * n)))
 
@@ -945,7 +949,8 @@ def prunevid(case: Case) -> None:
                 "topk_sorted": (rank < kept[of_token]).nonzero()[:, 0],
             }
         )
-    case.compare({name: rows([one[name] for one in outputs]) for name in outputs[0]})
+    ours = {name: rows([one[name] for one in outputs]) for name in outputs[0]}
+    case.compare(ours, lambda outputs: outputs["merged"].square().sum((1, 2)))
 
 
 def tome_model(case: Case) -> None:

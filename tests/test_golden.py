@@ -124,6 +124,24 @@ def test_an_output_that_nobody_compares_fails(tmp_path: Path) -> None:
 
 KEPT = {"tome": "source", "visionzip": "dominant", "fastv": "keep", "dart": "keep"}
 KEPT |= dict.fromkeys(("divprune", "cdpruner", "fastervlm"), "indices")
+OF_CLIPS = {"holitom": "tokens", "fastvid": "hidden", "prunevid": "merged"}
+
+
+@pytest.mark.parametrize("method", OF_CLIPS)
+def test_an_unstable_case_of_clips_is_compared_by_shape_and_score(
+    method: str, tmp_path: Path
+) -> None:
+    source = OURS / f"{method}.npz"
+    case = case_names(source)[0]
+    key = f"out/{case}/{OF_CLIPS[method]}"
+    values = arrays(source)[key]
+    turned = {key: values[..., ::-1]}
+    check(rewrite(source, tmp_path, turned, f64_index_equal=False), case)
+    with pytest.raises(AssertionError, match="differs"):
+        check(rewrite(source, tmp_path, turned), case)
+    fewer = {key: values[..., :-1, :]}
+    with pytest.raises(AssertionError, match="not"):
+        check(rewrite(source, tmp_path, fewer, f64_index_equal=False), case)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from PIL import Image
 
 import tokenzoo
 from tests.adapters.hf import models as hf
-from tests.adapters.hf.vlm import paligemma, qwen
+from tests.adapters.hf.vlm import internvl, paligemma, qwen
 from tests.evaluation.lmms.checkpoints import CHAT, save
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation import Subject, candidates
+from tokenzoo.evaluation import Job, Subject, candidates
 from tokenzoo.evaluation.answers import NONE, answer, forced, prompted, subject_of_prompts
 from tokenzoo.evaluation.largest_share import SLACK
 from tokenzoo.evaluation.prompts import Prompt
+from tokenzoo.evaluation.sweep import attach
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.tune import tune
 from tokenzoo.evaluation.vlm import VisionLanguageModel, load
@@ -31,6 +33,8 @@ def known(kind: str) -> VisionLanguageModel:
     """A small model with its processor; that of PaliGemma has no chat template."""
     if kind == "paligemma":
         return VisionLanguageModel(paligemma.paligemma(), paligemma.processor("left"))
+    if kind == "internvl":
+        return VisionLanguageModel(internvl.internvl(), internvl.processor("left"))
     model = hf.llava() if kind == "llava" else qwen.qwen2_5_vl()
     processor = hf.processor(model) if kind == "llava" else qwen.processor("qwen2_5_vl")
     processor.chat_template = CHAT
@@ -87,6 +91,37 @@ def test_a_prompt_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadArgumentError, match=words):
             model.inputs(Prompt(tmp_path / name, text))
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "left"), [("llava", 4, 12), ("internvl", 4, 12), ("qwen2_5_vl", None, 6)]
+)
+def test_frames_are_one_video(
+    kind: str, frames: int | None, left: int, images: Path, tmp_path: Path
+) -> None:
+    """As images of a prompt, as a video whose frames are images to the model, and as two slices."""
+    for i in range(4):
+        Image.open(images / f"{i}.png").resize((56, 56)).save(tmp_path / f"{i}.png")
+    model, film = known(kind), tuple(tmp_path / f"{i}.png" for i in range(4))
+    asked = [Prompt(film, TEXTS[0]), Prompt(film[::-1], TEXTS[1])]
+    assert model.frames(asked) == frames
+    given = [model.inputs(one) for one in asked]
+    made = subject_of_prompts(model.model, given, kind, {}, answer_tokens=2)
+    made = replace(made, videos=True, frames=frames)
+    with attach(Job("prunevid", 3), made) as attached, torch.inference_mode():
+        gone = given[0]["input_ids"].shape[1] - attached.shorten(given[0])["input_ids"].shape[1]
+        found = made.score(made.model, range(2), "")
+    config = model.model.config
+    token = config.image_token_id if frames else config.video_token_id
+    assert int((given[0]["input_ids"] == token).sum()) - gone == left
+    assert bool((found.scores["likeness"] < 0.999).all())
+
+
+def test_videos_of_images_have_as_many_frames(images: Path) -> None:
+    asked = [Prompt((images / "0.png",) * count, TEXTS[0]) for count in (2, 3)]
+    with pytest.raises(BadArgumentError, match="about 2, 3 frames"):
+        known("llava").frames(asked)
+    assert known("qwen2_5_vl").frames(asked) is None
 
 
 LED = [

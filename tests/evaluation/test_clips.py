@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -15,7 +16,7 @@ import tokenzoo
 from tests.evaluation.subjects import images_encoded, small_llava
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Subject, TaskOptions, focus_vit, jobs, run
-from tokenzoo.evaluation.sweep import with_controls
+from tokenzoo.evaluation.sweep import attach, with_controls
 from tokenzoo.evaluation.tasks import OWN_CONTROLS, prepare
 from tokenzoo.evaluation.tasks import clips as task
 from tokenzoo.evaluation.vqa import clip_model, llava
@@ -32,6 +33,7 @@ from tokenzoo.evaluation.vqa.clip_words import CLIP_WORDS
 from tokenzoo.evaluation.vqa.clips import CELLS, FRAMES, GRID, SIDE, clips
 from tokenzoo.evaluation.vqa.collages import COLOURS
 from tokenzoo.evaluation.vqa.words import VOCABULARY
+from tokenzoo.hooks.state import joins_frames
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def said(words: Sequence[str], frames: list[str], tokens: int) -> list[int]:
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 
 
-@pytest.mark.parametrize("recipe", ["tome", None])
+@pytest.mark.parametrize("recipe", ["tome", "holitom", None])
 def test_scores_are_those_of_the_words_that_are_most_likely(
     subject: Subject, recipe: str | None
 ) -> None:
@@ -146,7 +148,7 @@ def test_scores_are_those_of_the_words_that_are_most_likely(
     drawn = clips("test", 2, seed=0)
     images, questions = focus_vit.images_of(drawn.images), questions_of(drawn, 0)
     if recipe is not None:
-        tokenzoo.build(recipe, keep=9).attach(subject.model)
+        attach(Job(recipe, 9), subject)
     with torch.no_grad():
         outcome = subject.score(subject.model, range(1, 2), "")
         right = [
@@ -161,14 +163,14 @@ def test_scores_are_those_of_the_words_that_are_most_likely(
 
 @pytest.mark.parametrize(
     ("name", "encoded"),
-    [("evoprune", 8), ("divprune", 8), ("fastv", 8), (None, 8), ("cdpruner", 56), ("vscan", 56)],
+    [("evoprune", 8), ("divprune", 8), ("fastv", 8), (None, 8), ("cdpruner", 56), ("holitom", 8)],
 )
 def test_a_clip_is_encoded_once_for_all_of_its_questions(
     subject: Subject, name: str | None, encoded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the question decides which tokens are kept."""
     if name is not None:
-        tokenzoo.build(name, keep=16).attach(subject.model)
+        attach(Job(name, 16), subject)
     assert images_encoded(subject, monkeypatch) == [encoded, encoded, 56, 56]
 
 
@@ -211,6 +213,16 @@ def test_a_sweep_has_rows_of_the_controls_of_the_task(subject: Subject) -> None:
     assert found["smaller-frames", 16].scores["right"] != []
     (timed,) = list(run(subject, [Job("fewer-frames", 0.125)], rounds=1))[1:]
     assert timed.time[0] < 1  # one frame, against eight
+
+
+def test_recipes_over_frames_run_on_clips_and_only_on_clips(subject: Subject) -> None:
+    recipes = {name: tokenzoo.build(name, keep=0.25).recipe for name in tokenzoo.list_recipes()}
+    names = [name for name, recipe in recipes.items() if any(map(joins_frames, recipe.steps))]
+    assert len(names) > 2
+    _, *rows = run(subject, jobs(names, [0.25]), rounds=0)
+    assert [(row.reason, row.tokens) for row in rows] == [("", 9)] * len(names)
+    _, *rows = run(replace(subject, videos=False), jobs(names, [0.25]), rounds=0)
+    assert all("works over the frames of a video, and clips shows" in row.reason for row in rows)
 
 
 def test_a_frame_of_18_patches_is_not_square(subject: Subject) -> None:

@@ -46,6 +46,13 @@ def test_records_name_their_images(folder: Path) -> None:
     assert found == [("b.png", "é?"), ("c.png", "two\nlines")]
 
 
+def test_a_record_of_a_video_names_its_frames(folder: Path) -> None:
+    file = folder.parent / "p.jsonl"
+    file.write_text('{"frames": ["b.png", "more/c.png"], "prompt": "when?"}')
+    (found,) = read_prompts(file, folder)
+    assert (found.frames, found.text) == ((folder / "b.png", folder / "more/c.png"), "when?")
+
+
 def test_a_draw_keeps_the_order_and_comes_again(folder: Path) -> None:
     content = "\n".join(map(str, range(10, 30)))
     whole, drawn = read(folder, content), read(folder, content, count=6)
@@ -69,6 +76,13 @@ def test_a_draw_keeps_the_order_and_comes_again(folder: Path) -> None:
         ("p.jsonl", '{"image": "b.png", "prompt": " "}', "needs an image and a prompt"),
         ("p.jsonl", '{"image": 3, "prompt": "what?"}', "needs an image and a prompt"),
         ("p.jsonl", '{"image": "no.png", "prompt": "what?"}', r"line 1 .*'no\.png'.*no file"),
+        ("p.jsonl", '{"frames": ["b.png"], "prompt": "what?"}', "frames of a video, two or more"),
+        (
+            "p.jsonl",
+            '{"frames": ["b.png", 3], "prompt": "what?"}',
+            "frames of a video, two or more",
+        ),
+        ("p.jsonl", RECORD.replace("{", '{"frames": ["b.png", "a.jpg"], '), "two or more"),
     ],
 )
 def test_a_line_that_is_no_prompt(folder: Path, name: str, content: str, words: str) -> None:

@@ -49,8 +49,8 @@ def clip() -> Any:
     return tower("clip", num_hidden_layers=2, image_size=28)
 
 
+# timm's ViT is the class of its SigLIP; it is in `test_ties_are_broken_as_here`.
 MODELS: dict[str, Callable[[], Any]] = {
-    "timm ViT": lambda: VIT.build(depth=2, img_size=64),
     "timm SigLIP": lambda: SIGLIP.build(depth=2, img_size=64),
     "timm DINOv3, rotary, registers": lambda: DINOV3.build(depth=2, img_size=64),
     "torchvision": lambda: torchvision_vit(2, image_size=64),

@@ -42,7 +42,7 @@ def run_it(
         Path | None,
         typer.Option(
             help="What a vision-language model is asked: a prompt a line (.txt), paired with the images "
-            'in turn, or lines {"image": ..., "prompt": ...} (.jsonl).'
+            'in turn, or lines {"image": ..., "prompt": ...} (.jsonl); a video has "frames": [...].'
         ),
     ] = None,
     target: Annotated[

@@ -12,6 +12,7 @@ when it is used, and never by the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def prompted(
         device: of torch, or "auto"; None: a GPU if there is one.
 
     Raises:
-        BadArgumentError: fewer than 8 prompts; see `read_prompts` and `vlm.load`.
+        BadArgumentError: fewer than 8 prompts; see `read_prompts`, `vlm.load` and `VisionLanguageModel`.
         UnsupportedModelError, MissingDependencyError: see `vlm.load`.
     """
     check_count("answer_tokens", answer_tokens)
@@ -68,7 +69,8 @@ def prompted(
     known = load(model, device_of(device))
     given = [known.inputs(one) for one in asked]
     facts = {"data": folder.name, "prompts": file.name, "seed": seed}
-    return subject_of_prompts(known.model, given, model, facts, answer_tokens=answer_tokens)
+    made = subject_of_prompts(known.model, given, model, facts, answer_tokens=answer_tokens)
+    return replace(made, videos=all(one.frames for one in asked), frames=known.frames(asked))
 
 
 def subject_of_prompts(

@@ -1,7 +1,8 @@
-"""What a user asks about images: a file of prompts, and the folder with the images.
+"""What a user asks about images or videos: a file of prompts, and the folder with the images.
 
 prompts.txt      one prompt a line; prompts and images are paired in turn
-prompts.jsonl    {"image": "a.jpg", "prompt": "What is this?"} a line
+prompts.jsonl    {"image": "a.jpg", "prompt": "What is this?"} a line, or, about a video,
+                 {"frames": ["1.jpg", "2.jpg"], "prompt": "What happens?"}
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from tokenzoo.evaluation.data import image_files
 
 LINES, RECORDS = ".txt", ".jsonl"
 EXAMPLE = '{"image": "a.jpg", "prompt": "What is this?"}'
+VIDEO = '{"frames": ["1.jpg", "2.jpg"], "prompt": "What happens?"}'
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt about one image.
+    """A prompt about one image or video.
 
     Attributes:
-        image: the image's file.
-        text: the words, without a placeholder for the image.
+        image: the image's file; or those of the frames of a video, in order.
+        text: the words, without a placeholder for the image or video.
     """
 
-    image: Path
+    image: Path | tuple[Path, ...]
     text: str
+
+    @property
+    def frames(self) -> tuple[Path, ...]:
+        """The files of the frames of a video; (): it is about an image."""
+        return () if isinstance(self.image, Path) else self.image
 
 
 def read_prompts(file: Path, folder: Path, count: int | None = None, seed: int = 0) -> list[Prompt]:
@@ -39,7 +46,8 @@ def read_prompts(file: Path, folder: Path, count: int | None = None, seed: int =
 
     The lines of a `.txt` file are paired with the images of the folder, sorted by their paths, in turn: the
     first line with the first image, and so on; whichever are fewer begin again, until all were used. In a
-    `.jsonl` file each line names its image, relative to the folder; other entries of a line are not read.
+    `.jsonl` file each line names its image, or the frames of its video, relative to the folder; other
+    entries of a line are not read.
 
     Args:
         file: of prompts, `.txt` or `.jsonl`.
@@ -87,15 +95,30 @@ def _record(line: str, name: str, folder: Path) -> Prompt:
     except (ValueError, RecursionError) as error:
         raise BadArgumentError(f"{name} is not JSON ({error}); it is such as {EXAMPLE}") from error
     record = cast("dict[str, Any]", given) if is_kind(given, dict) else {}
-    image, text = record.get("image"), record.get("prompt")
-    if not isinstance(image, str) or not isinstance(text, str) or not image or not text.strip():
+    image, frames, text = (record.get(key) for key in ("image", "frames", "prompt"))
+    files = _strings([image] if frames is None else frames)
+    fits = len(files) == 1 if frames is None else image is None and len(files) > 1
+    if not fits or not isinstance(text, str) or not text.strip():
         raise BadArgumentError(
-            f"{name} is {quote(line)}; it needs an image and a prompt, such as {EXAMPLE}"
+            f"{name} is {quote(line)}; it needs an image and a prompt, such as {EXAMPLE}, or the frames of "
+            f"a video, two or more: {VIDEO}"
         )
+    paths = tuple(_file(folder, one, name) for one in files)
+    return Prompt(paths[0] if frames is None else paths, text.strip())
+
+
+def _strings(values: object) -> list[str]:
+    """Return a list of names of files; [] if it is something else."""
+    several = cast("list[Any]", values) if is_kind(values, list) else []
+    return several if all(isinstance(one, str) and one for one in several) else []
+
+
+def _file(folder: Path, image: str, name: str) -> Path:
+    """Return the file of an image."""
     path = folder / image
     if not path.is_file():
         raise BadArgumentError(
             f"{name} names the image {quote(image)}, and there is no file {path}; name images relative to "
             "the folder of --images"
         )
-    return Prompt(path, text.strip())
+    return path

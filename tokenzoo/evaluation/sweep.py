@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from tokenzoo import plugins
-from tokenzoo.errors import TokenzooError
+from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.evaluation.results import REFUSED, Key, Row
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
 from tokenzoo.hooks.handle import Attached
+from tokenzoo.hooks.state import joins_frames
 from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.tools.timing import interleaved
 from tokenzoo.zoo import Method, build
@@ -209,11 +210,22 @@ def attach_method(method: Method, subject: Subject) -> Attached:
 
     A warning that the configured image size is out of reach says nothing here: the subject's images decide,
     and a pass on them, or their plan, raises the error.
+
+    Raises:
+        BadArgumentError: a recipe over frames, and no videos.
+        TokenzooError: see `Method.attach`.
     """
+    over_frames = any(joins_frames(step) for step in method.recipe.steps)
+    if over_frames and not subject.videos:
+        raise BadArgumentError(
+            f"{method.name} works over the frames of a video, and {subject.task} shows images: choose a "
+            "recipe that reduces images, or show videos"
+        )
+    frames = subject.frames if over_frames else None
     with warnings.catch_warnings():
         said = ".*takes images of several sizes"
         warnings.filterwarnings("ignore", message=said, category=UserWarning)
-        return method.attach(subject.model, **subject.attach)
+        return method.attach(subject.model, **subject.attach, frames=frames)
 
 
 def relative_time(

@@ -154,6 +154,9 @@ class Subject:
         call: one forward pass of a model on a fixed batch; it is timed.
         facts: what else decides the scores (data, sizes, seeds), for the rows.
         attach: further arguments of `attach`.
+        videos: whether every sample is a video. Recipes over frames are for these: they leave images whole.
+        frames: how many images of a call, one after the other, are the frames of a video: an argument of
+            `attach` for recipes over frames. None: no videos, or a model that knows its videos itself.
         per_patch: whether the output has a vector for each patch, so that a token that is removed after
             the last block saves something in what reads the output.
         read_on: whether a language model reads the tokens within `call`, so that the operations of a plan,
@@ -171,6 +174,8 @@ class Subject:
     call: Callable[[Any], object]
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     attach: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    videos: bool = False
+    frames: int | None = None
     per_patch: bool = False
     read_on: bool = False
     shown: Shown | None = None

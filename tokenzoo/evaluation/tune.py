@@ -25,7 +25,7 @@ from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import attach, patch_tokens
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
-from tokenzoo.recipes.controls import CONTROLS
+from tokenzoo.recipes.controls import CONTROLS, CONTROLS_OF_CLIPS
 from tokenzoo.tools.benchmark.candidates import copy_of
 from tokenzoo.zoo import list_recipes
 
@@ -95,7 +95,8 @@ def tune(
     Raises:
         BadArgumentError: no recipe meets the target on this model; says how near they come.
     """
-    names = list(dict.fromkeys([*(recipes or list_recipes()), *CONTROLS]))
+    controls = (*CONTROLS, *CONTROLS_OF_CLIPS) if subject.videos else CONTROLS
+    names = list(dict.fromkeys([*(recipes or list_recipes()), *controls]))
     refused: dict[str, str] = {}
     found: list[Candidate] = []
     search = Search(subject, copy_of(subject.model), target, patch_tokens(subject), rounds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ Inputs = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class VisionLanguageModel:
-    """A model that answers prompts about images.
+    """A model that answers prompts about images and videos.
 
     Attributes:
         model: bare, in eval mode.
@@ -38,20 +38,21 @@ class VisionLanguageModel:
         """Return the arguments of a call: tensors on the CPU, floats as the model's; a batch of one.
 
         The image comes first. The processor's chat template writes the conversation; without one the prompt
-        follows the placeholder of the image as it is.
+        follows the placeholder of the image as it is. The frames of a video are one video, or several
+        images where the processor takes no videos.
 
         Raises:
-            BadArgumentError: the image cannot be read, or the prompt has a placeholder of its own.
+            BadArgumentError: an image cannot be read, or the prompt has a placeholder of its own.
         """
-        token = str(self.processor.image_token)
-        if token in prompt.text:
-            raise BadArgumentError(
-                f"the prompt {quote(prompt.text)} has the placeholder {token}; leave it out: the image "
-                "comes before the prompt"
-            )
-        image = open_image(prompt.image, prompt.image)
+        for token in (self._token("image"), self._token("video")):
+            if token and token in prompt.text:
+                raise BadArgumentError(
+                    f"the prompt {quote(prompt.text)} has the placeholder {token}; leave it out: the image "
+                    "comes before the prompt"
+                )
+        images = [open_image(one, one) for one in prompt.frames or [prompt.image]]
         try:
-            given = self._written(image, prompt.text, token)
+            given = self._written(images, prompt.text, video=bool(prompt.frames) and self._videos)
         except ValueError as error:  # an image that is too narrow, for example
             raise BadArgumentError(
                 f"{type(self.processor).__name__} takes no prompt about {prompt.image}: {error}"
@@ -60,10 +61,46 @@ class VisionLanguageModel:
         without = {name: value for name, value in given.items() if name != "labels"}
         return moved(without, dtype=self.model.dtype)
 
-    def _written(self, image: Any, text: str, token: str) -> Any:
+    def frames(self, asked: Sequence[Prompt]) -> int | None:
+        """Return how many images of a call are the frames of its video, for `Method.attach`.
+
+        Returns:
+            None: the prompts are about images, or the model says itself what is a video.
+
+        Raises:
+            BadArgumentError: the model takes frames as images, and not all prompts have as many.
+        """
+        counts = sorted({len(one.frames) for one in asked})
+        try:
+            find_adapter(self.model).with_frames(max(counts[-1], 1))
+        except BadArgumentError:
+            return None
+        if len(counts) > 1:
+            raise BadArgumentError(
+                f"prompts about {', '.join(map(str, counts))} frames (0: an image), and "
+                f"{type(self.model).__name__} takes frames as images, so that a video is a fixed number of "
+                "them: write the same number of frames in each line"
+            )
+        return counts[0] or None
+
+    @property
+    def _videos(self) -> bool:
+        return getattr(self.processor, "video_processor", None) is not None
+
+    def _token(self, kind: str) -> str:
+        return str(getattr(self.processor, f"{kind}_token", None) or "")
+
+    def _written(self, images: Sequence[Any], text: str, *, video: bool) -> Any:
         if not getattr(self.processor, "chat_template", None):
-            return self.processor(images=[image], text=[token + text], return_tensors="pt")
-        content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+            if video:
+                words, seen = self._token("video"), {"videos": [images]}
+            else:
+                words, seen = self._token("image") * len(images), {"images": images}
+            return self.processor(**seen, text=[words + text], return_tensors="pt")
+        shown = [{"type": "image", "image": one} for one in images]
+        if video:
+            shown = [{"type": "video", "video": images}]
+        content = [*shown, {"type": "text", "text": text}]
         return self.processor.apply_chat_template(
             [[{"role": "user", "content": content}]],
             add_generation_prompt=True,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from types import MethodType
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenzoo.hooks.handle import attached_to
-from tokenzoo.recipe import Stage, Step
+from tokenzoo.layouts import TokenLayout
+from tokenzoo.recipe import Step
 
 FRAMES = "_tokenzoo_frames"
 """The attribute of pixels in which every prompt has the same frames: how many."""
@@ -16,34 +20,47 @@ FRAMES = "_tokenzoo_frames"
 def encode_once(model: Any) -> None:
     """Let a LLaVA encode images once that `shown` has repeated for a batch of prompts.
 
-    Hooks take the repetitions away before the tower, and put them back after the projector.
+    What the tower and the projector, and a recipe in them, make of the images is repeated after both.
     """
-    repeated: list[int] = []
+    # A bound method, so that a copy of the model encodes with its own tower.
+    model.model.get_image_features = MethodType(_features, model)
 
-    def narrow(tower: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        del tower
-        pixels = args[0]  # [b, 3, H, W]
-        repeated[:] = []
-        one_image = len(pixels) > 1 and pixels.stride(0) == 0
-        own = 1 if one_image else getattr(pixels, FRAMES, len(pixels))
-        if own == len(pixels):
-            return args
-        repeated.append(len(pixels) // own)
-        return (pixels[:own], *args[1:])
 
-    def widen(projector: nn.Module, args: object, output: Tensor) -> Tensor:
-        del projector, args
-        return output.repeat(repeated.pop(), 1, 1) if repeated else output
+def _features(model: Any, pixel_values: Tensor, *args: Any, **options: Any) -> Any:
+    base, own = model.model, _own(pixel_values)
+    original: Callable[..., Any] = cast("Any", type(base)).get_image_features
+    if own == len(pixel_values):
+        return original(base, pixel_values, *args, **options)
+    prompts = len(pixel_values) // own
+    output = original(base, pixel_values[:own], *args, **options)
+    output.pooler_output = [*output.pooler_output] * prompts
+    attached = attached_to(model)
+    if attached is not None:
+        _repeat_videos(attached.adapter, prompts)
+    return output
 
-    model.model.vision_tower.register_forward_pre_hook(narrow)
-    model.model.multi_modal_projector.register_forward_hook(widen)
+
+def _repeat_videos(adapter: Any, prompts: int) -> None:
+    """Let the prompts have what a step over frames left of one clip, each."""
+    left: TokenLayout | None = adapter.video_pass.left
+    if left is not None:
+        (one,) = left.buckets
+        places = None if one.places is None else one.places.repeat(prompts, 1)  # [q, f * m]
+        adapter.note_videos(left.with_buckets([replace(one, places=places)]))
+
+
+def _own(pixels: Tensor) -> int:
+    """How many of `pixels [b, 3, H, W]` are images or frames of their own; the others repeat them."""
+    if len(pixels) > 1 and pixels.stride(0) == 0:
+        return 1
+    return getattr(pixels, FRAMES, len(pixels))
 
 
 def shown(model: Any, image: Tensor, prompts: int) -> Tensor:
     """Repeat an image `[3, H, W]`, or the frames of a clip `[f, 3, H, W]`, for so many prompts.
 
     They are encoded once, unless what is attached to the model reads the prompt, and keeps other tokens for
-    each; or works after the projector, and reads there what the tower's attention was for each image.
+    each.
 
     Returns:
         `[b, 3, H, W]`, or `[b * f, 3, H, W]`: all frames of the first prompt, then those of the next.
@@ -61,8 +78,5 @@ def shown(model: Any, image: Tensor, prompts: int) -> Tensor:
 
 
 def _reads_each(step: Step) -> bool:
-    """Whether a step wants the tower's answer for each prompt, not for each image."""
-    needs = {need.partition("@")[0] for need in step.needs}
-    return any(need.startswith("text") for need in needs) or (
-        step.stage == Stage.PROJECTED and not needs <= {"x", "mass", "grid"}
-    )
+    """Whether a step reads the prompt."""
+    return any(need.partition("@")[0].startswith("text") for need in step.needs)

@@ -75,6 +75,8 @@ def subject_of(
         score_of(asked),
         call=call_of(asked, batch),
         facts=facts,
+        videos=images.ndim == 5,
+        frames=images.shape[1] if images.ndim == 5 else None,
         shown=shown if images.ndim == 4 else None,  # a clip is not one picture
         controls=controls or {},
     )

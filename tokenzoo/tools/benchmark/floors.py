@@ -25,7 +25,7 @@ def operations(work: Workload, attached: Attached | None) -> dict[str, float]:
     """
     if work.adapter is None:
         return {}
-    encoder = sum(_plan(work.adapter, attached, tokens).operations for tokens in work.images)
+    encoder = sum(_plan(work.adapter, attached, *frame).operations for frame in work.frames)
     if not work.multimodal:
         return {"encoder": encoder}
     text = work.model.config.text_config
@@ -71,13 +71,15 @@ def after_tower(work: Workload, attached: Attached | None) -> tuple[int, ...]:
     """Patch tokens that leave the encoder, of each kind of image; () if no adapter supports the model."""
     if work.adapter is None:
         return ()
-    kinds = dict.fromkeys(work.images)
-    return tuple(_plan(work.adapter, attached, tokens).visual for tokens in kinds)
+    kinds = dict.fromkeys(work.frames)
+    if attached is None:
+        return tuple(tokens for tokens, _ in kinds)
+    return tuple(attached.visual_tokens(*kind) for kind in kinds)
 
 
-def _plan(adapter: Adapter, attached: Attached | None, tokens: int) -> TokenBudget:
+def _plan(adapter: Adapter, attached: Attached | None, tokens: int, frames: int) -> TokenBudget:
     if attached is not None:
-        return attached.plan(tokens)
+        return attached.plan(tokens, frames)
     depth = len(adapter.blocks())
     return TokenBudget(
         tokens=tokens,

@@ -138,15 +138,24 @@ class Workload:
     @property
     def images(self) -> tuple[int, ...]:
         """Patch tokens of each image, frame or slice of the call; () if no adapter supports the model."""
+        return tuple(tokens for tokens, _ in self.frames)
+
+    @property
+    def frames(self) -> tuple[tuple[int, int], ...]:
+        """The same, each with the number of frames of its video; 1 for an image."""
         if self.adapter is None:
             return ()
         if self.multimodal:
             known: Any = self.adapter
-            visuals = known.visuals(self.given, EVERY)
-            each = [one for several in visuals.values() for one in several]
-            return tuple(one.patches for one in each for _ in range(one.units))
+            video = getattr(self.model.config, "video_token_id", None)
+            return tuple(
+                (one.patches, one.units if token == video else 1)
+                for token, several in known.visuals(self.given, EVERY).items()
+                for one in several
+                for _ in range(one.units)
+            )
         tokens = self.adapter.tokens()
-        return () if tokens is None else (tokens,) * self.sizes.batch
+        return () if tokens is None else ((tokens, 1),) * self.sizes.batch
 
     def run(self, model: nn.Module) -> Callable[[], object]:
         """Return the timed call, of this model or a copy of it."""

@@ -172,10 +172,16 @@ def test_what_the_error_says_of_the_tower_inside_is_right(kind: str) -> None:
     read = model.model.get_image_features
     if kind in ("llava_next_video", "video_llava"):
         given, read = {"pixel_values_videos": images[None]}, model.model.get_video_features
+
+    def features() -> torch.Tensor:
+        found = read(**given).pooler_output
+        # Before transformers 5.24 LLaVA-NeXT-Video returns a tuple of videos.
+        return found if isinstance(found, torch.Tensor) else torch.cat(found)
+
     with torch.no_grad():
-        bare = read(**given).pooler_output
+        bare = features()
         with tokenzoo.build("evoprune", keep=1.0).attach(part, restore=True):
-            assert gap(read(**given).pooler_output, bare) <= 1e-5
+            assert gap(features(), bare) <= 1e-5
         with tokenzoo.build("evoprune", keep=0.35).attach(part, restore=True):
-            assert 1e-3 < gap(read(**given).pooler_output, bare) < 10
-        assert torch.equal(read(**given).pooler_output, bare)
+            assert 1e-3 < gap(features(), bare) < 10
+        assert torch.equal(features(), bare)

@@ -29,6 +29,7 @@ from tokenzoo.recipe import Recipe as Recipe
 from tokenzoo.recipe import Stage as Stage
 from tokenzoo.recipe import Step as Step
 from tokenzoo.reduce import Reduced as Reduced
+from tokenzoo.streaming import stream as stream
 from tokenzoo.token_map import TokenMap as TokenMap
 from tokenzoo.tokens import Tokens as Tokens
 from tokenzoo.zoo import Method as Method
@@ -75,6 +76,7 @@ __all__ = [
     "list_schedules",
     "list_scorers",
     "load",
+    "stream",
 ]
 
 __getattr__ = _renamed(__name__, {"Budget": "TokenBudget", "Plan": "TokenMap", "Zoo": "Method"})

@@ -44,7 +44,8 @@ recipe with several steps it is the first. *Per token kept* is how many more ope
 token takes: DivPrune and CDPruner choose one token after another, FlashVID one of every frame after
 another, VisPruner drops eight in a round, MovieChat merges two frames after another, and all others work
 without a loop over tokens. Clips have 8 frames; the recipes named under `later` in the file were measured
-in a run of their own. Attention that all tokens receive, and neighbours among many, are computed in blocks, which are operations, too."""
+in a run of their own. Attention that all tokens receive, and neighbours among many, are computed in
+blocks, which are operations, too."""
 
 
 def ours() -> list[str]:

@@ -14,7 +14,6 @@ from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm.calls import NONE, Batch, answer, entering, logits, remains
 from tests.adapters.hf.vlm.over_frames import over_frames
 from tests.adapters.models import gap
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import FLOWER, whole
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, BudgetError

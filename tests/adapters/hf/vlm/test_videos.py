@@ -15,7 +15,6 @@ import tokenzoo
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import Batch, answer, entering, logits
 from tests.adapters.hf.vlm.over_frames import Change, over_frames
-from tests.adapters.models import one_thread as one_thread
 from tests.conformance.chats import FILMS, THUMBNAIL, whole
 from tokenzoo import Recipe
 from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError

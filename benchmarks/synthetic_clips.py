@@ -32,16 +32,14 @@ FRAMES, SIDE, PATCH, SQUARE = 8, 64, 4, 16
 GRID = SIDE // PATCH
 N = GRID * GRID
 CUT = FRAMES // 2
-# FastVID cuts into eight segments at least, which would be single frames here; and pixels have no CLS.
-RECIPES = {
-    "holitom": ({}, {"retained": 0.25}),
-    "fastvid": ({"segments": 1, "attention_source": "received"}, {"retained": 0.25}),
-    "prunevid": ({}, {"retained": 0.5}),
-}
-"""Options of each, and that of the authors' own counts."""
+# Both cut into eight segments at least, which would be single frames here.
+OPTIONS = {"fastvid": {"segments": 1}, "flashvid": {"segments": 1}}
+OWN = {"holitom": 0.25, "prunevid": 0.5, "fastvid": 0.25}
+"""The share that the authors' own counts are of, where a recipe has them (`retained`)."""
+CONTROLS = ("every_kth_frame", "random")
 SHEETS = {
-    "moving": "--recipe holitom,prunevid,fastvid,random --frames 8",
-    "cut": "--recipe holitom,prunevid,tome --frames 8",
+    "moving": "--recipe holitom,prunevid,evs,random --frames 8",
+    "cut": "--recipe holitom,moviechat,tome --frames 8",
 }
 
 
@@ -54,12 +52,14 @@ class Clip:
         still: `[f, n]` bool, the patches that are the same in all frames of their scene.
         square: `[f, n]` bool, those under something that moves.
         scenes: `[f]` int64.
+        content: `[f, n]` int64, a number for what a patch shows: equal ones are the same pixels.
     """
 
     frames: Tensor
     still: Tensor
     square: Tensor
     scenes: Tensor
+    content: Tensor
 
 
 def clips(tower: bool = False, seed: int = 0) -> dict[str, Clip]:
@@ -87,56 +87,76 @@ def clips(tower: bool = False, seed: int = 0) -> dict[str, Clip]:
         moving[f, :, top : top + SQUARE, left : left + SQUARE] = square
         covered[f, top // PATCH : top // PATCH + size, 1 + f : 1 + f + size] = True
     covered = covered.flatten(1)  # [f, n]
+    place = torch.arange(N).repeat(FRAMES, 1)
+    shown, each = place.clone(), torch.arange(FRAMES * N).view(FRAMES, N)
+    shown[covered] = N + torch.arange(size * size).repeat(FRAMES)
     share = torch.linspace(0, 1, FRAMES)[:, None, None, None]
     return {
-        "static": Clip(static, all_, none, scene),
-        "moving": Clip(moving, ~covered.any(0).expand(FRAMES, -1), covered, scene),
-        "cut": Clip(torch.where(later[:, None, None, None], other, one), all_, none, later.long()),
-        "noise": Clip(noise, none, none, torch.arange(FRAMES)),
-        "fade": Clip(torch.lerp(one, other, share), none, none, scene),
+        "static": Clip(static, all_, none, scene, place),
+        "moving": Clip(moving, ~covered.any(0).expand(FRAMES, -1), covered, scene, shown),
+        "cut": Clip(
+            torch.where(later[:, None, None, None], other, one),
+            *(all_, none, later.long(), place + N * later[:, None]),
+        ),
+        "noise": Clip(noise, none, none, torch.arange(FRAMES), each),
+        "fade": Clip(torch.lerp(one, other, share), none, none, scene, each),
     }
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What became of a clip.
+class Share:
+    """What became of some patches of a clip, as shares of these patches.
 
     Attributes:
-        starts: the first frames of the segments.
-        still: share of the still patches that share an output with other frames; None: there are none.
-        square: the same of those under the square.
-        others: the same of all others.
-        mixed: outputs with tokens of several scenes.
+        merged: share an output with patches of other frames.
+        dropped: are part of no output.
     """
 
-    starts: tuple[int, ...]
-    still: float | None
-    square: float | None
-    others: float | None
-    mixed: int
+    merged: float
+    dropped: float
+
+    def __str__(self) -> str:
+        """Both, in per cent."""
+        return f"{100 * self.merged:.0f} + {100 * self.dropped:.0f}"
 
 
-def seen(recipe: str, clip: Clip, tower: bool = False, keep: float = 0.125) -> Seen:
-    """Apply a recipe to a clip; `keep` is one frame's tokens of eight."""
-    trace = traced(tokenzoo.build(recipe, keep=keep, **RECIPES[recipe][0]), clip, tower)
+def over_frames() -> list[str]:
+    """Return the recipes of one step that needs frames; the controls come last."""
+    found: list[str] = []
+    for name in tokenzoo.list_recipes():
+        steps = tokenzoo.build(name).recipe.steps
+        if len(steps) == 1 and "frames" in steps[0].needs and name not in CONTROLS:
+            found.append(name)
+    return [*found, *CONTROLS]
 
-    def share(mask: Tensor) -> float | None:
-        return float(trace.shared[mask].float().mean()) if mask.any() else None
 
-    of_scenes = [trace.sizes[:, clip.scenes == s].sum(1) > 0 for s in clip.scenes.unique()]
-    return Seen(
-        trace.starts,
-        share(clip.still),
-        share(clip.square),
-        share(~clip.still & ~clip.square),
-        int((torch.stack(of_scenes).sum(0) > 1).sum()),
+def share(trace: ClipTrace, patches: Tensor) -> Share:
+    """Return what became of the patches `[f, n]`, bool."""
+    gone = (trace.plan.dst < 0).view(FRAMES, N)
+    return Share(float(trace.shared[patches].float().mean()), float(gone[patches].float().mean()))
+
+
+def alike(trace: ClipTrace, clip: Clip) -> float:
+    """Return the share, of the patches merged over frames, whose output has equal patches alone."""
+    slot, content = trace.plan.dst[0].clamp_min(0), clip.content.flatten()
+    low, high = (
+        content.new_zeros(trace.plan.kept).scatter_reduce(0, slot, content, how, include_self=False)
+        for how in ("amin", "amax")
     )
+    return float((low == high)[slot].view(FRAMES, N)[trace.shared].float().mean())
 
 
-def own_count(recipe: str, clip: Clip, tower: bool = False) -> float:
-    """Return how many tokens the authors' own counts keep of a clip, in frames of tokens."""
-    options, own = RECIPES[recipe]
-    return traced(tokenzoo.build(recipe, keep=1.0, **options, **own), clip, tower).tokens / N
+def mixed(trace: ClipTrace, clip: Clip) -> int:
+    """Count the outputs with patches of several scenes."""
+    parts = [trace.sizes[:, clip.scenes == scene].sum(1) > 0 for scene in clip.scenes.unique()]
+    return int((torch.stack(parts).sum(0) > 1).sum())
+
+
+def apply(
+    recipe: str, clip: Clip, tower: bool = False, keep: float = 0.25, **own: float
+) -> ClipTrace:
+    """Apply a recipe to a clip; `own` is the share of the authors' own counts (`retained`)."""
+    return traced(tokenzoo.build(recipe, keep=keep, **OPTIONS.get(recipe, {}), **own), clip, tower)
 
 
 def tokens(clip: Clip) -> Tensor:
@@ -150,7 +170,8 @@ def traced(zoo: tokenzoo.zoo.Method, clip: Clip, tower: bool) -> ClipTrace:
     if tower:
         return trace_clip(zoo, digits.load_digits_vit(), clip.frames * 2 - 1)
     x = tokens(clip)
-    attention = (x.view(FRAMES, N, -1) @ x.view(FRAMES, N, -1).mT).softmax(-1).mean(1).view(1, -1)
+    each = x.view(FRAMES, N, -1)
+    attention = (each @ each.mT).softmax(-1).mean(1).view(1, -1)  # [1, f * n]
     plan = zoo.reduce(x, frames=FRAMES, received_attention=attention).plan
     evidence = Evidence(x, mass=torch.ones(x.shape[:2]), frames=FRAMES)
     starts = segment_starts(zoo.recipe.steps[0], evidence)
@@ -181,28 +202,31 @@ def write(path: Path, frames: Tensor, *, rate: int = 10, rotate: int = 0) -> Pat
 
 
 def table(tower: bool) -> list[str]:
-    """The rows of the table."""
-    heads = "clip", "recipe", "segments begin at", "still", "square", "others", "mixed", "own count"
+    """Return the rows of the tables: patches merged over frames + dropped, in per cent; own counts."""
+    made = clips(tower)
+    heads = "recipe", "static", "still", "square", "alike", "over the cut", "noise", "fade"
     rows = [heads, ("---",) * len(heads)]
-    for name, clip in clips(tower).items():
-        for recipe in RECIPES:
-            one = seen(recipe, clip, tower)
-            shares = [
-                "" if share is None else f"{share:.0%}"
-                for share in (one.still, one.square, one.others)
-            ]
-            begins = ", ".join(map(str, one.starts))
-            rows.append(
-                (
-                    name,
-                    recipe,
-                    begins,
-                    *shares,
-                    str(one.mixed),
-                    f"{own_count(recipe, clip, tower):.2f}",
-                )
-            )
-    return [f"| {' | '.join(row)} |" for row in rows]
+    every = torch.ones(FRAMES, N, dtype=torch.bool)
+    for name in over_frames():
+        of = {clip: apply(name, one, tower) for clip, one in made.items()}
+        moving = made["moving"]
+        shares = [
+            share(of["static"], every),
+            share(of["moving"], moving.still),
+            share(of["moving"], moving.square),
+            f"{100 * alike(of['moving'], moving):.0f}" if of["moving"].shared.any() else "",
+            mixed(of["cut"], made["cut"]),
+            share(of["noise"], every),
+            share(of["fade"], every),
+        ]
+        rows.append((name, *map(str, shares)))
+    rows += [(), ("recipe", *made), ("---",) * (1 + len(made))]
+    for name, retained in OWN.items():
+        counts = [
+            apply(name, one, tower, 1.0, retained=retained).tokens / N for one in made.values()
+        ]
+        rows.append((f"{name} ({retained})", *(f"{count:.2f}" for count in counts)))
+    return [f"| {' | '.join(row)} |" if row else "" for row in rows]
 
 
 def sheets() -> None:

@@ -5,7 +5,7 @@
     tokenzoo describe NAME         a recipe or part in words
     tokenzoo check PACKAGE:PART    test a part against every property of its kind
     tokenzoo doctor [MODEL]        what is installed and seen; whether a recipe works on a model
-    tokenzoo viz IMAGE...          which patches share a token, drawn over photographs
+    tokenzoo viz IMAGE...          which patches share a token, drawn over photographs or a video
     tokenzoo export MODEL OUT      a model with a recipe on it as an ONNX file, compared with the model
     tokenzoo bench MODEL           time of a whole model's parts, relative to the bare model, and floors
     tokenzoo eval                  what recipes keep of a model's answers, with intervals and controls

@@ -54,6 +54,7 @@ from tests.adapters.hf.vlm.calls import (
     WIDE,
     Batch,
 )
+from tests.adapters.hf.vlm.over_frames import over_frames
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.matchers import Drop, MaxMin, SelectAssign, TopK
 from tokenzoo.mergers import Identity
@@ -166,10 +167,12 @@ CHATS = {
     "llava": Chat(hf.llava, PADDED, ALL, tile=64),
     "llava, wordy": Chat(hf.llava, WORDY, ("evoprune", "fastv"), "llava", tile=64),
     "llava_next": Chat(hf.llava_next, PADDED, ("fastervlm", "everywhere")),
-    "llava_onevision": Chat(hf.llava_onevision, FILMS, ("divprune", "dart"), alone=False),
+    "llava_onevision": Chat(
+        hf.llava_onevision, FILMS, ("divprune", "dart", "over frames"), alone=False
+    ),
     "qwen2_5_vl": qwen_vl(qwen.qwen2_5_vl, *ALL),
     "qwen2_vl": qwen_vl(qwen.qwen2_vl, "tome", like="qwen2_5_vl"),
-    "qwen3_vl": qwen_vl(qwen.qwen3_vl, "tome", "everywhere"),
+    "qwen3_vl": qwen_vl(qwen.qwen3_vl, "tome", "everywhere", "over frames"),
     "qwen3_vl_moe": qwen_vl(qwen.qwen3_vl_moe, "tome", like="qwen3_vl"),
     "qwen3_5": qwen_vl(qwen.qwen3_5, "before the LLM", linear=True),
     "qwen3_5_moe": qwen_vl(qwen.qwen3_5_moe, "tome", like="qwen3_5", linear=True),
@@ -216,7 +219,9 @@ MOST = pytest.mark.parametrize(("kind", "name"), dict.fromkeys([*FIRST, *WAYS.va
 
 
 def method(name: str, keep: int | float = 0.35) -> tokenzoo.Method:
-    """A recipe of the zoo, or one with a step at every stage, or at every one but the last."""
+    """A recipe of the zoo, one over frames, or one with a step at every stage, or all but the last."""
+    if name == "over frames":
+        return tokenzoo.build(over_frames(keep))
     if name not in ("everywhere", "before the LLM"):
         return tokenzoo.build(name, keep=keep)
     (block,) = tokenzoo.build("evoprune", start=0).recipe.steps

@@ -104,7 +104,7 @@ def test_a_prompt_has_as_many_tokens_as_planned(kind: str, name: str) -> None:
                 assert (attached.counts, attached.features) == (plan.blocks, plan.visual)
             if name in INSIDE:
                 assert attached.prompts == tuple((tiles * plan.llm).tolist())
-    assert gap(found[:1, -1], bare[:1, -1]) > 1e-3
+    assert gap(found[:, -1], bare[:, -1]) > 1e-3
     assert torch.equal(logits(model, given), bare)
     assert remains(model) == []
 
@@ -126,6 +126,8 @@ def test_rows_are_answered_as_if_they_were_alone(kind: str, name: str) -> None:
 
 @EACH
 def test_shortened_inputs_give_the_same(kind: str, name: str) -> None:
+    if (kind, name) == ("qwen3_vl", "over frames"):
+        pytest.skip("a slice without tokens has no place in a short prompt: test_videos.py")
     model, batch = whole(kind), CHATS[kind].batch
     with method(name).attach(model) as attached:
         for side in SIDES:

@@ -124,6 +124,7 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     "per_frame": (m.PerFrame(length), m.PerFrame(length, s.ClipUniqueness("clip"), 0.5)),
     "above": (m.Above(length, 1.0), m.Above(s.TemporalChange(), 0.8)),
     "temporal_change": (s.TemporalChange("first", t.FrameWindows(2)),),
+    "frame_uniqueness": (s.FrameUniqueness(t.FrameWindows(2), "clip"),),
     "clip_uniqueness": (s.ClipUniqueness("clip", 1.0), s.ClipUniqueness("frame", 0.0)),
     "anchor_blend": (
         mergers.AnchorBlend(t.FrameWindows(3), 2),
@@ -168,6 +169,9 @@ _select, _bipartite = m.SelectAssign(m.TopK(length), m.Drop()), m.Bipartite(cosi
 
 RECIPES: Mapping[str, Recipe] = {
     **{name: tokenzoo.build(name).recipe for name in tokenzoo.list_recipes()},
+    "longvu, frames": tokenzoo.build("longvu", of="frames").recipe,
+    "holitom, ragged": tokenzoo.build("holitom", retained=0.3, blend=None).recipe,
+    "fastvid, ragged": tokenzoo.build("fastvid", retained=0.5).recipe,
     "evoprune, otherwise": tokenzoo.build(
         "evoprune",
         by_mass=True,

@@ -122,6 +122,20 @@ def test_longvu_keeps_what_differs_from_the_first_frame_of_a_window():
     assert kept == first | left | {*clip.tokens.tolist()}
 
 
+def test_longvu_keeps_frames_unlike_the_others_of_their_window():
+    x = still(3, 1, 4, noise=1e-3)  # the middle frames of the windows are 2 and 6
+    found = reduce("longvu", x, 8, 1.0, of="frames", window=4, threshold=0.7)
+    kept = found.plan.keep[0, : int(found.plan.lengths)] // PLACES
+    assert kept.bincount(minlength=8).tolist() == [0, 0, 12, 12, 0, 0, 12, 0]
+    exact = reduce("longvu", x, 8, 3 * PLACES, of="frames", window=4)
+    assert exact.plan.keep[0].tolist() == found.plan.keep[0, : 3 * PLACES].tolist()
+
+
+def test_longvu_compares_tokens_of_the_site_only():
+    with pytest.raises(BadArgumentError, match='layer=-2 applies to of="frames" only'):
+        tokenzoo.build("longvu", layer=-2)
+
+
 def test_static_places_merge_over_time_and_the_patch_does_not():
     clip = moving(4, noise=1e-3)
     crossed = {*clip.patch.tolist()}

@@ -19,7 +19,7 @@ from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.layouts.base import Grid, ProofCase, SizeBucket, TokenLayout, Windows
 from tokenzoo.layouts.group_attention import PackedAttention, seen
-from tokenzoo.layouts.videos import bucket_of_videos, rows_of_videos, side_by_side
+from tokenzoo.layouts.videos import packed_videos
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,14 @@ class PackedLayout(TokenLayout):
 
     @classmethod
     def checked(
-        cls,
-        x: Tensor,
-        grids: Sequence[Grid],
-        order: Callable[[Grid], Tensor | None],
-        *,
-        group: int = 1,
+        cls, x: Tensor, grids: Sequence[Grid], order: Callable[[Grid], Tensor | None], group: int
     ) -> Self:
         """The layout of the sequence that enters the first block.
 
         Args:
             x: its patches `[r, c]`.
             grids: (rows, columns) of the tokens of each unit.
-            order: of a grid, where each token, in raster order, is in its unit's part of the sequence
-                `[N]`; None: in raster order.
+            order: of a grid, where each token, in raster order, is in its unit's part `[N]`, or None.
             group: patches of a token.
 
         Raises:
@@ -243,32 +237,12 @@ class PackedLayout(TokenLayout):
         return replace(self, group=1)
 
     def by_video(self, videos: Sequence[int]) -> Self:
-        """Units that follow each other, and have one grid, become one.
-
-        Raises:
-            AttachError: the videos have more or fewer frames than there are units, or frames of one differ
-                in size.
-        """
+        """Units that follow each other, and have one grid, become one."""
         videos = tuple(videos)
         if self.videos:
             return self
-        rows = rows_of_videos(self.buckets, videos)
-        buckets: list[SizeBucket] = []
-        orders: list[Tensor | None] = []
-        ranks: list[Tensor | None] = []
-        for (i, frames), several in rows.items():
-            own, order, rank = self.buckets[i], self.orders[i], self.ranks[i]
-            index = torch.tensor([at for _, at in several])  # [v, f]
-            buckets.append(bucket_of_videos(own, index, tuple(video for video, _ in several)))
-            orders.append(
-                None
-                if order is None
-                else side_by_side(order[None], index.new_zeros(1, frames), own.first)[0]
-            )
-            ranks.append(None if rank is None else side_by_side(rank, index, own.tokens))
-        return replace(
-            self, buckets=tuple(buckets), orders=tuple(orders), ranks=tuple(ranks), videos=videos
-        )
+        buckets, orders, ranks = packed_videos(self.buckets, self.orders, self.ranks, videos)
+        return replace(self, buckets=buckets, orders=orders, ranks=ranks, videos=videos)
 
     @staticmethod
     def before_projector(

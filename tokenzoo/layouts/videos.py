@@ -111,6 +111,31 @@ def bucket_of_videos(
     )
 
 
+def packed_videos(
+    buckets: Sequence[SizeBucket],
+    orders: Sequence[Tensor | None],
+    ranks: Sequence[Tensor | None],
+    videos: Sequence[int],
+) -> tuple[tuple[SizeBucket, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The buckets of a packed sequence, with their orders and ranks (`PackedLayout`), of videos.
+
+    Raises:
+        AttachError: there are more or fewer frames, or those of one video differ in size.
+    """
+    made: list[SizeBucket] = []
+    new_orders: list[Tensor | None] = []
+    new_ranks: list[Tensor | None] = []
+    for (i, frames), several in rows_of_videos(buckets, videos).items():
+        own, order, rank = buckets[i], orders[i], ranks[i]
+        rows = torch.tensor([at for _, at in several])  # [v, f]
+        made.append(bucket_of_videos(own, rows, tuple(video for video, _ in several)))
+        if order is not None:
+            order = side_by_side(order[None], rows.new_zeros(1, frames), own.first)[0]
+        new_orders.append(order)
+        new_ranks.append(None if rank is None else side_by_side(rank, rows, own.tokens))
+    return tuple(made), tuple(new_orders), tuple(new_ranks)
+
+
 def rows_of_videos(
     buckets: Sequence[SizeBucket], videos: Sequence[int]
 ) -> dict[tuple[int, int], list[tuple[int, list[int]]]]:

@@ -86,7 +86,12 @@ def preferred(vectors: Tensor, alike: Tensor, segment: Tensor) -> Tensor:
     # The last pair of the middle has no pair after it.
     after = torch.cat([alike[:, 1:], torch.full_like(alike[:, :1], -torch.inf)], 1)
     last = at[:, 1:] + 1 == end[:, 1:]
-    return inside & (alike > comparable(ends)[:, :-1]) & (last | (alike > after))
+    could = inside & (alike > comparable(ends)[:, :-1]) & (last | (alike > after))
+    # From left to right, no frame in two pairs.
+    found = [torch.zeros_like(could[:, 0])]
+    for pair in could.unbind(1):
+        found.append(pair & ~found[-1])
+    return torch.stack(found[1:], 1)
 
 
 def best_pairs(score: Tensor, pairs: int) -> Tensor:

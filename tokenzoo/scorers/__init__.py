@@ -12,6 +12,7 @@ from .cls_attention import CLSAttention as CLSAttention
 from .density_peak import DensityPeak as DensityPeak
 from .diversity import Diversity as Diversity
 from .feature_norm import FeatureNorm as FeatureNorm
+from .frame_uniqueness import FrameUniqueness as FrameUniqueness
 from .graph_energy import GraphEnergy as GraphEnergy
 from .graph_flow import GraphFlow as GraphFlow
 from .last_token_attention import LastTokenAttention as LastTokenAttention
@@ -43,6 +44,7 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "text_attention": TextAttention,
         "temporal_change": TemporalChange,
         "clip_uniqueness": ClipUniqueness,
+        "frame_uniqueness": FrameUniqueness,
         "raters": Raters,
         "graph_energy": GraphEnergy,
         "density_peak": DensityPeak,

@@ -41,10 +41,10 @@ def candidates(keep: int, depth: int) -> list[Candidate]:
         "fastvid": ("fastvid", {}),
         "prunevid": ("prunevid", {}),
         "evoprune_over_time": ("evoprune_over_time", {}),
-        "evoprune_over_time, frames": ("evoprune_over_time", {"frames": 0.5}),
+        "evoprune_over_time, frames": ("evoprune_over_time", {"frames_left": 0.5}),
         "evoprune_over_time, frames, stride 4": (
             "evoprune_over_time",
-            {"frames": 0.5, "stride": 4},
+            {"frames_left": 0.5, "stride": 4},
         ),
         "random": ("random", {}),
         "every_kth_frame": ("every_kth_frame", {}),

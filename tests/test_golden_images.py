@@ -19,7 +19,11 @@ FOLDER = Path(__file__).parent / "golden"
 FILES = [path for path in sorted(FOLDER.glob("*.npz")) if path.stem != "tome_model"]
 # Inputs that all images share.
 SHARED = ("ln", "wq", "wk", "ln_w", "ln_b", "w_proj")
-WITHOUT_BATCH_AXIS = ("divprune", "gprune", "vscan_qwen")
+# By method, the inputs without a batch axis; (): all.
+WITHOUT_BATCH_AXIS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("divprune", "gprune", "vscan_qwen", "holitom"), ()),
+    "fastvid": ("frame_attn", "frame_global"),
+}
 # A case by its method: the first of the file, unless another one is more telling.
 CHOSEN = [
     *((path.stem, case_names(path)[0]) for path in FILES),
@@ -71,13 +75,18 @@ def is_shared(name: str) -> bool:
     return name in SHARED or name.startswith("w.")
 
 
-def other_image(inputs: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
-    """Another image of the same kind: every axis of each input shuffled, from the axis `first` on."""
+def without_batch(method: str, name: str) -> bool:
+    names = WITHOUT_BATCH_AXIS.get(method)
+    return names is not None and (not names or name in names)
+
+
+def other_image(method: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Another image of the same kind: every axis of each input shuffled, but that of the batch."""
     draw = torch.Generator().manual_seed(1)
     result = dict(inputs)
     for name, value in inputs.items():
         if not is_shared(name):
-            for axis in range(first, value.ndim):
+            for axis in range(0 if without_batch(method, name) else 1, value.ndim):
                 value = value.index_select(axis, torch.randperm(value.shape[axis], generator=draw))
             result[name] = value
     return result
@@ -87,13 +96,15 @@ def other_image(inputs: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("method", "name"), CHOSEN)
 def test_several_images_give_what_each_gives_alone(method: str, name: str) -> None:
     one = made(method) if name == "made" else read_case(FOLDER / f"{method}.npz", name)
-    alone = method in WITHOUT_BATCH_AXIS
-    other = replace(one, inputs=other_image(one.inputs, 0 if alone else 1))
-    join = torch.stack if alone else torch.cat
-    inputs = {
-        key: value if is_shared(key) else join([value, other.inputs[key]])
-        for key, value in one.inputs.items()
-    }
+    other = replace(one, inputs=other_image(method, one.inputs))
+
+    def joined(key: str, value: Tensor) -> Tensor:
+        if is_shared(key):
+            return value
+        join = torch.stack if without_batch(method, key) else torch.cat
+        return join([value, other.inputs[key]])
+
+    inputs = {key: joined(key, value) for key, value in one.inputs.items()}
     first, second = ours_of(method, one), ours_of(method, other)
     outputs = {key: rows([*first[key], *second[key]]) for key in first}
     several = replace(one, inputs=inputs, outputs=outputs)
@@ -113,7 +124,7 @@ def test_every_mapping_is_tried() -> None:
 def test_cdpruner_with_one_prompt_for_all_images(batch: bool) -> None:
     """Two texts that both images share, each image scaled alone or both together (the authors' batch)."""
     one = read_case(FOLDER / "cdpruner.npz", case_names(FOLDER / "cdpruner.npz")[0])
-    other, text = other_image(one.inputs, 1), one.inputs["text_embeds"]
+    other, text = other_image("cdpruner", one.inputs), one.inputs["text_embeds"]
     x, clip = (torch.cat([one.inputs[k], other[k]]) for k in ("proj_feats", "image_embeds"))
     options = {"keep": one.params["keep"], "relevance": "clip", "match_reference": batch}
     shown = {"text": text.expand(2, -1, -1), "at": {"clip": {"x": clip}}}

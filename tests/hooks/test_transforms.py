@@ -95,7 +95,9 @@ TRIED = [
     ("timm ViT", name)
     for name in tokenzoo.list_recipes()
     for step in tokenzoo.build(name).recipe.steps
-    if step.stage.name in ("image", "block", "features") and "text" not in step.needs
+    if step.stage.name in ("image", "block", "features")
+    and "text" not in step.needs
+    and tokenzoo.build(name).recipe.steps[-1].stage.name != "projected"
 ]
 TRIED += [(tower, name) for tower in TOWERS[1:] for name in ("evoprune", "tome")]
 

@@ -3,13 +3,12 @@
 A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduce in between:
 
     the first module of branch2   a pre-hook: reduce x to m tokens, remember them, pass them on
-    the last module of branch2    a hook: remember its output y [b, m, c], return a view of n tokens,
-                                  so that the block's own addition fits
-    the block                     a hook: return reduced + y; what the block itself added is ignored
+    the last module of branch2    a hook: remember its output y [b, m, c], return a view of n tokens
+    the block                     a hook: return reduced + y; its own addition is ignored
 
 Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
-`restore`, the block's hook returns all tokens again, for whoever reads or changes them, and the next block
-takes its few tokens from these. After the last block the hook also takes the step of the stage "features".
+`restore`, the block's hook returns all tokens again, for whoever reads or changes them; the next block takes
+its few tokens from these. After the last block the hook also takes the step of the stage "features".
 
 Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21): the
 hooks of the modules inside run alone, and the first of them finds the state on the tokens themselves.
@@ -141,7 +140,7 @@ class Site:
         self.run.state, self.run.called = state, True
         self.run.learns = torch.is_grad_enabled()
         if self.path.branch1_in and get_state(x) is not state:
-            x = set_state(x.view_as(x), state)  # a view: never tag the caller's own tensor
+            x = set_state(x.view_as(x), state)  # never tag the caller's own tensor
         extra, kwargs = self.adapter.adapt_block_inputs(args[1:], kwargs, state.layout.places)
         return (x, *extra), kwargs
 
@@ -170,12 +169,13 @@ class Site:
             x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
             bias = layout.log_mass(x.device)
         if wanted or places is not None or bias is not None:
-            # An attention that runs a second time in a block is seen twice, which is an error.
+            # An attention that runs twice in a block is seen twice, which is an error.
             if self.run.tap is None:
-                segmented = layout.segmented
-                receives = reduces and steps.receives and not segmented
-                self.run.tap = Tap(layout.prefix, bias, places, segmented, receives)
-                self.run.windows = self.adapter.windows(self.index, kwargs) if segmented else None
+                packed = layout.segmented
+                windows = self.adapter.windows(self.index, kwargs) if packed else None
+                receives = reduces and steps.receives and windows is None
+                self.run.tap = Tap(layout.prefix, bias, places, packed, receives)
+                self.run.windows = windows
             if self.adapter.uses_attention_interface:
                 return  # the attention asks for it
             self.run.tap.open()

@@ -156,11 +156,15 @@ class Tap(TorchFunctionMode):
         if not self.receives or torch.compiler.is_compiling() or not no_mode():
             return None  # another mode on the stack is to see the call of torch's attention
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        found = attend_and_receive(query, key, value, scale=factor, key_bias=self.key_bias)
+        bias, end = self.key_bias, self.begin + key.shape[2]
+        if self.segmented and bias is not None:
+            bias = bias[:, self.begin : end]
+        found = attend_and_receive(query, key, value, scale=factor, key_bias=bias)
         if found is None:
             return None
+        self.begin = end
         out, column = found
-        seen = SeenAttention(query, key, factor, self.prefix, self.key_bias, None, value, column)
+        seen = SeenAttention(query, key, factor, self.prefix, bias, None, value, column)
         self.seen.append(seen)
         return out
 

@@ -32,6 +32,7 @@ class PackedAttention:
         bounds: `[s + 1]` ints from 0 to r, where the windows begin and end. A window may be empty; none has
             patches of two units, or a part of a token. None: each unit attends to all of itself.
         longest: no window has more patches; only read where there are windows.
+        column: `[r]` the attention that each patch receives in its unit, if it was computed already.
     """
 
     query: Tensor
@@ -41,6 +42,7 @@ class PackedAttention:
     key_bias: Tensor | None = None
     bounds: Tensor | None = None
     longest: int = 0
+    column: Tensor | None = None
     _known: dict[str, Tensor] = field(default_factory=dict, init=False)  # pyright: ignore[reportUnknownVariableType]
 
     @property
@@ -101,6 +103,9 @@ class GroupAttention(SeenAttention):
             stride: take the patches of one in so many tokens as queries, and then no prefix tokens.
         """
         p, prefix, n = self.group, self.patches.prefix, self.query.shape[2]
+        every = queries == "all" or prefix == 0
+        if self.column is not None and every and mass is None and stride == 1:
+            return self.column
         asked = every_so_often(n, 0, stride)
         whole = self.patches.query
         query = _of_patches(_of_tokens(whole[:, :, prefix:], p)[:, :, asked], p)
@@ -222,14 +227,18 @@ def grouped(seen: SeenAttention, group: int, order: Tensor | None) -> GroupAtten
             value=None if seen.value is None else seen.value[:, :, order],
             key_bias=None if seen.key_bias is None else seen.key_bias[:, order],
             bias=bias,
+            column=None if seen.column is None else seen.column[:, order],
         )
-    prefix, key_bias, value = seen.prefix, seen.key_bias, seen.value
+    prefix, key_bias, value, column = seen.prefix, seen.key_bias, seen.value, seen.column
+    if column is not None:
+        column = column[:, prefix:].reshape(len(column), -1, group).sum(-1)  # [b, n]
     return GroupAttention(
         _of_tokens(seen.query[:, :, prefix:], group),
         _of_tokens(seen.key[:, :, prefix:], group),
         seen.scale,
         key_bias=None if key_bias is None else key_bias[:, prefix::group],
         value=None if value is None else _of_tokens(value[:, :, prefix:], group),
+        column=column,
         patches=seen,
         group=group,
     )
@@ -253,7 +262,10 @@ def seen(packed: PackedAttention, tokens: Tensor) -> GroupAttention:
     patches = SeenAttention(
         _of_patches(query, p), _of_patches(key, p), packed.scale, key_bias=_repeated(bias, p)
     )
-    shown: dict[str, Any] = {"key_bias": bias, "patches": patches, "group": p}
+    column = packed.column
+    if column is not None:
+        column = column.reshape(-1, p).sum(-1)[tokens]  # [b, n]
+    shown: dict[str, Any] = {"key_bias": bias, "patches": patches, "group": p, "column": column}
     if packed.bounds is None:
         return GroupAttention(query, key, packed.scale, **shown)
     return WindowedAttention(query, key, packed.scale, **shown, packed=packed, tokens=tokens)

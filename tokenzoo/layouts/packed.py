@@ -1,8 +1,8 @@
 """Images of different sizes in one sequence of patches `[r, c]`, without a batch dimension.
 
-The units of a pass (images, and the slices in time of a video) never see each other. Those with the same
-grid are one bucket, which is reduced as a batch `[b, n, p * c]` is, its tokens in raster order; the
-sequence may have another order (by windows), in which the tokens that are left stay.
+The units of a pass (images, and slices in time of a video) never see each other. Those with the same grid
+are one bucket, reduced as a batch `[b, n, p * c]` is, its tokens in raster order; the sequence may have
+another order (by windows), in which the tokens that are left stay.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class PackedLayout(TokenLayout):
     def checked(
         cls, x: Tensor, grids: Sequence[Grid], order: Callable[[Grid], Tensor | None], group: int
     ) -> Self:
-        """The layout of the sequence that enters the first block.
+        """The layout of what enters the first block.
 
         Args:
             x: its patches `[r, c]`.
-            grids: (rows, columns) of the tokens of each unit.
-            order: of a grid, where each token, in raster order, is in its unit's part `[N]`, or None.
-            group: patches of a token.
+            grids: as in `of`.
+            order: of a grid, as `orders` of `of`, or None.
+            group: as in `of`.
 
         Raises:
             AttachError: the units have another number of patches.
@@ -228,7 +228,9 @@ class PackedLayout(TokenLayout):
         biases = [call.key_bias[0] for call in calls if call.key_bias is not None]
         bias = torch.cat(biases) if biases else None
         bounds, longest = windows or (None, 0)
-        packed = PackedAttention(query, key, calls[0].scale, self.group, bias, bounds, longest)
+        known = [call.column[0] for call in calls if call.column is not None]
+        more = (bias, bounds, longest, torch.cat(known) if len(known) == len(calls) else None)
+        packed = PackedAttention(query, key, calls[0].scale, self.group, *more)
         return [seen(packed, self.at(i, device)) for i in range(len(self.buckets))]
 
     def projected(self, reaching: int) -> PackedLayout:

@@ -25,7 +25,9 @@ def earlytom(
     blocks: Annotated[
         tuple[int, ...], Words("blocks of the tower, ascending; () merges none")
     ] = (),
-    frames: Annotated[float, Range(0.5, 1), Words("a share of the frames, in [0.5, 1]")] = 0.75,
+    frames_left: Annotated[
+        float, Range(0.5, 1), Words("a share of the frames, in [0.5, 1]")
+    ] = 0.75,
     threshold: Annotated[float, Range(-1, 2)] = 0.65,
     longest: Annotated[int, Range(2)] = 6,
     memory: Share = 0.9,
@@ -49,7 +51,7 @@ def earlytom(
         blocks: frames are merged before these blocks; (): only the choice after the projector is made,
             which models without stacked videos can do, too. (authors' code: after the blocks 8, 14 and
             20 of 26, so (9, 15, 21))
-        frames: share of the frames that each merge leaves. (ours; theirs comes from the data, and is at
+        frames_left: share of the frames that each merge leaves. (ours; theirs comes from the data, at
             least 0.6 with the released settings)
         threshold: on e. (authors' code: 0.3 to 0.8, by benchmark and budget)
         longest: M; a segment has fewer frames. (authors' code: 6)
@@ -81,6 +83,6 @@ def earlytom(
     cuts = StreamingCuts(threshold, longest, memory)
     pairs = NeighbourPairs(threshold, longest, memory)
     merger = NeighbourBlend() if mixing == "blend" else Mean()
-    merges = [Step(Stage.FRAMES(block), ShareOf(frames), pairs, merger) for block in blocks]
+    merges = [Step(Stage.FRAMES(block), ShareOf(frames_left), pairs, merger) for block in blocks]
     chosen = SelectAssign(EndsAndMiddles(attention_by(attention_source), cuts), Drop())
     return Recipe(*merges, Step(Stage.PROJECTED, Once(), chosen, Identity()), keep=keep)

@@ -19,7 +19,9 @@ def evoprune_over_time(
     *,
     keep: int | float = 0.25,
     more: Positive = 2.0,
-    frames: Annotated[Share | None, Words("a share of the frames in [0.5, 1), or None")] = None,
+    frames_left: Annotated[
+        Share | None, Words("a share of the frames in [0.5, 1), or None")
+    ] = None,
     chunk: Annotated[int, Range(2)] = 4,
     ctr: float = 0.25,
     lam: float = 0.1,
@@ -31,7 +33,7 @@ def evoprune_over_time(
 
     EvoPrune leaves more tokens of each frame than are wanted. After the projector, tokens of neighbouring
     frames join the most similar token of the frame in the middle of them, until the clip has exactly as
-    many as are wanted: a still passage costs little more than a frame. With `frames`, the most similar
+    many as are wanted: a still passage costs little more than a frame. With `frames_left`, the most similar
     neighbouring frames are merged whole, before the first block that merges tokens, so that the encoder
     runs on fewer frames; these then keep so many more tokens each, and `more` has no part.
 
@@ -43,13 +45,13 @@ def evoprune_over_time(
     Args:
         keep: tokens of the whole clip to keep: a count or a fraction. Of an image, it is kept, too. (ours)
         more: how many times as many tokens of a frame leave the encoder. (ours)
-        frames: share of the frames that stay inside the encoder; None: all. It needs a model that stacks
-            the frames of a video. (ours)
+        frames_left: share of the frames that stay inside the encoder; None: all. It needs a model that
+            stacks the frames of a video. (ours)
         chunk: frames that share a middle frame. (ours; as in VidToMe)
         ctr: as in evoprune.
         lam: as in evoprune.
         stride: as in evoprune.
-        start: as in evoprune; with `frames`, also the block before which frames are merged.
+        start: as in evoprune; with `frames_left`, also the block before which frames are merged.
         every: as in evoprune.
 
     Departures:
@@ -64,8 +66,8 @@ def evoprune_over_time(
     (inside,) = evoprune(keep=keep, ctr=ctr, lam=lam, stride=stride, start=start, every=every).steps
     first: list[Step] = []
     schedule = Scaled(Skip(start, every), more)
-    if frames is not None:
-        first = [Step(Stage.FRAMES(start), ShareOf(frames), NeighbourPairs(), WeightedMean())]
+    if frames_left is not None:
+        first = [Step(Stage.FRAMES(start), ShareOf(frames_left), NeighbourPairs(), WeightedMean())]
         schedule = Skip(start, every)
     block = Step(Stage.BLOCK, schedule, inside.matcher, inside.merger)
     after = Step(Stage.PROJECTED, Once(), IntoFrames(chunk), WeightedMean())

@@ -203,13 +203,13 @@ def _attend(
                 "proportional_attention=True in a causal attention without a mask: it is for vision towers "
                 "only"
             )
-        if tap.key_bias is not None and attention_mask is None and fits(query):
-            function = partial(function, module)
-            return _flash(function, tap, query, key, value, None, scaling, **options)
         if base == "sdpa" and attention_mask is None and not (causal or options.get("dropout")):
             out = tap.attend(query, key, value, scaling)
             if out is not None:
                 return out.transpose(1, 2), None
+        if tap.key_bias is not None and attention_mask is None and fits(query):
+            function = partial(function, module)
+            return _flash(function, tap, query, key, value, None, scaling, **options)
         attention_mask = tap.look(query, key, attention_mask, scaling, value)
     return function(module, query, key, value, attention_mask, scaling=scaling, **options)
 

@@ -7,8 +7,8 @@ A transformer block is x = x + branch1(x); x = x + branch2(x). Three hooks reduc
     the block                     a hook: return reduced + y; its own addition is ignored
 
 Two more, around the attention, enter the tap where evidence, a bias or a position is needed. With
-`restore`, the block's hook returns all tokens again, for whoever reads or changes them; the next block takes
-its few tokens from these. After the last block the hook also takes the step of the stage "features".
+`restore`, the block's hook returns all tokens again, for whoever reads or changes them; the next block
+takes its few from these. After the last block the hook also takes the step of the stage "features".
 
 Gradient checkpointing may run a block's forward again without calling the block (transformers >= 5.21): the
 hooks of the modules inside run alone, and the first of them finds the state on the tokens themselves.

@@ -72,10 +72,10 @@ class PackedLayout(TokenLayout):
     def checked(
         cls, x: Tensor, grids: Sequence[Grid], order: Callable[[Grid], Tensor | None], group: int
     ) -> Self:
-        """The layout of what enters the first block.
+        """The layout of what enters the first block: patches `x [r, c]`.
 
         Args:
-            x: its patches `[r, c]`.
+            x: the patches.
             grids: as in `of`.
             order: of a grid, as `orders` of `of`, or None.
             group: as in `of`.
@@ -83,13 +83,13 @@ class PackedLayout(TokenLayout):
         Raises:
             AttachError: the units have another number of patches.
         """
-        orders = {grid: order(grid) for grid in dict.fromkeys(grids)}
-        known = {grid: at.to(x.device) for grid, at in orders.items() if at is not None}
+        known = {grid: at.to(x.device) for grid in {*grids} if (at := order(grid)) is not None}
         layout = cls.of(grids, known, group=group)
-        if layout.rows() != x.shape[0]:
+        found, wanted = x.shape[0], layout.rows()
+        if found != wanted:
             raise AttachError(
-                f"{x.shape[0]} patches enter the first block, but the images of this call have "
-                f"{layout.rows()}: call the whole tower, with its grid_thw"
+                f"{found} patches enter the first block, but the images of this call have {wanted}: call "
+                "the whole tower, with its grid_thw"
             )
         return layout
 
@@ -101,12 +101,12 @@ class PackedLayout(TokenLayout):
     @property
     def total(self) -> int:
         """Tokens that are left of all units (t)."""
-        return sum(bucket.tokens * len(bucket.images) for bucket in self.buckets)
+        return sum(one.tokens * len(one.images) for one in self.buckets)
 
     @property
     def whole(self) -> int:
         """Tokens of all units before the first block."""
-        return sum(bucket.first * len(bucket.images) for bucket in self.buckets)
+        return sum(one.first * len(one.images) for one in self.buckets)
 
     def at(self, index: int, device: torch.device) -> Tensor:
         """Where the tokens of a bucket, in raster order, are in the sequence: `[b, n]`."""
@@ -133,8 +133,8 @@ class PackedLayout(TokenLayout):
         if self._alone:
             return parts[0].flatten(0, 1)
         values = torch.cat([part.flatten(0, 1) for part in parts])
-        rows = [self.at(i, values.device).flatten() for i in range(len(self.buckets))]
-        return torch.empty_like(values).index_copy(0, torch.cat(rows), values)
+        rows = torch.cat([self.at(i, values.device).flatten() for i in range(len(self.buckets))])
+        return torch.empty_like(values).index_copy(0, rows, values)
 
     @property
     def _alone(self) -> bool:
@@ -240,11 +240,10 @@ class PackedLayout(TokenLayout):
 
     def by_video(self, videos: Sequence[int]) -> Self:
         """Units that follow each other, and have one grid, become one."""
-        videos = tuple(videos)
         if self.videos:
             return self
         buckets, orders, ranks = packed_videos(self.buckets, self.orders, self.ranks, videos)
-        return replace(self, buckets=buckets, orders=orders, ranks=ranks, videos=videos)
+        return replace(self, buckets=buckets, orders=orders, ranks=ranks, videos=(*videos,))
 
     @staticmethod
     def before_projector(

@@ -79,10 +79,8 @@ def encode(adapter: Any, given: Mapping[str, Any], spans: Spans) -> EncodedCall:
     kept: list[Tensor] = [torch.arange(span.full) for span in several]
     places = None if layout is None else layout.buckets[0].places  # [v, f * m]
     if places is not None:
-        n = several[0].full
-        frame = (
-            places // n + torch.arange(len(places), device=places.device)[:, None] * adapter.frames
-        )
+        places, n = places.cpu(), several[0].full  # one transfer, not one for each frame
+        frame = places // n + torch.arange(len(places))[:, None] * adapter.frames
         kept = [places[frame == i] - i % adapter.frames * n for i in range(len(several))]
     return EncodedCall({modality.kind: encoded}, {token: kept}, given)
 

@@ -27,7 +27,7 @@ from tokenzoo.hooks import get_state
 from tokenzoo.hooks.attach import find_adapter
 
 SIZE = 8 * PATCH  # 64 patches of the packaged ViT-S, which is enough for small pictures
-TEST = 200  # test images
+TEST, QUICK_TEST = 200, 10  # test images
 REFERENCES = 2  # reference images for each test image
 NEIGHBOURS = 20
 BATCH = 16
@@ -77,7 +77,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
     """
     name = options.model or FOCUS
     default = SIZE if name == FOCUS else None
-    count = options.count(TEST)
+    count = options.count(TEST, QUICK_TEST)
     store = loaded(name, options.data, options.size or default, count, options.seed)
     return subject_of(task, name, store, options.batch(BATCH))
 

@@ -36,6 +36,11 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     ),
     "cls_attention": (s.CLSAttention("max", layer="clip"),),
     "last_token_attention": (s.LastTokenAttention("max", layer=-2),),
+    "feature_change": (s.FeatureChange(until="clip"),),
+    "neighbour_update": (
+        mergers.NeighbourUpdate(s.NegativeSquaredDistance("x"), 2),
+        mergers.NeighbourUpdate(cosine),
+    ),
     "feature_norm": (
         s.FeatureNorm("all_keys"),
         s.FeatureNorm("all_keys", power=1),

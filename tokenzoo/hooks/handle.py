@@ -62,8 +62,8 @@ class Attached:
 
     @property
     def restores(self) -> bool:
-        """Whether all tokens are there again after each block (`restore=True`)."""
-        return self.options.restore
+        """Whether whatever reads the tower finds all tokens: by `restore=True`, or by the recipe."""
+        return self.options.restore or self.recipe.all_back
 
     @contextmanager
     def paused(self) -> Generator[None]:

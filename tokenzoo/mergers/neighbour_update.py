@@ -25,6 +25,8 @@ class NeighbourUpdate(Restorer):
 
         y_i = x_i + mean over j in N(i) of (y_j - x_j)
 
+    A channel that is not finite counts as unchanged.
+
     Args:
         pairs: which tokens are near: a high score means near. It is shown features and masses alone.
         k: how many neighbours; fewer where fewer are left.
@@ -41,26 +43,26 @@ class NeighbourUpdate(Restorer):
             )
 
     def prepare(self, x: Tensor, plan: TokenMap) -> tuple[Tensor, ...]:
-        """Return the removed tokens `[b, n - m]`, and the slots of their neighbours `[b, n - m, k]`."""
+        """Return the removed tokens `[b, n - m]`, and 1 where one is a neighbour: `[b, n - m, m]`."""
         b, n = plan.dst.shape
         there = torch.zeros_like(plan.dst).scatter(1, plan.sources, 1)  # [b, n]
         gone = ordered(there)[:, : n - plan.kept]  # [b, n - m]
         evidence = Evidence(x, mass=torch.ones(b, n, dtype=torch.float32, device=x.device))
         pairs = self.pairs.score(evidence).at(gone, plan.sources)
-        return gone, pairs.nearest(self.k)[1]
+        near = pairs.nearest(self.k)[1]  # [b, n - m, k]
+        none = torch.zeros(b, n - plan.kept, plan.kept, device=x.device)
+        return gone, none.scatter(2, near, 1.0)
 
     def restore(
         self, left: Tensor, x: Tensor, plan: TokenMap, prepared: tuple[Tensor, ...]
     ) -> Tensor:
         """Return the tokens that are left as they are, and the others moved."""
         gone, near = prepared
-        b, g, k = near.shape
         change = full_precision(left) - full_precision(take(x, plan.sources))  # [b, m, c]
-        # One neighbour after the other: k at a time would take k times the memory.
-        moved = torch.zeros_like(change[:, :1]).expand(b, g, -1)
-        for i in range(k):
-            moved = moved + take(change, near[..., i])  # [b, g, c]
-        back = (full_precision(take(x, gone)) + moved / k).to(left.dtype)
+        # What is not finite moves nobody: a product with 0 would spread it.
+        change = change.where(change.isfinite(), 0)
+        moved = near.to(change.dtype) @ change / min(self.k, plan.kept)  # [b, n - m, c]
+        back = (full_precision(take(x, gone)) + moved).to(left.dtype)
         both, order = torch.cat([left, back], 1), torch.cat([plan.sources, gone], 1)
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
         return take(both, torch.empty_like(order).scatter(1, order, place))

@@ -13,7 +13,7 @@ from tokenzoo.scorers import FeatureChange, NegativeSquaredDistance
 
 @register_recipe
 def ipcv(
-    *, keep: int | float = 0.35, layer: Count = 3, attended: Index = 7, neighbours: Count = 10
+    *, keep: int | float = 0.25, layer: Count = 3, attended: Index = 7, neighbours: Count = 10
 ) -> Recipe:
     """Keep the tokens that one early block changes most; the others come back after the last block.
 

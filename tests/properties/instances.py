@@ -160,6 +160,8 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     ),
     "per_block": (schedules.PerBlock(8), schedules.PerBlock(5, -0.5)),
     "share": (schedules.Share(0.2), schedules.Share(1.0)),
+    "merge_windows": (m.MergeWindows(2),),
+    "text_attention": (s.TextAttention("mean", "sum"),),
     "scaled": (
         schedules.Scaled(schedules.Skip(0, 2), 2.0),
         schedules.Scaled(schedules.Once(), 0.5),

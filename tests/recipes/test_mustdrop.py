@@ -43,7 +43,7 @@ def test_windows_merge_as_they_enter_the_second_block_and_words_choose_later() -
     assert found.shape[1] == bare.shape[1] - (n - m)
     merge = next(event for event in told if event.stage == "block")
     assert merge.block == 1
-    assert gap(merge.before.x, first[0]) <= 1e-6
+    assert gap(merge.before.x, first[-1]) <= 1e-6
     side = int(n**0.5)
     seen = Evidence(merge.before.x[:, 1:], mass=torch.ones(2, n), grid=(side, side))
     wanted = MergeWindows(3).match(seen, m).after_prefix(1)

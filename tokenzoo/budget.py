@@ -147,6 +147,11 @@ class TokenBudget:
         return self.layers[-1][1] if self.layers else None
 
     @property
+    def least(self) -> int:
+        """Patch tokens where there are fewest: inside of the tower if all come back after it."""
+        return min(self.visual, *self.blocks[-1:], *(count for _, count in self.layers))
+
+    @property
     def flops(self) -> float:
         """The blocks' operations, as a ratio to those of the unreduced tower (see `block_flops`).
 

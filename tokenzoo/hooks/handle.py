@@ -154,7 +154,8 @@ class Attached:
         self._passes.check_outside()
         if mass is None:
             raise AttachError(
-                "nothing was reduced in the last forward pass: every token stands for itself"
+                "every token stands for itself after the last forward pass: nothing was reduced in it, or "
+                "the recipe brought all tokens back"
             )
         return mass
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Layer
+from tokenzoo.hooks import site_evidence
 from tokenzoo.hooks.after_blocks import reduce_features
 from tokenzoo.hooks.frames import FrameStep
 from tokenzoo.hooks.graph_capture import refuse_graphs, refuse_symbols
@@ -34,9 +35,8 @@ from tokenzoo.hooks.hook_order import hook_first as hook_first
 from tokenzoo.hooks.hook_order import put_first
 from tokenzoo.hooks.hook_state import HookState
 from tokenzoo.hooks.reduction import Options, Place, reduce_parts
-from tokenzoo.hooks.restoring import narrowed, remembering, with_entered
+from tokenzoo.hooks.restoring import remembering, with_entered
 from tokenzoo.hooks.site_errors import REENTRANT, TUPLE, check_length
-from tokenzoo.hooks.site_evidence import check_calls, entered_by, named, next_asks, shown_by
 from tokenzoo.hooks.state import (
     LOST,
     NO_STEPS,
@@ -197,32 +197,29 @@ class Site:
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
         surplus, feeds = state.surplus(self.index), self._feeds_later_step(state)
-        ends, remembered = self._ends_encoder(state), next_asks(state, self.index)
+        ends, remembered = self._ends_encoder(state), site_evidence.next_asks(state, self.index)
         check_length(x, state, self.path.name)
-        check_calls(self.run.tap, state, self.path, self.adapter)
+        site_evidence.check_calls(self.run.tap, state, self.path, self.adapter)
         if not (surplus or feeds or ends or remembered or state.left):
             self.run.tap = None
             return None
         if surplus:
             self.options.tick()
         parts = state.layout.split(x)
-        evidence = shown_by(self.run, x, state, parts, self.index, self.path)
+        evidence = site_evidence.shown_by(self.run, x, state, parts, self.index, self.path)
         # Queries, keys and values are not to be held while the second branch runs.
         self.run.tap = None
-        entered = entered_by(self.run, state) if surplus or remembered else None
-        if state.left is not None:
-            self.run.reduced, self.run.length = state.of_left(x), state.layout.length(x)
-            gone, state = state.attending, state.left
-            parts = state.layout.split(self.run.reduced)
-            if surplus or feeds or ends:
-                evidence = narrowed(evidence, parts, state.layout, gone)
+        entered = site_evidence.entered_by(self.run, state) if surplus or remembered else None
+        state, parts, evidence = site_evidence.of_left(
+            self.run, x, state, parts, evidence, surplus or feeds or ends
+        )
         if entered is not None and surplus:
             evidence = with_entered(evidence, state.layout, entered)
         if state.steps.remembers:
             own = entered if remembered else None
             state = replace(state, layout=remembering(state.layout, own))
         if feeds:
-            state = replace(state, layout=named(state.layout, evidence, self.names))
+            state = replace(state, layout=site_evidence.named(state.layout, evidence, self.names))
         step = state.steps.block
         if surplus and step is not None:
             self.run.length = state.layout.length(x)
@@ -278,7 +275,7 @@ class Site:
             return x, state
         self.options.tick()
         parts = layout.split(x)
-        evidence = shown_by(self.run, x, state, parts, self.index, self.path)
+        evidence = site_evidence.shown_by(self.run, x, state, parts, self.index, self.path)
         evidence = with_entered(evidence, layout, parts)
         state = replace(state, layout=remembering(layout, None))
         given = (parts, evidence, self.place, self.options, parts)

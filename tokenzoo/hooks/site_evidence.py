@@ -13,6 +13,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.hooks.hook_state import HookState
 from tokenzoo.hooks.reduction import evidence_of
+from tokenzoo.hooks.restoring import narrowed
 from tokenzoo.hooks.site_errors import wrong_calls, wrong_order
 from tokenzoo.hooks.state import ReductionState
 from tokenzoo.hooks.tap import Tap
@@ -62,6 +63,37 @@ def shown_by(
         evidence_of(part, one, own, layout.prefix, index / len(one.counts))
         for part, one, own in triples
     ]
+
+
+def of_left(
+    run: HookState,
+    x: Tensor,
+    state: ReductionState,
+    parts: list[Tensor],
+    evidence: list[Evidence],
+    asked: bool,
+) -> tuple[ReductionState, list[Tensor], list[Evidence]]:
+    """Take out the removed tokens that took part in the attention of a block, if any did.
+
+    Args:
+        run: of the block, which notes the tokens that are left.
+        x: all tokens of the block.
+        state: with their layout.
+        parts: the tokens of each bucket.
+        evidence: about them.
+        asked: whether the evidence will be read.
+
+    Returns:
+        The state, the tokens and the evidence of those that are left.
+    """
+    if state.left is None:
+        return state, parts, evidence
+    run.reduced, run.length = state.of_left(x), state.layout.length(x)
+    gone, state = state.attending, state.left
+    parts = state.layout.split(run.reduced)
+    if asked:
+        evidence = narrowed(evidence, parts, state.layout, gone)
+    return state, parts, evidence
 
 
 def entered_by(run: HookState, state: ReductionState) -> list[Tensor] | None:

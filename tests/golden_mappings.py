@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import tokenzoo
+from tests import packed_encoder
+from tokenzoo import plugins
 from tokenzoo._core.sorting import descending, place_in_group, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import Bipartite, Drop, Every, Halves, Parity, Protect, SelectAssign, TopK
@@ -990,12 +992,36 @@ def tome_model(case: Case) -> None:
         case.equal("size", sources.bincount(minlength=len(sizes)).to(sizes), sizes)
 
 
+def ipcv(case: Case) -> None:
+    """The encoder of the file as a model: `out` leaves its last block, `keep` stays in between.
+
+    All frames of a file are one image of ours: the authors choose among the tokens of all frames together.
+    What the frames are in their attention, `packed_encoder` says.
+    """
+    x = case.inputs["x"]
+    options: dict[str, Any] = {"keep": 1.0}
+    if case.params.get("prune", True):
+        keep = int(x.shape[0] * x.shape[1] * (1 - case.params["vit_reduction_ratio"]))
+        options = {"keep": keep, "attended": case.params["AS_layer"]}
+    model = packed_encoder.Encoder(case.inputs, x.shape[1])
+    with (
+        plugins.registered(packed_encoder, "packed_encoder"),
+        tokenzoo.build("ipcv", **options).attach(model, trace=True) as attached,
+    ):
+        ours = {"out": model(x.flatten(0, 1)[None])[0]}
+        if "keep" in case.outputs:
+            attached.record.check()
+            ours["keep"] = attached.record.keep[0]
+            assert attached.counts[-1] == keep, f"{case.label}: {attached.counts}"
+    case.compare(ours)
+
+
 MAPPINGS: dict[str, Callable[[Case], None]] = {
     mapping.__name__: mapping
     for mapping in (
         *(tome, tome_model, pitome, visionzip, divprune, cdpruner, fastervlm, vispruner, fastv),
         *(dart, pdrop, sparsevlm, topk, evit, dpcknn, ats, prumerge, fopru, vscan, vscan_qwen),
-        *(trim, gprune, holitom, fastvid, prunevid),
+        *(trim, gprune, holitom, fastvid, prunevid, ipcv),
     )
 }
 

@@ -22,6 +22,7 @@ from tokenzoo.parts import Assigner as Assigner
 from tokenzoo.parts import Matcher as Matcher
 from tokenzoo.parts import Merger as Merger
 from tokenzoo.parts import PairScorer as PairScorer
+from tokenzoo.parts import Restorer as Restorer
 from tokenzoo.parts import Schedule as Schedule
 from tokenzoo.parts import Scorer as Scorer
 from tokenzoo.parts import Selector as Selector
@@ -57,6 +58,7 @@ __all__ = [
     "PairScorer",
     "Recipe",
     "Reduced",
+    "Restorer",
     "Schedule",
     "Scorer",
     "Selector",

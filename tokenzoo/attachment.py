@@ -63,7 +63,7 @@ class Attachment(ActiveRecipe, Protocol):
 
     @property
     def restores(self) -> bool:
-        """Whether all tokens are there again after each block (`restore=True`)."""
+        """Whether whatever reads the tower finds all tokens: by `restore=True`, or by the recipe."""
         ...
 
     def plan(self, tokens: int | None = None, frames: int = 1) -> TokenBudget:

@@ -90,6 +90,8 @@ class TokenBudget:
         reach: for each block, the number of tokens of the full image that one token attends to (a
             window); 0: all; (): all, in every block.
         frames: of the video that this is a frame of; 1: it is an image.
+        attended: tokens in the attention of each block, where these are not those that entered it: removed
+            ones can still take part; (): they are.
         fewer: for each step that merges frames, the first block with fewer, and how many are left then.
     """
 
@@ -106,6 +108,7 @@ class TokenBudget:
     reach: tuple[int, ...] = ()
     frames: int = 1
     fewer: tuple[tuple[int, int], ...] = ()
+    attended: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         counts = ("tokens", "entering", "features", "width", "hidden", "patches")
@@ -118,7 +121,13 @@ class TokenBudget:
             raise BadArgumentError(
                 f"reach={self.reach} for {len(self.blocks)} blocks; it must be one number for each, or ()"
             )
+        if self.attended and len(self.attended) != len(self.blocks):
+            raise BadArgumentError(
+                f"attended={self.attended} for {len(self.blocks)} blocks; it must be one number for each, "
+                "or ()"
+            )
         for name, counts in (
+            ("attended", self.attended),
             ("blocks", self.blocks),
             ("projected", (self.projected,)),
             ("layers", tuple(count for _, count in self.layers)),
@@ -138,6 +147,11 @@ class TokenBudget:
         return self.layers[-1][1] if self.layers else None
 
     @property
+    def least(self) -> int:
+        """Patch tokens where there are fewest: inside of the tower if all come back after it."""
+        return min(self.visual, *self.blocks[-1:], *(count for _, count in self.layers))
+
+    @property
     def flops(self) -> float:
         """The blocks' operations, as a ratio to those of the unreduced tower (see `block_flops`).
 
@@ -149,13 +163,13 @@ class TokenBudget:
             return 1.0
         depth = len(self.blocks)
         blocks = (self.tokens,) * depth
-        whole = replace(self, entering=self.tokens, blocks=blocks, fewer=())
+        whole = replace(self, entering=self.tokens, blocks=blocks, fewer=(), attended=())
         return self.operations / whole.operations
 
     @property
     def operations(self) -> float:
         """The operations of all blocks for one image or frame, as counted by `block_flops`."""
-        before = (self.entering, *self.blocks)
+        before = self.attended or (self.entering, *self.blocks)
         reach = self.reach or (0,) * len(self.blocks)
         each = [*map(self._operations, before, self.blocks, reach)]
         for block, left in reversed(self.fewer):

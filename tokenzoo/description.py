@@ -73,6 +73,7 @@ def composition(recipe: Recipe) -> list[str]:
             f"  schedule  {step.schedule!r}",
             f"  matcher   {step.matcher!r}",
             f"  merger    {step.merger!r}",
+            *_restored(step),
             f"  needs     {', '.join(sorted(step.needs)) or 'nothing but the features'}",
             f"  one site  {_reach(step)}",
             f"  conserves {', '.join(sorted(step.merger.conserves)) or 'nothing'} (of what is not dropped)",
@@ -83,6 +84,14 @@ def composition(recipe: Recipe) -> list[str]:
             "Proportional attention: from the first merge on, log mass is added to the logits."
         )
     return lines
+
+
+def _restored(step: Step) -> list[str]:
+    """Return a line about where removed tokens attend and come back; none if they do neither."""
+    said = [] if step.restorer is None else [f"{step.restorer!r}, after the last block"]
+    if step.attended != 1:
+        said.append(f"removed tokens take part in the attention of {step.attended} blocks")
+    return [f"  restorer  {'; '.join(said)}"] if said else []
 
 
 def _reach(step: Step) -> str:

@@ -19,8 +19,10 @@ from tokenzoo._core.tensors import gather_tokens
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence_names import EMBEDDED as EMBEDDED
+from tokenzoo.evidence_names import ENTERED as ENTERED
 from tokenzoo.evidence_names import NAMES as NAMES
 from tokenzoo.evidence_names import NEXT as NEXT
+from tokenzoo.evidence_names import PREVIOUS as PREVIOUS
 from tokenzoo.evidence_names import TEXT as TEXT
 from tokenzoo.evidence_names import Layer as Layer
 from tokenzoo.evidence_names import layer_of as layer_of

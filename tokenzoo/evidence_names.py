@@ -21,6 +21,12 @@ EMBEDDED: Final = "embedded"
 """Layer name of a prompt as it enters the language model: `evidence.at("embedded").x [b, N, c]` are all
 its visual tokens, before any was dropped there; `.text [b, t, c]` are the text tokens after them."""
 
+ENTERED: Final = "entered"
+"""Layer name of the tokens as they entered the block of the site, before its attention."""
+
+PREVIOUS: Final = "previous"
+"""Layer name of the same tokens as they entered the block before; the first block has none."""
+
 NEXT: Final = "next"
 """Layer name of the next layer of a language model, before it runs."""
 

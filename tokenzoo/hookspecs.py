@@ -39,7 +39,7 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
 
 @_hookspec
 def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
-    """Map names to factories of mergers."""
+    """Map names to factories of mergers and restorers."""
     raise NotImplementedError
 
 

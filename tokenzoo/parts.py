@@ -7,6 +7,7 @@
     Scorer     one number per token; HIGH means keep
     PairScorer one number per pair; HIGH means merge
     Merger     the token map applied to the tokens              -> fewer Tokens
+    Restorer   all tokens again, after the blocks               only where a step has one
     Adapter    the sites of a model, and the evidence they provide
 
 ToMe = PairScorer(cosine of keys) -> Bipartite -> weighted mean, a little in every block. VisPruner =
@@ -150,6 +151,37 @@ class Merger(Part, ABC):
     @abstractmethod
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the token map `plan` (n -> m) to tokens with features `[b, n, c]`; return m tokens."""
+
+
+class Restorer(Part, ABC):
+    """Gives the removed tokens of a step features again: where they still attend, and after the blocks."""
+
+    def prepare(self, x: Tensor, plan: TokenMap) -> tuple[Tensor, ...]:
+        """Compute once, when tokens are removed, what every `restore` needs; without gradients.
+
+        Args:
+            x: `[b, n, c]`, all tokens as they entered the block that removes some.
+            plan: n -> m; each of the m tokens stands for one of the n.
+
+        Returns:
+            Tensors whose first dimension is the batch; () by default.
+        """
+        del x, plan
+        return ()
+
+    @abstractmethod
+    def restore(
+        self, left: Tensor, x: Tensor, plan: TokenMap, prepared: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Return all tokens `[b, n, c]`, in the order of `x`.
+
+        Args:
+            left: `[b, m, c]`, the tokens that are left, as they are now; each appears unchanged in the
+                result, in the place of the token that it stands for (`plan.keep`).
+            x: see `prepare`.
+            plan: see `prepare`.
+            prepared: what `prepare` returned.
+        """
 
 
 class Schedule(Part, ABC):

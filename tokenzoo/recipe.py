@@ -8,7 +8,7 @@ keep=0.25,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from tokenzoo._core.options import check_fields
@@ -16,14 +16,14 @@ from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count, check_flag, check_kind, is_kind
 from tokenzoo.budget import TokenBudget, resolve_keep
 from tokenzoo.errors import BadArgumentError, BudgetError
-from tokenzoo.parts import Matcher, Merger, Schedule, needs_of, walk
+from tokenzoo.parts import Index, Matcher, Merger, Restorer, Schedule, needs_of, walk
 from tokenzoo.stage import Stage as Stage
 
 DEEPEST = 10_000
 """Blocks of the deepest tower that is planned."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One reduction: a stage and the parts that work there.
 
@@ -35,6 +35,11 @@ class Step:
         positions: in a language model, whether kept tokens keep their positions ("keep") or are renumbered
             ("compact").
         prefix: whether prefix tokens are kept after this step ("keep") or end here ("drop").
+        restorer: at the blocks alone: gives all tokens back after the last block, so that whatever reads
+            the tower finds as many as in the bare model. None: those that are left leave the tower.
+        attended: at the blocks alone: in the attention of how many blocks, from the one that removes them
+            on, the removed tokens still take part. 1: in that block's; 0: not even there, they are removed
+            as they enter it. More than 1 needs a restorer, which gives them features.
 
     Attributes:
         needs: the evidence that its parts need.
@@ -47,15 +52,34 @@ class Step:
     merger: Merger
     positions: Literal["keep", "compact"] = "keep"
     prefix: Literal["keep", "drop"] = "keep"
+    restorer: Restorer | None = None
+    attended: Index = 1
     needs: frozenset[str] = field(init=False, repr=False, compare=False)
     learns: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.stage.name != "block" and (self.restorer is not None or self.attended != 1):
+            raise BadArgumentError(
+                f"restorer={self.restorer!r}, attended={self.attended} at {self.stage!r}: only blocks "
+                "remove tokens that can come back or attend: Stage.BLOCK"
+            )
+        if self.attended > 1 and self.restorer is None:
+            raise BadArgumentError(
+                f"attended={self.attended} without a restorer: in later blocks removed tokens need "
+                "features: pass one, NeighbourUpdate(...) or CopyBack(), or attended=1"
+            )
         # Computed once: every site of a forward pass reads them.
-        parts = (self.matcher, self.merger)
+        parts = (self.matcher, self.merger, self.restorer)
         object.__setattr__(self, "needs", needs_of(parts))
         object.__setattr__(self, "learns", any(part.differentiable for part in walk(parts)))
+
+    def __repr__(self) -> str:
+        """Return code that builds it; the options of few steps are shown where they are set."""
+        rare = {"restorer": None, "attended": 1}
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
+        said = (f"{k}={v!r}" for k, v in shown.items() if k not in rare or v != rare[k])
+        return f"Step({', '.join(said)})"
 
     def counts(self, tokens: int, sites: int, keep: int, prefix: int = 0) -> tuple[int, ...]:
         """Return the patch tokens after each site; see `Schedule.counts`."""
@@ -136,6 +160,13 @@ class Recipe:
     def needs(self) -> frozenset[str]:
         """The evidence that its parts need."""
         return frozenset[str]().union(*(step.needs for step in self.steps))
+
+    @property
+    def all_back(self) -> bool:
+        """Whether all tokens that the blocks remove are back when something reads the tower."""
+        step = self.step_at(Stage.BLOCK)
+        restored = step is not None and step.restorer is not None
+        return restored and self.step_at(Stage.FEATURES) is None
 
     def step_at(self, stage: Stage) -> Step | None:
         """Return the step at this stage (of any layer), or None."""
@@ -218,15 +249,17 @@ class Recipe:
         blocks = (tokens,) * depth
         projected: int | None = None
         layers: list[tuple[int | None, int]] = []
+        seen: tuple[int, ...] = ()
         for step in self.steps:
             stage = step.stage.name
             if stage == "frames":  # it leaves as many tokens of each frame that is left
                 continue
             counts = step.counts(at, depth if stage == "block" else 1, keep, prefix)
-            at = counts[-1]
             if stage == "block":
-                blocks = counts
-            elif stage in ("image", "embedded"):
+                blocks, seen = counts, _attended(at, counts, step.attended)
+            if step.restorer is None:
+                at = counts[-1]
+            if stage in ("image", "embedded"):
                 entering, blocks = at, (at,) * depth
             if stage == "llm":
                 layers.append((step.stage.layer, at))
@@ -238,6 +271,7 @@ class Recipe:
             tokens=tokens,
             entering=entering,
             blocks=blocks,
+            attended=seen,
             features=features,
             projected=projected,
             layers=tuple(layers),
@@ -247,6 +281,20 @@ class Recipe:
             patches=tower.patches,
             reach=tower.reach,
         )
+
+
+def _attended(tokens: int, counts: tuple[int, ...], blocks: int) -> tuple[int, ...]:
+    """Return the tokens in the attention of each block, if removed ones take part in so many blocks.
+
+    Args:
+        tokens: before the first block.
+        counts: after each block.
+        blocks: see `Step.attended`; for 1, (): those that enter the block.
+    """
+    if blocks == 1:
+        return ()
+    # What enters block i has lost what was removed in the blocks up to i - blocks.
+    return tuple(tokens if i < blocks else counts[i - blocks] for i in range(len(counts)))
 
 
 @dataclass(frozen=True)

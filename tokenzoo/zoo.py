@@ -78,7 +78,8 @@ class Method:
             at: evidence of other layers: `{-2: {"cls_attention": ...}}`. The layer "text" has other
                 tokens, the t of the prompt after the last visual one, and other shapes:
                 `{"text": {"x": [b, t, c], "keys": [b, h, t, d]}}`, t >= 0. "next" is the layer of a
-                language model that follows this site, "embedded" the prompt as it entered the model.
+                language model that follows this site, "embedded" the prompt as it entered the model;
+                "entered" and "previous" are these tokens as they entered the block, and the one before.
             evidence: keys, queries, cls_attention, text, grid, ...: see
                 `tokenzoo.evidence_inputs.EvidenceInputs`. What the recipe does not need is ignored.
 

@@ -20,9 +20,10 @@ from tests.adapters.hf.vlm.test_packed_tower import MIXED
 from tests.conformance.chats import CHATS, whole
 
 Inputs = Mapping[str, Any]
-TOWER = ("evoprune", "tome", "random")
+TOWER = ("evoprune", "tome", "random", "ipcv")
 WITH_CLS = (*TOWER, "visionzip")
-WHOLE = ("evoprune", "tome", "divprune", "fastv")  # in the tower, after the projector, in the LLM
+# In the tower, after the projector, in the LLM, and in the tower alone.
+WHOLE = ("evoprune", "tome", "divprune", "fastv", "ipcv")
 
 
 @dataclass(frozen=True)

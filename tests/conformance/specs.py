@@ -61,7 +61,7 @@ SPECS: dict[str, Spec] = {
         for kind, recipes in (
             ("qwen2_vl", ("divprune",)),
             ("qwen2_5_vl", WHOLE),
-            ("qwen3_vl", ("fastv", "evoprune", "divprune")),
+            ("qwen3_vl", ("fastv", "evoprune", "divprune", "ipcv")),
             ("qwen3_vl_moe", ("fastv",)),
             ("qwen3_5", ("divprune", "evoprune")),
             ("qwen3_5_moe", ("evoprune",)),

@@ -76,7 +76,7 @@ def test_a_tower_never_waits(name: str, recipe: str) -> None:
 def test_a_whole_model_waits_no_more_for_more_blocks(name: str, recipe: str) -> None:
     zoo = tokenzoo.build(recipe, keep=0.5)
     more: list[Counter[str]] = []
-    for depth in (3, 5):
+    for depth in (4, 6):
         model, call, bare = prepared(name, depth)
         found = attached(zoo, model, call)
         if found is None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from tests.mutants import adapters as adapters
-from tests.mutants import matchers, mergers, schedules, scorers
+from tests.mutants import matchers, mergers, restorers, schedules, scorers
 from tests.mutants.mergers import Blurs as Blurs
 from tests.mutants.scorers import LikesNaN as LikesNaN
 from tests.mutants.tiny_vit import Loops
 from tokenzoo.matchers import Alternate, Drop, Nearest, Protect, SelectAssign, Strided, TopK
-from tokenzoo.mergers import Identity, Mean, WeightedMean
+from tokenzoo.mergers import CopyBack, Identity, Mean, WeightedMean
 from tokenzoo.parts import Matcher, Part, Schedule, Scorer
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Mean as MeanSchedule
@@ -97,6 +97,9 @@ BROKEN: tuple[Mutant, ...] = (
     Mutant("sides_formed", matchers.GreedySplit(), Alternate()),
     Mutant("partition_formed", matchers.HoldsAll(FeatureNorm(), 0.8), Protect(FeatureNorm(), 0.8)),
     Mutant("features_formed", mergers.Upcasts(), Identity()),
+    Mutant("restored_formed", restorers.MovesTheLeft(), CopyBack()),
+    Mutant("restored_unmoved", restorers.ForgetsTheDropped(), CopyBack()),
+    Mutant("restored_alone", restorers.MovesByTheBatch(), CopyBack()),
     Mutant("exact_budget", matchers.OneTooMany(), _first),
     Mutant("exact_budget", matchers.KeepsByValue(), _first),
     Mutant("plan_total", matchers.TwoPlaces(), _first),

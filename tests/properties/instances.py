@@ -36,6 +36,11 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     ),
     "cls_attention": (s.CLSAttention("max", layer="clip"),),
     "last_token_attention": (s.LastTokenAttention("max", layer=-2),),
+    "feature_change": (s.FeatureChange(until="clip"),),
+    "neighbour_update": (
+        mergers.NeighbourUpdate(s.NegativeSquaredDistance("x"), 2),
+        mergers.NeighbourUpdate(cosine),
+    ),
     "feature_norm": (
         s.FeatureNorm("all_keys"),
         s.FeatureNorm("all_keys", power=1),
@@ -155,6 +160,8 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     ),
     "per_block": (schedules.PerBlock(8), schedules.PerBlock(5, -0.5)),
     "share": (schedules.Share(0.2), schedules.Share(1.0)),
+    "merge_windows": (m.MergeWindows(2),),
+    "text_attention": (s.TextAttention("mean", "sum"),),
     "scaled": (
         schedules.Scaled(schedules.Skip(0, 2), 2.0),
         schedules.Scaled(schedules.Once(), 0.5),

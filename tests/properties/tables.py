@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
 GROUPS = {
     frozenset(SITE): "all that acts at a site",
-    frozenset((*SCORERS, *MATCHERS, "merger", "schedule")): "all parts",
+    frozenset((*SCORERS, *MATCHERS, "merger", "restorer", "schedule")): "all parts",
     frozenset((*MATCHERS, "recipe")): "matchers, their parts, recipes",
     frozenset((*MATCHERS, "merger", "recipe")): "matchers, their parts, mergers, recipes",
 }

@@ -27,7 +27,7 @@ from tokenzoo.matchers import (
     Strided,
     TopK,
 )
-from tokenzoo.mergers import Mean, WeightedMean
+from tokenzoo.mergers import CopyBack, Mean, WeightedMean
 from tokenzoo.parts import Discount
 from tokenzoo.schedules import Once, Skip
 from tokenzoo.scorers import FeatureNorm, Similarity
@@ -57,6 +57,7 @@ ONE_OF_EACH: dict[str, Any] = {
     "protection": Protect(length),
     "segmenter": FrameWindows(),
     "merger": Mean(),
+    "restorer": CopyBack(),
     "schedule": Skip(),
     "recipe": tokenzoo.build("tome").recipe,
 }

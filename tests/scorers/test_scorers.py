@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tokenzoo.scorers import (
     CLSAttention,
     DensityPeak,
     Diversity,
+    FeatureChange,
     FeatureNorm,
     GraphEnergy,
     GraphFlow,
@@ -30,6 +32,7 @@ from tokenzoo.scorers import (
     Random,
     ReceivedAttention,
     Similarity,
+    TextAttention,
     TextRelevance,
     TextSoftmax,
     ValueWeighted,
@@ -341,3 +344,32 @@ def test_scores_that_have_no_common_scale(
 ) -> None:
     with pytest.raises(BadArgumentError, match=re.escape(named)):
         combine(FeatureNorm(), Similarity("x"))
+
+
+@pytest.mark.parametrize("heads", ["max", "mean"])
+@pytest.mark.parametrize("words", ["max", "sum"])
+def test_text_attention_is_over_heads_then_over_words(heads: str, words: str) -> None:
+    paid = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    evidence = Evidence(
+        torch.zeros(2, 5, 1), mass=torch.ones(2, 5), show={"text_attention": lambda: paid}
+    )
+    found = TextAttention(heads, words).score(evidence)  # pyright: ignore[reportArgumentType]
+    for i, j in product(range(2), range(5)):
+        each = [
+            max(column) if heads == "max" else sum(column) / 3
+            for column in paid[i, :, :, j].T.tolist()
+        ]
+        wanted = max(each) if words == "max" else sum(each)
+        assert float(found[i, j]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_feature_change_is_the_length_of_the_difference_of_two_layers() -> None:
+    x, before = torch.randn(2, 1, 6, 3, generator=torch.Generator().manual_seed(0))
+    mass = torch.ones(1, 6)
+    layers = {
+        name: Evidence(own, mass=mass) for name, own in (("entered", x), ("previous", before))
+    }
+    found = FeatureChange().score(Evidence(0 * x, mass=mass, layers=layers))
+    assert torch.allclose(found.float(), (x - before).square().sum(-1).sqrt())
+    swapped = FeatureChange("entered", "previous").score(Evidence(x, mass=mass, layers=layers))
+    assert torch.equal(swapped, found)

@@ -156,6 +156,16 @@ def test_every_part_is_covered() -> None:
             assert parts(tokenzoo.build(name).recipe.steps) <= covered, name
 
 
+@pytest.mark.parametrize("attended", [0, 2])
+def test_a_file_of_tokens_that_come_back(attended: int, tmp_path: Any) -> None:
+    """It needs more blocks than the other recipes here: one before, and one in which they attend."""
+    model = tower("clip", num_hidden_layers=4, image_size=28)
+    zoo = tokenzoo.build("ipcv", keep=9, layer=1, attended=attended)
+    exported = export(zoo, model, shown(model), tmp_path / "out.onnx", dynamic=False)
+    assert exported.error <= 1e-4
+    assert exported.counts == (16, 9, 9, 9)
+
+
 @pytest.mark.parametrize("recipe", COVERED)
 def test_a_file_of_every_part(recipe: str, tmp_path: Any) -> None:
     model, path = clip(), tmp_path / "out.onnx"

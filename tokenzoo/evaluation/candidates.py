@@ -52,7 +52,7 @@ class Candidate:
     @property
     def tokens(self) -> int:
         """Patch tokens after the last reduction, in the language model or before it."""
-        return self.budget.visual if self.budget.llm is None else self.budget.llm
+        return self.budget.least
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ class Search:
         else:
             # The most tokens whose plan costs no more than this share of the operations.
             with attach_method(build(name, flops=share, **options), self.subject) as attached:
-                most = attached.plan(self.patches).visual
+                most = attached.plan(self.patches).least
             found = _first_that_runs(at, most)
         # Where no token is removed a shorter time is noise.
         time = found.time[0] if found.tokens < self.patches else 1.0

@@ -2,8 +2,8 @@
 
 Adapters import these names from this package, and nothing from its files:
 
-- state of a pass: `get_state`, `set_state`, `ReductionState`, `reduced_tokens`, `LOST` (the
-  message if there is none);
+- state of a pass: `get_state`, `set_state`, `ReductionState`, `reduced_tokens`, `all_tokens`,
+  `LOST` (the message if there is none);
 - per thread: `PerThread`, `thread_local`;
 - attention: `Tap`, `TAP_ATTR`, `unwatch`; log mass as one more channel of the keys: `fits`, `widened`;
 - hooks: `hook_first`, `Undo`, `undo_all`, `refuse_symbols`, `refuse_outside`;
@@ -19,6 +19,7 @@ from tokenzoo.hooks.state import (
     LOST,
     PerThread,
     ReductionState,
+    all_tokens,
     get_state,
     reduced_tokens,
     set_state,
@@ -38,6 +39,7 @@ __all__ = [
     "ReductionState",
     "Tap",
     "Undo",
+    "all_tokens",
     "fits",
     "get_state",
     "hook_first",

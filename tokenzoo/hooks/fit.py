@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tokenzoo.adapter import Adapter
 from tokenzoo.errors import AttachError, MissingEvidenceError
-from tokenzoo.evidence import layer_of
+from tokenzoo.evidence import ENTERED, PREVIOUS, layer_of
+from tokenzoo.hooks.state import FROM_ATTENTION
 from tokenzoo.parts import Assigner, Selector, walk
 from tokenzoo.recipe import Recipe, Stage, Step
 
@@ -48,7 +49,10 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
                 "prefix='keep' (a language model gets no CLS or register tokens either way)"
             )
     _check_frames(recipe, name)
-    inside = any(step.stage.name in ("block", "features") for step in recipe.steps)
+    _check_restored(recipe, name)
+    inside = not recipe.all_back and any(
+        step.stage.name in ("block", "features") for step in recipe.steps
+    )
     if adapter.all_tokens and inside and not restore:
         raise AttachError(
             f"{name} needs all tokens after its blocks: {adapter.all_tokens}. Attach with "
@@ -66,6 +70,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
             inside = adapter.positional and step.stage.name == "block"
             follows = inside or adapter.layout_class.ordered
             who = {f"the attention of {name}": follows, "restore=True": restore}
+            who["its restorer"] = step.restorer is not None
             for asking in (asking for asking, asks in who.items() if asks):
                 raise AttachError(
                     f"this recipe makes new tokens, which have no position in the image, and {asking} "
@@ -76,7 +81,8 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
         # The parts of a step at the image choose nothing: the adapter makes a smaller image.
         shown = adapter.provides_at(step.stage.name)
         if step.stage.name == "block":
-            shown |= {"depth"}  # a site knows which block it is
+            # A site knows which block it is, and what enters the blocks.
+            shown |= {"depth", f"x@{ENTERED}", f"x@{PREVIOUS}"}
         missing = sorted(
             need
             for need in (step.needs if step.stage.name != "image" else ())
@@ -111,6 +117,42 @@ def _check_frames(recipe: Recipe, name: str) -> None:
             "the projector: it chooses the tokens of the video that the prompts have places for. Add one "
             "at Stage.PROJECTED whose matcher needs frames"
         )
+
+
+def _check_restored(recipe: Recipe, name: str) -> None:
+    """Raise if a step at the blocks, or one after it, needs an attention that its tokens are not in.
+
+    Raises:
+        AttachError: names what is needed.
+    """
+    step = recipe.step_at(Stage.BLOCK)
+    if step is None:
+        return
+    asked = sorted(step.needs & FROM_ATTENTION)
+    if step.attended == 0 and asked:
+        raise AttachError(
+            f"attended=0 removes tokens as they enter a block of {name}, before its attention, which shows "
+            f"{', '.join(asked)}: use attended=1, or parts that need x"
+        )
+    if step.restorer is None:
+        return
+    if any(isinstance(part, Selector) and part.ragged for part in walk(step.matcher)):
+        raise AttachError(
+            "how many tokens stay comes from the data with this recipe, and a restorer needs a fixed "
+            "count: use the variant of the recipe with a fixed token count"
+        )
+    for later in (recipe.step_at(Stage.FEATURES), recipe.step_at(Stage.PROJECTED)):
+        asked = sorted(
+            need
+            for need in (frozenset[str]() if later is None else later.needs)
+            if need in FROM_ATTENTION or layer_of(need) is not None
+        )
+        if asked:
+            raise AttachError(
+                f"this recipe removes tokens inside of the blocks of {name} and brings them back after "
+                f"them; its later step needs {', '.join(asked)} about all tokens, and the blocks show it "
+                "about those that were left: choose parts that need x"
+            )
 
 
 def _check_ragged(recipe: Recipe, step: Step, adapter: Adapter, name: str) -> None:

@@ -62,8 +62,8 @@ class Attached:
 
     @property
     def restores(self) -> bool:
-        """Whether all tokens are there again after each block (`restore=True`)."""
-        return self.options.restore
+        """Whether whatever reads the tower finds all tokens: by `restore=True`, or by the recipe."""
+        return self.options.restore or self.recipe.all_back
 
     @contextmanager
     def paused(self) -> Generator[None]:
@@ -154,7 +154,8 @@ class Attached:
         self._passes.check_outside()
         if mass is None:
             raise AttachError(
-                "nothing was reduced in the last forward pass: every token stands for itself"
+                "every token stands for itself after the last forward pass: nothing was reduced in it, or "
+                "the recipe brought all tokens back"
             )
         return mass
 

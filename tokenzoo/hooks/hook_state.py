@@ -17,6 +17,7 @@ class HookState(PerThread):
     tap: Tap | None = thread_local("tap")
     windows: Windows | None = thread_local("windows")
     reduced: Tensor | None = thread_local("reduced")
+    entered: Tensor | None = thread_local("entered")
     branch: Tensor | None = thread_local("branch")
     whole: Tensor | None = thread_local("whole")
     length: int = thread_local("length")
@@ -27,4 +28,4 @@ class HookState(PerThread):
     def clear(self) -> None:
         """Forget the last run."""
         self.state = self.tap = self.windows = self.reduced = self.branch = self.whole = None
-        self.evidence = self.called = None
+        self.evidence = self.called = self.entered = None

@@ -258,7 +258,16 @@ class Passes:
         if self.last.transformed:
             # What torch.vmap stacks has a meaning inside of it only.
             layout = layout.begun().with_buckets(
-                replace(one, mass=None, held=None, places=None, plan=None, evidence=None, layers=())
+                replace(
+                    one,
+                    mass=None,
+                    held=None,
+                    places=None,
+                    plan=None,
+                    inside=None,
+                    evidence=None,
+                    layers=(),
+                )
                 for one in layout.buckets
             )
         elif any(one.layers or one.evidence is not None for one in layout.buckets):

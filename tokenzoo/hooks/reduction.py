@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenzoo.attention import SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
+from tokenzoo.hooks.restoring import Removal
 from tokenzoo.hooks.state import ReductionState
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.layouts import SizeBucket
@@ -135,6 +136,7 @@ def reduce_parts(
     evidence: Sequence[Evidence],
     place: Place,
     options: Options,
+    entered: Sequence[Tensor] | None = None,
 ) -> tuple[ReductionState, list[Tensor], list[Evidence]]:
     """Reduce each bucket to what is planned for it.
 
@@ -145,6 +147,7 @@ def reduce_parts(
         evidence: about them.
         place: where this is.
         options: of the attachment.
+        entered: as `parts`, what entered the block; of a step with a restorer.
 
     Returns:
         The state after it, the tokens that are left, and their evidence.
@@ -152,15 +155,22 @@ def reduce_parts(
     buckets: list[SizeBucket] = []
     left: list[Tensor] = []
     shown: list[Evidence] = []
+    plans: list[TokenMap | None] = []
     for bucket, part, seen in zip(state.layout.buckets, parts, evidence, strict=True):
-        keep = place.keep(bucket)
+        keep, plan = place.keep(bucket), None
         if bucket.tokens > keep:
             part, plan, bucket = reduced(step, state, bucket, part, seen, keep, place, options)
             seen = seen.through(plan)
         buckets.append(bucket)
         left.append(part)
         shown.append(seen)
-    return replace(state, layout=state.layout.reduced(buckets)), left, shown
+        plans.append(plan)
+    removals = state.removals
+    if step.restorer is not None and entered is not None:
+        last = place.block + step.attended - 1
+        removals = (*removals, Removal.of(step.restorer, last, state.layout, plans, entered))
+    layout = state.layout.reduced(buckets)
+    return replace(state, layout=layout, removals=removals), left, shown
 
 
 def reduced(

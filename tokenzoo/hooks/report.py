@@ -21,7 +21,8 @@ class PassReport:
         features: patch tokens that left the tower, and the projector.
         mass: how many input tokens each token stands for, `[b, n]`, prefix included; None: one each.
         record: from the first tokens to the last ones, where plans are kept (`trace=True`) and something
-            was reduced; otherwise None.
+            was reduced; otherwise None. Where all tokens come back after the blocks: to the last ones
+            inside of them.
     """
 
     tokens: int
@@ -39,5 +40,6 @@ def reports(state: ReductionState) -> tuple[PassReport, ...]:
         fired = tuple(counts[i] for counts in state.fired)
         counts = (*one.counts[: len(one.counts) - len(fired)], *fired)
         left = one.tokens if state.finished else 0
-        found.append(PassReport(one.first, one.images, counts, left, one.mass, one.plan))
+        record = one.plan if one.inside is None else one.inside
+        found.append(PassReport(one.first, one.images, counts, left, one.mass, record))
     return tuple(found)

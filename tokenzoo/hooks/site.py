@@ -26,15 +26,17 @@ from torch import Tensor, nn
 
 from tokenzoo.adapter import Adapter, BlockPath
 from tokenzoo.errors import AttachError
-from tokenzoo.evidence import Evidence, Layer
+from tokenzoo.evidence import Layer
+from tokenzoo.hooks import site_evidence
 from tokenzoo.hooks.after_blocks import reduce_features
 from tokenzoo.hooks.frames import FrameStep
 from tokenzoo.hooks.graph_capture import refuse_graphs, refuse_symbols
 from tokenzoo.hooks.hook_order import hook_first as hook_first
 from tokenzoo.hooks.hook_order import put_first
 from tokenzoo.hooks.hook_state import HookState
-from tokenzoo.hooks.reduction import Options, Place, evidence_of, reduce_parts
-from tokenzoo.hooks.site_errors import REENTRANT, TUPLE, check_length, wrong_calls, wrong_order
+from tokenzoo.hooks.reduction import Options, Place, reduce_parts
+from tokenzoo.hooks.restoring import remembering, with_entered
+from tokenzoo.hooks.site_errors import REENTRANT, TUPLE, check_length
 from tokenzoo.hooks.state import (
     LOST,
     NO_STEPS,
@@ -84,6 +86,7 @@ class Site:
         self.options = options
         self.names = names
         self.frames = frames
+        self.place = Place("block", index, path.name)
         self.run = HookState()
         self.leaving = 0  # the id of the block's hook, from `install`
 
@@ -137,6 +140,8 @@ class Site:
                 x, state = reduced_tokens(x, state), replace(state, restored=False)
         if self.frames is not None:
             x, state = self.frames(x, state)
+        x, state = self._early(*state.attended(x, self.index))
+        self.run.entered = x if state.steps.enters else None
         self.run.state, self.run.called = state, True
         self.run.learns = torch.is_grad_enabled()
         if self.path.branch1_in and get_state(x) is not state:
@@ -155,7 +160,7 @@ class Site:
                 raise AttachError(REENTRANT.format(where=self.path.name))
             return
         self.run.clear()
-        self.run.state = get_state(args[0]) or self._lost()
+        self.run.state, self.run.entered = get_state(args[0]) or self._lost(), args[0]
 
     def open_tap(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watch the attention, where something of it is needed."""
@@ -192,30 +197,35 @@ class Site:
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
         surplus, feeds = state.surplus(self.index), self._feeds_later_step(state)
-        ends = self._ends_encoder(state)
+        ends, remembered = self._ends_encoder(state), site_evidence.next_asks(state, self.index)
         check_length(x, state, self.path.name)
-        self._check_calls(state)
-        if not (surplus or feeds or ends):
+        site_evidence.check_calls(self.run.tap, state, self.path, self.adapter)
+        if not (surplus or feeds or ends or remembered or state.left):
             self.run.tap = None
             return None
         if surplus:
             self.options.tick()
         parts = state.layout.split(x)
-        evidence = self._evidence(x, state, parts)
+        evidence = site_evidence.shown_by(self.run, x, state, parts, self.index, self.path)
         # Queries, keys and values are not to be held while the second branch runs.
         self.run.tap = None
+        entered = site_evidence.entered_by(self.run, state) if surplus or remembered else None
+        state, parts, evidence = site_evidence.of_left(
+            self.run, x, state, parts, evidence, surplus or feeds or ends
+        )
+        if entered is not None and surplus:
+            evidence = with_entered(evidence, state.layout, entered)
+        if state.steps.remembers:
+            own = entered if remembered else None
+            state = replace(state, layout=remembering(state.layout, own))
         if feeds:
-            pairs = zip(state.layout.buckets, evidence, strict=True)
-            buckets = [
-                replace(one, layers=(*one.layers, *((name, own) for name in self.names)))
-                for one, own in pairs
-            ]
-            state = replace(state, layout=state.layout.with_buckets(buckets))
+            state = replace(state, layout=site_evidence.named(state.layout, evidence, self.names))
         step = state.steps.block
         if surplus and step is not None:
-            place = Place("block", self.index, self.path.name)
-            state, left, evidence = reduce_parts(step, state, parts, evidence, place, self.options)
-            self.run.reduced, self.run.length = state.layout.join(left), state.layout.length(x)
+            self.run.length = state.layout.length(x)
+            given = (parts, evidence, self.place, self.options, entered)
+            state, left, evidence = reduce_parts(step, state, *given)
+            self.run.reduced = state.layout.join(left)
             self.options.tick()
         self.run.state = state
         if ends:
@@ -243,17 +253,35 @@ class Site:
             output = output.view_as(output)  # never tag the caller's own tensor
         fired = (*state.fired, state.layout.counted(output))
         ends = self.finish is not None and not state.steps.trial
-        state = ReductionState(state.steps, state.layout, fired, False, ends, state.frames)
+        state = replace(state, fired=fired, restored=False, finished=ends)
         if ends:
+            output, state = state.all_back(output)
             place, evidence = Place("features", self.index, self.path.name), self.run.evidence
             output, state = reduce_features(output, state, evidence, place, self.options)
-        if whole is not None and any(one.plan is not None for one in state.layout.buckets):
+        if whole is not None and state.removals:
+            output, state = state.all_back(output)[0], replace(state, restored=True)
+        elif whole is not None and any(one.plan is not None for one in state.layout.buckets):
             output = restore_tokens(output, whole, state.layout)
             state = replace(state, restored=True)
         self.run.clear()
         if self.finish is not None and ends:
             self.finish(state)
         return set_state(output, state)
+
+    def _early(self, x: Tensor, state: ReductionState) -> tuple[Tensor, ReductionState]:
+        """Reduce what enters the block, where the removed tokens take part in no attention of it."""
+        step, layout = state.steps.block, state.layout
+        if step is None or step.attended or not state.surplus(self.index):
+            return x, state
+        self.options.tick()
+        parts = layout.split(x)
+        evidence = site_evidence.shown_by(self.run, x, state, parts, self.index, self.path)
+        evidence = with_entered(evidence, layout, parts)
+        state = replace(state, layout=remembering(layout, None))
+        given = (parts, evidence, self.place, self.options, parts)
+        state, left, _ = reduce_parts(step, state, *given)
+        self.options.tick()
+        return state.layout.join(left), state
 
     def _feeds_later_step(self, state: ReductionState) -> bool:
         """Whether a step after the last block needs this block's evidence under another name."""
@@ -262,30 +290,6 @@ class Site:
     def _ends_encoder(self, state: ReductionState) -> bool:
         """Whether this is the last block, and a step after it needs its attention."""
         return self.finish is not None and state.steps.watches_after
-
-    def _check_calls(self, state: ReductionState) -> None:
-        """Raise if the attention was not seen as often as it must be, where it was watched."""
-        layout, tap = state.layout, self.run.tap
-        if tap is None:
-            return
-        wrong = layout.check_calls(tap.seen, f"{self.path.name}.{self.path.attention}")
-        if wrong:
-            calls, trial = len(tap.seen), state.steps.trial
-            raise AttachError(wrong_calls(wrong, calls, self.adapter, layout, trial))
-
-    def _evidence(self, x: Tensor, state: ReductionState, parts: list[Tensor]) -> list[Evidence]:
-        """What the block shows about the tokens of each bucket."""
-        layout, tap = state.layout, self.run.tap
-        seen: list[Any] = [None] * len(parts)
-        if tap is not None:
-            seen = layout.attention(tap.seen, self.run.windows, x.device)
-        elif state.steps.watches and state.surplus(self.index):
-            raise wrong_order(self.path)
-        triples = zip(parts, layout.buckets, seen, strict=True)
-        return [
-            evidence_of(part, one, own, layout.prefix, self.index / len(one.counts))
-            for part, one, own in triples
-        ]
 
     def _lost(self) -> ReductionState:
         """The state of tokens that carry none: an error, unless there is nothing to do anyway."""

@@ -7,13 +7,14 @@ the pass), in two threads, and in a pass within a pass. The tensor is where the 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenzoo.evidence import Layer, layer_of
+from tokenzoo.evidence import ENTERED, PREVIOUS, Layer, layer_of
+from tokenzoo.hooks.restoring import Removal, all_back, put_back, take_out
 from tokenzoo.layouts import SizeBucket, TokenLayout
 from tokenzoo.recipe import Step
 from tokenzoo.token_map import TokenMap, take
@@ -48,6 +49,8 @@ class PassSteps:
         watches_after: the same of the steps after the last block.
         keeps_evidence: whether the last block's evidence travels on, to the step after the projector.
         joins_frames: whether the step after the projector reads all frames of a video together.
+        enters: whether the step inside the blocks reads what entered the block, or its restorer does.
+        remembers: whether it reads what entered the block before.
     """
 
     block: Step | None = None
@@ -59,6 +62,8 @@ class PassSteps:
     watches_after: bool = False
     keeps_evidence: bool = False
     joins_frames: bool = False
+    enters: bool = False
+    remembers: bool = False
 
     @classmethod
     def of(
@@ -74,7 +79,13 @@ class PassSteps:
         after = keeps or watches(features)
         receives = block is not None and "received_attention" in block.needs
         joins = joins_frames(projected)
-        return cls(block, features, projected, trial, watches(block), receives, after, keeps, joins)
+        asked = layers(block)
+        return cls(
+            *(block, features, projected, trial, watches(block), receives, after, keeps, joins),
+            enters=bool(asked & {ENTERED, PREVIOUS})
+            or (block is not None and block.restorer is not None),
+            remembers=PREVIOUS in asked,
+        )
 
     @property
     def after(self) -> bool:
@@ -97,6 +108,9 @@ class ReductionState:
         restored: whether the tensor that carries this state has all first tokens again (`reduced_tokens`).
         frames: of each video of the pass, how many frames it had, and how many are left; (): all are there.
         finished: whether the last block has run.
+        removals: the reductions whose tokens come back, in their order; (): none, or all are back.
+        left: in a block in whose attention removed tokens take part: the state without these; None:
+            elsewhere.
     """
 
     steps: PassSteps
@@ -105,6 +119,8 @@ class ReductionState:
     restored: bool = False
     finished: bool = False
     frames: tuple[int, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    left: ReductionState | None = None
 
     @property
     def bucket(self) -> SizeBucket:
@@ -118,12 +134,45 @@ class ReductionState:
 
     def surplus(self, block: int) -> bool:
         """Whether some image has more tokens than are to be left after a block."""
+        if self.left is not None:  # the others are removed already
+            return self.left.surplus(block)
         if self.steps.block is None:
             return False
         for one in self.layout.buckets:  # noqa: SIM110 (any() takes longer; this runs twice a block)
             if one.tokens > one.counts[block]:
                 return True
         return False
+
+    @property
+    def attending(self) -> tuple[Removal, ...]:
+        """The reductions whose tokens take part in the attention of this block, and have gone before."""
+        return () if self.left is None else self.left.removals[len(self.removals) :]
+
+    def attended(self, x: Tensor, block: int) -> tuple[Tensor, ReductionState]:
+        """What enters a block, with the removed tokens that take part in its attention.
+
+        Args:
+            x: the tokens that are left.
+            block: index of the block.
+        """
+        gone = sum(removal.last < block for removal in self.removals)  # the earlier ones
+        back = self.removals[gone:]
+        if not back:
+            return x, self
+        wide = replace(self, layout=back[0].layout, removals=self.removals[:gone], left=self)
+        return put_back(x, self.layout, back), wide
+
+    def of_left(self, x: Tensor) -> Tensor:
+        """The tokens that are left, out of what enters a block."""
+        return x if self.left is None else take_out(x, self.left.layout, self.attending)
+
+    def all_back(self, x: Tensor) -> tuple[Tensor, ReductionState]:
+        """All tokens, where a restorer gives the removed ones back, and the state with these."""
+        if not self.removals:
+            return x, self
+        layout = all_back(self.layout, self.removals)
+        x = put_back(x, self.layout, self.removals)
+        return x, replace(self, layout=layout, removals=())
 
     @property
     def stopped(self) -> bool:
@@ -188,12 +237,24 @@ def set_state(x: Tensor, state: ReductionState) -> Tensor:
     return x
 
 
+def all_tokens(x: Tensor) -> Tensor:
+    """What leaves a block, with all first tokens where the recipe brings the removed ones back after it.
+
+    For what reads an inner block: it gets as many tokens as what reads the last one. They carry the state.
+    """
+    state = get_state(x)
+    if state is None or state.restored or not state.removals:
+        return x
+    return set_state(*state.all_back(x))
+
+
 def reduced_tokens(x: Tensor, state: ReductionState) -> Tensor:
     """The tokens that are left, out of those of a pass that may have been restored.
 
     They are read from the tensor that hooks between the blocks see, so what a hook writes there counts. All
     n rows of one token are equal until a hook changes some of them; the token moves by the mean of these
-    changes, and each row gets the same share of its gradient. Rows of dropped tokens count no more.
+    changes, and each row gets the same share of its gradient. Rows of dropped tokens count no more. Where a
+    restorer made the rows, those of the tokens that are left count alone.
 
     Args:
         x: `[b, n, c]`, all first tokens where `state.restored`.
@@ -205,6 +266,8 @@ def reduced_tokens(x: Tensor, state: ReductionState) -> Tensor:
     layout = state.layout
     if not state.restored:
         return x
+    if state.removals:
+        return take_out(x, layout, state.removals)
     parts = layout.begun().split(x)
     return layout.join(
         [_reduced(part, one.plan) for part, one in zip(parts, layout.buckets, strict=True)]

@@ -47,6 +47,8 @@ class SizeBucket:
         evidence: what the last block showed about its output, for a step after the projector.
         layers: evidence of other blocks about the tokens that are left, for the steps after the last block.
         apart: whether tokens must stay in the order of the frames, each of which has places of its own.
+        inside: where all tokens came back after the blocks: the plan of those that were left inside of
+            them, where it is recorded.
         frames: number of frames of a video, each with equally many of the N tokens; None: these are images,
             or frames one by one.
     """
@@ -66,6 +68,7 @@ class SizeBucket:
     layers: tuple[tuple[Layer, Evidence], ...] = ()
     frames: int | None = None
     apart: bool = False
+    inside: TokenMap | None = None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from .lattice import Lattice as Lattice
 from .max_min import MaxMin as MaxMin
 from .medoids import Medoids as Medoids
 from .merge_frames import MergeFrames as MergeFrames
+from .merge_windows import MergeWindows as MergeWindows
 from .neighbour_pairs import NeighbourPairs as NeighbourPairs
 from .outliers import Outliers as Outliers
 from .per_frame import PerFrame as PerFrame
@@ -79,6 +80,7 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "static_windows": StaticWindows,
         "density_runs": DensityRuns,
         "streaming_cuts": StreamingCuts,
+        "merge_windows": MergeWindows,
         "neighbour_pairs": NeighbourPairs,
         "ends_and_middles": EndsAndMiddles,
         "top_k": TopK,

@@ -11,6 +11,7 @@ from .clip_uniqueness import ClipUniqueness as ClipUniqueness
 from .cls_attention import CLSAttention as CLSAttention
 from .density_peak import DensityPeak as DensityPeak
 from .diversity import Diversity as Diversity
+from .feature_change import FeatureChange as FeatureChange
 from .feature_norm import FeatureNorm as FeatureNorm
 from .frame_uniqueness import FrameUniqueness as FrameUniqueness
 from .graph_energy import GraphEnergy as GraphEnergy
@@ -37,6 +38,7 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "cls_attention": CLSAttention,
         "last_token_attention": LastTokenAttention,
         "feature_norm": FeatureNorm,
+        "feature_change": FeatureChange,
         "diversity": Diversity,
         "random": Random,
         "text_relevance": TextRelevance,

@@ -21,6 +21,7 @@ from tokenzoo.parts import (
     Merger,
     PairScorer,
     Part,
+    Restorer,
     Schedule,
     Scorer,
     Selector,
@@ -68,8 +69,8 @@ def check_matcher(
     check(matcher, examples=examples)
 
 
-def check_merger(merger: Merger, *, examples: int = EXAMPLES) -> None:
-    """Hold a merger to its properties; see `check_scorer`."""
+def check_merger(merger: Merger | Restorer, *, examples: int = EXAMPLES) -> None:
+    """Hold a merger or a restorer to its properties; see `check_scorer`."""
     expect("check_merger", merger)
     check(merger, examples=examples)
 

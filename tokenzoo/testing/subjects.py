@@ -26,7 +26,17 @@ from tokenzoo.matchers import (
     TopK,
 )
 from tokenzoo.mergers import Identity, WeightedMean
-from tokenzoo.parts import Assigner, Matcher, Merger, PairScorer, Part, Schedule, Scorer, Selector
+from tokenzoo.parts import (
+    Assigner,
+    Matcher,
+    Merger,
+    PairScorer,
+    Part,
+    Restorer,
+    Schedule,
+    Scorer,
+    Selector,
+)
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
 from tokenzoo.scorers import Similarity
@@ -46,6 +56,7 @@ KINDS: Mapping[str, type] = {
     "protection": Protect,
     "segmenter": Segmenter,
     "merger": Merger,
+    "restorer": Restorer,
     "schedule": Schedule,
     "recipe": Recipe,
 }
@@ -58,6 +69,7 @@ CHECKS: Mapping[str, str] = {
     **dict.fromkeys(SCORERS, "check_scorer"),
     **dict.fromkeys(MATCHERS, "check_matcher"),
     "merger": "check_merger",
+    "restorer": "check_merger",
     "schedule": "check_schedule",
     "recipe": "check_recipe",
 }
@@ -98,7 +110,8 @@ def _instead(subject: object) -> str:
         return "only recipes are known by name: check_recipe('evoprune')"
     return (
         "checked are recipes, scorers of tokens and pairs, matchers, selectors, assigners, splits, "
-        "protections, segmenters, mergers, schedules, and models with their adapters (check_adapter)"
+        "protections, segmenters, mergers, restorers, schedules, and models with their adapters "
+        "(check_adapter)"
     )
 
 
@@ -166,6 +179,9 @@ def recipe_of(subject: Subject) -> Recipe:
             parts = subject, mean
         case Merger():
             parts = SelectAssign(Strided(), Nearest(cosine)), subject
+        case Restorer():
+            drop = SelectAssign(Strided(), Drop())
+            return Recipe(Step(Stage.BLOCK, Once(), drop, keep, restorer=subject))
         case Scorer():
             parts = SelectAssign(TopK(subject), Drop()), keep
         case PairScorer():

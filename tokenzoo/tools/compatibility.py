@@ -148,7 +148,7 @@ def _try(
         <= TOLERANCE,
         "there were other counts than planned": counts not in ((), plan.blocks),
         f"fewer tokens change the output by {change:.1e} of the largest: too little to see an error": (
-            (plan.llm or plan.visual) < tokens and not change >= VISIBLE
+            plan.least < tokens and not change >= VISIBLE
         ),
         "after detach it is not the bare model": not torch.equal(_run(model, images), bare),
     }

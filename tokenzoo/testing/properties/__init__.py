@@ -46,6 +46,11 @@ from tokenzoo.testing.properties.recipes import (
     repr_is_code,
     saved_and_loaded,
 )
+from tokenzoo.testing.properties.restorers import (
+    restored_alone,
+    restored_formed,
+    restored_unmoved,
+)
 from tokenzoo.testing.properties.schedules import (
     counts_all,
     counts_exact,
@@ -69,6 +74,7 @@ PROPERTIES: Mapping[str, Property] = {
         *(frozen_data, deterministic, input_untouched, needs_honest),
         *(scores_formed, pairs_formed, selection_formed, slots_formed, sides_formed),
         *(partition_formed, segments_formed, features_formed),
+        *(restored_formed, restored_unmoved, restored_alone),
         *(exact_budget, plan_total, plans_compose),
         *(fewest_honest, protected_untouched, held_untouched, conserved, batch_independent),
         *(gradients, degenerate, nan_harmless, nan_lowest, static_shapes),

@@ -23,7 +23,11 @@ from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, SITE, Subject, asked
 
 
-@property_of(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.parts.Part")
+@property_of(
+    *(*SCORERS, *MATCHERS, "merger", "restorer", "schedule"),
+    cases="nothing",
+    read="tokenzoo.parts.Part",
+)
 def frozen_data(subject: Part) -> None:
     """A part is a frozen dataclass, hashable, and equal to its copy; or a torch module, when it learns.
 

@@ -11,10 +11,11 @@ from tokenzoo._core.options import options_of
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import TokenzooError
 from tokenzoo.matchers import Drop
-from tokenzoo.parts import Part, Schedule
+from tokenzoo.parts import Part, Restorer, Schedule
 from tokenzoo.scorers import Random
 from tokenzoo.testing.broken import BrokenError
 from tokenzoo.testing.example import Example
+from tokenzoo.testing.properties.restorers import brought_back
 from tokenzoo.testing.property import property_of
 from tokenzoo.testing.subjects import MATCHERS, SCORERS, asked
 
@@ -22,7 +23,11 @@ NUMBERS = (math.nan, math.inf, -math.inf, 1e300, 2**63, -1, 0, 2.5)
 OTHERS = (None, True, "a", "", (), [1], object(), Random(), Drop())
 
 
-@property_of(*SCORERS, *MATCHERS, "merger", "schedule", cases="nothing", read="tokenzoo.parts.Part")
+@property_of(
+    *(*SCORERS, *MATCHERS, "merger", "restorer", "schedule"),
+    cases="nothing",
+    read="tokenzoo.parts.Part",
+)
 def options_checked(subject: Part) -> None:
     """Each option is what its annotation says; a value that cannot work is refused when the part is made.
 
@@ -66,4 +71,7 @@ def _run(part: Part) -> None:
         part.counts(20, 4, 5, lambda n: (n + 1) // 2)
         return
     example = Example.drawn()
+    if isinstance(part, Restorer):
+        brought_back(part, example)
+        return
     example.reduce(asked(part, example))

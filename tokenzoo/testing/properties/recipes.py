@@ -138,7 +138,7 @@ def repr_is_code(subject: Recipe) -> None:
 
 
 def _parts(step: Step) -> list[Any]:
-    return list(walk((step.schedule, step.matcher, step.merger)))
+    return list(walk((step.schedule, step.matcher, step.merger, step.restorer)))
 
 
 @property_of("recipe", cases="towers", read="tokenzoo.errors.BudgetError")
@@ -156,5 +156,5 @@ def budget_refused(subject: Recipe, tower: Tower) -> None:
         demand(budget.flops <= subject.flops, f"flops of {subject.flops} at most", budget.flops)
     elif len(subject.steps) == len(aims) == 1 and getattr(aims[0].schedule, "keep", 1) == 1:
         wanted = subject.wanted(tower.tokens)
-        last = budget.visual if budget.llm is None else budget.llm
+        last = budget.least
         demand(last == wanted, f"{wanted} of {tower.tokens} tokens in the end", last)

@@ -20,7 +20,7 @@ from tokenzoo.errors import AttachError
 from tokenzoo.hooks import PerThread, Undo, get_state, set_state, thread_local, undo_all
 from tokenzoo.layouts import PackedLayout
 from tokenzoo_adapters.hf.names import LAST, POOLED, entering
-from tokenzoo_adapters.hf.vlm.streams import ExtraStream, carried, is_stream, mark
+from tokenzoo_adapters.hf.vlm.streams import ExtraStream, carried, is_stream, mark, whole
 
 
 class TowerPass(PerThread):
@@ -73,6 +73,7 @@ class PackedRows:
             handles.append(self.tower.merger.register_forward_pre_hook(self.arrive))
         for stream in self.streams:
             heads = getattr(self.tower, stream.heads)
+            handles += [head.register_forward_pre_hook(whole) for head in heads]
             handles += [head.register_forward_hook(mark) for head in heads]
         return partial(undo_all, [handle.remove for handle in handles])
 

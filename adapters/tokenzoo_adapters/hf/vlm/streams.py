@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokenzoo.hooks import get_state
+from tokenzoo.hooks import all_tokens, get_state
 from tokenzoo.layouts import PackedLayout, SizeBucket, TokenLayout
 from tokenzoo.layouts.base import masses
 from tokenzoo.token_map import TokenMap
@@ -39,6 +39,13 @@ class ExtraStream:
 
 
 DEEPSTACK = ExtraStream("deepstack_features", "deepstack_visual_indexes", "deepstack_merger_list")
+
+
+def whole(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """A pre-hook of a head: it reads all tokens where the recipe brings the removed ones back."""
+    del head
+    x = all_tokens(args[0])
+    return None if x is args[0] else (x, *args[1:])
 
 
 def mark(head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -74,7 +74,7 @@ def comparable(scores: Tensor) -> Tensor:
 
 
 def summable(values: Tensor) -> Tensor:
-    """Round values from 0 to 1, if `exact`, so that sums of them below 2 ** 12 are exact in any order."""
+    """Round values >= 0, if `exact`, so that sums of them below 2 ** 12 are exact in any order."""
     if not exact(values):
         return values
     # Next to this number the digits of a float64 end there.

@@ -63,22 +63,26 @@ def _like(cover: Tensor, weight: Tensor, last: Tensor, k: int) -> Tensor:
     return cover.new_empty((cover.shape[0], k), dtype=torch.int64)
 
 
-def _next(gain: Tensor, weight: Tensor, last: Tensor, taken: Tensor) -> Tensor:
-    """Return the candidate with the largest weighted gain that is not taken: `[b]`."""
-    score = comparable(gain * weight).masked_fill(last, -1)
-    return first_highest(score.masked_fill(taken, -torch.inf))
+def _next(gain: Tensor, weight: Tensor, later: Tensor) -> Tensor:
+    """Return the candidate with the largest weighted gain, those with `later [b, p]` < 0 last: `[b]`."""
+    return first_highest(comparable(gain * weight) + later)
+
+
+def _later(last: Tensor, like: Tensor) -> Tensor:
+    """Return 0 for candidates, and for the last ones a number next to which every gain is 0: `[b, p]`."""
+    return torch.zeros_like(last, dtype=like.dtype).masked_fill(last, torch.finfo(like.dtype).min)
 
 
 def _plain(cover: Tensor, weight: Tensor, last: Tensor, k: int) -> Tensor:
     """Compute the definition."""
     best = torch.zeros_like(cover[..., :1])  # [b, r, 1]
-    taken = torch.zeros_like(last)
+    later = _later(last, cover)
     chosen: list[Tensor] = []
     for _ in range(k):
         gain = (cover - best).clamp_min(0).sum(1)  # [b, p]
-        pick = _next(gain, weight, last, taken)[:, None]  # [b, 1]
+        pick = _next(gain, weight, later)[:, None]  # [b, 1]
         chosen.append(pick)
-        taken = taken.scatter(1, pick, True)
+        later = later.scatter(1, pick, -torch.inf)
         column = cover.gather(2, pick[:, None].expand_as(best))
         best = torch.maximum(best, column)
     return torch.cat(chosen, 1) if chosen else last.long()[:, :0]
@@ -88,26 +92,27 @@ def _by_changes(cover: Tensor, weight: Tensor, last: Tensor, k: int) -> Tensor:
     """Compute the same from the rows that change."""
     b, r, p = cover.shape
     rows = cover.flatten(0, 1)  # [b * r, p]
-    images = torch.arange(b)
     best = rows.new_zeros(b * r)
-    gain = cover.sum(1)  # [b, p]
-    taken = torch.zeros_like(last)
+    gain, later = cover.sum(1), _later(last, cover)  # [b, p]
+    image = torch.arange(b)[:, None]
     chosen = torch.empty(b, k, dtype=torch.int64)
     buffer = rows.new_empty(max(1, BLOCK // p), p)
     for step in range(k):
-        pick = _next(gain, weight, last, taken)
-        chosen[:, step] = pick
-        taken[images, pick] = True
-        column = cover[images, :, pick].flatten()  # [b * r]
+        pick = _next(gain, weight, later)[:, None]  # [b, 1]
+        chosen[:, step : step + 1] = pick
+        later.scatter_(1, pick, -torch.inf)
+        column = cover.gather(2, pick[:, None].expand(b, r, 1)).flatten()  # [b * r]
         better = (column > best).nonzero()[:, 0]
         for start in range(0, len(better), len(buffer)):
             some = better[start : start + len(buffer)]  # [m]
-            old, new = best[some], column[some]
-            own = (some // r == images[:, None]).to(gain.dtype)  # [b, m]
+            old, new = best[some][:, None], column[some][:, None]
             # What was left to gain above the old coverage, and is not above the new one.
             added = torch.index_select(rows, 0, some, out=buffer[: len(some)])  # [m, p]
-            torch.maximum(added, old[:, None], out=added)
-            torch.minimum(added, new[:, None], out=added)
-            gain -= own @ added - own @ old[:, None]
+            torch.minimum(torch.maximum(added, old, out=added), new, out=added)
+            if b == 1:
+                gain -= added.sum(0) - old.sum()
+            else:
+                own = (some // r == image).to(gain.dtype)  # [b, m]
+                gain -= own @ added - own @ old
         best = torch.maximum(best, column)
     return chosen

@@ -63,10 +63,10 @@ COVERED = {
     "ats": "visionzip",
     "evit": "prumerge",
     "dpcknn": "vispruner",
-    "kmedoids": None,
-    "pitome": None,
-    "random": None,
-    "tome": None,
+    "kmedoids": "scope",
+    "pitome": "idpruner",
+    "random": "holov",
+    "tome": "sparsity_similarity",
     "downsample": None,
 }
 

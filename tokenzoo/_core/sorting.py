@@ -68,6 +68,9 @@ def place_in_group(group: Tensor, place: Tensor) -> Tensor:
 
     Groups are integers >= 0, places distinct integers below p.
     """
+    if torch.onnx.is_in_onnx_export():  # ONNX has no cummax
+        before = (group[:, None] == group[..., None]) & (place[:, None] < place[..., None])
+        return before.sum(-1)
     p = group.shape[1]
     order = ordered(group * p + place)
     sorted_groups = group.gather(1, order)
@@ -89,13 +92,13 @@ def first_of(k: int, *keys: Tensor) -> Tensor:
     return ordered(total)[:, :k]
 
 
-def run_of(spot: Tensor, n: int, count: Tensor) -> Tensor:
+def run_of(spot: Tensor, n: int, count: Tensor | int) -> Tensor:
     """Return the run of each place `spot` of n places cut into `count` runs, the longer ones first.
 
     The shapes of `spot` and `count` broadcast; with a count of 0 there is one run.
     """
-    parts = count.clamp_min(1)
+    parts = max(1, count) if isinstance(count, int) else count.clamp_min(1)
     size, longer = n // parts, n % parts
     wide = (size + 1) * longer
-    later = longer + (spot - wide) // size.clamp_min(1)
-    return torch.where(spot < wide, spot // (size + 1), later)
+    step = max(1, size) if isinstance(size, int) else size.clamp_min(1)
+    return torch.where(spot < wide, spot // (size + 1), longer + (spot - wide) // step)

@@ -37,7 +37,7 @@ class RunQuotas(Selector):
         """Choose k tokens: the quotas first, then the others, each by score."""
         n = evidence.x.shape[1]
         runs = min(self.runs, n)
-        run = run_of(pool, n, pool.new_full((), runs))  # [b, p]
+        run = run_of(pool, n, runs)  # [b, p]
         scores = take(token_scores(self.scorer, evidence), pool)
         known = scores.isfinite()
         place = places(descending(scores))

@@ -14,7 +14,7 @@ from tokenzoo.scorers.attention_by import AttentionSource
 @register_recipe
 def sparsity_similarity(
     *,
-    keep: int | float = 0.5,
+    keep: int | float = 0.25,
     attention_source: AttentionSource = "cls",
 ) -> Recipe:
     """Keep the tokens before the elbow of the sorted CLS attention, as many as the image needs.

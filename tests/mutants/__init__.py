@@ -18,6 +18,7 @@ from tests.mutants.tiny_vit import Loops
 from tokenzoo.matchers import (
     Alternate,
     Anchored,
+    DistinctPerGroup,
     Drop,
     Elbow,
     MarginalRelevance,
@@ -106,6 +107,11 @@ BROKEN: tuple[Mutant, ...] = (
     Mutant("selection_formed", matchers.Twice(), Strided()),
     Mutant("selection_formed", matchers.MiscountsGroups(), Strided()),
     Mutant("selection_formed", matchers.Recovers(_cosine), MaxCoverage(_cosine)),
+    Mutant(
+        "selection_formed",
+        matchers.LeavesOutAlikes(_length, _cosine),
+        DistinctPerGroup(_length, _cosine),
+    ),
     Mutant("selection_formed", matchers.LosesTheSurplus(_length), RunQuotas(_length)),
     Mutant(
         "selection_formed",

@@ -12,6 +12,7 @@ from tokenzoo.evidence import Evidence
 from tokenzoo.matchers import (
     Alternate,
     Anchored,
+    DistinctPerGroup,
     Elbow,
     MarginalRelevance,
     MaxCoverage,
@@ -229,4 +230,13 @@ class CutsAtTheElbow(Elbow):
     def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         kept, rest = super().select(evidence, pool, k)
         count = int(self.lengths(evidence, pool, k).max())
+        return kept[:, :count], torch.cat([kept[:, count:], rest], 1)
+
+
+class LeavesOutAlikes(DistinctPerGroup):
+    """Returns only tokens that differ, and so fewer where many are alike."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        kept, rest = super().select(evidence, pool, k)
+        count = min(k, 1 + pool.shape[1] // 4)
         return kept[:, :count], torch.cat([kept[:, count:], rest], 1)

@@ -97,6 +97,10 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     ),
     "run_quotas": (m.RunQuotas(length, 3), m.RunQuotas(length, power=4.0)),
     "anchored": (m.Anchored(s.Random(), length, 0.8), m.Anchored(length, s.Random())),
+    "distinct_per_group": (
+        m.DistinctPerGroup(length, cosine),
+        m.DistinctPerGroup(s.CLSAttention(), cosine, 1.0, 0.0),
+    ),
     "elbow": (m.Elbow(length),),
     "thin": (m.Thin(cosine), m.Thin(cosine, per_round=1)),
     "per_window": (m.PerWindow(length, 2), m.PerWindow(length, 2, "cap"), m.PerWindow(length, 64)),

@@ -20,6 +20,7 @@ from .assigners import Drop as Drop
 from .assigners import Nearest as Nearest
 from .bipartite import Bipartite as Bipartite
 from .by_depth import ByDepth as ByDepth
+from .distinct_per_group import DistinctPerGroup as DistinctPerGroup
 from .elbow import Elbow as Elbow
 from .ends_and_middles import EndsAndMiddles as EndsAndMiddles
 from .far_from_pivots import FarFromPivots as FarFromPivots
@@ -105,6 +106,7 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "per_window": PerWindow,
         "run_quotas": RunQuotas,
         "anchored": Anchored,
+        "distinct_per_group": DistinctPerGroup,
         "whole_rows": WholeRows,
         "drop": Drop,
         "fuse": Fuse,

@@ -74,12 +74,15 @@ def comparable(scores: Tensor) -> Tensor:
 
 
 def summable(values: Tensor) -> Tensor:
-    """Round values >= 0, if `exact`, so that sums of them below 2 ** 12 are exact in any order."""
+    """Round values >= 0, if `exact`, so that sums of them below 2 ** 12 are exact in any order.
+
+    Values in float64 are overwritten.
+    """
     if not exact(values):
         return values
     # Next to this number the digits of a float64 end there.
     shift = 1.5 * 2.0 ** (52 - SUM_BITS)
-    return precise(values) + shift - shift
+    return precise(values).add_(shift).sub_(shift)
 
 
 def fixed_point(vectors: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ class MaxCoverage(Selector):
         if k == 0:
             return pool[:, :0], pool
         pairs = self.pairs.score(evidence).at(pool, pool)
-        known = pairs.diagonal().isfinite()  # [b, p]
         scores = pairs.dense()  # [b, p, p]
+        known = scores.diagonal(dim1=1, dim2=2).isfinite()  # [b, p]
         weight = torch.ones_like(scores[:, 0])
         if self.saliency is not None:
             saliency = take(token_scores(self.saliency, evidence), pool).to(weight.dtype)
@@ -83,19 +83,21 @@ class MaxCoverage(Selector):
 
 
 def _of_tokens(scores: Tensor, temperature: float | None) -> Tensor:
-    """Return the coverages of `scores [b, p, p]`, which may be overwritten: their part in a mean."""
+    """Return the coverages of `scores [b, p, p]`, which are overwritten: their parts in a mean."""
     weight = 1 / scores.shape[1]
     if not in_cache(scores) or plain(scores):
         return _shares(scores, temperature, weight)
     step = max(1, CACHED // scores[:, 0].numel())
     for start in range(0, scores.shape[1], step):
         rows = scores[:, start : start + step]
-        rows.copy_(_shares(rows, temperature, weight))
+        shares = _shares(rows, temperature, weight)
+        if shares is not rows:
+            rows.copy_(shares)
     return scores
 
 
 def _shares(scores: Tensor, temperature: float | None, weight: float | Tensor) -> Tensor:
-    """Return coverages, >= 0, of `scores [b, r, p]`; what is NaN covers nothing.
+    """Return coverages, >= 0, of `scores [b, r, p]`, which are overwritten; what is NaN covers nothing.
 
     Args:
         scores: `[b, r, p]`.
@@ -104,4 +106,5 @@ def _shares(scores: Tensor, temperature: float | None, weight: float | Tensor) -
     """
     if temperature is not None:
         scores = (scores / temperature).where(~scores.isnan(), -torch.inf).softmax(-1)
-    return summable(scores.nan_to_num(nan=0.0).clamp_min(0) * weight)
+    # In place: fresh memory would cost more than the arithmetic.
+    return summable(scores.nan_to_num_(nan=0.0).clamp_min_(0).mul_(weight))

@@ -105,6 +105,6 @@ def _shares(scores: Tensor, temperature: float | None, weight: float | Tensor) -
         weight: of a row.
     """
     if temperature is not None:
-        scores = (scores / temperature).where(~scores.isnan(), -torch.inf).softmax(-1)
+        scores = scores.div_(temperature).masked_fill_(scores.isnan(), -torch.inf).softmax(-1)
     # In place: fresh memory would cost more than the arithmetic.
     return summable(scores.nan_to_num_(nan=0.0).clamp_min_(0).mul_(weight))

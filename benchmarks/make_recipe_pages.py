@@ -32,20 +32,18 @@ INTRO = f"""# The recipes
 Each recipe is one function in `tokenzoo/recipes/`: a choice of parts and numbers. Every page here is made
 from that function, its docstring and what was measured, by `{COMMAND}`: change
 those, not the pages. `tokenzoo list --stage features --needs-no cls --model llava` chooses among them by
-the same facts, and [matrix.md](matrix.md) shows which recipe runs on which model.
-
-Sparsity Meets Similarity is not here: it cuts the sorted CLS similarities at their inflection, and what is
-public of it does not say by which rule."""
+the same facts, and [matrix.md](matrix.md) shows which recipe runs on which model."""
 
 NOTE = """Time of one reduction of random tensors in CLIP-L's shapes, evidence, matching and merging
 together, as a share of one block of the encoder on as many tokens (median; `block again` is the noise),
 and how many operations torch is asked for. A fifth is kept, or the fewest that one step reaches; of a
-recipe with several steps it is the first. *Per token kept* is how many more operations each further
-token takes: DivPrune and CDPruner choose one token after another, FlashVID one of every frame after
+recipe with several steps it is the first. *Per token kept* is how many more operations each further token
+takes: DivPrune, CDPruner and IDPruner choose one token after another, FlashVID one of every frame after
 another, VisPruner drops eight in a round, MovieChat merges two frames after another, and all others work
 without a loop over tokens. Clips have 8 frames; the recipes named under `later` in the file were measured
-in a run of their own. Attention that all tokens receive, and neighbours among many, are computed in
-blocks, which are operations, too."""
+in a run of their own. SCOPE and MMTok choose one token after another, too, inside one operation.
+Attention that all tokens receive, and neighbours among many, are computed in blocks, which are
+operations, too."""
 
 
 def ours() -> list[str]:

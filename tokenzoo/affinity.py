@@ -21,6 +21,7 @@ from tokenzoo._core.precision import precise
 from tokenzoo._core.sorting import ordered
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.kernels.best_match import best_match, highest, in_blocks, row_blocks, worst_if_nan
+from tokenzoo.kernels.gram import gram
 from tokenzoo.token_map import take
 
 
@@ -101,7 +102,8 @@ class Affinity:
 
     def dense(self) -> Tensor:
         """Compute all scores, `[b, n, n]`: the definition."""
-        scores = self.curve(self.left @ self.right.mT)
+        same = self.left is self.right
+        scores = self.curve(gram(self.left) if same else self.left @ self.right.mT)
         if self.source is not None:
             scores = scores * self.source[..., :, None]
         if self.target is not None:
@@ -112,9 +114,10 @@ class Affinity:
         """Restrict to sources `rows [b, a]` and targets `columns [b, p]`: an Affinity of a x p pairs."""
         source = None if self.source is None else take(self.source, rows)
         target = None if self.target is None else take(self.target, columns)
-        return Affinity(
-            take(self.left, rows), take(self.right, columns), source, target, self.curve
-        )
+        left = take(self.left, rows)
+        same = self.left is self.right and rows is columns
+        right = left if same else take(self.right, columns)
+        return Affinity(left, right, source, target, self.curve)
 
     def weighted(self, weight: Tensor, on: str = "both") -> Affinity:
         """Multiply by positive token weights `[b, n]` on "source", "target" or "both".

@@ -31,7 +31,7 @@ from tokenzoo.tools.transformers_loading import inputs
 
 REFUSED = (AttachError, MissingEvidenceError, UnsupportedModelError)
 KEEP = 0.25
-DEPTH, LAYERS = 7, 25  # so many blocks and layers, that each recipe finds those that it names
+DEPTH, LAYERS = 10, 25  # so many blocks and layers, that each recipe finds those that it names
 BY = 'runs with `attention_source="received"`'
 
 

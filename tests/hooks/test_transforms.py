@@ -97,6 +97,7 @@ TRIED = [
     for step in tokenzoo.build(name).recipe.steps
     if step.stage.name in ("image", "block", "features")
     and "text" not in step.needs
+    and not any("@" in need for need in step.needs)  # of a layer that the towers here do not have
     and tokenzoo.build(name).recipe.steps[-1].stage.name not in ("projected", "llm")
 ]
 TRIED += [(tower, name) for tower in TOWERS[1:] for name in ("evoprune", "tome")]

@@ -15,7 +15,21 @@ from tests.mutants import matchers, mergers, restorers, schedules, scorers
 from tests.mutants.mergers import Blurs as Blurs
 from tests.mutants.scorers import LikesNaN as LikesNaN
 from tests.mutants.tiny_vit import Loops
-from tokenzoo.matchers import Alternate, Drop, Nearest, Protect, SelectAssign, Strided, TopK
+from tokenzoo.matchers import (
+    Alternate,
+    Anchored,
+    DistinctPerGroup,
+    Drop,
+    Elbow,
+    MarginalRelevance,
+    MaxCoverage,
+    Nearest,
+    Protect,
+    RunQuotas,
+    SelectAssign,
+    Strided,
+    TopK,
+)
 from tokenzoo.mergers import CopyBack, Identity, Mean, WeightedMean
 from tokenzoo.parts import Matcher, Part, Schedule, Scorer
 from tokenzoo.recipe import Recipe, Stage, Step
@@ -49,6 +63,7 @@ class Mutant:
 
 _honest = adapters.tiny(adapters.Adapted)
 _first = matchers.FirstTokens()
+_length, _cosine = FeatureNorm(), Similarity("x")
 
 
 def _recipe(part: Scorer | Matcher | Schedule) -> Recipe:
@@ -91,6 +106,18 @@ BROKEN: tuple[Mutant, ...] = (
     Mutant("pairs_formed", scorers.Falling(), Similarity("x", "sigmoid")),
     Mutant("selection_formed", matchers.Twice(), Strided()),
     Mutant("selection_formed", matchers.MiscountsGroups(), Strided()),
+    Mutant("selection_formed", matchers.Recovers(_cosine), MaxCoverage(_cosine)),
+    Mutant(
+        "selection_formed",
+        matchers.LeavesOutAlikes(_length, _cosine),
+        DistinctPerGroup(_length, _cosine),
+    ),
+    Mutant("selection_formed", matchers.LosesTheSurplus(_length), RunQuotas(_length)),
+    Mutant(
+        "selection_formed",
+        matchers.AlwaysAnAnchor(_length, _length),
+        Anchored(_length, _length),
+    ),
     Mutant("slots_formed", matchers.OutOfRange(), Nearest(Similarity("x"))),
     Mutant("segments_formed", matchers.CountsFromOne(), FrameWindows()),
     Mutant("sides_formed", matchers.LosesOne(), Alternate()),
@@ -113,13 +140,20 @@ BROKEN: tuple[Mutant, ...] = (
     Mutant("conserved", mergers.LosesMass(), Identity()),
     Mutant("conserved", mergers.ClaimsSum(), WeightedMean()),
     Mutant("batch_independent", scorers.BatchMean(), FeatureNorm()),
+    Mutant("batch_independent", matchers.CoversTheBatch(_cosine), MaxCoverage(_cosine)),
     Mutant("gradients", mergers.Detaches(), Mean()),
     Mutant("degenerate", scorers.NeedsTwo(), FeatureNorm()),
     Mutant("nan_harmless", scorers.RaisesOnNaN(), FeatureNorm()),
     Mutant("nan_lowest", scorers.LikesNaN(), FeatureNorm()),
     Mutant("nan_lowest", mergers.SpreadsNaN(), Mean()),
+    Mutant(
+        "nan_lowest",
+        matchers.FirstOfNaN(_length, _cosine),
+        MarginalRelevance(_length, _cosine),
+    ),
     Mutant("static_shapes", scorers.Waits(), FeatureNorm()),
     Mutant("static_shapes", matchers.KeepsByValue(), _first),
+    Mutant("static_shapes", matchers.CutsAtTheElbow(_length), Elbow(_length)),
     Mutant("options_checked", scorers.LooksUpLate(), FeatureNorm()),
     _inside("repr_is_code", scorers.Halves(), FeatureNorm()),
     _inside("saved_and_loaded", scorers.Unwritable(), FeatureNorm()),

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.matchers import Alternate, Protect
+from tokenzoo.matchers import (
+    Alternate,
+    Anchored,
+    DistinctPerGroup,
+    Elbow,
+    MarginalRelevance,
+    MaxCoverage,
+    Protect,
+    RunQuotas,
+)
 from tokenzoo.parts import Assigner, Matcher, Selector
 from tokenzoo.temporal import FrameWindows
 from tokenzoo.token_map import TokenMap
@@ -172,3 +181,62 @@ class HoldsAll(Protect):
 
     def count(self, tokens: int, merges: int) -> int:
         return floor_share(self.share, tokens)
+
+
+class Recovers(MaxCoverage):
+    """Forgets what it has chosen: the token that covers most is chosen again and again."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        kept, rest = super().select(evidence, pool, k)
+        return kept[:, :1].expand_as(kept), rest
+
+
+class CoversTheBatch(MaxCoverage):
+    """Weighs the gain of a token by what it is in the whole batch."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        mean = evidence.x.mean(0, keepdim=True).expand_as(evidence.x)
+        return super().select(evidence.renewed(mean + evidence.x, evidence.mass), pool, k)
+
+
+class FirstOfNaN(MarginalRelevance):
+    """Takes a token that is no number for the most important one."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        bad = ~evidence.x.isfinite().all(-1, keepdim=True)
+        high = evidence.x.where(~bad, 0) + 1e3 * bad
+        return super().select(evidence.renewed(high, evidence.mass), pool, k)
+
+
+class LosesTheSurplus(RunQuotas):
+    """Gives what a run cannot take to nobody, and fills up with the first token."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        kept, rest = super().select(evidence, pool, k)
+        lost = k // 2
+        return torch.cat([kept[:, : k - lost], kept[:, :1].expand(-1, lost)], 1), rest
+
+
+class AlwaysAnAnchor(Anchored):
+    """Keeps an anchor with all its neighbours, even where fewer tokens are wanted."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return super().select(evidence, pool, min(max(k, 5), pool.shape[1]))
+
+
+class CutsAtTheElbow(Elbow):
+    """Returns as many tokens as the data say, without padding."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        kept, rest = super().select(evidence, pool, k)
+        count = int(self.lengths(evidence, pool, k).max())
+        return kept[:, :count], torch.cat([kept[:, count:], rest], 1)
+
+
+class LeavesOutAlikes(DistinctPerGroup):
+    """Returns only tokens that differ, and so fewer where many are alike."""
+
+    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        kept, rest = super().select(evidence, pool, k)
+        count = min(k, 1 + pool.shape[1] // 4)
+        return kept[:, :count], torch.cat([kept[:, count:], rest], 1)

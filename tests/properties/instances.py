@@ -91,6 +91,22 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
         m.Then((0.25, m.GridCentres()), (m.REST, m.Strided())),
     ),
     "max_min": (m.MaxMin(cosine),),
+    "max_coverage": (
+        m.MaxCoverage(cosine, length),
+        m.MaxCoverage(cosine, temperature=0.2, text=2.0, text_temperature=0.1),
+        m.MaxCoverage(s.Similarity("keys", "exp", 2.0), s.CLSAttention(), 0.5),
+    ),
+    "marginal_relevance": (
+        m.MarginalRelevance(length.normalized(), cosine),
+        m.MarginalRelevance(s.CLSAttention(), s.Similarity("keys"), 0.9),
+    ),
+    "run_quotas": (m.RunQuotas(length, 3), m.RunQuotas(length, power=4.0)),
+    "anchored": (m.Anchored(s.Random(), length, 0.8), m.Anchored(length, s.Random())),
+    "distinct_per_group": (
+        m.DistinctPerGroup(length, cosine),
+        m.DistinctPerGroup(s.CLSAttention(), cosine, 1.0, 0.0),
+    ),
+    "elbow": (m.Elbow(length),),
     "thin": (m.Thin(cosine), m.Thin(cosine, per_round=1)),
     "per_window": (m.PerWindow(length, 2), m.PerWindow(length, 2, "cap"), m.PerWindow(length, 64)),
     "whole_rows": (m.WholeRows(length),),

@@ -159,7 +159,7 @@ KINDS_OF_PARTS = (Scorer, PairScorer, Matcher, Selector, Assigner, Split, Merger
 def test_every_registered_part_is_drawn(kind: type) -> None:
     drawn: set[type] = set()
 
-    @settings(max_examples=80)
+    @settings(max_examples=150)
     @given(parts(kind))
     def on(part: Any) -> None:
         assert isinstance(part, kind)

@@ -22,6 +22,9 @@ BITS = 24
 UNIT_BITS = 26
 """Binary digits of a component of a unit vector: products of such vectors have 52."""
 
+SUM_BITS = 40
+"""Binary digits after the point of a value that is added up: sums below 2 ** 12 have 52."""
+
 SCORE_BITS = 25
 """Binary digits of a compared score, one more than float32 has; the cosine of two copies rounds to 1."""
 
@@ -68,6 +71,18 @@ def comparable(scores: Tensor) -> Tensor:
     large = scores * (2.0 ** (53 - SCORE_BITS) + 1)
     leading = large - (large - scores)
     return torch.where(leading.isnan(), scores, leading)
+
+
+def summable(values: Tensor) -> Tensor:
+    """Round values >= 0, if `exact`, so that sums of them below 2 ** 12 are exact in any order.
+
+    Values in float64 are overwritten.
+    """
+    if not exact(values):
+        return values
+    # Next to this number the digits of a float64 end there.
+    shift = 1.5 * 2.0 ** (52 - SUM_BITS)
+    return precise(values).add_(shift).sub_(shift)
 
 
 def fixed_point(vectors: Tensor) -> Tensor:

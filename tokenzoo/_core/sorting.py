@@ -68,6 +68,9 @@ def place_in_group(group: Tensor, place: Tensor) -> Tensor:
 
     Groups are integers >= 0, places distinct integers below p.
     """
+    if torch.onnx.is_in_onnx_export():  # ONNX has no cummax
+        before = (group[:, None] == group[..., None]) & (place[:, None] < place[..., None])
+        return before.sum(-1)
     p = group.shape[1]
     order = ordered(group * p + place)
     sorted_groups = group.gather(1, order)
@@ -75,3 +78,27 @@ def place_in_group(group: Tensor, place: Tensor) -> Tensor:
     starts = sorted_groups.diff(dim=1, prepend=sorted_groups[:, :1] - 1) != 0
     first = at.where(starts, 0).cummax(1).values
     return torch.empty_like(order).scatter(1, order, at - first)
+
+
+def first_of(k: int, *keys: Tensor) -> Tensor:
+    """Return the first k indices in lexicographic order of `keys`: `[b, k]`.
+
+    Keys are integers `[b, p]` from 0 to 2 or below p.
+    """
+    base = max(3, keys[0].shape[1])
+    total = keys[0]
+    for key in keys[1:]:
+        total = total * base + key
+    return ordered(total)[:, :k]
+
+
+def run_of(spot: Tensor, n: int, count: Tensor | int) -> Tensor:
+    """Return the run of each place `spot` of n places cut into `count` runs, the longer ones first.
+
+    The shapes of `spot` and `count` broadcast; with a count of 0 there is one run.
+    """
+    parts = max(1, count) if isinstance(count, int) else count.clamp_min(1)
+    size, longer = n // parts, n % parts
+    wide = (size + 1) * longer
+    step = max(1, size) if isinstance(size, int) else size.clamp_min(1)
+    return torch.where(spot < wide, spot // (size + 1), longer + (spot - wide) // step)

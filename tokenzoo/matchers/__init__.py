@@ -15,10 +15,13 @@ from tokenzoo.temporal import (
 from .above import Above as Above
 from .among import Among as Among
 from .among import JoinFirst as JoinFirst
+from .anchored import Anchored as Anchored
 from .assigners import Drop as Drop
 from .assigners import Nearest as Nearest
 from .bipartite import Bipartite as Bipartite
 from .by_depth import ByDepth as ByDepth
+from .distinct_per_group import DistinctPerGroup as DistinctPerGroup
+from .elbow import Elbow as Elbow
 from .ends_and_middles import EndsAndMiddles as EndsAndMiddles
 from .far_from_pivots import FarFromPivots as FarFromPivots
 from .fuse import Fuse as Fuse
@@ -27,6 +30,8 @@ from .grid import GridCentres as GridCentres
 from .grid import SameCell as SameCell
 from .into_frames import IntoFrames as IntoFrames
 from .lattice import Lattice as Lattice
+from .marginal_relevance import MarginalRelevance as MarginalRelevance
+from .max_coverage import MaxCoverage as MaxCoverage
 from .max_min import MaxMin as MaxMin
 from .medoids import Medoids as Medoids
 from .merge_frames import MergeFrames as MergeFrames
@@ -37,6 +42,7 @@ from .per_frame import PerFrame as PerFrame
 from .per_window import PerWindow as PerWindow
 from .per_window import WholeRows as WholeRows
 from .protect import Protect as Protect
+from .run_quotas import RunQuotas as RunQuotas
 from .salient_anchors import SalientAnchors as SalientAnchors
 from .sampled import Sampled as Sampled
 from .select_assign import SelectAssign as SelectAssign
@@ -87,16 +93,22 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "strided": Strided,
         "lattice": Lattice,
         "outliers": Outliers,
+        "elbow": Elbow,
         "sampled": Sampled,
         "medoids": Medoids,
         "then": Then,
         "max_min": MaxMin,
+        "max_coverage": MaxCoverage,
+        "marginal_relevance": MarginalRelevance,
         "greedy_dpp": GreedyDPP,
         "far_from_pivots": FarFromPivots,
         "thin": Thin,
         "among": Among,
         "grid_centres": GridCentres,
         "per_window": PerWindow,
+        "run_quotas": RunQuotas,
+        "anchored": Anchored,
+        "distinct_per_group": DistinctPerGroup,
         "whole_rows": WholeRows,
         "drop": Drop,
         "fuse": Fuse,

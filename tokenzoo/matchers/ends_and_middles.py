@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenzoo._core.sorting import choose, descending, ordered, place_in_group, places
+from tokenzoo._core.sorting import choose, descending, ordered, place_in_group, places, run_of
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.temporal.segmenter import Segmenter, firsts, lengths
@@ -44,7 +44,7 @@ class EndsAndMiddles(Selector):
         middle = (at > begin) & (at < begin + lengths(segment) - 1)  # [b, f]
         scores = take(token_scores(self.scorer, evidence), pool)  # [b, p]
         count = k // frames + (frame < k % frames).long()  # [b, p]
-        window = _window(spot, n, count)
+        window = run_of(spot, n, count)
         inside = take(middle.long(), frame) == 1
         # A middle frame ranks the best of every window before the second of any.
         group = frame * (n + 1) + torch.where(inside, window, n)
@@ -55,12 +55,3 @@ class EndsAndMiddles(Selector):
         # Tokens that are not finite leave their places to others.
         later = torch.where(scores.isfinite(), (rank >= count).long(), 2)
         return choose(pool, ordered(later * n + rank)[:, :k])
-
-
-def _window(spot: Tensor, n: int, count: Tensor) -> Tensor:
-    """The window of each place of a frame, of `count` windows of n places; 0 where there are none."""
-    parts = count.clamp_min(1)
-    size, longer = n // parts, n % parts
-    wide = (size + 1) * longer
-    later = longer + (spot - wide) // size.clamp_min(1)
-    return torch.where(spot < wide, spot // (size + 1), later)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenzoo._core.kinds import Count
 from tokenzoo._core.precision import precise
-from tokenzoo._core.sorting import choose, descending, ordered, place_in_group, places
+from tokenzoo._core.sorting import choose, descending, first_of, place_in_group, places
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer, Selector, token_scores
 from tokenzoo.token_map import take
@@ -47,7 +47,7 @@ class PerWindow(Selector):
         inside = place_in_group(window, place)
         if self.fill == "cap":
             inside = (inside >= -(-k // (down * across))).long()
-        return choose(pool, _first(k, (~scores.isfinite()).long(), inside, place))
+        return choose(pool, first_of(k, (~scores.isfinite()).long(), inside, place))
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,4 @@ class WholeRows(Selector):
         addends = precise(scores).where(known, 0)
         sums = addends.new_zeros(pool.shape[0], rows).scatter_add(1, pool // columns, addends)
         row = take(places(descending(sums)), pool // columns)
-        return choose(pool, _first(k, (~known).long(), row, places(descending(scores))))
-
-
-def _first(k: int, *keys: Tensor) -> Tensor:
-    """Return the first k indices in lexicographic order of `keys`, integers `[b, p]` below p."""
-    p = keys[0].shape[1]
-    total = keys[0]
-    for key in keys[1:]:
-        total = total * p + key
-    return ordered(total)[:, :k]
+        return choose(pool, first_of(k, (~known).long(), row, places(descending(scores))))

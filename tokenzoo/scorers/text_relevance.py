@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError
+from tokenzoo._core.one_space import check_one_space as check_one_space
+from tokenzoo._core.one_space import products as products
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer
 from tokenzoo.tokens import unit
@@ -51,12 +52,6 @@ class TextRelevance(Scorer):
         return (relevance - low + 1e-6) / (high - low).clamp_min(1e-6)
 
 
-def products(x: Tensor, text: Tensor) -> Tensor:
-    """Return the inner products of tokens `[b, n, c]` and text embeddings `[b, t, c]`: `[b, n, t]`."""
-    dtype = torch.promote_types(x.dtype, text.dtype)
-    return x.to(dtype) @ text.to(dtype).mT
-
-
 def mean_product(x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean inner product of each token with the text embeddings: `[b, n]`.
 
@@ -70,17 +65,3 @@ def mean_product(x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         return product.mean(-1)
     count = mask.sum(-1, keepdim=True)  # [b, 1]
     return product.where(mask[:, None], 0).sum(-1) / count.clamp_min(1)
-
-
-def check_one_space(x: Tensor, text: Tensor) -> None:
-    """Raise unless tokens `[b, n, c]` and text embeddings `[b, t, c]` have equally many channels.
-
-    Raises:
-        BadArgumentError: the numbers of channels differ.
-    """
-    if text.shape[-1] != x.shape[-1]:
-        raise BadArgumentError(
-            f"text has {text.shape[-1]} channels and the tokens {x.shape[-1]}; both must be "
-            "in one space: pass features of a shared space as another layer's, at={'clip': "
-            "{'x': ...}}, and that layer's name as an option of the recipe"
-        )

@@ -83,9 +83,7 @@ def main() -> None:
     torch.manual_seed(0)
     vit = timm.create_model(given.model).eval()
     randomise(vit)
-    rows = [
-        measured(engine, vit, given.recipe, given.keep, given.rounds) for engine in ENGINES
-    ]
+    rows = [measured(engine, vit, given.recipe, given.keep, given.rounds) for engine in ENGINES]
     found = {
         "command": f"python -m benchmarks.export_time --model {given.model} --keep {given.keep}",
         "recipe": given.recipe,

@@ -265,6 +265,7 @@ def test_the_budget_counts_the_attention_of_removed_tokens() -> None:
     assert plan(3).attended == (100, 100, 100, 100, 100, 50)
     assert {plan(a).blocks for a in (0, 1, 3)} == {(100, 100, 50, 50, 50, 50)}
     assert {(plan(a).visual, plan(a).least) for a in (0, 1, 3)} == {(100, 50)}
+    assert "attention   100 x 5, 50\n" in str(plan(3))
     n, m = 101, 51
     both = {t: 8 * t * 64**2 + 4 * t**2 * 64 for t in (n, m)}  # one attention
     full, short = 4 * n * 64 * 256, 4 * m * 64 * 256  # one MLP

@@ -998,20 +998,20 @@ def ipcv(case: Case) -> None:
     All frames of a file are one image of ours: the authors choose among the tokens of all frames together.
     What the frames are in their attention, `packed_encoder` says.
     """
-    x = case.inputs["x"]
+    x = case.batch("x", 4)  # [b, f, n, c]
     options: dict[str, Any] = {"keep": 1.0}
     if case.params.get("prune", True):
-        keep = int(x.shape[0] * x.shape[1] * (1 - case.params["vit_reduction_ratio"]))
+        keep = int(x.shape[1] * x.shape[2] * (1 - case.params["vit_reduction_ratio"]))
         options = {"keep": keep, "attended": case.params["AS_layer"]}
-    model = packed_encoder.Encoder(case.inputs, x.shape[1])
+    model = packed_encoder.Encoder(case.inputs, x.shape[2])
     with (
         plugins.registered(packed_encoder, "packed_encoder"),
         tokenzoo.build("ipcv", **options).attach(model, trace=True) as attached,
     ):
-        ours = {"out": model(x.flatten(0, 1)[None])[0]}
+        ours = {"out": model(x.flatten(1, 2))}
         if "keep" in case.outputs:
             attached.record.check()
-            ours["keep"] = attached.record.keep[0]
+            ours["keep"] = attached.record.keep
             assert attached.counts[-1] == keep, f"{case.label}: {attached.counts}"
     case.compare(ours)
 

@@ -21,7 +21,7 @@ FILES = [path for path in sorted(FOLDER.glob("*.npz")) if path.stem != "tome_mod
 SHARED = ("ln", "wq", "wk", "ln_w", "ln_b", "w_proj")
 # By method, the inputs without a batch axis; (): all.
 WITHOUT_BATCH_AXIS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("divprune", "gprune", "vscan_qwen", "holitom"), ()),
+    **dict.fromkeys(("divprune", "gprune", "vscan_qwen", "holitom", "ipcv"), ()),
     "fastvid": ("frame_attn", "frame_global"),
 }
 # A case by its method: the first of the file, unless another one is more telling.

@@ -200,8 +200,7 @@ class TokenBudget:
 
     def __str__(self) -> str:
         """Format the counts, runs of equal ones as `count x blocks`, and the ratio of operations."""
-        runs = [(count, len(list(run))) for count, run in groupby(self.blocks)]
-        blocks = ", ".join(str(n) if times == 1 else f"{n} x {times}" for n, times in runs)
+        blocks = _runs(self.blocks)
         prefix = f" + {self.prefix} prefix" if self.prefix else ""
         rows = [
             ("image", f"{self.tokens} patch tokens, {self.entering}{prefix} enter the first block"),
@@ -214,8 +213,16 @@ class TokenBudget:
             steps = [str(n) if k is None else f"{n} from layer {k} on" for k, n in self.layers]
             later.append(("llm", ", ".join(steps)))
         rows[3:3] = later
+        if self.attended:
+            rows.insert(2, ("attention", _runs(self.attended)))
         if self.fewer:
             said = ", ".join(f"{left} from block {at} on" for at, left in self.fewer)
             said = f"{self.frames}, {said}"
             rows.insert(1, ("frames", said))
         return "\n".join(f"{name:<10}  {value}" for name, value in rows)
+
+
+def _runs(counts: tuple[int, ...]) -> str:
+    """Return counts as text, runs of equal ones as `count x times`."""
+    runs = [(count, len(list(run))) for count, run in groupby(counts)]
+    return ", ".join(str(n) if times == 1 else f"{n} x {times}" for n, times in runs)

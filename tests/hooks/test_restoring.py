@@ -25,7 +25,7 @@ from tests.adapters.hf.vlm.test_packed_tower import run as run_packed
 from tests.adapters.models import DINO_REG, EVA02, GAP, SIGLIP, VIT, Case, gap, images, traces
 from tests.compiling import clean_compiler as clean_compiler
 from tests.hooks.running import gradients, run, same, tiny
-from tokenzoo import Recipe, Stage, Step
+from tokenzoo import Recipe, Scorer, Stage, Step
 from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError
 from tokenzoo.matchers import Above, Drop, Fuse, Nearest, SelectAssign, TopK
 from tokenzoo.mergers import CopyBack, Identity, NeighbourUpdate, WeightedMean
@@ -120,12 +120,15 @@ class Gone:
 
 
 @torch.no_grad()
-def copied_by_hand(model: Any, x: Tensor, removals: tuple[int, ...], attended: int) -> Tensor:
-    """As `DROP` with `CopyBack`, several blocks removing; one image `[1, n, c]` without prefix."""
+def copied_by_hand(
+    model: Any, x: Tensor, removals: tuple[int, ...], attended: int, scorer: Scorer
+) -> Tensor:
+    """With `CopyBack`, several blocks removing; one image `[1, n, c]` without prefix."""
     left: dict[int, Tensor] = dict(enumerate(x[0]))
     gone: list[Gone] = []
+    entered = left
     for i, block in enumerate(model.blocks):
-        entered = dict(left)
+        previous, entered = entered, dict(left)
         there = dict(left)
         for one in gone:
             if i <= one.last:
@@ -134,7 +137,9 @@ def copied_by_hand(model: Any, x: Tensor, removals: tuple[int, ...], attended: i
         out = attention(block, torch.stack([there[p] for p in places])[None])[0]
         left = {p: row for p, row in zip(places, out, strict=True) if p in left}
         if removals[i]:
-            ranked = sorted(left, key=lambda p: float(left[p].norm()))
+            change = {p: entered[p] - previous[p] for p in left}
+            scored = left if isinstance(scorer, FeatureNorm) else change
+            ranked = sorted(left, key=lambda p: float(scored[p].norm()))
             lost = ranked[: removals[i]]
             gone.append(Gone({p: entered[p] for p in lost}, i + attended - 1))
             left = {p: row for p, row in left.items() if p not in lost}
@@ -145,19 +150,26 @@ def copied_by_hand(model: Any, x: Tensor, removals: tuple[int, ...], attended: i
     return torch.stack([left[p] for p in sorted(left)])[None]
 
 
+@pytest.mark.parametrize("scorer", [FeatureNorm(), FeatureChange()])
 @pytest.mark.parametrize("attended", [1, 2, 3])
-def test_several_blocks_remove_tokens_that_attend_for_a_while(attended: int) -> None:
+def test_several_blocks_remove_tokens_that_attend_for_a_while(
+    attended: int, scorer: Scorer
+) -> None:
+    """What entered the blocks is that of the tokens that are left, whoever else attends."""
     model = SIGLIP.build(depth=6, img_size=64)
     x = images(model)
     removals = (0, 5, 3, 0, 2, 1)
+    match = SelectAssign(TopK(scorer), Drop())
     step = Step(
-        *(Stage.BLOCK, Explicit(removals), DROP, Identity()), restorer=CopyBack(), attended=attended
+        *(Stage.BLOCK, Explicit(removals), match, Identity()),
+        restorer=CopyBack(),
+        attended=attended,
     )
     first = entering(model, x)
     with tokenzoo.build(Recipe(step, keep=None)).attach(model) as attached, torch.no_grad():
         found = model.forward_features(x)
         assert attached.counts == (16, 11, 8, 8, 6, 5)
-    by_hand = [copied_by_hand(model, one, removals, attended) for one in first.split(1)]
+    by_hand = [copied_by_hand(model, one, removals, attended, scorer) for one in first.split(1)]
     assert gap(found, model.norm(torch.cat(by_hand)).detach()) <= 1e-5
 
 
@@ -253,6 +265,7 @@ def test_the_budget_counts_the_attention_of_removed_tokens() -> None:
     assert plan(3).attended == (100, 100, 100, 100, 100, 50)
     assert {plan(a).blocks for a in (0, 1, 3)} == {(100, 100, 50, 50, 50, 50)}
     assert {(plan(a).visual, plan(a).least) for a in (0, 1, 3)} == {(100, 50)}
+    assert "attention   100 x 5, 50\n" in str(plan(3))
     n, m = 101, 51
     both = {t: 8 * t * 64**2 + 4 * t**2 * 64 for t in (n, m)}  # one attention
     full, short = 4 * n * 64 * 256, 4 * m * 64 * 256  # one MLP

@@ -155,10 +155,10 @@ class ReductionState:
             x: the tokens that are left.
             block: index of the block.
         """
+        if not self.removals or self.removals[-1].last < block:
+            return x, self
         gone = sum(removal.last < block for removal in self.removals)  # the earlier ones
         back = self.removals[gone:]
-        if not back:
-            return x, self
         wide = replace(self, layout=back[0].layout, removals=self.removals[:gone], left=self)
         return put_back(x, self.layout, back), wide
 

@@ -41,7 +41,8 @@ def ipcv(
           together; the authors choose single patches.
         - Without removed tokens, the authors' attention counts a kept token that is the first of its frame
           as one of the frame before. That is not done.
-        - They also drop tokens inside of the language model, by DART or FastV: recipes of their own here.
+        - They also drop tokens inside of the language model, by DART or FastV: recipes of their own here,
+          whose steps go with these, `Recipe(*build("ipcv").recipe.steps, *build("dart").recipe.steps)`.
 
     Licence:
         Apache-2.0 (Perkzi/IPCV)

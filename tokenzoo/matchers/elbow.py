@@ -11,7 +11,7 @@ from tokenzoo._core.precision import comparable
 from tokenzoo._core.sorting import descending, first_highest
 from tokenzoo.evidence import Evidence
 from tokenzoo.matchers.above import Highest
-from tokenzoo.parts import token_scores
+from tokenzoo.parts import Scorer, token_scores
 from tokenzoo.token_map import take
 
 
@@ -26,6 +26,8 @@ class Elbow(Highest):
     Args:
         scorer: a high score means keep.
     """
+
+    scorer: Scorer
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
         """Return the number of tokens before the elbow: `[b]`."""

@@ -336,6 +336,41 @@ def divprune(case: Case) -> None:
     case.compare(ours, spread)
 
 
+def scope(case: Case) -> None:
+    """`indices` are the kept ones in ascending order, `order` as they were chosen."""
+    x, shown = case.inputs["feats"], {"cls_attention": case.inputs["attn_cls"]}
+    keep, alpha = case.params["keep"], case.params["alpha"]
+    selector = tokenzoo.build("scope", alpha=alpha).recipe.steps[0].matcher.stay
+    ours = {
+        "indices": reduced("scope", x, shown, keep=keep, alpha=alpha).plan.keep,
+        "order": reduced(chosen(selector, keep), x, shown).plan.keep,
+    }
+    case.compare(ours)
+
+
+def mmtok(case: Case) -> None:
+    """The authors weigh the image, by alpha, and we the text; a scale of both changes nothing."""
+    x, text, given = case.inputs["feats"], case.inputs["text"], case.params
+    options = {"text": 1 / given["alpha"], "text_temperature": given["tv"]}
+    options |= {"temperature": given["vv"], "keep": given["keep"]}
+    case.compare({"indices": reduced("mmtok", x, {"text": text}, **options).plan.keep})
+
+
+def holov(case: Case) -> None:
+    """With the second term of the authors' scores, which changes no quota."""
+    shown = {"cls_attention": case.inputs["attn_cls"]}
+    found = reduced("holov", case.inputs["feats"], shown, **case.params)
+    case.compare({"indices": found.plan.keep})
+
+
+def hiprune(case: Case) -> None:
+    """The attention that tokens receive in the ninth layer, and in the one whose output is read."""
+    x, shallow, deep = case.given("feats", "shallow", "deep")
+    shown = {"received_attention": deep, "grid": (24, 24)}
+    shown["at"] = {8: {"x": x, "received_attention": shallow}}
+    case.compare({"indices": reduced("hiprune", x, shown, **case.params).plan.keep})
+
+
 def cdpruner(case: Case) -> None:
     """Relevance from CLIP's projected patches, diversity from the projected features.
 
@@ -1021,7 +1056,7 @@ MAPPINGS: dict[str, Callable[[Case], None]] = {
     for mapping in (
         *(tome, tome_model, pitome, visionzip, divprune, cdpruner, fastervlm, vispruner, fastv),
         *(dart, pdrop, sparsevlm, topk, evit, dpcknn, ats, prumerge, fopru, vscan, vscan_qwen),
-        *(trim, gprune, holitom, fastvid, prunevid, ipcv),
+        *(trim, gprune, holitom, fastvid, prunevid, ipcv, scope, mmtok, holov, hiprune),
     )
 }
 

@@ -16,16 +16,14 @@ from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)
-class Above(Selector):
-    """Keep the tokens whose score is above a threshold, at least one and at most k, the highest first.
+class Highest(Selector):
+    """The base of selectors of the highest scores whose number depends on the data: see `lengths`.
 
     Args:
         scorer: a high score means keep.
-        threshold: the highest score of a token that is not kept.
     """
 
     scorer: Scorer
-    threshold: Annotated[float, Range()] = 0.0
 
     @property
     def ragged(self) -> bool:
@@ -36,6 +34,18 @@ class Above(Selector):
         """Choose k tokens: the highest first."""
         scores = take(token_scores(self.scorer, evidence), pool)
         return choose(pool, descending(scores)[:, :k])
+
+
+@dataclass(frozen=True)
+class Above(Highest):
+    """Keep the tokens whose score is above a threshold, at least one and at most k, the highest first.
+
+    Args:
+        scorer: a high score means keep.
+        threshold: the highest score of a token that is not kept.
+    """
+
+    threshold: Annotated[float, Range()] = 0.0
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
         """Return the number of tokens above the threshold: `[b]`."""

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from tokenzoo._core.precision import comparable
-from tokenzoo._core.sorting import choose, descending, first_highest
+from tokenzoo._core.sorting import descending, first_highest
 from tokenzoo.evidence import Evidence
-from tokenzoo.parts import Scorer, Selector, token_scores
+from tokenzoo.matchers.above import Highest
+from tokenzoo.parts import Scorer, token_scores
 from tokenzoo.token_map import take
 
 
 @dataclass(frozen=True)
-class Elbow(Selector):
+class Elbow(Highest):
     """Keep the tokens before the elbow of the sorted scores, at least one and at most k.
 
     The scores of the pool in descending order are a curve; its elbow is the first of the points that lie
@@ -27,16 +28,6 @@ class Elbow(Selector):
     """
 
     scorer: Scorer
-
-    @property
-    def ragged(self) -> bool:
-        """True: the count depends on the data."""
-        return True
-
-    def select(self, evidence: Evidence, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Choose k tokens: the highest first."""
-        scores = take(token_scores(self.scorer, evidence), pool)
-        return choose(pool, descending(scores)[:, :k])
 
     def lengths(self, evidence: Evidence, pool: Tensor, k: int) -> Tensor:
         """Return the number of tokens before the elbow: `[b]`."""

@@ -53,6 +53,7 @@ class Evidence:
         held: `[b, n]` bool, protected at an earlier site, or None.
         layers: the evidence of other layers, by index or name; under `TEXT` and `EMBEDDED`, that of other
             tokens.
+        training: whether the block is in training mode; parts that learn may then act otherwise.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Evidence:
         text_mask: Tensor | None = None,
         held: Tensor | None = None,
         layers: Mapping[Layer, Evidence] | None = None,
+        training: bool = False,
     ) -> None:
         self.x = x
+        self.training = training
         self.mass = mass
         self.prefix = prefix
         self.held = held
@@ -234,7 +237,7 @@ class Evidence:
 
         Args:
             move: makes of a value with n tokens in the dimension that it is given one with m tokens.
-            **more: further arguments of `Evidence`; none is taken over but prefix and depth.
+            **more: further arguments of `Evidence`; of these only prefix, depth and training are kept.
         """
 
         def shown(name: str) -> Callable[[], Tensor]:
@@ -246,6 +249,7 @@ class Evidence:
             show={name: shown(name) for name in self._show},
             prefix=self.prefix,
             depth=self._depth,
+            training=self.training,
             held=None if self.held is None else move(self.held, 1),
             layers={
                 name: layer if name in _OTHERS else layer.moved(move, text=layer._text)
@@ -277,6 +281,7 @@ class Evidence:
             text_mask=self.text_mask,
             held=self.held,
             layers=self._layers if layers is None else layers,
+            training=self.training,
         )
 
     def with_text(self, text: Tensor, text_mask: Tensor) -> Evidence:

@@ -165,9 +165,11 @@ class Site:
         reduces = steps.watches and state.surplus(self.index)
         wanted = reduces or self._feeds_later_step(state) or self._ends_encoder(state)
         bias = None
-        if self.options.proportional and layout.buckets:
+        if layout.buckets and (self.options.proportional or layout.learns):
             x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
             bias = layout.log_mass(x.device)
+            if bias is not None and not self.options.proportional:
+                bias = bias - bias.detach()  # it is 0, and takes the gradient of the mass
         if wanted or places is not None or bias is not None:
             # An attention that runs twice in a block is seen twice, which is an error.
             if self.run.tap is None:
@@ -188,7 +190,6 @@ class Site:
 
     def reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Reduce what comes out of the first branch: the heart, at one site."""
-        del module
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
         surplus, feeds = state.surplus(self.index), self._feeds_later_step(state)
@@ -201,7 +202,7 @@ class Site:
         if surplus:
             self.options.tick()
         parts = state.layout.split(x)
-        evidence = self._evidence(x, state, parts)
+        evidence = self._evidence(x, state, parts, module.training)
         # Queries, keys and values are not to be held while the second branch runs.
         self.run.tap = None
         if feeds:
@@ -273,7 +274,9 @@ class Site:
             calls, trial = len(tap.seen), state.steps.trial
             raise AttachError(wrong_calls(wrong, calls, self.adapter, layout, trial))
 
-    def _evidence(self, x: Tensor, state: ReductionState, parts: list[Tensor]) -> list[Evidence]:
+    def _evidence(
+        self, x: Tensor, state: ReductionState, parts: list[Tensor], training: bool
+    ) -> list[Evidence]:
         """What the block shows about the tokens of each bucket."""
         layout, tap = state.layout, self.run.tap
         seen: list[Any] = [None] * len(parts)
@@ -283,7 +286,7 @@ class Site:
             raise wrong_order(self.path)
         triples = zip(parts, layout.buckets, seen, strict=True)
         return [
-            evidence_of(part, one, own, layout.prefix, self.index / len(one.counts))
+            evidence_of(part, one, own, layout.prefix, self.index / len(one.counts), training)
             for part, one, own in triples
         ]
 

@@ -14,6 +14,8 @@ from .mean import Mean as Mean
 from .neighbour_blend import NeighbourBlend as NeighbourBlend
 from .neighbour_sum import NeighbourSum as NeighbourSum
 from .running_mean import RunningMean as RunningMean
+from .soft_sum import SoftSum as SoftSum
+from .straight_through import StraightThrough as StraightThrough
 from .target_plus_mean import TargetPlusMean as TargetPlusMean
 from .weighted_mean import WeightedMean as WeightedMean
 
@@ -32,6 +34,8 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
         "centre_blend": CentreBlend,
         "anchor_blend": AnchorBlend,
         "running_mean": RunningMean,
+        "soft_sum": SoftSum,
+        "straight_through": StraightThrough,
     }
 
 

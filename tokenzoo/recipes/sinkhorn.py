@@ -42,8 +42,8 @@ def sinkhorn(
     Departures:
         - The published code sums features of length 1, and outputs are that short; here they are sums of
           the features themselves, as a trained model expects. `match_reference=True` does as the code.
-        - The published code has the temperature 1, with which every output is near the mean of all tokens; the
-          models there are trained with it.
+        - The published code has the temperature 1, with which every output is near the mean of all tokens;
+          the models there are trained with it.
         - The centres have any length, and are normalised where they are used.
         - Tokens are merged after the attention of a block, not before the block.
         - It was built from a description; there are no recorded numbers to compare it with.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,12 @@ from tests.adapters.models import EVA02, VIT, images
 from tests.refusals import refused
 from tokenzoo import Recipe, Stage, Step
 from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError, UntrainedWarning
+from tokenzoo.evaluation.candidates import ready_recipes
 from tokenzoo.learned import parts_that_learn
-from tokenzoo.matchers import Slimming
-from tokenzoo.mergers import SoftSum
+from tokenzoo.matchers import Drop, SelectAssign, Slimming, TopK
+from tokenzoo.mergers import Fused, Identity, SoftSum
 from tokenzoo.schedules import Once
+from tokenzoo.testing import check_scorer
 
 RECIPES = ("dynamicvit", "patchmerger", "sinkhorn", "sit")
 SOFT = RECIPES[1:]
@@ -256,9 +260,6 @@ def test_a_module_that_is_no_part_of_ours_goes_to_the_model_too() -> None:
         def score(self, evidence: tokenzoo.Evidence) -> torch.Tensor:
             return self.layer(evidence.x)[..., 0].float()
 
-    from tokenzoo.matchers import Drop, SelectAssign, TopK
-    from tokenzoo.mergers import Identity
-
     line = Line()
     step = Step(Stage.BLOCK, Once(1), SelectAssign(TopK(line), Drop()), Identity())
     model = vit().double()
@@ -266,3 +267,23 @@ def test_a_module_that_is_no_part_of_ours_goes_to_the_model_too() -> None:
         assert line.layer.weight.dtype == torch.float64
         assert [*attached.learned] == [line]
         model(images(model).double())
+
+
+def test_the_part_of_the_document_learns() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "learning.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Line" in b]
+    names: dict[str, Any] = {"tokenzoo": tokenzoo, "__name__": "learning"}
+    exec(block, names)
+    check_scorer(names["Line"](), examples=5)
+    step = Step(
+        Stage.BLOCK, Once(1), SelectAssign(TopK(names["Line"]()), Drop()), Fused(names["Line"]())
+    )
+    model = vit()
+    with tokenzoo.build(Recipe(step, keep=9)).attach(model) as attached:
+        assert [len(one) for one in attached.learned.parameters()] == [48, 48]
+        model(images(model))
+
+
+def test_recipes_that_must_be_trained_are_no_candidates() -> None:
+    found = ready_recipes()
+    assert {*tokenzoo.list_recipes()} - {*found} == {*RECIPES}

@@ -53,14 +53,16 @@ def test_a_gate_sees_the_token_and_the_mean_of_all() -> None:
             y = torch.cat([z[place][: C // 2], mean])
             for name in ("one", "two"):
                 y = gelu(w[name] @ y)
-            expected = (w["three"] @ y).log_softmax(0)[0]
-            torch.testing.assert_close(gate.score(evidence())[image, place], expected)
+            p = (w["three"] @ y).softmax(0)[0]
+            torch.testing.assert_close(gate.probability(evidence())[image, place], p)
+            torch.testing.assert_close(gate.score(evidence())[image, place], p.logit())
 
 
 def queries(part: PatchQueries, x: Tensor, w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     values = torch.stack([normed(one) for one in x])
     logits = torch.stack([values @ query for query in w["queries"]], 1)
-    return (logits * (C**-0.5 if part.scaled else 1)).softmax(0), values
+    weights = (logits * (C**-0.5 if part.scaled else 1)).softmax(0)
+    return weights, values if part.normed_values else x
 
 
 def slimming(part: Slimming, x: Tensor, w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -84,7 +86,7 @@ def transport(part: TransportCentres, x: Tensor, w: dict[str, Tensor]) -> tuple[
     ("part", "written"),
     [
         (PatchQueries(), queries),
-        (PatchQueries(1, scaled=True), queries),
+        (PatchQueries(1, scaled=True, normed_values=True), queries),
         (Slimming(), slimming),
         (TransportCentres(), transport),
         (TransportCentres(temperature=0.2, rounds=2, unit_values=True), transport),

@@ -68,6 +68,10 @@ COVERED = {
     "random": None,
     "tome": None,
     "downsample": None,
+    "dynamicvit": None,
+    "patchmerger": None,
+    "sinkhorn": None,
+    "sit": None,
 }
 
 

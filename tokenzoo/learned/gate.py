@@ -15,10 +15,10 @@ from tokenzoo.parts import Scorer
 
 @dataclass(frozen=True)
 class Gate(Learned, Scorer, ABC):
-    """The base of gates: the score is the log probability that a token is kept.
+    """The base of gates: the score is the logit of the probability p that a token is kept.
 
-    In training it is the logit plus logistic noise: the tokens with the highest are then a draw by the
-    Gumbel trick. `StraightThrough` takes the gradient back to the gate.
+    It orders tokens as log p does, and does not saturate. In training logistic noise is added, the
+    difference of two Gumbel variables: which tokens are highest is then a draw. `StraightThrough` takes the gradient back to the gate.
     """
 
     @abstractmethod
@@ -26,12 +26,11 @@ class Gate(Learned, Scorer, ABC):
         """Return the logits of "keep" and "drop", `[b, n, 2]`."""
 
     def score(self, evidence: Evidence) -> Tensor:
-        """Return scores `[b, n]`: log probabilities, and noisy logits in training."""
-        logits = self.logits(evidence)
+        """Return scores `[b, n]`, with noise in training."""
+        keep, drop = self.logits(evidence).unbind(-1)
         if not evidence.training:
-            return logits.log_softmax(-1)[..., 0]
-        drawn = torch.rand_like(logits[..., 0]).clamp(1e-6, 1 - 1e-6)
-        return logits[..., 0] - logits[..., 1] + drawn.logit()
+            return keep - drop
+        return keep - drop + torch.rand_like(keep).clamp(1e-6, 1 - 1e-6).logit()
 
     def probability(self, evidence: Evidence) -> Tensor:
         """Return the probability that each token is kept, `[b, n]`; without noise."""

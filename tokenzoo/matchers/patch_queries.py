@@ -17,9 +17,11 @@ class PatchQueries(SoftMatcher):
     Args:
         seed: of the first values.
         scaled: divide the products by the root of the width.
+        normed_values: sum the normed features instead of the features themselves.
     """
 
     scaled: bool = False
+    normed_values: bool = False
 
     def starts(self, width: int, keep: int) -> Starts:
         """Return a query for each output, and the norm's gain and shift."""
@@ -27,8 +29,9 @@ class PatchQueries(SoftMatcher):
         return {"queries": queries, "gain": Start((width,), 1.0), "shift": Start((width,))}
 
     def assign(self, x: Tensor, known: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the attention of the queries, and the normed features."""
+        """Return the attention of the queries, and the features."""
         c = x.shape[2]
-        values = F.layer_norm(x, (c,), weights["gain"], weights["shift"])
+        normed = F.layer_norm(x, (c,), weights["gain"], weights["shift"])
         scale = c**-0.5 if self.scaled else 1.0
-        return over_tokens(values @ weights["queries"].mT * scale, known), values
+        attention = over_tokens(normed @ weights["queries"].mT * scale, known)
+        return attention, normed if self.normed_values else x

@@ -25,8 +25,8 @@ def dynamicvit(
 
     Formula:
         z = GELU(Linear(LN(x))),  z_j = [first half of z_j, mean over i of the second half of z_i]
-        score_j = log softmax(MLP(z_j))[keep]
-        training: the k highest of logit_j + logistic noise;  loss + (mean of p - k / n)^2
+        score_j = MLP(z_j)[keep] - MLP(z_j)[drop], the logit of p_j
+        training: the k highest of score_j + logistic noise;  loss + (mean of p - k / n)^2
 
     Args:
         keep: patch tokens to keep in the end: a count or a fraction. (paper: 0.343, which is 0.7 at each of
@@ -43,6 +43,7 @@ def dynamicvit(
         - The loss has the task, the outputs of the bare model and the shares; the paper also compares the
           features of the tokens with a teacher's.
         - Counts are shares of the tokens that reach a block, not of a 14 x 14 grid.
+        - The score is the logit, which orders tokens as the log probability does.
         - It was built from a description; there are no recorded numbers to compare it with.
 
     Licence:

@@ -14,7 +14,7 @@ from tokenzoo.learned import Gate, Start, Starts
 
 @dataclass(frozen=True)
 class KeepGate(Gate):
-    """The log probability that a token is kept, by a small network that sees it and the mean of all.
+    """The logit of the probability to keep a token, by a small network that sees it and the mean of all.
 
     After a norm and a linear layer, one half of the channels is the token's own; of the other half it
     gets the mean over all tokens.

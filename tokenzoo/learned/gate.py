@@ -18,7 +18,8 @@ class Gate(Learned, Scorer, ABC):
     """The base of gates: the score is the logit of the probability p that a token is kept.
 
     It orders tokens as log p does, and does not saturate. In training logistic noise is added, the
-    difference of two Gumbel variables: which tokens are highest is then a draw. `StraightThrough` takes the gradient back to the gate.
+    difference of two Gumbel variables: which tokens are highest is then a draw. `StraightThrough` takes the
+    gradient back to the gate.
     """
 
     @abstractmethod

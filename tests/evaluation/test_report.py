@@ -72,7 +72,7 @@ def small_library(monkeypatch: pytest.MonkeyPatch) -> None:
     class Offline:
         get_plotlyjs = staticmethod(lambda: LIBRARY)
 
-    monkeypatch.setattr(report, "need", lambda module: Offline)
+    monkeypatch.setattr(report, "need", lambda module, extra: Offline)
 
 
 def made(*rows: Row, **options: Any) -> Parsed:

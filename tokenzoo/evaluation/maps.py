@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError, TokenzooError
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.summary import Line, Summary
 from tokenzoo.evaluation.sweep import Job, attach, patch_tokens
 from tokenzoo.evaluation.task import Shown, Subject, TaskOptions
@@ -238,7 +238,7 @@ def _picture(
 
 def encoded(picture: Tensor) -> str:
     """Return a picture `[3, H, W]` in 0..1 as a `data:` URL of WebP, its shorter side `SIDE` pixels."""
-    pil: Any = need("PIL.Image")
+    pil: Any = need("PIL.Image", "eval")
     h, w = picture.shape[1:]
     scale = SIDE / min(h, w)
     image = pil.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError, TokenzooError
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.results import Key, Row
 from tokenzoo.evaluation.sweep import Bare, Job, bare_of, bare_row, row_of
 from tokenzoo.evaluation.task import Subject, TaskOptions

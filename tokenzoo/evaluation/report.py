@@ -14,9 +14,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.maps import Maps
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.report_hard import hard_table
 from tokenzoo.evaluation.report_maps import maps_section
 from tokenzoo.evaluation.report_tables import (
@@ -48,7 +48,7 @@ def page(
     """
     if not found:
         raise BadArgumentError("there are no rows to report; run `tokenzoo eval` first")
-    library = need("plotly.offline").get_plotlyjs()
+    library = need("plotly.offline", "eval").get_plotlyjs()
     keeps = {repr(one.key.keep): one.key.keep for task in found for one in task.lines}
     budgets = [budget_text(keep) for keep in sorted(keeps.values(), key=budget_order)]
     heads = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError
-from tokenzoo.evaluation.needs import need
 
 LEVEL = 0.95
 EQUAL = 1e-9  # half of the interval of differences that are all the same, relative to their mean
@@ -57,7 +57,7 @@ def estimate(scores: Sequence[float]) -> Estimate:
     n = _check(scores)
     if hits_only(scores):
         hits = round(sum(scores))
-        ci = need("scipy.stats").binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+        ci = need("scipy.stats", "eval").binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
         return Estimate(hits / n, float(ci.low), float(ci.high))
     mean, half = _student(scores)
     return Estimate(mean, mean - half, mean + half)
@@ -79,7 +79,7 @@ def difference(ours: Sequence[float], other: Sequence[float]) -> Difference:
     if hits_only([*ours, *other]):
         wins, losses = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
         p = (
-            float(need("scipy.stats").binomtest(wins, wins + losses).pvalue)
+            float(need("scipy.stats", "eval").binomtest(wins, wins + losses).pvalue)
             if wins + losses
             else 1.0
         )
@@ -87,7 +87,7 @@ def difference(ours: Sequence[float], other: Sequence[float]) -> Difference:
         p = 1.0 if mean == 0 else 2.0 ** (1 - len(changes))
     else:
         t = abs(mean) / half * _quantile(len(changes))
-        p = float(2 * need("scipy.stats").t.sf(t, len(changes) - 1))
+        p = float(2 * need("scipy.stats", "eval").t.sf(t, len(changes) - 1))
     return Difference(mean, mean - half, mean + half, p)
 
 
@@ -120,7 +120,7 @@ def _student(values: Sequence[float]) -> tuple[float, float]:
 
 def _quantile(n: int) -> float:
     """Return how many standard errors of a mean of n are half of its interval."""
-    return float(need("scipy.stats").t.ppf((1 + LEVEL) / 2, n - 1))
+    return float(need("scipy.stats", "eval").t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def _check(scores: Sequence[float]) -> int:

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
@@ -267,7 +268,8 @@ def _rounded(values: Tensor) -> list[float]:
     return [float(f"{float(value):.{DIGITS}g}") for value in values.double()]
 
 
-def versions() -> dict[str, str]:
+@cache  # every row has them, and the lookup reads files
+def versions() -> Mapping[str, str]:
     """Return the versions of the libraries that decide the scores, where installed."""
     found: dict[str, str] = {}
     for name in LIBRARIES:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.data import open_image
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.prompts import Prompt
 from tokenzoo.hooks.attach import find_adapter
 from tokenzoo.tools.transformers_loading import is_folder, is_multimodal
@@ -142,7 +142,7 @@ def load(name: str, device: str = "cpu") -> VisionLanguageModel:
             "the folder of its checkpoint or its name on the hub (llava-hf/llava-1.5-7b-hf). A vision "
             "model is tuned without --prompts"
         )
-    library = need("transformers")
+    library = need("transformers", "eval")
     try:
         config = library.AutoConfig.from_pretrained(name)
         if not is_multimodal(config):

@@ -12,14 +12,14 @@ from tokenzoo._core.kinds import Range
 from tokenzoo._core.sorting import ordered, places
 from tokenzoo.affinity import Affinity
 from tokenzoo.evidence import Evidence
-from tokenzoo.parts import Matcher
+from tokenzoo.temporal.clip_matcher import ClipMatcher
 from tokenzoo.temporal.segmenter import by_frame
 from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import unit
 
 
 @dataclass(frozen=True)
-class IntoFrames(Matcher):
+class IntoFrames(ClipMatcher):
     """Merge the most similar pairs of a token of any frame and one of the middle frame of its chunk.
 
     Chunks are `chunk` consecutive frames. Of the tokens outside of the middle frames, those with the
@@ -32,14 +32,6 @@ class IntoFrames(Matcher):
     """
 
     chunk: Annotated[int, Range(2)] = 4
-
-    def __post_init__(self) -> None:
-        self.require("frames", "x")
-
-    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """Return 1."""
-        del tokens, prefix
-        return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Keep exactly `keep` tokens, in order of position."""

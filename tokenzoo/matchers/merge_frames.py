@@ -10,14 +10,14 @@ from torch import Tensor
 from tokenzoo._core.precision import comparable, precise
 from tokenzoo._core.sorting import first_highest, ordered, places
 from tokenzoo.evidence import Evidence
-from tokenzoo.parts import Matcher
+from tokenzoo.temporal.clip_matcher import ClipMatcher
 from tokenzoo.temporal.segmenter import by_frame
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import unit
 
 
 @dataclass(frozen=True)
-class MergeFrames(Matcher):
+class MergeFrames(ClipMatcher):
     """Merge the two most similar neighbouring frames, place by place, until few enough are left.
 
     The similarity of two frames is the mean cosine of the tokens at the same place, of merged frames
@@ -25,14 +25,6 @@ class MergeFrames(Matcher):
     only, those with the highest cosines. Fewer tokens than a frame has are evenly spaced places; the
     others join the nearest of them in raster order.
     """
-
-    def __post_init__(self) -> None:
-        self.require("frames", "x")
-
-    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """Return 1."""
-        del tokens, prefix
-        return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Keep exactly `keep` tokens, in order of position."""

@@ -12,8 +12,9 @@ from tokenzoo._core.kinds import Count, Share, Words
 from tokenzoo._core.sorting import descending, first_highest, ordered, place_in_group, places
 from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.parts import Matcher, Scorer, token_scores
+from tokenzoo.parts import Scorer, token_scores
 from tokenzoo.temporal.anchors import Anchors, context_of_frame, similarities
+from tokenzoo.temporal.clip_matcher import ClipMatcher
 from tokenzoo.temporal.density import density_peaks, squared_distances
 from tokenzoo.temporal.segmenter import Segmenter, by_frame
 from tokenzoo.temporal.set_counts import in_proportion
@@ -21,7 +22,7 @@ from tokenzoo.token_map import TokenMap, take
 
 
 @dataclass(frozen=True)
-class SalientAnchors(Matcher):
+class SalientAnchors(ClipMatcher):
     """Keep the highest-scoring tokens of each frame, and let the others join targets in anchor frames.
 
     Targets are the density peaks (DPC-KNN) among the other tokens of an anchor frame; anchor frames are the
@@ -48,18 +49,10 @@ class SalientAnchors(Matcher):
     k: Count = 4
     retained: Annotated[Share | None, Words("a fraction in [0, 1], or None")] = None
 
-    def __post_init__(self) -> None:
-        self.require("frames", "x")
-
     @property
     def ragged(self) -> bool:
         """Whether the count depends on the clip."""
         return self.retained is not None
-
-    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """Return 1."""
-        del tokens, prefix
-        return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Keep exactly `keep` tokens, or at most as many, in order of position."""

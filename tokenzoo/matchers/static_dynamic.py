@@ -11,7 +11,8 @@ from torch import Tensor
 from tokenzoo._core.kinds import Count, Range, Share, Words
 from tokenzoo._core.sorting import descending, ordered, place_in_group, places
 from tokenzoo.evidence import Evidence
-from tokenzoo.parts import Matcher, Scorer, token_scores
+from tokenzoo.parts import Scorer, token_scores
+from tokenzoo.temporal.clip_matcher import ClipMatcher
 from tokenzoo.temporal.density import density_peaks, nearest_slots, squared_distances
 from tokenzoo.temporal.segmenter import Segmenter
 from tokenzoo.temporal.set_counts import Counting, authors_counts, in_proportion
@@ -20,7 +21,7 @@ from tokenzoo.token_map import TokenMap, take
 
 
 @dataclass(frozen=True)
-class StaticDynamic(Matcher):
+class StaticDynamic(ClipMatcher):
     """Join the static tokens of each segment over its frames, then keep some of what is left.
 
     The tokens of a static place are one tube, which begins in the first frame of the segment and is one
@@ -59,18 +60,10 @@ class StaticDynamic(Matcher):
     order: Literal["groups", "position"] = "groups"
     centres: Literal["position", "score"] = "position"
 
-    def __post_init__(self) -> None:
-        self.require("frames", "x")
-
     @property
     def ragged(self) -> bool:
         """Whether the count depends on the clip."""
         return self.retained is not None
-
-    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """Return 1."""
-        del tokens, prefix
-        return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Keep exactly `keep` tokens, or at most as many."""

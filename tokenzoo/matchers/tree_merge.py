@@ -13,7 +13,8 @@ from tokenzoo._core.precision import comparable, precise
 from tokenzoo._core.sorting import descending, first_highest, ordered, place_in_group, places
 from tokenzoo._core.validation import floor_share
 from tokenzoo.evidence import Evidence
-from tokenzoo.parts import Matcher, Scorer, token_scores
+from tokenzoo.parts import Scorer, token_scores
+from tokenzoo.temporal.clip_matcher import ClipMatcher
 from tokenzoo.temporal.density import density_peaks, nearest_slots, squared_distances
 from tokenzoo.temporal.segmenter import Segmenter, by_frame
 from tokenzoo.temporal.set_counts import in_proportion
@@ -22,7 +23,7 @@ from tokenzoo.tokens import unit
 
 
 @dataclass(frozen=True)
-class TreeMerge(Matcher):
+class TreeMerge(ClipMatcher):
     """Select tokens of each frame by score and diversity; link the others to trees, and cluster these.
 
     Selected are, one after another, the tokens with the highest score times distance (1 - cosine) from all
@@ -45,14 +46,6 @@ class TreeMerge(Matcher):
     selected: Share = 0.7
     threshold: Annotated[float, Range(-1, 2)] = 0.8
     k: Count = 7
-
-    def __post_init__(self) -> None:
-        self.require("frames", "x")
-
-    def min_tokens(self, tokens: int, prefix: int = 0) -> int:
-        """Return 1."""
-        del tokens, prefix
-        return 1
 
     def match(self, evidence: Evidence, keep: int) -> TokenMap:
         """Keep exactly `keep` tokens, in order of position."""

@@ -13,19 +13,19 @@ token reduction, so it favours no method. `tokenzoo/weights/README.md` is its mo
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor
 
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo._core.needs import need
+from tokenzoo.errors import BadArgumentError
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -83,16 +83,6 @@ class Collages:
         return F.one_hot(self.digits, 10).sum(dim=1)
 
 
-def _need(module: str, package: str) -> Any:
-    """Import a module of the demo extra; if it is missing, raise an error with the install command."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"tokenzoo.tools.digits needs {package}: pip install 'tokenzoo[demo]'"
-        ) from error
-
-
 @lru_cache(maxsize=1)
 def splits() -> dict[str, Digits]:
     """The digits in three parts that share none: 'train', 'validation' and 'test'.
@@ -103,7 +93,7 @@ def splits() -> dict[str, Digits]:
 
     Raises `MissingDependencyError` without scikit-learn.
     """
-    data = _need("sklearn.datasets", "scikit-learn").load_digits()
+    data = need("sklearn.datasets", "demo", "scikit-learn").load_digits()
     images = torch.tensor(data.images, dtype=torch.float32) / 16  # [1797, 8, 8]; stored as 0..16
     labels = torch.tensor(data.target, dtype=torch.int64)  # [1797]
     # Each digit's number among those of its own class. Taking every sixth row of the file instead
@@ -182,7 +172,9 @@ def digits_vit() -> VisionTransformer:
 
     Raises `MissingDependencyError` without timm.
     """
-    vit: VisionTransformer = _need("timm.models.vision_transformer", "timm").VisionTransformer(
+    vit: VisionTransformer = need(
+        "timm.models.vision_transformer", "demo", "timm"
+    ).VisionTransformer(
         img_size=4 * CELL,
         patch_size=PATCH,
         embed_dim=96,

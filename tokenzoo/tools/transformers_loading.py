@@ -6,7 +6,6 @@ on the language model's size, and one of 7B would not fit on every machine.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ from typing import Any, cast
 
 import torch
 
+from tokenzoo._core.needs import need
 from tokenzoo.attachment import EVERY
-from tokenzoo.errors import AttachError, BadArgumentError, MissingDependencyError
+from tokenzoo.errors import AttachError, BadArgumentError
 
 SMALL = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -37,9 +37,13 @@ def is_folder(name: str) -> bool:
         return False
 
 
+def _module(name: str) -> Any:
+    return need(f"transformers.{name}", "transformers", "transformers")
+
+
 def names() -> list[str]:
     """Return the types of models that transformers can make, sorted."""
-    auto = _transformers("models.auto.configuration_auto")
+    auto = _module("models.auto.configuration_auto")
     return sorted(auto.CONFIG_MAPPING_NAMES)
 
 
@@ -53,7 +57,7 @@ def make(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         BadArgumentError: transformers cannot make the model with these options.
     """
-    auto = _transformers("models.auto")
+    auto = _module("models.auto")
     given = dict(options)
     depth = given.pop("depth", None)
     try:
@@ -87,9 +91,7 @@ def config_of(folder: str) -> Any:
         BadArgumentError: transformers cannot read it.
     """
     try:
-        return _transformers("models.auto").AutoConfig.from_pretrained(
-            folder, local_files_only=True
-        )
+        return _module("models.auto").AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:  # an unknown type of model is a ValueError
         raise BadArgumentError(
             f"transformers cannot read the configuration of {folder!r}: {error}"
@@ -112,7 +114,7 @@ def trained(folder: str, options: Mapping[str, Any]) -> Any:
     Raises:
         BadArgumentError: transformers cannot load the model with these options.
     """
-    auto = _transformers("models.auto")
+    auto = _module("models.auto")
     given = {"local_files_only": True, "dtype": torch.float32, **options}
     try:
         return auto.AutoModel.from_pretrained(folder, **given).eval()
@@ -124,7 +126,7 @@ def trained(folder: str, options: Mapping[str, Any]) -> Any:
 
 def is_multimodal(config: Any) -> bool:
     """Whether the configuration is of a vision tower and a language model that writes about images."""
-    known = _transformers("models.auto.modeling_auto").MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    known = _module("models.auto.modeling_auto").MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     parts = ("vision_config", "text_config")
     return config.model_type in known and all(getattr(config, part, None) for part in parts)
 
@@ -265,12 +267,3 @@ def _flat(vision: Any, batch: int, generator: torch.Generator) -> dict[str, Any]
         "pixel_attention_mask": torch.ones(batch, side * side, dtype=torch.int64),
         "spatial_shapes": torch.tensor([[side, side]] * batch),
     }
-
-
-def _transformers(module: str) -> Any:
-    try:
-        return importlib.import_module(f"transformers.{module}")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "transformers is not installed: pip install 'tokenzoo[transformers]'"
-        ) from error

@@ -7,7 +7,6 @@ clip.times                 # seconds, [8]
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import check_count, is_kind
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import BadArgumentError
 
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 """What the names of video files end in; `read_frames` reads others, too."""
@@ -60,7 +60,7 @@ def read_frames(path: str | os.PathLike[str], count: int) -> VideoFrames:
     if not file.is_file():
         found = "is a folder" if file.is_dir() else "does not exist"
         raise BadArgumentError(f"{file} {found}; pass a video file")
-    library = _av()
+    library = need("av", "video", "av (PyAV)")
     try:
         total = _packets(library, file)
         found, seen = _decoded(library, file, _middles(total, count, file))
@@ -73,15 +73,6 @@ def read_frames(path: str | os.PathLike[str], count: int) -> VideoFrames:
         ) from error
     frames, times = zip(*found, strict=True)
     return VideoFrames(torch.stack(frames), torch.tensor(times, dtype=torch.float64), total)
-
-
-def _av() -> Any:
-    try:
-        return importlib.import_module("av")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "av (PyAV) is not installed, which reads videos: pip install 'tokenzoo[video]'"
-        ) from error
 
 
 def _middles(total: int, count: int, file: Path) -> list[int]:

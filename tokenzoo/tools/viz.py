@@ -11,7 +11,6 @@ side by side in a PNG; it is the only function here that needs matplotlib.
 
 from __future__ import annotations
 
-import importlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.validation import check_count, check_kind, check_number, is_kind
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tools.pixels import (
     LINE,
@@ -181,12 +181,7 @@ def figure_class() -> Any:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        return importlib.import_module("matplotlib.figure").Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "tokenzoo.tools.viz needs matplotlib for a gallery: pip install 'tokenzoo[viz]'"
-        ) from error
+    return need("matplotlib.figure", "viz", "matplotlib").Figure
 
 
 def _show(axes: Any, panel: Panel) -> None:

@@ -10,7 +10,6 @@ outline is where an output stands; there are as many as tokens are left.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.validation import check_number
-from tokenzoo.errors import BadArgumentError, MissingDependencyError
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.tokens import shape_of
 from tokenzoo.tools.clip_tracing import ClipTrace
 from tokenzoo.tools.pixels import (
@@ -107,7 +107,7 @@ def write_animation(
             f"pictures {[shape_of(pictures) for _, pictures in columns]} at {f} times; an animation has "
             "columns with a picture at each time"
         )
-    library, write = _pillow("Image"), _pillow("ImageDraw")
+    library, write = need("PIL.Image", "viz", "pillow"), need("PIL.ImageDraw", "viz", "pillow")
     height = max(pictures.shape[2] for _, pictures in columns)
     images: list[Any] = []
     for at in range(f):
@@ -140,12 +140,3 @@ def _known(times: Sequence[float]) -> bool:
 def _pixels(picture: Tensor) -> Tensor:
     """A picture as uint8 `[H, W, 3]`."""
     return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-
-
-def _pillow(module: str) -> Any:
-    try:
-        return importlib.import_module(f"PIL.{module}")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "tokenzoo.tools.viz_clips needs pillow for an animation: pip install 'tokenzoo[viz]'"
-        ) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenzoo.evaluation.needs import need
+from tokenzoo._core.needs import need
 
 NAME = "tokenzoo_hf"
 """The name for `--model`."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.lmms.arguments import ModelArguments
-from tokenzoo.evaluation.needs import need
 from tokenzoo.hooks.attach import check_fit, find_adapter
 from tokenzoo.hooks.handle import Attached
 from tokenzoo.tools.transformers_loading import placeholders

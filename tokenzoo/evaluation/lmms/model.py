@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation.lmms.arguments import parse
 from tokenzoo.evaluation.lmms.chat import Answer, ChatModel, Conversation, load
@@ -21,7 +22,6 @@ from tokenzoo.evaluation.lmms.requests import (
     refused,
     unused,
 )
-from tokenzoo.evaluation.needs import need
 
 
 def _need(module: str) -> Any:

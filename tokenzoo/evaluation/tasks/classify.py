@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
 from tokenzoo.evaluation.models import trained
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
 from tokenzoo.tools import model_loading
 
@@ -37,7 +37,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
             "vit_base_patch16_224.augreg_in1k --data FOLDER, with a folder for each class"
         )
     model = classifier(options.model, options.size)
-    timm_data = need("timm.data")
+    timm_data = need("timm.data", "eval")
     config = timm_data.resolve_data_config({}, model=model)
     if options.size is not None:
         config["input_size"] = (3, options.size, options.size)
@@ -83,7 +83,11 @@ def classifier(name: str, size: int | None) -> Any:
     options: dict[str, Any] = {} if size is None else {"img_size": size}
     if Path(name).is_dir():
         try:
-            made = need("timm").create_model(f"local-dir:{name}", pretrained=True, **options).eval()
+            made = (
+                need("timm", "eval")
+                .create_model(f"local-dir:{name}", pretrained=True, **options)
+                .eval()
+            )
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, AssertionError) as error:
             raise BadArgumentError(
                 f"{name} cannot be read as a checkpoint of timm ({type(error).__name__}: {error}); it is a "
@@ -131,7 +135,7 @@ def names_of(model: Any) -> dict[str, int]:
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     labels: Sequence[str] = config.get("label_names") or ()
     texts: dict[str, str] = config.get("label_descriptions") or {}
-    timm_data = need("timm.data")
+    timm_data = need("timm.data", "eval")
     subset = timm_data.infer_imagenet_subset(model)
     if not labels and subset is not None:
         info = timm_data.ImageNetInfo(subset)

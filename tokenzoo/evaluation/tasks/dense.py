@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cosine_similarity, interpolate
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
 from tokenzoo.evaluation.focus_vit import PATCH, SIZE, channels, images_of, load_focus_vit
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.patch_grid import enlarged
 from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions, batches
 
@@ -110,7 +110,7 @@ def sample_crops(count: int, size: int) -> Tensor:
     Raises:
         MissingDependencyError: scikit-learn is not installed.
     """
-    arrays = need("sklearn.datasets").load_sample_images().images
+    arrays = need("sklearn.datasets", "eval").load_sample_images().images
     crops: list[Tensor] = []
     each = -(-count // len(arrays))
     for array in arrays:

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import data
 from tokenzoo.evaluation.focus_vit import PATCH
 from tokenzoo.evaluation.models import FOCUS, normalised, vision_model
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.task import Outcome, Subject, TaskOptions, batches
 from tokenzoo.hooks import get_state
 from tokenzoo.hooks.attach import find_adapter
 
 SIZE = 8 * PATCH  # 64 patches of the packaged ViT-S, which is enough for small pictures
-TEST = 200  # test images
+TEST, QUICK_TEST = 200, 10  # test images
 REFERENCES = 2  # reference images for each test image
 NEIGHBOURS = 20
 BATCH = 16
@@ -77,7 +77,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
     """
     name = options.model or FOCUS
     default = SIZE if name == FOCUS else None
-    count = options.count(TEST)
+    count = options.count(TEST, QUICK_TEST)
     store = loaded(name, options.data, options.size or default, count, options.seed)
     return subject_of(task, name, store, options.batch(BATCH))
 
@@ -179,7 +179,7 @@ def subject_of(task: str, name: str, store: Store, batch: int) -> Subject:
 
 def nearest(reference: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """Return the majority `[s]` of the 20 nearest references (fewer, if there are fewer), by cosine."""
-    neighbours = need("sklearn.neighbors")
+    neighbours = need("sklearn.neighbors", "eval")
     count = min(NEIGHBOURS, len(labels))
     model = neighbours.KNeighborsClassifier(count, metric="cosine", weights="distance")
     return _fitted(model, reference, labels, test)
@@ -187,8 +187,8 @@ def nearest(reference: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 def regressed(reference: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """Return the classes `[s]` by logistic regression on standardised features."""
-    linear, pipeline = need("sklearn.linear_model"), need("sklearn.pipeline")
-    scaler = need("sklearn.preprocessing").StandardScaler()
+    linear, pipeline = need("sklearn.linear_model", "eval"), need("sklearn.pipeline", "eval")
+    scaler = need("sklearn.preprocessing", "eval").StandardScaler()
     model = pipeline.make_pipeline(scaler, linear.LogisticRegression(C=0.1, max_iter=1000))
     return _fitted(model, reference, labels, test)
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo._core.validation import check_choice, check_count
-from tokenzoo.evaluation.needs import need
 
 SLOTS, COLUMNS = 8, 2
 SIDE = 224  # pixels on a side of a page
@@ -109,8 +109,10 @@ def printed(pages: Sequence[Page], *, seed: int) -> Tensor:
 
 def _printed(page: Page, rng: random.Random) -> Tensor:
     tint = rng.randint(232, 252)
-    image = need("PIL.Image").new("RGB", (SIDE, SIDE), (tint, tint, tint - rng.randint(0, 8)))
-    draw = need("PIL.ImageDraw").Draw(image)
+    image = need("PIL.Image", "eval").new(
+        "RGB", (SIDE, SIDE), (tint, tint, tint - rng.randint(0, 8))
+    )
+    draw = need("PIL.ImageDraw", "eval").Draw(image)
     grey = (rng.randint(60, 140),) * 3
     if page.frame == "box":
         inset = rng.randint(1, 3)
@@ -136,6 +138,6 @@ def _printed(page: Page, rng: random.Random) -> Tensor:
 @cache
 def _font() -> Any:
     """Load the font, with Pillow's own layout: others kern."""
-    fonts = need("PIL.ImageFont")
-    path = Path(need("matplotlib").get_data_path()) / "fonts" / "ttf" / FONT
+    fonts = need("PIL.ImageFont", "eval")
+    path = Path(need("matplotlib", "eval").get_data_path()) / "fonts" / "ttf" / FONT
     return fonts.truetype(str(path), POINTS, layout_engine=fonts.Layout.BASIC)

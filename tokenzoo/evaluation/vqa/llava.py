@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from tokenzoo._core.needs import need
 from tokenzoo.errors import MissingDependencyError
 from tokenzoo.evaluation import focus_vit
-from tokenzoo.evaluation.needs import need
 from tokenzoo.evaluation.vqa.vocabulary import BOS, IMAGE, PAD, Vocabulary
 
 TOKENS = (focus_vit.SIZE // focus_vit.PATCH) ** 2  # of an image: 256
@@ -37,7 +37,7 @@ def untrained(words: Vocabulary, tower: Any | None = None, **text: Any) -> Any:
     Raises:
         MissingDependencyError: transformers is not installed.
     """
-    transformers = need("transformers")
+    transformers = need("transformers", "eval")
     seen: Any = focus_vit.backbone() if tower is None else tower
     said: dict[str, Any] = {
         "vocab_size": len(words.words),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-from tokenzoo.errors import MissingDependencyError
+from tokenzoo._core.needs import need
 
 Config = dict[str, Any]
 
@@ -26,12 +25,7 @@ def library() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "transformers is not installed: pip install 'tokenzoo[transformers]'"
-        ) from error
+    return need("transformers", "transformers")
 
 
 def _llava(vision: Config, text: Config) -> Any:

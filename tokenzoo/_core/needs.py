@@ -1,4 +1,4 @@
-"""Libraries of the extras of the evaluation, imported where they are used."""
+"""Libraries of the extras, imported where they are used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 from tokenzoo.errors import MissingDependencyError
 
 
-def need(module: str, extra: str = "eval") -> Any:
+def need(module: str, extra: str, package: str | None = None) -> Any:
     """Import a module of an extra.
+
+    Args:
+        module: its name.
+        extra: of tokenzoo, or two of them ("timm,viz").
+        package: what is not installed, for the message; None: the module.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -18,5 +23,5 @@ def need(module: str, extra: str = "eval") -> Any:
         return import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{module} is not installed: pip install 'tokenzoo[{extra}]'"
+            f"{package or module} is not installed: pip install 'tokenzoo[{extra}]'"
         ) from error

@@ -16,11 +16,10 @@ some of that back. The number of tokens falls to 32 in the first half of the ste
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import tokenzoo
-from tokenzoo.evaluation.training import DigitsTask, Progress, Training, train
+from tokenzoo.evaluation.training import DigitsTask, Progress, Training, as_json, train
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--recipe", default="pool")
     parser.add_argument("--keep", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", type=Path, help="a JSON file for the losses and scores")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
@@ -57,9 +56,7 @@ def main() -> None:
         print(f"{name:<22}" + "  ".join(f"{what} {value:.3f}" for what, value in found.items()))
     if given.out is not None:
         about = {"recipe": given.recipe, "keep": given.keep, "steps": steps, "task": task.name}
-        given.out.write_text(
-            json.dumps({**about, "scores": scores, "curve": curve}, indent=1) + "\n"
-        )
+        given.out.write_text(as_json({**about, "scores": scores}, curve))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from tokenzoo.evaluation.training import (
     Progress,
     Training,
     TrainingTask,
+    as_json,
     train,
 )
 from tokenzoo.learned import modules
@@ -108,8 +108,7 @@ def run(
     typer.echo(f"{recipe} is in {out}{_files(method, out, tune_model)}")
     if curve is not None:
         kept = {"recipe": recipe, "keep": keep, "steps": steps, "batch": batch, "seed": seed}
-        content = {**kept, "task": task.name, "scores": scores, "curve": found}
-        curve.write_text(json.dumps(content, indent=1) + "\n")
+        curve.write_text(as_json({**kept, "task": task.name, "scores": scores}, found))
 
 
 def _method(recipe: str, keep: int | float, seed: int) -> Method:

@@ -76,6 +76,13 @@ def read(path: Path, about: str, modules: nn.Module, optimiser: Optimizer) -> tu
     return step, curve
 
 
+def as_json(about: dict[str, Any], curve: Curve) -> str:
+    """Return what was measured as JSON, a step a line, numbers to five digits after the point."""
+    steps = (json.dumps({name: round(value, 5) for name, value in one.items()}) for one in curve)
+    text = json.dumps(about, indent=1).removesuffix("\n}")
+    return text + ',\n "curve": [\n  ' + ",\n  ".join(steps) + "\n ]\n}\n"
+
+
 def _states(tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
     """Return the optimiser's state of each parameter."""
     found: dict[int, dict[str, Any]] = {}

@@ -24,7 +24,8 @@ from tokenzoo.tools import recipe_pages
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "recipes"
 MATRIX = FOLDER / "matrix.md"
-COSTS = ROOT / "docs" / "results" / "selection-time-cpu.json"
+RESULTS = ROOT / "docs" / "results"
+COSTS = RESULTS / "selection-time-cpu.json"
 COMMAND = "python -m benchmarks.make_recipe_pages"
 
 INTRO = f"""# The recipes
@@ -84,6 +85,30 @@ def cost(name: str, content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trained(name: str) -> str:
+    """What a training of a recipe on digits came to, beside the controls at equal tokens, in Markdown."""
+    path = RESULTS / f"training-{name}.json"
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    scores = content["scores"]
+    names = [*scores["bare"]]
+    best = {one: scores["trained"][names[0]] > scores[one][names[0]] for one in ("random", "pool")}
+    beats = ", ".join(f"{'beats' if won else 'does not beat'} `{one}`" for one, won in best.items())
+    lines = [
+        f"After {content['steps']} steps of {content['batch']} collages with the shipped ViT, which stayed",
+        f"frozen, at {content['keep']} of 256 tokens, it {beats} at equal tokens ({names[0]}).",
+        "Shares of right answers on collages of digits that no step had seen, of one short training;",
+        f"all losses are in [{path.name}](../results/{path.name}) (docs/learning.md).",
+        "",
+        f"| | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+    ]
+    for row, found in scores.items():
+        lines.append(f"| {row} | {' | '.join(f'{100 * found[one]:.1f} %' for one in names)} |")
+    return "\n".join(lines)
+
+
 def prices(content: dict[str, Any]) -> str:
     """The section about what selections cost: all recipes, and what the noise alone is, in Markdown."""
     if not content["rows"]:
@@ -125,7 +150,9 @@ def make() -> dict[str, str]:
     for name in ours():
         models, price = seen.get(name), cost(name, costs)
         try:
-            made[f"{name}.md"] = recipe_pages.page(name, models=models, cost=price, made_by=COMMAND)
+            made[f"{name}.md"] = recipe_pages.page(
+                name, models=models, cost=price, trained=trained(name), made_by=COMMAND
+            )
         except BadArgumentError as error:
             problems.append(str(error))
     if problems:

@@ -71,5 +71,11 @@ class PluginError(TokenzooError):
     """
 
 
+class UntrainedWarning(UserWarning):
+    """A recipe with learned parts is used with weights that were not trained. It runs, and what it keeps
+    is as good as random: train it, or load one that is trained.
+    """
+
+
 class MissingDependencyError(TokenzooError, ImportError):
     """An optional library is not installed. The message names the extra to install."""

@@ -55,6 +55,7 @@ class Evidence:
         held: `[b, n]` bool, protected at an earlier site, or None.
         layers: the evidence of other layers, by index or name; under `TEXT` and `EMBEDDED`, that of other
             tokens.
+        training: whether the block is in training mode; parts that learn may then act otherwise.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Evidence:
         text_mask: Tensor | None = None,
         held: Tensor | None = None,
         layers: Mapping[Layer, Evidence] | None = None,
+        training: bool = False,
     ) -> None:
         self.x = x
+        self.training = training
         self.mass = mass
         self.prefix = prefix
         self.held = held
@@ -236,7 +239,7 @@ class Evidence:
 
         Args:
             move: makes of a value with n tokens in the dimension that it is given one with m tokens.
-            **more: further arguments of `Evidence`; none is taken over but prefix and depth.
+            **more: further arguments of `Evidence`; of these only prefix, depth and training are kept.
         """
 
         def shown(name: str) -> Callable[[], Tensor]:
@@ -248,6 +251,7 @@ class Evidence:
             show={name: shown(name) for name in self._show},
             prefix=self.prefix,
             depth=self._depth,
+            training=self.training,
             held=None if self.held is None else move(self.held, 1),
             layers={
                 name: layer if name in _OTHERS else layer.moved(move, text=layer._text)
@@ -279,6 +283,7 @@ class Evidence:
             text_mask=self.text_mask,
             held=self.held,
             layers=self._layers if layers is None else layers,
+            training=self.training,
         )
 
     def with_text(self, text: Tensor, text_mask: Tensor) -> Evidence:

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from tokenzoo import plugins, serialization
+from tokenzoo import plugins, serialization, stored_weights
 from tokenzoo._core.deprecation import rename_options
 from tokenzoo._core.quoting import quote
 from tokenzoo._core.validation import is_kind
@@ -20,6 +20,7 @@ from tokenzoo.evidence import Layer
 from tokenzoo.evidence_inputs import EvidenceInputs
 from tokenzoo.hooks.attach import attach
 from tokenzoo.hooks.handle import Attached, When
+from tokenzoo.hooks.learning import warn_untrained
 from tokenzoo.hooks.reduction import Event
 from tokenzoo.recipe import Recipe
 from tokenzoo.reduce import Reduced, reduce
@@ -88,6 +89,7 @@ class Method:
             MissingEvidenceError: a part needs evidence that was not given.
             BadArgumentError: an unknown name, or a shape that does not fit.
         """
+        warn_untrained(self.recipe)
         return reduce(
             self.recipe, x, mass=mass, protected=protected, prefix=prefix, at=at, **evidence
         )
@@ -147,7 +149,10 @@ class Method:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write names and numbers as JSON; never code. Read it with `tokenzoo.load`."""
+        """Write names and numbers as JSON; never code. Read it with `tokenzoo.load`.
+
+        The weights of parts that learn go next to it, into a file that ends in .safetensors.
+        """
         serialization.save(self.recipe, self.name, self.options, path)
 
     def __repr__(self) -> str:
@@ -203,13 +208,17 @@ def load(path: str | Path) -> Method:
     """Read a recipe that `save` wrote.
 
     Raises:
-        BadArgumentError: the file is not one of ours.
+        BadArgumentError: the file, or the one with the weights next to it, is not one of ours.
         UnknownNameError: it names a part or recipe that is not installed.
     """
     content = serialization.read(path)
     if "recipe" in content:
-        return build(content["recipe"], **content["options"])
-    return Method(content["steps"])
+        method = build(content["recipe"], **content["options"])
+    else:
+        method = Method(content["steps"])
+    if "weights" in content:
+        stored_weights.read(method.recipe, content["weights"], Path(path).parent)
+    return method
 
 
 def list_recipes(pattern: str = "*") -> list[str]:

@@ -75,7 +75,8 @@ attached and run by `tests/adapters/test_matrix.py`, which holds that this table
   model has none, or takes them as images (`attach(..., frames=8)`).
 - **runs on videos**: it reduces whole videos; an image, as here, keeps all its tokens (docs/video.md).
 
-On bare tensors every recipe works: `zoo.reduce`.
+Recipes with learned parts run here with weights that are not trained (docs/learning.md). On bare tensors
+every recipe works: `zoo.reduce`.
 
 """
 
@@ -84,6 +85,7 @@ SHORT = (
     (r"this recipe works at Stage\.(\w+)", "no stage {}"),
     (r"this recipe makes (new) tokens, which have no position", "no place for {} tokens"),
     (r"How many tokens stay (comes) from the data", "its count {} from the data"),
+    (r"learned parts are made for (images of one size)", "needs {}"),
     (r"positions='(compact)' at layer", "positions cannot be made {}"),
 )
 """Errors in a few words; of any other the whole message."""

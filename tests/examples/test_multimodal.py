@@ -51,6 +51,16 @@ def removed(text: str) -> int:
     return int(found[2]) - int(found[1])
 
 
+def test_fine_tuning_runs(run: Any) -> None:
+    text = run("finetune_digits.py")
+    rows = re.findall(
+        r"^(all tokens|reduced|reduced, fine-tuned) +counts ([0-9.]+)", text, re.MULTILINE
+    )
+    assert [name for name, _ in rows] == ["all tokens", "reduced", "reduced, fine-tuned"]
+    assert "at 32 tokens" in text
+    assert "32 x 8" in text  # blocks
+
+
 @pytest.mark.parametrize("name", ["llava.py", "llava_onevision_video.py", "qwen2_5_vl.py"])
 def test_it_says_all_that_it_should(run: Any, name: str) -> None:
     text = run(name, "--new", "3", "--rounds", "2")

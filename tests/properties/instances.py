@@ -153,6 +153,11 @@ BY_HAND: Mapping[str, tuple[Any, ...]] = {
     ),
     "nearest": (m.Nearest(cosine), m.Nearest(cosine, group=-1)),
     "fused": (mergers.Fused(length),),
+    "soft_sum": (mergers.SoftSum(m.Slimming()), mergers.SoftSum(m.TransportCentres())),
+    "straight_through": (mergers.StraightThrough(s.KeepGate()),),
+    "patch_queries": (m.PatchQueries(1, scaled=True, normed_values=True),),
+    "transport_centres": (m.TransportCentres(temperature=0.3, rounds=1, unit_values=True),),
+    "slimming": (m.Slimming(1, hidden=2.0),),
     "neighbour_sum": (
         mergers.NeighbourSum(cosine, length, 2),
         mergers.NeighbourSum(s.Similarity("all_keys"), s.CLSAttention()),

@@ -68,6 +68,10 @@ COVERED = {
     "random": "holov",
     "tome": "sparsity_similarity",
     "downsample": None,
+    "dynamicvit": None,
+    "patchmerger": None,
+    "sinkhorn": None,
+    "sit": None,
 }
 
 

@@ -11,10 +11,11 @@
     tokenzoo eval                  what recipes keep of a model's answers, with intervals and controls
     tokenzoo report RESULTS...     a page with plots and tables of what eval measured, or Markdown
     tokenzoo tune MODEL            the recipe that keeps most of what your model says of your images
+    tokenzoo train RECIPE          the learned parts of a recipe, or a model with reduction on
 
 Exit codes: 0 done; 2 something that was asked for cannot be done (any `TokenzooError`, and whatever the
 command line itself refuses), said in one message on stderr; 1 the answer is no (`doctor`, `check`,
-`list`, `export`), or a crash, which is a bug of ours.
+`list`, `export`), or a crash, which is a bug of ours; 130 a training was interrupted, and can go on.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ COMMANDS = {
     "eval": "eval",
     "report": "report",
     "tune": "tune",
+    "train": "train",
 }
 FAILED = 2
 

@@ -25,12 +25,12 @@ from tokenzoo.cli.eval_report import below, controls_of, table
 from tokenzoo.cli.options import output_file, parse_keeps, split
 from tokenzoo.errors import BadArgumentError
 from tokenzoo.evaluation import Job, Key, ResultsFile, Row, Subject, TaskOptions, jobs, run
+from tokenzoo.evaluation.candidates import ready_recipes
 from tokenzoo.evaluation.hard import hard_samples
 from tokenzoo.evaluation.on_ray import run_on_ray
 from tokenzoo.evaluation.summary import summarize
 from tokenzoo.evaluation.sweep import with_controls
 from tokenzoo.evaluation.tasks import NO_MODEL, OWN_IMAGES, TASKS, prepare
-from tokenzoo.zoo import list_recipes
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -140,14 +140,14 @@ def run_it(
 
 
 def chosen(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the recipes that were given; "all" is all that are registered.
+    """Return the names of the recipes that were given; "all" is all that need no training.
 
     Raises:
         UnknownNameError: there is no such recipe; names the nearest.
     """
     names = split(texts, "recipe")
     if names == ("all",):
-        return tuple(list_recipes())
+        return tuple(ready_recipes())
     for name in names:
         plugins.find("recipes", name)
     return names

@@ -12,10 +12,17 @@ from tokenzoo.evaluation.largest_share import largest_share
 from tokenzoo.evaluation.sweep import Job, attach, attach_method, relative_time
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Subject
+from tokenzoo.learned import modules
+from tokenzoo.plugins import make_recipe
 from tokenzoo.recipes.controls import CONTROLS, CONTROLS_OF_CLIPS
-from tokenzoo.zoo import build
+from tokenzoo.zoo import build, list_recipes
 
 MORE = 3  # times as many rounds when a time is measured again
+
+
+def ready_recipes() -> list[str]:
+    """Return the names of all recipes but those whose parts have to be trained first."""
+    return [name for name in list_recipes() if not modules(make_recipe(name).steps)]
 
 
 @dataclass(frozen=True)

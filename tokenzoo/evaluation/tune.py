@@ -20,14 +20,13 @@ import torch
 
 from tokenzoo._core.quoting import quote
 from tokenzoo.errors import BadArgumentError, TokenzooError
-from tokenzoo.evaluation.candidates import Candidate, Search
+from tokenzoo.evaluation.candidates import Candidate, Search, ready_recipes
 from tokenzoo.evaluation.statistics import Difference, difference
 from tokenzoo.evaluation.sweep import attach, patch_tokens
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
 from tokenzoo.recipes.controls import CONTROLS, CONTROLS_OF_CLIPS
 from tokenzoo.tools.benchmark.candidates import copy_of
-from tokenzoo.zoo import list_recipes
 
 # Options that matter, by recipe; every other recipe runs with its defaults.
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
@@ -88,7 +87,7 @@ def tune(
     Args:
         subject: the model and what it is shown, see `unlabelled` and `answers`.
         target: time or tokens.
-        recipes: names; None: all. The controls always run too.
+        recipes: names; None: all but those that have to be trained. The controls always run too.
         rounds: of the timing.
         tell: receives what is being done, for a progress bar.
 
@@ -96,7 +95,7 @@ def tune(
         BadArgumentError: no recipe meets the target on this model; says how near they come.
     """
     controls = (*CONTROLS, *CONTROLS_OF_CLIPS) if subject.videos else CONTROLS
-    names = list(dict.fromkeys([*(recipes or list_recipes()), *controls]))
+    names = list(dict.fromkeys([*(recipes or ready_recipes()), *controls]))
     refused: dict[str, str] = {}
     found: list[Candidate] = []
     search = Search(subject, copy_of(subject.model), target, patch_tokens(subject), rounds)

@@ -24,6 +24,7 @@ from tokenzoo.hooks import regional_compile as regional
 from tokenzoo.hooks.fit import check_fit as check_fit
 from tokenzoo.hooks.graph_capture import refuse_programs
 from tokenzoo.hooks.handle import MARK, Attached, When
+from tokenzoo.hooks.learning import prepare
 from tokenzoo.hooks.reduction import Event, Options
 from tokenzoo.hooks.sharding import refuse_sharded
 from tokenzoo.recipe import Recipe
@@ -72,6 +73,8 @@ def attach(
     )
     attached = Attached(model, recipe, adapter, options=options, when=when)
     _check_budget(attached)
+    trains = model.training or when == "train"
+    forget = prepare(recipe, model, adapter, attached.plan, trains=trains)
     try:
         if previous is not None:
             previous.detach()
@@ -80,6 +83,7 @@ def attach(
         return attached
     except BaseException:
         attached.detach()
+        forget()
         if previous is not None:
             previous.detach()  # the rest of it, if that was interrupted
             previous.install()

@@ -6,6 +6,7 @@ from tokenzoo.adapter import Adapter
 from tokenzoo.errors import AttachError, MissingEvidenceError
 from tokenzoo.evidence import ENTERED, PREVIOUS, layer_of
 from tokenzoo.hooks.state import FROM_ATTENTION
+from tokenzoo.learned import SoftMatcher
 from tokenzoo.parts import Assigner, Selector, walk
 from tokenzoo.recipe import Recipe, Stage, Step
 
@@ -66,7 +67,7 @@ def check_fit(recipe: Recipe, adapter: Adapter, name: str, *, restore: bool = Fa
         )
     for step in recipe.steps:
         parts = walk(step.matcher)
-        if any(isinstance(part, Assigner) and part.extra for part in parts):
+        if any(isinstance(p, SoftMatcher) or (isinstance(p, Assigner) and p.extra) for p in parts):
             inside = adapter.positional and step.stage.name == "block"
             follows = inside or adapter.layout_class.ordered
             who = {f"the attention of {name}": follows, "restore=True": restore}

@@ -20,6 +20,7 @@ from tokenzoo.hooks.passes import Passes
 from tokenzoo.hooks.reduction import Options
 from tokenzoo.hooks.report import PassReport, reports
 from tokenzoo.hooks.summary import summary
+from tokenzoo.learned import modules
 from tokenzoo.recipe import Recipe
 from tokenzoo.token_map import TokenMap
 
@@ -64,6 +65,23 @@ class Attached:
     def restores(self) -> bool:
         """Whether whatever reads the tower finds all tokens: by `restore=True`, or by the recipe."""
         return self.options.restore or self.recipe.all_back
+
+    @property
+    def learned(self) -> nn.ModuleList:
+        """The modules of the recipe's learned parts; an optimiser is given their `parameters()`."""
+        found = nn.ModuleList(modules(self.recipe.steps))
+        found.training = self.model.training
+        return found
+
+    def train(self, mode: bool = True) -> Attached:
+        """Put the model and the recipe's learned parts into training mode, or with False out of it."""
+        self.model.train(mode)
+        self.learned.train(mode)
+        return self
+
+    def eval(self) -> Attached:
+        """Put the model and the recipe's learned parts into evaluation mode."""
+        return self.train(False)
 
     @contextmanager
     def paused(self) -> Generator[None]:

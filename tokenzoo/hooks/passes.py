@@ -270,11 +270,17 @@ class Passes:
                 )
                 for one in layout.buckets
             )
-        elif any(one.layers or one.evidence is not None for one in layout.buckets):
+        elif layout.learns or any(one.layers or one.evidence for one in layout.buckets):
             layout = layout.with_buckets(
-                replace(one, evidence=None, layers=()) for one in layout.buckets
+                replace(one, mass=_stopped(one.mass), evidence=None, layers=())
+                for one in layout.buckets
             )
         self.last.state = replace(state, layout=layout)
+
+
+def _stopped(mass: Tensor | None) -> Tensor | None:
+    """A mass without its gradient."""
+    return None if mass is None else mass.detach()
 
 
 def _unknown(tokens: int, prefix: int, patches: int) -> str:

@@ -35,6 +35,8 @@ class Event:
             with the features of all patches of a token.
         after: tokens `[b, m, c]` with their masses.
         stage: name of the stage: "block", "features", "projected" or "llm".
+        depth: position of the block in its tower; None: not at a block.
+        training: whether the block is in training mode.
     """
 
     block: int
@@ -42,6 +44,19 @@ class Event:
     before: Tokens
     after: Tokens
     stage: str = "block"
+    depth: float | None = None
+    training: bool = False
+
+    @property
+    def kept(self) -> int:
+        """Patch tokens that are left."""
+        return self.after.x.shape[1] - self.after.prefix
+
+    @property
+    def evidence(self) -> Evidence:
+        """The features and masses of the patch tokens before, with their gradients, as parts see them."""
+        patches = self.before.patches
+        return Evidence(patches.x, mass=patches.mass, depth=self.depth, training=self.training)
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,7 @@ def evidence_of(
     seen: SeenAttention | None,
     prefix: int,
     depth: float | None = None,
+    training: bool = False,
 ) -> Evidence:
     """What a block shows about the patch tokens of `x [b, prefix + n, c]`."""
     held = bucket.held
@@ -126,6 +142,7 @@ def evidence_of(
         frames=bucket.frames,
         depth=depth,
         held=None if held is None else held[:, prefix:],
+        training=training,
     )
 
 
@@ -205,13 +222,16 @@ def reduced(
     if not trial and options.follows:
         whole = plan.after_prefix(prefix)
         if options.on_reduce is not None:
-            options.on_reduce(Event(place.block, whole, tokens, after, place.stage))
+            depth = evidence.depth if place.stage == "block" else None
+            options.on_reduce(
+                Event(place.block, whole, tokens, after, place.stage, depth, evidence.training)
+            )
         if options.composes:
             record = whole if record is None else record.then(whole)
     if debug:
         check_finite(after, f"leave the reduction in {place.name}")
-    # The mass is a count: it takes no gradient, and a mask that does costs the fused kernel.
-    mass = after.mass.detach()
+    # The mass is a count and takes no gradient, which would cost the fused kernel; a gate's does.
+    mass = after.mass if step.learns else after.mass.detach()
     bucket = replace(
         bucket,
         tokens=keep,

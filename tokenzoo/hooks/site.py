@@ -170,9 +170,11 @@ class Site:
         reduces = steps.watches and state.surplus(self.index)
         wanted = reduces or self._feeds_later_step(state) or self._ends_encoder(state)
         bias = None
-        if self.options.proportional and layout.buckets:
+        if layout.buckets and (self.options.proportional or layout.learns):
             x = args[0] if args else kwargs["hidden_states"]  # as transformers' layers name it
             bias = layout.log_mass(x.device)
+            if bias is not None and not self.options.proportional:
+                bias = bias - bias.detach()  # it is 0, and takes the gradient of the mass
         if wanted or places is not None or bias is not None:
             # An attention that runs twice in a block is seen twice, which is an error.
             if self.run.tap is None:
@@ -193,7 +195,6 @@ class Site:
 
     def reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Reduce what comes out of the first branch: the heart, at one site."""
-        del module
         x = args[0]  # [b, prefix + n * p, c], or a packed sequence [r, c]
         state = self._state()
         surplus, feeds = state.surplus(self.index), self._feeds_later_step(state)
@@ -206,7 +207,9 @@ class Site:
         if surplus:
             self.options.tick()
         parts = state.layout.split(x)
-        evidence = site_evidence.shown_by(self.run, x, state, parts, self.index, self.path)
+        evidence = site_evidence.shown_by(
+            self.run, x, state, parts, self.index, self.path, module.training
+        )
         # Queries, keys and values are not to be held while the second branch runs.
         self.run.tap = None
         entered = site_evidence.entered_by(self.run, state) if surplus or remembered else None

@@ -41,6 +41,7 @@ def shown_by(
     parts: list[Tensor],
     index: int,
     path: BlockPath,
+    training: bool = False,
 ) -> list[Evidence]:
     """What a block shows about the tokens of each bucket.
 
@@ -51,6 +52,7 @@ def shown_by(
         parts: the tokens of each bucket.
         index: of the block.
         path: of the block.
+        training: whether the block is in training mode.
     """
     layout, tap = state.layout, run.tap
     seen: list[Any] = [None] * len(parts)
@@ -60,7 +62,7 @@ def shown_by(
         raise wrong_order(path)
     triples = zip(parts, layout.buckets, seen, strict=True)
     return [
-        evidence_of(part, one, own, layout.prefix, index / len(one.counts))
+        evidence_of(part, one, own, layout.prefix, index / len(one.counts), training)
         for part, one, own in triples
     ]
 

@@ -181,6 +181,11 @@ class TokenLayout(ABC):
             length: rows before the reduction.
         """
 
+    @property
+    def learns(self) -> bool:
+        """Whether a mass carries a gradient: then a gate learns by it (`StraightThrough`)."""
+        return any(one.mass is not None and one.mass.requires_grad for one in self.buckets)
+
     @abstractmethod
     def log_mass(self, device: torch.device) -> Tensor | None:
         """Log mass of each row, to be added to the logits of its key; None while all masses are 1.

@@ -38,6 +38,7 @@ from .merge_frames import MergeFrames as MergeFrames
 from .merge_windows import MergeWindows as MergeWindows
 from .neighbour_pairs import NeighbourPairs as NeighbourPairs
 from .outliers import Outliers as Outliers
+from .patch_queries import PatchQueries as PatchQueries
 from .per_frame import PerFrame as PerFrame
 from .per_window import PerWindow as PerWindow
 from .per_window import WholeRows as WholeRows
@@ -46,6 +47,7 @@ from .run_quotas import RunQuotas as RunQuotas
 from .salient_anchors import SalientAnchors as SalientAnchors
 from .sampled import Sampled as Sampled
 from .select_assign import SelectAssign as SelectAssign
+from .slimming import Slimming as Slimming
 from .split import Alternate as Alternate
 from .split import Every as Every
 from .split import Halves as Halves
@@ -57,6 +59,7 @@ from .then import REST as REST
 from .then import Then as Then
 from .thin import Thin as Thin
 from .top_k import TopK as TopK
+from .transport_centres import TransportCentres as TransportCentres
 from .tree_merge import TreeMerge as TreeMerge
 from .whole_frames import WholeFrames as WholeFrames
 
@@ -73,6 +76,9 @@ def tokenzoo_matchers() -> Mapping[str, Callable[..., Any]]:
         "every": Every,
         "protect": Protect,
         "select_assign": SelectAssign,
+        "patch_queries": PatchQueries,
+        "transport_centres": TransportCentres,
+        "slimming": Slimming,
         "static_dynamic": StaticDynamic,
         "salient_anchors": SalientAnchors,
         "tree_merge": TreeMerge,

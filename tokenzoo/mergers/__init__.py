@@ -16,6 +16,8 @@ from .neighbour_blend import NeighbourBlend as NeighbourBlend
 from .neighbour_sum import NeighbourSum as NeighbourSum
 from .neighbour_update import NeighbourUpdate as NeighbourUpdate
 from .running_mean import RunningMean as RunningMean
+from .soft_sum import SoftSum as SoftSum
+from .straight_through import StraightThrough as StraightThrough
 from .target_plus_mean import TargetPlusMean as TargetPlusMean
 from .weighted_mean import WeightedMean as WeightedMean
 
@@ -36,6 +38,8 @@ def tokenzoo_mergers() -> Mapping[str, Callable[..., Any]]:
         "running_mean": RunningMean,
         "copy_back": CopyBack,
         "neighbour_update": NeighbourUpdate,
+        "soft_sum": SoftSum,
+        "straight_through": StraightThrough,
     }
 
 

@@ -16,6 +16,7 @@ from .feature_norm import FeatureNorm as FeatureNorm
 from .frame_uniqueness import FrameUniqueness as FrameUniqueness
 from .graph_energy import GraphEnergy as GraphEnergy
 from .graph_flow import GraphFlow as GraphFlow
+from .keep_gate import KeepGate as KeepGate
 from .last_token_attention import LastTokenAttention as LastTokenAttention
 from .mean_logits import MeanLogits as MeanLogits
 from .negative_squared_distance import NegativeSquaredDistance as NegativeSquaredDistance
@@ -41,6 +42,7 @@ def tokenzoo_scorers() -> Mapping[str, Callable[..., Any]]:
         "feature_change": FeatureChange,
         "diversity": Diversity,
         "random": Random,
+        "keep_gate": KeepGate,
         "text_relevance": TextRelevance,
         "text_softmax": TextSoftmax,
         "text_attention": TextAttention,

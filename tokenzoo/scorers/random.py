@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from tokenzoo._core.kinds import Range, Words
+from tokenzoo._core.pseudo_random import uniform
 from tokenzoo.evidence import Evidence
 from tokenzoo.parts import Scorer
 
@@ -25,11 +25,5 @@ class Random(Scorer):
     def score(self, evidence: Evidence) -> Tensor:
         """Return scores `[b, n]`, uniform in [0, 1), the same for each image of the batch."""
         b, n = evidence.x.shape[:2]
-        bits = (
-            torch.arange(n, device=evidence.x.device) + (self.seed * 1_000_003 + n * 7_919) % 2**31
-        )
-        # Three rounds of multiply and xor-shift on 32 bits decorrelate neighbouring positions.
-        for factor in (0x7FEB352D, 0x46AC68B5, 0x2C1B3C6D):
-            bits = (bits ^ (bits >> 15)) * factor % 2**32
-        bits = bits ^ (bits >> 16)
-        return (bits.float() / 2**32).expand(b, n)
+        numbers = uniform(n, self.seed * 1_000_003 + n * 7_919, evidence.x.device)
+        return numbers.expand(b, n)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from tokenzoo import plugins
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.learned import Gate, SoftMatcher
 from tokenzoo.matchers import REST, GridCentres, SameCell, SelectAssign, Split, Then
 from tokenzoo.parts import (
     Assigner,
@@ -45,6 +47,8 @@ _FOUND = {
     Segmenter: "matchers",
     Merger: "mergers",
     Schedule: "schedules",
+    Gate: "scorers",
+    SoftMatcher: "matchers",
 }
 
 
@@ -79,7 +83,9 @@ def _built(factory: Callable[..., Any], deep: int) -> st.SearchStrategy[Any] | N
         return _thens(deep) if deep else None
     if factory is SelectAssign:
         return _select_assigns(deep) if deep else None
-    hints = typing.get_type_hints(factory if not inspect.isclass(factory) else factory.__init__)
+    # Of a dataclass the fields: an inherited one is annotated with the names of another module.
+    made = inspect.isclass(factory) and not is_dataclass(factory)
+    hints = typing.get_type_hints(factory.__init__ if made else factory)
     arguments: dict[str, st.SearchStrategy[Any]] = {}
     for name in required_of(factory):
         hint = hints.get(name)

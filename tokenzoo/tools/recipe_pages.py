@@ -114,6 +114,7 @@ def page(
     *,
     models: Mapping[str, str] | None = None,
     cost: str = "",
+    trained: str = "",
     made_by: str = "",
     **options: Any,
 ) -> str:
@@ -123,6 +124,7 @@ def page(
         name: name of a registered recipe, also of a plugin.
         models: maps each tried model to "runs" or the reason why not.
         cost: the measured cost of its selection.
+        trained: what its learned parts were measured to keep after a training.
         made_by: the command that makes the page.
         options: required options of the recipe.
 
@@ -145,6 +147,7 @@ def page(
         "```text\n" + "\n".join(composition(recipe)) + "\n```",
         *(["## Models", _models(models)] if models else []),
         *(["## What the selection costs", cost] if cost else []),
+        *(["## What was learned", trained] if trained else []),
         *(["## Departures from the original", found.departures] if found.departures else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

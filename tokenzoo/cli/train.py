@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,8 +108,8 @@ def run(
     Console().print(_table(scores, task.name))
     typer.echo(f"{recipe} is in {out}{_files(method, out, tune_model)}")
     if curve is not None:
-        kept = {"recipe": recipe, "keep": keep, "steps": steps, "batch": batch, "seed": seed}
-        curve.write_text(as_json({**kept, "task": task.name, "scores": scores}, found))
+        about: dict[str, object] = {"recipe": recipe, "keep": keep, **asdict(how), "batch": batch}
+        curve.write_text(as_json({**about, "on": task.name, "scores": scores}, found))
 
 
 def _method(recipe: str, keep: int | float, seed: int) -> Method:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.refusals import refused
 from tokenzoo import Evidence, TokenMap
-from tokenzoo.attention import SeenAttention
+from tokenzoo.attention import DeferredAttention, SeenAttention
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence import NAMES, needed
 from tokenzoo.testing.strategies import Example, examples
@@ -165,3 +165,21 @@ def test_a_part_has_no_grid_and_keeps_what_is_held() -> None:
     part = Evidence(BARE.x, mass=BARE.mass, held=held).take(torch.tensor([[2, 1]]))
     assert part.held is not None
     assert part.held.tolist() == [[True, False]]
+
+
+def test_a_known_column_is_read_without_the_queries_and_keys() -> None:
+    """They are large, and to put those of several patches side by side copies them."""
+    made: list[SeenAttention] = []
+
+    def make() -> SeenAttention:
+        made.append(SeenAttention(torch.randn(1, 2, 4, 3), torch.randn(1, 2, 4, 3), 1.0))
+        return made[0]
+
+    column = torch.rand(1, 4)
+    deferred = DeferredAttention(make, frozenset({"keys", "received_attention"}), column)
+    evidence = Evidence(torch.randn(1, 4, 6), mass=torch.ones(1, 4), attention=deferred)
+    assert evidence.received_attention is column
+    assert made == []
+    assert torch.equal(evidence.keys, made[0].key)
+    assert evidence.attention is made[0]
+    assert len(made) == 1

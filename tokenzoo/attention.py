@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +35,19 @@ class SeenAttention:
     bias: Tensor | None = None
     value: Tensor | None = None
     column: Tensor | None = None
+
+    def shows(self) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute the evidence of this attention, by name."""
+        shown: dict[str, Callable[[], Tensor]] = {
+            "keys": partial(_after, self.key, self.prefix),
+            "queries": partial(_after, self.query, self.prefix),
+            "received_attention": self.received,
+        }
+        if self.prefix > 0:
+            shown["cls_attention"] = self.cls
+        if self.value is not None:
+            shown["values"] = partial(_after, self.value, self.prefix)
+        return shown
 
     def received(self, queries: str = "all", mass: Tensor | None = None, stride: int = 1) -> Tensor:
         """Return the mean attention that each patch token receives: `[b, n - prefix]`.
@@ -92,6 +107,47 @@ class SeenAttention:
         if self.bias is None or self.bias.shape[2] == 1:
             return self.bias
         return self.bias[:, :, queries]
+
+
+class DeferredAttention:
+    """An attention that is put in order when a part reads it: its queries and keys are large.
+
+    Args:
+        make: returns it.
+        names: the evidence that it shows.
+        column: `[b, n]` the attention that each token receives from all, if it was computed already.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], SeenAttention],
+        names: frozenset[str],
+        column: Tensor | None = None,
+    ) -> None:
+        self._make = make
+        self._names = names
+        self._column = column
+        self._made: list[SeenAttention] = []
+
+    def made(self) -> SeenAttention:
+        """Return the attention, made once."""
+        if not self._made:  # a cached_property has a lock, which cannot be compiled
+            self._made.append(self._make())
+        return self._made[0]
+
+    def shows(self) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute the evidence of this attention, by name."""
+        return {name: partial(self._value, name) for name in self._names}
+
+    def _value(self, name: str) -> Tensor:
+        if name == "received_attention" and self._column is not None:
+            return self._column
+        return self.made().shows()[name]()
+
+
+def _after(values: Tensor, prefix: int) -> Tensor:
+    """Cut prefix tokens off `[b, h, n, d]`."""
+    return values[:, :, prefix:]
 
 
 def every_so_often(tokens: int, first: int, stride: int) -> slice:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenzoo._core.precision import exact
 from tokenzoo._core.tensors import gather_tokens
-from tokenzoo.attention import SeenAttention
+from tokenzoo.attention import DeferredAttention, SeenAttention
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.evidence_names import EMBEDDED as EMBEDDED
 from tokenzoo.evidence_names import ENTERED as ENTERED
@@ -64,7 +64,7 @@ class Evidence:
         *,
         mass: Tensor,
         show: Mapping[str, Callable[[], Tensor]] | None = None,
-        attention: SeenAttention | None = None,
+        attention: SeenAttention | DeferredAttention | None = None,
         prefix: int = 0,
         grid: tuple[int, int] | None = None,
         frames: int | None = None,
@@ -90,14 +90,7 @@ class Evidence:
         self._values: dict[str, Tensor] = {}
         self._show = dict(show or {})
         if attention is not None:
-            self._show.setdefault("keys", lambda: attention.key[:, :, attention.prefix :])
-            self._show.setdefault("queries", lambda: attention.query[:, :, attention.prefix :])
-            self._show.setdefault("received_attention", attention.received)
-            if attention.prefix > 0:
-                self._show.setdefault("cls_attention", attention.cls)
-            value = attention.value
-            if value is not None:
-                self._show.setdefault("values", lambda: value[:, :, attention.prefix :])
+            self._show = attention.shows() | self._show
 
     @property
     def provides(self) -> frozenset[str]:
@@ -172,7 +165,8 @@ class Evidence:
         """Queries and keys with their softmax, for means other than `received_attention`."""
         if self._attention is None:
             raise self._missing("attention")
-        return self._attention
+        known = self._attention
+        return known.made() if isinstance(known, DeferredAttention) else known
 
     @property
     def text(self) -> Tensor:

@@ -117,7 +117,7 @@ def shown(made: Case, tokens: Tensor) -> Tensor:
 def test_it_shows_what_the_map_of_all_patches_shows(made: Case, stride: int, seed: int) -> None:
     """A stride asks some tokens of each unit, and all of a window."""
     for tokens in made.lots(seed):
-        (b, n), attention = tokens.shape, seen(made.packed, tokens)
+        (b, n), attention = tokens.shape, seen(made.packed, tokens).made()
         maps = shown(made, tokens)  # [b, h, n, p, n, p]
         mean = maps.mean((1, 3)).sum(-1)  # [b, n, n]
         for queries in ("all", "patches"):
@@ -141,7 +141,7 @@ def test_it_shows_what_the_map_of_all_patches_shows(made: Case, stride: int, see
 def test_queries_and_keys_have_a_tokens_patches_side_by_side(made: Case) -> None:
     p, (h, _, d) = made.packed.patches, made.packed.key.shape
     for tokens in made.lots(2):
-        attention, x = seen(made.packed, tokens), torch.zeros(*tokens.shape, 2)
+        attention, x = seen(made.packed, tokens).made(), torch.zeros(*tokens.shape, 2)
         evidence = Evidence(x, mass=made.mass[tokens], attention=attention)
         for found, values in (
             (evidence.queries, made.packed.query),
@@ -168,7 +168,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, windowed: boo
     made = replace(made, packed=replace(made.packed, key_bias=made.packed.key_bias.float()))
     tokens = torch.arange(14).view(2, 7)
     maps = shown(made, tokens)
-    attention = seen(made.packed, tokens)
+    attention = seen(made.packed, tokens).made()
     assert attention.key.dtype == dtype
     for found, expected in (
         (attention.received(), maps.mean((1, 2, 3)).sum(-1)),
@@ -185,7 +185,7 @@ def test_gradients_reach_queries_and_keys_past_empty_windows() -> None:
     made = case(((0, 3, 0), (2, 1)))
     leaves = [getattr(made.packed, name).clone().requires_grad_() for name in ("query", "key")]
     packed = replace(made.packed, query=leaves[0], key=leaves[1])
-    score = seen(packed, torch.arange(6).view(2, 3)).received()
+    score = seen(packed, torch.arange(6).view(2, 3)).made().received()
     (score * torch.arange(3)).sum().backward()
     for leaf in leaves:
         assert leaf.grad is not None
@@ -204,7 +204,7 @@ def test_all_lots_read_the_windows_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(PackedAttention, "in_windows", counted)
     for tokens in made.lots():
-        seen(made.packed, tokens).received()
+        seen(made.packed, tokens).made().received()
     assert len(calls) == 1
 
 
@@ -215,7 +215,7 @@ def test_nothing_waits_for_the_device(windowed: bool) -> None:
     names = ("query", "key", "key_bias", *(("bounds",) if windowed else ()))
     packed = replace(made, **{name: getattr(made, name).to("meta") for name in names})
     tokens = torch.arange(14, device="meta").view(2, 7)
-    attention = seen(packed, tokens)
+    attention = seen(packed, tokens).made()
     assert attention.received().shape == (2, 7)
     assert attention.received(mass=torch.ones(2, 7, device="meta")).shape == (2, 7)
     assert attention.rows(tokens).shape == (2, 2, 7, 7)

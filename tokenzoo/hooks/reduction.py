@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tokenzoo.attention import SeenAttention
+from tokenzoo.attention import DeferredAttention, SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.evidence import Evidence
 from tokenzoo.hooks.restoring import Removal
@@ -16,7 +16,6 @@ from tokenzoo.hooks.state import ReductionState
 from tokenzoo.kernels.choice import transformed
 from tokenzoo.layouts import SizeBucket
 from tokenzoo.layouts.base import masses
-from tokenzoo.layouts.group_attention import GroupAttention
 from tokenzoo.recipe import Step
 from tokenzoo.reduce import reduce_patches
 from tokenzoo.token_map import TokenMap, take
@@ -123,19 +122,16 @@ class Place:
 def evidence_of(
     x: Tensor,
     bucket: SizeBucket,
-    seen: SeenAttention | None,
+    seen: SeenAttention | DeferredAttention | None,
     prefix: int,
     depth: float | None = None,
     training: bool = False,
 ) -> Evidence:
     """What a block shows about the patch tokens of `x [b, prefix + n, c]`."""
     held = bucket.held
-    # Groups of patches have no prefix among them, and their CLS row all the same.
-    cls = {"cls_attention": seen.cls} if isinstance(seen, GroupAttention) and prefix else None
     return Evidence(
         x[:, prefix:],
         mass=masses(bucket, x)[:, prefix:],
-        show=cls,
         attention=seen,
         prefix=prefix,
         grid=bucket.grid if bucket.mass is None else None,

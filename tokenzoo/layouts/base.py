@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from tokenzoo.attention import SeenAttention
+from tokenzoo.attention import DeferredAttention, SeenAttention
 from tokenzoo.evidence import Evidence, Layer
 from tokenzoo.token_map import TokenMap
 
@@ -200,7 +200,7 @@ class TokenLayout(ABC):
     @abstractmethod
     def attention(
         self, calls: Sequence[SeenAttention], windows: Windows | None, device: torch.device
-    ) -> list[SeenAttention]:
+    ) -> list[SeenAttention | DeferredAttention]:
         """What the attention of a block shows about the tokens of each bucket.
 
         Args:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from tokenzoo.attention import SeenAttention
+from tokenzoo.attention import DeferredAttention, SeenAttention
 from tokenzoo.errors import AttachError, BadArgumentError
 from tokenzoo.layouts.base import Grid, ProofCase, SizeBucket, TokenLayout, Windows
 from tokenzoo.layouts.group_attention import grouped
@@ -195,7 +195,7 @@ class BatchedLayout(TokenLayout):
 
     def attention(
         self, calls: Sequence[SeenAttention], windows: Windows | None, device: torch.device
-    ) -> list[SeenAttention]:
+    ) -> list[SeenAttention | DeferredAttention]:
         """The call itself; where there are groups, what it shows about these."""
         del windows
         (seen,) = calls

@@ -8,13 +8,15 @@ image is block-diagonal, and only the blocks are computed, those of all windows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenzoo.attention import SeenAttention, every_so_often
+from tokenzoo.attention import DeferredAttention, SeenAttention, every_so_often
 from tokenzoo.errors import MissingEvidenceError
 from tokenzoo.kernels import attention_rows, received_attention, received_in_segments
 from tokenzoo.tokens import full_precision
@@ -132,6 +134,11 @@ class GroupAttention(SeenAttention):
         )
         return column[:, prefix:].reshape(column.shape[0], n, p).sum(-1)
 
+    def shows(self) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute the evidence of this attention; CLS is among the patches."""
+        shown = super().shows()
+        return shown | {"cls_attention": self.cls} if self.patches.prefix else shown
+
     def _asks(self, queries: str, stride: int) -> bool:
         """Whether prefix tokens are among the queries."""
         return self.patches.prefix > 0 and queries == "all" and stride == 1
@@ -206,7 +213,7 @@ class WindowedAttention(GroupAttention):
         return self._per_token(rows, index.shape[1])
 
 
-def grouped(seen: SeenAttention, group: int, order: Tensor | None) -> GroupAttention:
+def grouped(seen: SeenAttention, group: int, order: Tensor | None) -> DeferredAttention:
     """What an attention over patches in a batch shows about tokens of several patches.
 
     Args:
@@ -214,6 +221,17 @@ def grouped(seen: SeenAttention, group: int, order: Tensor | None) -> GroupAtten
         group: patches of a token.
         order: `[prefix + n * p]`, which patches make the tokens one after another; None: they lie so.
     """
+    column = seen.column
+    if column is not None:
+        column = column if order is None else column[:, order]
+        column = column[:, seen.prefix :].reshape(len(column), -1, group).sum(-1)  # [b, n]
+    make = partial(_grouped, seen, group, order, column)
+    return DeferredAttention(make, frozenset(seen.shows()), column)
+
+
+def _grouped(
+    seen: SeenAttention, group: int, order: Tensor | None, column: Tensor | None
+) -> GroupAttention:
     if order is not None:
         bias = seen.bias
         if bias is not None and bias.shape[2] > 1:
@@ -227,11 +245,9 @@ def grouped(seen: SeenAttention, group: int, order: Tensor | None) -> GroupAtten
             value=None if seen.value is None else seen.value[:, :, order],
             key_bias=None if seen.key_bias is None else seen.key_bias[:, order],
             bias=bias,
-            column=None if seen.column is None else seen.column[:, order],
+            column=None,
         )
-    prefix, key_bias, value, column = seen.prefix, seen.key_bias, seen.value, seen.column
-    if column is not None:
-        column = column[:, prefix:].reshape(len(column), -1, group).sum(-1)  # [b, n]
+    prefix, key_bias, value = seen.prefix, seen.key_bias, seen.value
     return GroupAttention(
         _of_tokens(seen.query[:, :, prefix:], group),
         _of_tokens(seen.key[:, :, prefix:], group),
@@ -244,13 +260,21 @@ def grouped(seen: SeenAttention, group: int, order: Tensor | None) -> GroupAtten
     )
 
 
-def seen(packed: PackedAttention, tokens: Tensor) -> GroupAttention:
+def seen(packed: PackedAttention, tokens: Tensor) -> DeferredAttention:
     """What an attention over a packed sequence shows about the tokens `[b, n]` of b units.
 
     Args:
         packed: the attention.
         tokens: which tokens of the packed sequence: of each unit all, in any order.
     """
+    column = packed.column
+    if column is not None:
+        column = column.reshape(-1, packed.patches).sum(-1)[tokens]  # [b, n]
+    names = frozenset({"keys", "queries", "received_attention"})
+    return DeferredAttention(partial(_seen, packed, tokens, column), names, column)
+
+
+def _seen(packed: PackedAttention, tokens: Tensor, column: Tensor | None) -> GroupAttention:
     p = packed.patches
 
     def gather(values: Tensor) -> Tensor:  # [h, r, d] -> [b, h, n, p * d]
@@ -262,9 +286,6 @@ def seen(packed: PackedAttention, tokens: Tensor) -> GroupAttention:
     patches = SeenAttention(
         _of_patches(query, p), _of_patches(key, p), packed.scale, key_bias=_repeated(bias, p)
     )
-    column = packed.column
-    if column is not None:
-        column = column.reshape(-1, p).sum(-1)[tokens]  # [b, n]
     shown: dict[str, Any] = {"key_bias": bias, "patches": patches, "group": p, "column": column}
     if packed.bounds is None:
         return GroupAttention(query, key, packed.scale, **shown)

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from tokenzoo.attention import SeenAttention
+from tokenzoo.attention import DeferredAttention, SeenAttention
 from tokenzoo.errors import AttachError
 from tokenzoo.layouts.base import Grid, ProofCase, SizeBucket, TokenLayout, Windows
 from tokenzoo.layouts.group_attention import PackedAttention, seen
@@ -221,7 +221,7 @@ class PackedLayout(TokenLayout):
 
     def attention(
         self, calls: Sequence[SeenAttention], windows: Windows | None, device: torch.device
-    ) -> list[SeenAttention]:
+    ) -> list[SeenAttention | DeferredAttention]:
         """The calls, one a segment, are one attention."""
         query = torch.cat([call.query[0] for call in calls], 1)
         key = torch.cat([call.key[0] for call in calls], 1)

@@ -88,7 +88,7 @@ def cost(name: str, content: dict[str, Any]) -> str:
 
 
 def trained(name: str) -> str:
-    """What a training of a recipe on digits came to, beside the controls at equal tokens, in Markdown."""
+    """What a training of a recipe on digits came to, and the controls at equal tokens, in Markdown."""
     path = RESULTS / f"training-{name}.json"
     if not path.exists():
         return ""

@@ -45,7 +45,9 @@ def test_every_floor_is_read() -> None:
     for extra in APART:
         text, found = re.subn(rf"^{extra} = \[.*?^\]$", "", text, flags=re.MULTILINE | re.DOTALL)
         assert found == 1
-    names = re.findall(r'^(?: +|\w+ = \[)"([\w.-]+)(?:\[.*?\])?>=|, "([\w.-]+)(?:\[.*?\])?>=', text, re.MULTILINE)
+    names = re.findall(
+        r'^(?: +|\w+ = \[)"([\w.-]+)(?:\[.*?\])?>=|, "([\w.-]+)(?:\[.*?\])?>=', text, re.MULTILINE
+    )
     assert sorted(set(read_floors())) == sorted({first or later for first, later in names})
     assert set(RAISED) <= set(read_floors())
 

@@ -86,7 +86,7 @@ def cost(name: str, content: dict[str, Any]) -> str:
 
 
 def trained(name: str) -> str:
-    """What a training of a recipe on digits came to, beside the controls at equal tokens, in Markdown."""
+    """What a training of a recipe on digits came to, and the controls at equal tokens, in Markdown."""
     path = RESULTS / f"training-{name}.json"
     if not path.exists():
         return ""
@@ -98,7 +98,7 @@ def trained(name: str) -> str:
     lines = [
         f"After {content['steps']} steps of {content['batch']} collages with the shipped ViT, which stayed",
         f"frozen, at {content['keep']} of 256 tokens, it {beats} at equal tokens ({names[0]}).",
-        "Shares of right answers on collages of digits that no step had seen, of one short training;",
+        "Shares of right answers on collages of digits that no step had seen, of a short training;",
         f"all losses are in [{path.name}](../results/{path.name}) (docs/learning.md).",
         "",
         f"| | {' | '.join(names)} |",

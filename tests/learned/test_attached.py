@@ -287,3 +287,20 @@ def test_the_part_of_the_document_learns() -> None:
 def test_recipes_that_must_be_trained_are_no_candidates() -> None:
     found = ready_recipes()
     assert {*tokenzoo.list_recipes()} - {*found} == {*RECIPES}
+
+
+@EACH
+def test_checkpointing_changes_no_gradient_of_a_part(name: str) -> None:
+    """Blocks run again in the backward pass: with the same noise, and the masses that carry a gradient."""
+    found: list[list[torch.Tensor]] = []
+    for checkpointed in (False, True):
+        model = vit().double().train()
+        model.set_grad_checkpointing(checkpointed)
+        with build(name, at=(0, 2)).attach(model) as attached:
+            torch.manual_seed(3)
+            model(images(model).double()).square().sum().backward()
+            found.append([p.grad for p in attached.learned.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(bool(one.any()) for one in found[0])

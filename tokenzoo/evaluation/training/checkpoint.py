@@ -39,9 +39,9 @@ def write(
     said = {"about": about, "step": str(step), "curve": json.dumps(curve)}
     # Of a whole model that is trained, some tensors may be views of others.
     whole = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(save(whole, said))
-    os.replace(beside, path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(save(whole, said))
+    os.replace(partial, path)
 
 
 def read(path: Path, about: str, modules: nn.Module, optimiser: Optimizer) -> tuple[int, Curve]:

@@ -64,5 +64,5 @@ def test_the_results_are_of_every_recipe_of_the_zoo() -> None:
     for name in tokenzoo.list_recipes():
         assert {(name, 576), (name, 2880)} <= measured, name
     loops = {row["recipe"] for row in rows if abs(row.get("per token kept", 0)) >= 1}
-    names = ("divprune", "cdpruner", "vispruner", "flashvid", "moviechat")
+    names = ("divprune", "cdpruner", "idpruner", "vispruner", "flashvid", "moviechat")
     assert loops == {*names}  # as docs/recipes/README.md says

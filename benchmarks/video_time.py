@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--keep", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1, help="0: for models that take minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     sizes = Sizes(frames=given.frames, depth=given.depth, layers=given.layers)
     work = load(given.model, sizes, Setting("cpu"))
-    table = run(work, candidates(given.keep, given.depth), rounds=given.rounds, warmup=1)
+    table = run(work, candidates(given.keep, given.depth), rounds=given.rounds, warmup=given.warmup)
     bench_report.show(Console(highlight=False, width=160), work, table)
     if given.out is not None:
         bench_report.write_json(given.out, work, [table], 1)

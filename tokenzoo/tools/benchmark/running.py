@@ -60,7 +60,8 @@ def run(
             the reason.
         mode: "eager"; "compile", all models compiled; "graph", all as CUDA graphs.
         rounds: number of rounds; in each, every model is called once.
-        warmup: calls of each model before the rounds; at least 3 if it is compiled.
+        warmup: calls of each model before the rounds; at least 3 if it is compiled. 0, where a call takes
+            minutes: what fails then is raised in the first round.
         between: called after every call, outside of the timing, with the number of calls made and the
             total, for a progress bar.
 
@@ -69,7 +70,7 @@ def run(
     """
     check_candidates(candidates)
     check_count("rounds", rounds)
-    check_count("warmup", warmup)
+    check_count("warmup", warmup, least=0)
     modes.check_mode(mode, work)
     with modes.many_versions(mode):
         # All are attached before one is compiled: attaching resets torch's compiler.

@@ -48,8 +48,16 @@ def fake(monkeypatch: pytest.MonkeyPatch, kind: type, version: str = "0.32.0") -
         uses_mrope = True
         is_multimodal_pruning_enabled = False
 
+        proved = False
+
         def load_model(self) -> str:
             return "loaded"
+
+        def get_model(self) -> Any:
+            return self
+
+        def prove_recipe(self) -> None:
+            self.proved = True
 
     library = ModuleType("vllm")
     vars(library).update(__version__=version, ModelRegistry=registry)
@@ -91,6 +99,7 @@ def test_our_class_takes_the_place_of_the_backend(
     runner: Any = sys.modules["vllm.v1.worker.cpu_model_runner"].CPUModelRunner()
     assert runner.load_model() == "loaded"
     assert runner.is_multimodal_pruning_enabled
+    assert runner.proved
 
 
 def test_a_class_of_vllm_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def register() -> None:
     if "resolve_model_cls" not in vars(registry):
         registry.resolve_model_cls = _only_ours(registry.resolve_model_cls)
     if imported("vllm.platforms", "current_platform").is_cpu():
-        _recompute_positions(imported("vllm.v1.worker.cpu_model_runner", "CPUModelRunner"))
+        _complete(imported("vllm.v1.worker.cpu_model_runner", "CPUModelRunner"))
 
 
 def _only_ours(resolve: Any) -> Any:
@@ -62,8 +62,12 @@ def _only_ours(resolve: Any) -> Any:
     return checked
 
 
-def _recompute_positions(runner: Any) -> None:
-    """Have the runner of the CPU ask where the tokens that are left are, as that of GPUs does."""
+def _complete(runner: Any) -> None:
+    """Have the runner of the CPU do what that of GPUs does.
+
+    It tries no image at start, so the recipe is proved when the model is loaded; and it does not ask where the
+    tokens that are left are.
+    """
     theirs = runner.load_model
     if getattr(theirs, _MARK, False):
         return
@@ -71,6 +75,7 @@ def _recompute_positions(runner: Any) -> None:
     @wraps(theirs)
     def load_model(self: Any, *args: Any, **options: Any) -> Any:
         result = theirs(self, *args, **options)
+        self.get_model().prove_recipe()
         self.is_multimodal_pruning_enabled = bool(self.uses_mrope)
         return result
 

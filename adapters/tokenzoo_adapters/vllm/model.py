@@ -47,11 +47,15 @@ class TokenzooMultiModalForCausalLM(_Model):
         check_model(self.attached)
         return loaded
 
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encode images: `[m, c]` each, with M-RoPE followed by the coordinates of the tokens."""
+    def prove_recipe(self) -> None:
+        """Try the blocks on random tokens, once; their layers must be able to run."""
         if not self.proved:
             self.attached.prove()
             self.proved = True
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encode images: `[m, c]` each, with M-RoPE followed by the coordinates of the tokens."""
+        self.prove_recipe()
         images: Sequence[Tensor] = super().embed_multimodal(**kwargs)
         check_counts([len(image) for image in images], image_spans(self.attached, kwargs))
         if not self.model_config.uses_mrope:

@@ -65,8 +65,8 @@ def _only_ours(resolve: Any) -> Any:
 def _complete(runner: Any) -> None:
     """Have the runner of the CPU do what that of GPUs does.
 
-    It tries no image at start, so the recipe is proved when the model is loaded; and it does not ask where the
-    tokens that are left are.
+    It tries no image at start, so the recipe is proved when the model is loaded; and it does not ask where
+    the tokens that are left are.
     """
     theirs = runner.load_model
     if getattr(theirs, _MARK, False):

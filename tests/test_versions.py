@@ -112,6 +112,7 @@ def test_the_workflows_that_there_are() -> None:
         "release",
         "site",
         "tests",
+        "vllm",
     ]
 
 

@@ -106,6 +106,7 @@ class Method:
         replace: bool = False,
         prefix: int | None = None,
         frames: int | None = None,
+        prove: bool = True,
     ) -> Attached:
         """Make a model carry fewer tokens from now on; `detach()` or a `with` block undoes it.
 
@@ -127,6 +128,9 @@ class Method:
             frames: number of frames of a video, for a model that takes them as images of a prompt (LLaVA,
                 InternVL): so many images of a call, one after the other, are one video. None: images are
                 images; a model that takes videos says itself what is one.
+            prove: compare the blocks with and without the recipe, on random tokens. False: nothing is run,
+                for a model whose layers cannot run yet: call `attached.prove()` before the first pass. Or
+                for one on the meta device, which only plans and shortens prompts.
 
         Raises:
             UnsupportedModelError: no adapter can follow this model's tokens; says why.
@@ -146,6 +150,7 @@ class Method:
             replace=replace,
             prefix=prefix,
             frames=frames,
+            prove=prove,
         )
 
     def save(self, path: str | Path) -> None:

@@ -42,11 +42,13 @@ def attach(
     replace: bool = False,
     prefix: int | None = None,
     frames: int | None = None,
+    prove: bool = True,
     clock: Callable[[], None] | None = None,
 ) -> Attached:
     """Attach a recipe to a model; see `Method.attach`, and of the clock `Options`: it is for measuring."""
     check_choice("when", when, "always", "eval", "train")
     flags = {"trace": trace, "restore": restore, "debug": debug, "replace": replace}
+    flags["prove"] = prove
     for name, value in flags.items():
         check_flag(name, value)
     if on_reduce is not None and not callable(on_reduce):
@@ -66,7 +68,7 @@ def attach(
         adapter = adapter.with_prefix(check_count("prefix", prefix, least=0))
     if frames is not None:
         adapter = adapter.with_frames(check_count("frames", frames))
-    _check_runs(model)
+    _check_runs(model, meta=not prove)
     check_fit(recipe, adapter, type(model).__name__, restore=restore)
     options = Options(
         recipe.proportional_attention, trace, restore, debug, on_reduce, clock, adapter.records
@@ -78,7 +80,7 @@ def attach(
     try:
         if previous is not None:
             previous.detach()
-        attached.install()
+        attached.install(prove=prove)
         plugins.manager().hook.tokenzoo_attached(attached=attached)
         return attached
     except BaseException:
@@ -144,9 +146,9 @@ def _compiled(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if regional.compiled(module)), None)
 
 
-def _check_runs(model: nn.Module) -> None:
-    """Raise if parameters are on the meta device or were made in inference mode."""
-    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+def _check_runs(model: nn.Module, *, meta: bool = False) -> None:
+    """Raise if parameters were made in inference mode, or are on the meta device where that is an error."""
+    offloaded = meta or any(hasattr(module, "_hf_hook") for module in model.modules())
     if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
         raise AttachError(
             f"{type(model).__name__} is on the meta device and cannot run: load its weights, then attach"

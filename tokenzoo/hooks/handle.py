@@ -18,7 +18,7 @@ from tokenzoo.hooks.installer import MARK as MARK
 from tokenzoo.hooks.installer import Installer
 from tokenzoo.hooks.passes import Passes
 from tokenzoo.hooks.reduction import Options
-from tokenzoo.hooks.report import PassReport, reports
+from tokenzoo.hooks.report import PassReport, left_of, reports
 from tokenzoo.hooks.summary import summary
 from tokenzoo.learned import modules
 from tokenzoo.recipe import Recipe
@@ -189,6 +189,21 @@ class Attached:
         return record
 
     @property
+    def left(self) -> tuple[Tensor, ...]:
+        """Of each image of the last pass, which of its patch tokens are left: `[m]`, in their order.
+
+        Tokens are counted from 0, in raster order. A merged token is the one that the others were merged
+        into. Of a packed tower this is always known, of others with `attach(..., trace=True)`.
+
+        Raises:
+            AttachError: there was no pass yet, it is not known, or a token is none of the image's.
+        """
+        if self._last.state is None:
+            raise AttachError(STOPPED if self._last.began else NOT_RUN)
+        self._passes.check_outside()
+        return left_of(self._last.state)
+
+    @property
     def prompts(self) -> tuple[int, ...]:
         """Visual tokens of each prompt that were left in the language model, in the last pass here.
 
@@ -237,9 +252,22 @@ class Attached:
         """Take the recipe off; the model is the bare one again, bit for bit. Idempotent."""
         self._installer.uninstall(self)
 
-    def install(self) -> None:
-        """Prove and install everything, or raise and leave the model as it was."""
-        self._installer.install(self, self._passes)
+    def install(self, *, prove: bool = True) -> None:
+        """Prove and install everything, or raise and leave the model as it was; see `Method.attach`."""
+        self._installer.install(self, self._passes, prove=prove)
+
+    def prove(self) -> None:
+        """Make up for the proof that `attach(..., prove=False)` has left out.
+
+        The hooks are taken off and put on again, since the bare blocks are what is compared with.
+
+        Raises:
+            AttachError: the model failed the proof, and is bare now; or nothing is attached.
+        """
+        if not self.installed:
+            raise AttachError("this recipe is detached: attach it again, which proves it")
+        self._installer.uninstall(self)
+        self.install()
 
     @property
     def installed(self) -> bool:

@@ -51,14 +51,20 @@ class Installer:
         self.blocks: list[nn.Module] = []
         self.kinds: list[type] = []
 
-    def install(self, attached: Attachment, passes: Passes) -> None:
-        """Prove and install everything, or raise and leave the model as it was."""
+    def install(self, attached: Attachment, passes: Passes, *, prove: bool = True) -> None:
+        """Prove and install everything, or raise and leave the model as it was.
+
+        Args:
+            attached: the attachment.
+            passes: its passes.
+            prove: whether to run blocks on random tokens; False: nothing is run.
+        """
         adapter, model = self.adapter, self.model
         _forget_compiled()
         put_back = snapshot(model)
         try:
             if len(passes.sites()):
-                self._splice(passes)
+                self._splice(passes, prove)
             if passes.steps.projected is not None:
                 projector = model.get_submodule(adapter.projector)
                 self.undo.append(projector.register_forward_hook(passes.project).remove)
@@ -98,11 +104,11 @@ class Installer:
     def _seen_kinds(self) -> list[type]:
         return [type(self.model), *map(type, self.blocks)]
 
-    def _splice(self, passes: Passes) -> None:
+    def _splice(self, passes: Passes, prove: bool) -> None:
         """Splice the blocks of the tower, and prove that they are what they seem to be."""
         adapter, model, sites = self.adapter, self.model, passes.sites()
         paths = adapter.blocks()
-        tried = verify.trials(model, adapter, [(i, paths[i]) for i in sites])
+        tried = verify.trials(model, adapter, [(i, paths[i]) for i in sites if prove])
         undo = adapter.install(self.proportional)
         if undo is not None:
             self.undo.append(undo)

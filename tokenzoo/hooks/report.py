@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from tokenzoo.errors import AttachError
 from tokenzoo.hooks.state import ReductionState
 from tokenzoo.token_map import TokenMap
 
@@ -43,3 +45,32 @@ def reports(state: ReductionState) -> tuple[PassReport, ...]:
         record = one.plan if one.inside is None else one.inside
         found.append(PassReport(one.first, one.images, counts, left, one.mass, record))
     return tuple(found)
+
+
+def left_of(state: ReductionState) -> tuple[Tensor, ...]:
+    """Of each image of a pass, which of its patch tokens are left: `[m]`, in the order of the tokens.
+
+    Raises:
+        AttachError: it was not recorded, or a token is a new one.
+    """
+    prefix, found = state.layout.prefix, dict[int, Tensor]()
+    for one in state.layout.buckets:
+        places, record = one.places, one.plan if one.inside is None else one.inside
+        if record is not None:
+            places = record.keep[:, prefix:] - prefix  # [b, m]
+            if bool((places < 0).any()):
+                raise AttachError(
+                    "some tokens that are left are none of the image's: the recipe makes new ones "
+                    "(means, clusters), which have no place"
+                )
+        elif places is None and one.tokens != one.first:
+            raise AttachError(
+                f"{one.tokens} of {one.first} tokens are left, and it was not recorded which: "
+                "attach(..., trace=True)"
+            )
+        elif places is None and not one.images:
+            raise AttachError("nothing was reduced in the last forward pass: all tokens are left")
+        if places is None:
+            places = torch.arange(one.first).expand(len(one.images), -1)
+        found.update(zip(one.images or range(len(places)), places, strict=True))
+    return tuple(found[image] for image in sorted(found))

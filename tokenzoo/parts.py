@@ -152,6 +152,10 @@ class Merger(Part, ABC):
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Apply the token map `plan` (n -> m) to tokens with features `[b, n, c]`; return m tokens."""
 
+    def check_matcher(self, matcher: Matcher) -> None:
+        """Raise a BadArgumentError if this merger does not go with a matcher; by default all do."""
+        del matcher
+
 
 class Restorer(Part, ABC):
     """Gives the removed tokens of a step features again: where they still attend, and after the blocks."""

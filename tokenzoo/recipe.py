@@ -69,6 +69,7 @@ class Step:
                 f"attended={self.attended} without a restorer: in later blocks removed tokens need "
                 "features: pass one, NeighbourUpdate(...) or CopyBack(), or attended=1"
             )
+        self.merger.check_matcher(self.matcher)
         # Computed once: every site of a forward pass reads them.
         parts = (self.matcher, self.merger, self.restorer)
         object.__setattr__(self, "needs", needs_of(parts))

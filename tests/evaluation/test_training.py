@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from functools import partial
@@ -93,7 +92,7 @@ def test_the_seed_says_all_and_the_callers_generator_is_left_alone(task: DigitsT
 def interrupting(at: int) -> Any:
     def tell(now: Progress) -> None:
         if now.step == at:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     return tell
 
@@ -128,7 +127,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
 def test_a_second_interrupt_is_not_waited_for(task: DigitsTask) -> None:
     def tell(now: Progress) -> None:
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         train(method(), task, SHORT, tell=tell)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.learned import Gate, SoftMatcher, Start
 from tokenzoo.matchers import PatchQueries, Slimming, TransportCentres
 from tokenzoo.mergers import SoftSum, StraightThrough
+from tokenzoo.recipe import Stage, Step
+from tokenzoo.schedules import Once
 from tokenzoo.scorers import KeepGate
 from tokenzoo.token_map import TokenMap
 from tokenzoo.tokens import Tokens
@@ -166,3 +169,8 @@ def test_the_penalty_of_a_gate_is_about_the_share_that_is_kept() -> None:
     expected = ((mean - M / N) ** 2).mean()
     torch.testing.assert_close(gate.penalty(evidence(), M), expected)
     assert Slimming().penalty(evidence(), M) is None
+
+
+def test_a_sum_of_what_another_matcher_assigns_is_refused() -> None:
+    with pytest.raises(BadArgumentError, match=r"its own matcher.*Slimming"):
+        Step(Stage.BLOCK, Once(), PatchQueries(), SoftSum(Slimming()))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenzoo.errors import BadArgumentError
 from tokenzoo.evidence import Evidence
 from tokenzoo.learned import SoftMatcher
-from tokenzoo.parts import Merger
+from tokenzoo.parts import Matcher, Merger, walk
 from tokenzoo.token_map import TokenMap, take
 from tokenzoo.tokens import Tokens, full_precision
 
@@ -26,6 +27,14 @@ class SoftSum(Merger):
     """
 
     of: SoftMatcher
+
+    def check_matcher(self, matcher: Matcher) -> None:
+        """Raise a BadArgumentError if the matcher is another one: its tokens are not those of the sums."""
+        if all(part != self.of for part in walk(matcher)):
+            raise BadArgumentError(
+                f"{self!r} with the matcher {matcher!r}; it sums what its own matcher assigns: pass "
+                f"{self.of!r} as the matcher, too"
+            )
 
     def merge(self, tokens: Tokens, plan: TokenMap, evidence: Evidence) -> Tokens:
         """Sum; masses add up."""

@@ -143,6 +143,15 @@ def schedules() -> st.SearchStrategy[Schedule]:
     return parts(Schedule)
 
 
+def _goes_with(matcher: Matcher, merger: Merger) -> bool:
+    """Whether a step can have both."""
+    try:
+        merger.check_matcher(matcher)
+    except BadArgumentError:
+        return False
+    return True
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """Draw a well-formed recipe of one step, at the blocks or after them.
@@ -151,7 +160,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     use it once only, before anything is merged, so it is drawn after the blocks.
     """
     matcher = draw(parts(Matcher))
-    merger = draw(parts(Merger))
+    merger = draw(parts(Merger).filter(partial(_goes_with, matcher)))
     whole = bool(needs_of((matcher, merger)) & {"grid", "frames"})
     stage = Stage.FEATURES if whole else draw(st.sampled_from([Stage.BLOCK, Stage.FEATURES]))
     once = plugins.find("schedules", "once")()

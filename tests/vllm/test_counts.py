@@ -32,7 +32,10 @@ def test_a_model_without_weights_plans_as_an_attached_one_shortens(kind: str, ke
     _, flower, tall, *_ = hf.photos()
     token = model.config.image_token_id
     method = tokenzoo.build("evoprune", keep=keep)
+    before = model.config.to_dict()
     planned = planner(ServedRecipe(method, ""), model.config)
+    assert model.config.to_dict() == before
+    assert model.config.vision_config._attn_implementation == "sdpa"
     attached = method.attach(model)
     for image in (flower, tall):
         inputs = processor(model)(text="see <image> .", images=[image], return_tensors="pt")

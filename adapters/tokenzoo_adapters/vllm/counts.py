@@ -7,6 +7,7 @@ without a proof, says how many tokens each image of a call leaves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -34,7 +35,8 @@ def planner(recipe: ServedRecipe, config: Any) -> Any:
     """
     transformers: Any = import_module("transformers")
     with torch.device("meta"):
-        model = transformers.AutoModel.from_config(config)
+        # A copy: while a recipe is attached, the configuration names our function of attention.
+        model = transformers.AutoModel.from_config(deepcopy(config))
     attached = recipe.method.attach(model, prove=False)
     check_model(attached)
     return attached

@@ -62,8 +62,8 @@ class Answer:
 
 LENGTH = 6
 
-CHAT = f"<s> {checkpoints.CHAT}"
-"""With the first token: of a conversation vLLM adds none."""
+CHAT = "<s> " + checkpoints.CHAT.replace("<{{ part.type }}>", "see <{{ part.type }}> .")
+"""With the first token, since vLLM adds none to a conversation, and Qwen's words around an image."""
 
 
 class Reference:

@@ -94,7 +94,8 @@ def shortened(ids: Tensor, sizes: Sequence[int], spans: Sequence[VisualSpan]) ->
             f"the processor writes {len(sizes)} images into the prompt, and {len(spans)} are planned"
         )
     found: list[Tensor] = []
-    for number, (one, span) in enumerate(zip(ids.split(list(sizes)), spans, strict=True)):
+    parts: Sequence[Tensor] = torch.split(ids, list(sizes))
+    for number, (one, span) in enumerate(zip(parts, spans, strict=True)):
         here = one == one.mode().values  # the placeholder is what is repeated
         count = int(here.sum())
         if count != span.full:

@@ -76,6 +76,8 @@ def test_a_model_that_vllm_does_not_run_as_transformers_does_is_refused() -> Non
     method = tokenzoo.build("evoprune", keep=0.5)
     with pytest.raises(AttachError, match=r"Qwen3VLModel.*deepstack.*not pass them on"):
         planner(ServedRecipe(method, ""), qwen.qwen3_vl().config)
+    with pytest.raises(AttachError, match=r"Qwen3_5Model: its positions .* were not tried"):
+        planner(ServedRecipe(method, ""), qwen.qwen3_5().config)
     tower = method.attach(hf.tower("clip"))
     with pytest.raises(AttachError, match="no vision-language model"):
         check_model(tower)

@@ -21,6 +21,9 @@ from tokenzoo_adapters.vllm.recipe import ServedRecipe
 GIVEN = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
 """What of the processor's output, or of a call of vLLM's model, says how many tokens an image has."""
 
+PLACED = ("qwen2_vl", "qwen2_5_vl")
+"""Families with M-RoPE whose positions were tried in vLLM."""
+
 
 def planner(recipe: ServedRecipe, config: Any) -> Any:
     """Attach a recipe to a model without weights, which plans and never runs.
@@ -59,6 +62,11 @@ def check_model(attached: Any) -> None:
             f"{name} adds features of inner blocks of its vision tower to its language model "
             f"({', '.join(stream.name for stream in spec.streams)}), and vLLM's Transformers backend does "
             "not pass them on: serve it with transformers"
+        )
+    if spec.positions == "mrope" and spec.folder not in PLACED:
+        raise AttachError(
+            f"{name}: its positions (M-RoPE) were not tried in vLLM with a recipe; those of "
+            f"{', '.join(PLACED)} were. Serve it with transformers"
         )
     if not any(modality.kind == "image" for modality in spec.modalities):
         raise AttachError(f"{name} reads no images")

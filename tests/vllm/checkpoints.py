@@ -23,13 +23,13 @@ _TEXT = {
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 _PACKED = {**_TEXT, "rope_parameters": _ROPE}
 
-KINDS = ("llava", "qwen2_vl", "qwen2_5_vl")
+KINDS = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 
 
 def made(kind: str) -> tuple[Any, Any]:
     """A model of this kind and its processor."""
-    if kind == "llava":
-        model = hf.llava(vision={"hidden_size": 64}, text=_TEXT)
+    if kind.startswith("llava"):
+        model = getattr(hf, kind)(vision={"hidden_size": 64}, text=_TEXT)
         return model, hf.processor(model)
     width = {"hidden_size": 128} if kind == "qwen2_vl" else {"out_hidden_size": 128}
     vision = {"embed_dim": 64} if kind == "qwen2_vl" else {"hidden_size": 64}
@@ -62,8 +62,8 @@ class Answer:
 
 LENGTH = 6
 
-CHAT = f"<s> {checkpoints.CHAT}"
-"""With the first token: of a conversation vLLM adds none."""
+CHAT = "<s> " + checkpoints.CHAT.replace("<{{ part.type }}>", "see <{{ part.type }}> .")
+"""With the first token, since vLLM adds none to a conversation, and Qwen's words around an image."""
 
 
 class Reference:

@@ -25,14 +25,17 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("keep", [0.3, 8])
+@pytest.mark.parametrize("keep", [0.3, 20])
 def test_a_model_without_weights_plans_as_an_attached_one_shortens(kind: str, keep: Any) -> None:
     make, processor = MODELS[kind]
     model = make()
     _, flower, tall, *_ = hf.photos()
     token = model.config.image_token_id
     method = tokenzoo.build("evoprune", keep=keep)
+    before = model.config.to_dict()
     planned = planner(ServedRecipe(method, ""), model.config)
+    assert model.config.to_dict() == before
+    assert model.config.vision_config._attn_implementation == "sdpa"
     attached = method.attach(model)
     for image in (flower, tall):
         inputs = processor(model)(text="see <image> .", images=[image], return_tensors="pt")
@@ -73,6 +76,8 @@ def test_a_model_that_vllm_does_not_run_as_transformers_does_is_refused() -> Non
     method = tokenzoo.build("evoprune", keep=0.5)
     with pytest.raises(AttachError, match=r"Qwen3VLModel.*deepstack.*not pass them on"):
         planner(ServedRecipe(method, ""), qwen.qwen3_vl().config)
+    with pytest.raises(AttachError, match=r"Qwen3_5Model: its positions .* were not tried"):
+        planner(ServedRecipe(method, ""), qwen.qwen3_5().config)
     tower = method.attach(hf.tower("clip"))
     with pytest.raises(AttachError, match="no vision-language model"):
         check_model(tower)

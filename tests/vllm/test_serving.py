@@ -22,7 +22,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: scripts/test_vllm", e
 @pytest.fixture(scope="module", params=KINDS)
 def served(request: Any, tmp_path_factory: Any) -> Iterator[tuple[Server, Reference]]:
     folder: Path = tmp_path_factory.mktemp(request.param)
-    method = recipe("evoprune", keep=0.25)
+    method = recipe("evoprune", keep=0.4)
     method.save(folder / "recipe.json")
     reference = Reference(request.param, method, folder / "checkpoint")
     with serving(reference.folder, folder / "recipe.json", folder / "log") as server:

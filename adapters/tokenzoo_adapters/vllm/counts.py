@@ -7,6 +7,7 @@ without a proof, says how many tokens each image of a call leaves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,9 @@ from tokenzoo_adapters.vllm.recipe import ServedRecipe
 
 GIVEN = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
 """What of the processor's output, or of a call of vLLM's model, says how many tokens an image has."""
+
+PLACED = ("qwen2_vl", "qwen2_5_vl")
+"""Families with M-RoPE whose positions were tried in vLLM."""
 
 
 def planner(recipe: ServedRecipe, config: Any) -> Any:
@@ -34,7 +38,8 @@ def planner(recipe: ServedRecipe, config: Any) -> Any:
     """
     transformers: Any = import_module("transformers")
     with torch.device("meta"):
-        model = transformers.AutoModel.from_config(config)
+        # A copy: while a recipe is attached, the configuration names our function of attention.
+        model = transformers.AutoModel.from_config(deepcopy(config))
     attached = recipe.method.attach(model, prove=False)
     check_model(attached)
     return attached
@@ -57,6 +62,11 @@ def check_model(attached: Any) -> None:
             f"{name} adds features of inner blocks of its vision tower to its language model "
             f"({', '.join(stream.name for stream in spec.streams)}), and vLLM's Transformers backend does "
             "not pass them on: serve it with transformers"
+        )
+    if spec.positions == "mrope" and spec.folder not in PLACED:
+        raise AttachError(
+            f"{name}: its positions (M-RoPE) were not tried in vLLM with a recipe; those of "
+            f"{', '.join(PLACED)} were. Serve it with transformers"
         )
     if not any(modality.kind == "image" for modality in spec.modalities):
         raise AttachError(f"{name} reads no images")
@@ -92,7 +102,8 @@ def shortened(ids: Tensor, sizes: Sequence[int], spans: Sequence[VisualSpan]) ->
             f"the processor writes {len(sizes)} images into the prompt, and {len(spans)} are planned"
         )
     found: list[Tensor] = []
-    for number, (one, span) in enumerate(zip(ids.split(list(sizes)), spans, strict=True)):
+    parts: Sequence[Tensor] = torch.split(ids, list(sizes))
+    for number, (one, span) in enumerate(zip(parts, spans, strict=True)):
         here = one == one.mode().values  # the placeholder is what is repeated
         count = int(here.sum())
         if count != span.full:

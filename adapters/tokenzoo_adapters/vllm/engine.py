@@ -35,7 +35,7 @@ def imported(module: str, name: str) -> Any:
 
 def check_version() -> None:
     """Raise an AttachError if vLLM is older than what was tried."""
-    found = _version()
+    found = str(imported("vllm", "__version__"))
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if len(numbers) == 2 and (0, 0) < numbers < OLDEST:
         raise AttachError(

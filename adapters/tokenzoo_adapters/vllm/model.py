@@ -33,7 +33,7 @@ class TokenzooMultiModalForCausalLM(_Model):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         check_server(vllm_config)
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        _Model.__init__(self, vllm_config=vllm_config, prefix=prefix)
         if self.model_config.uses_mrope:
             # vLLM asks for positions only where it prunes videos itself; its backend ignores the rate.
             self.model_config.multimodal_config.video_pruning_rate = 0.5
@@ -42,7 +42,7 @@ class TokenzooMultiModalForCausalLM(_Model):
 
     def load_weights(self, weights: Iterable[Any]) -> Any:
         """Load the weights, and attach the recipe; kernels of the layers are chosen after that."""
-        loaded = super().load_weights(weights)
+        loaded: Any = _Model.load_weights(self, weights)
         self.attached = served().method.attach(self.model, prove=False)
         check_model(self.attached)
         return loaded
@@ -56,7 +56,7 @@ class TokenzooMultiModalForCausalLM(_Model):
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encode images: `[m, c]` each, with M-RoPE followed by the coordinates of the tokens."""
         self.prove_recipe()
-        images: Sequence[Tensor] = super().embed_multimodal(**kwargs)
+        images: Sequence[Tensor] = _Model.embed_multimodal(self, **kwargs)
         check_counts([len(image) for image in images], image_spans(self.attached, kwargs))
         if not self.model_config.uses_mrope:
             return images

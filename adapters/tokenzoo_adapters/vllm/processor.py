@@ -28,7 +28,8 @@ class TokenzooInfo(_Info):
         return planner(served(), self.get_hf_config())
 
     def _get_supported_modalities(self) -> list[str]:
-        return [name for name in super()._get_supported_modalities() if name == "image"]
+        known: list[str] = _Info._get_supported_modalities(self)
+        return [name for name in known if name == "image"]
 
     def get_max_image_tokens(self) -> int:
         """Tokens of an image that has the most."""
@@ -42,7 +43,7 @@ class TokenzooProcessor(_Processor):
     """Writes as many placeholders as are planned."""
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        output = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        output: Any = _Processor._apply_hf_processor_main(self, mm_items, hf_kwargs)
         ids = output.get("image_replacement_ids")
         if ids is None:
             return output
@@ -55,5 +56,5 @@ class TokenzooProcessor(_Processor):
     def _get_mm_hashes(self, inputs: Any) -> Any:
         """Name the recipe in the identity of each image: caches may be shared between servers."""
         digest = served().digest
-        found: Mapping[str, Any] = super()._get_mm_hashes(inputs)
+        found: Mapping[str, list[str]] = _Processor._get_mm_hashes(self, inputs)
         return {kind: [f"{one}-{digest}" for one in several] for kind, several in found.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,15 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert same(found[0][2], start) != tuned
 
 
-def test_a_second_interrupt_is_not_waited_for(task: DigitsTask) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT: a shell lets processes in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_is_not_waited_for(task: DigitsTask, interruptible: None) -> None:
     def tell(now: Progress) -> None:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)

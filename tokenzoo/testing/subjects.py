@@ -14,6 +14,7 @@ from tokenzoo._core.quoting import quote
 from tokenzoo.adapter import Adapter
 from tokenzoo.budget import resolve_keep
 from tokenzoo.errors import BadArgumentError
+from tokenzoo.learned import SoftMatcher
 from tokenzoo.matchers import (
     Bipartite,
     Drop,
@@ -36,6 +37,7 @@ from tokenzoo.parts import (
     Schedule,
     Scorer,
     Selector,
+    walk,
 )
 from tokenzoo.recipe import Recipe, Stage, Step
 from tokenzoo.schedules import Once
@@ -178,7 +180,9 @@ def recipe_of(subject: Subject) -> Recipe:
         case Matcher():
             parts = subject, mean
         case Merger():
-            parts = SelectAssign(Strided(), Nearest(cosine)), subject
+            # Some sum what a matcher of their own assigns, and go with no other.
+            own = next((part for part in walk(subject) if isinstance(part, SoftMatcher)), None)
+            parts = own or SelectAssign(Strided(), Nearest(cosine)), subject
         case Restorer():
             drop = SelectAssign(Strided(), Drop())
             return Recipe(Step(Stage.BLOCK, Once(), drop, keep, restorer=subject))

@@ -59,7 +59,7 @@ def test_features_are_computed_once_for_a_label_and_for_both_tasks(folder: Path)
     )
     rows = [list(run(one, jobs(["tome"], [49]), rounds=0)) for one in subjects]
     # Both sets, bare and reduced; and a pass of each row's plan.
-    assert sum(images) == 2 * 27 + 2 * 9
+    assert sum(images) == 2 * 27 + 2 * probe.TIMED
     assert [row.tokens for row in (rows[0][1], rows[1][1])] == [49, 49]
     images.clear()
     with torch.no_grad():

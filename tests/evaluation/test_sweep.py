@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import tokenzoo
 from tests.evaluation.subjects import SAMPLES, TOKENS, subject
 from tokenzoo.errors import BadArgumentError, UnknownNameError
-from tokenzoo.evaluation import ResultsFile, TaskOptions, jobs, run
+from tokenzoo.evaluation import Job, ResultsFile, TaskOptions, jobs, run
 from tokenzoo.evaluation.tasks import prepare
 
 RECIPES = ["evoprune", "random", "fastv"]
@@ -50,6 +51,16 @@ def test_a_budget_is_that_of_the_pass() -> None:
     assert (near.status, near.tokens) == ("ok", 20)
     assert (far.status, far.reason.partition(":")[0]) == ("refused", "BudgetError")
     assert not hasattr(toy.model, "_tokenzoo_attached")
+
+
+@pytest.mark.parametrize("per_patch", [False, True])
+def test_a_recipe_after_the_last_block_has_no_row_where_nothing_reads_the_tokens(
+    per_patch: bool,
+) -> None:
+    toy = replace(subject(), per_patch=per_patch)
+    _, after, everything = run(toy, [Job("fastervlm", 16), Job("fastervlm", 1.0)], rounds=0)
+    assert (after.status, everything.status) == ("ok" if per_patch else "refused", "ok")
+    assert per_patch or "fastervlm saves nothing" in after.reason
 
 
 def test_a_smaller_image_has_the_plan_of_the_whole_one() -> None:

@@ -34,7 +34,7 @@ from tokenzoo.evaluation.tasks import NO_MODEL, OWN_IMAGES, TASKS, prepare
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-ROUNDS, QUICK_ROUNDS = 5, 1
+ROUNDS, QUICK_ROUNDS = 3, 1
 SEEDS, QUICK_SEEDS = 3, 1
 ENGINES = ("process", "ray")
 
@@ -72,7 +72,7 @@ def run_it(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     rounds: Annotated[
-        int | None, typer.Option(help="Rounds of the timing; 0: none. [default: 5; quick: 1]")
+        int | None, typer.Option(help="Rounds of the timing; 0: none. [default: 3; quick: 1]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
     engine: Annotated[

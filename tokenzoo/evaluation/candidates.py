@@ -9,7 +9,7 @@ from typing import Any
 from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, BudgetError
 from tokenzoo.evaluation.largest_share import largest_share
-from tokenzoo.evaluation.sweep import Job, attach, attach_method, relative_time
+from tokenzoo.evaluation.sweep import Job, attach, attach_method, refuse_useless, relative_time
 from tokenzoo.evaluation.target import Target
 from tokenzoo.evaluation.task import Subject
 from tokenzoo.learned import modules
@@ -147,11 +147,7 @@ class Search:
     def _measured(self, job: Job) -> Candidate:
         with attach(job, self.subject) as attached:
             budget = attached.plan(self.patches)
-            if budget.flops >= 1 and not self.subject.per_patch:
-                raise BadArgumentError(
-                    f"{job.recipe} saves nothing: it removes tokens after the last block, and the output "
-                    f"of {self.subject.model_name} has none of them"
-                )
+            refuse_useless(self.subject, job.recipe, budget, self.patches)
             return Candidate(job, budget, relative_time(self.subject, self.twin, self.rounds))
 
 

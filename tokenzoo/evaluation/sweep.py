@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenzoo import plugins
+from tokenzoo.budget import TokenBudget
 from tokenzoo.errors import BadArgumentError, TokenzooError
 from tokenzoo.evaluation.results import REFUSED, Key, Row
 from tokenzoo.evaluation.task import Outcome, Subject, agreement
@@ -155,10 +156,11 @@ def row_of(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
         if job.recipe in subject.controls:
             return _control_row(subject, job, bare, rounds)
         with attach(job, subject) as attached:
+            plan = attached.plan(bare.patches)
+            refuse_useless(subject, job.recipe, plan, bare.patches)
             with torch.inference_mode():
                 outcome = subject.score(subject.model, range(subject.samples), key.attached)
-            plan = attached.plan(bare.patches)
-            time = relative_time(subject, bare.twin, rounds)
+            time = relative_time(subject, bare.twin, rounds, warmup=0)  # the score was the warm-up
     except TokenzooError as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(key, subject.facts, REFUSED, reason, versions=versions())
@@ -177,6 +179,7 @@ def _control_row(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
     """Run one of the subject's own controls: the bare model is shown less."""
     key = job.key(subject)
     control = subject.controls[job.recipe](job.keep)
+    fewer = replace(subject, call=control.call)
     with torch.inference_mode():
         outcome = control.score(subject.model, range(subject.samples), key.attached)
     return Row(
@@ -184,7 +187,7 @@ def _control_row(subject: Subject, job: Job, bare: Bare, rounds: int) -> Row:
         subject.facts,
         tokens=control.tokens,
         flops=control.flops,
-        time=relative_time(replace(subject, call=control.call), bare.twin, rounds, subject.call),
+        time=relative_time(fewer, bare.twin, rounds, bare=subject.call, warmup=0),
         versions=versions(),
         **_scores(outcome, bare.outcome),
     )
@@ -199,6 +202,27 @@ def patch_tokens(subject: Subject) -> int:
     with build("tome", keep=1.0).attach(subject.model) as attached, torch.inference_mode():
         subject.call(subject.model)
         return attached.passes[0].tokens
+
+
+def refuse_useless(subject: Subject, recipe: str, plan: TokenBudget, patches: int) -> None:
+    """Refuse a recipe that removes tokens only where nothing of the model reads them any more.
+
+    Its score would be the bare model's and its time longer, which says nothing about the method.
+
+    Args:
+        subject: the model and how it is read.
+        recipe: name of the recipe.
+        plan: of an image.
+        patches: patch tokens of the image.
+
+    Raises:
+        BadArgumentError: no operation is saved, and the output has no vector for each patch.
+    """
+    if plan.flops >= 1 and plan.visual < patches and not subject.per_patch:
+        raise BadArgumentError(
+            f"{recipe} saves nothing: it removes tokens after the last block, and the output of "
+            f"{subject.model_name} has none of them; choose a recipe that works between the blocks"
+        )
 
 
 def attach(job: Job, subject: Subject) -> Attached:
@@ -230,7 +254,12 @@ def attach_method(method: Method, subject: Subject) -> Attached:
 
 
 def relative_time(
-    subject: Subject, twin: Any, rounds: int, bare: Callable[[Any], object] | None = None
+    subject: Subject,
+    twin: Any,
+    rounds: int,
+    *,
+    bare: Callable[[Any], object] | None = None,
+    warmup: int = 1,
 ) -> list[float]:
     """Return median and quartiles of the time of a model with a recipe, relative to the bare model.
 
@@ -239,6 +268,7 @@ def relative_time(
         twin: a bare copy of the model, which shares its weights: both run in turn, in the same rounds.
         rounds: of the timing; 0: no time is measured, [].
         bare: the call of the bare model; None: the same as with the recipe.
+        warmup: rounds before them, which do not count.
     """
     if rounds == 0:
         return []
@@ -246,7 +276,6 @@ def relative_time(
         "bare": lambda: (bare or subject.call)(twin),
         "recipe": lambda: subject.call(subject.model),
     }
-    warmup = 1 if rounds > 1 else 0  # of a first look, the score was the warm-up
     with torch.inference_mode():
         timing = interleaved(calls, rounds=rounds, warmup=warmup, baseline="bare")["recipe"]
     return [round(value, 4) for value in (timing.ratio, timing.low, timing.high)]

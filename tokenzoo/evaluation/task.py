@@ -158,7 +158,7 @@ class Subject:
         frames: how many images of a call, one after the other, are the frames of a video: an argument of
             `attach` for recipes over frames. None: no videos, or a model that knows its videos itself.
         per_patch: whether the output has a vector for each patch, so that a token that is removed after
-            the last block saves something in what reads the output.
+            the last block saves something, or loses it, in what reads the output.
         read_on: whether a language model reads the tokens within `call`, so that the operations of a plan,
             which are the tower's, say little of the time.
         shown: its images; None: they cannot be drawn.

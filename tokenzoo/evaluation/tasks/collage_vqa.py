@@ -22,7 +22,7 @@ from tokenzoo.evaluation.vqa.subject import Asked
 from tokenzoo.evaluation.vqa.words import encode
 
 SAMPLES, QUICK_SAMPLES = 40, 2
-BATCH = 8
+BATCH = 4
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:

@@ -13,7 +13,7 @@ import torch
 from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions, batches
 from tokenzoo.tools import digits
 
-SAMPLES, QUICK_SAMPLES = 1000, 50
+SAMPLES, QUICK_SAMPLES = 600, 50
 HALF = torch.full((3, 1, 1), 0.5)  # mean and deviation of its images, which are in -1..1
 BATCH = 25  # a small model is fastest where its activations fit into the cache
 

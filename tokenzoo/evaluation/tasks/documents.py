@@ -24,7 +24,7 @@ from tokenzoo.evaluation.vqa.subject import Asked
 
 WEIGHTS = "documents.safetensors"
 SAMPLES = 24
-BATCH = 8
+BATCH = 4
 
 
 def prepare(task: str, options: TaskOptions) -> Subject:

@@ -31,6 +31,7 @@ TEST, QUICK_TEST = 200, 10  # test images
 REFERENCES = 2  # reference images for each test image
 NEIGHBOURS = 20
 BATCH = 16
+TIMED = 8  # images of the call that is timed
 
 Features = dict[str, Tensor]
 """By the name of what is read, `[s, c]`."""
@@ -79,7 +80,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
     default = SIZE if name == FOCUS else None
     count = options.count(TEST, QUICK_TEST)
     store = loaded(name, options.data, options.size or default, count, options.seed)
-    return subject_of(task, name, store, options.batch(BATCH))
+    return subject_of(task, name, store, options.batch(TIMED))
 
 
 @lru_cache(maxsize=1)
@@ -174,6 +175,7 @@ def subject_of(task: str, name: str, store: Store, batch: int) -> Subject:
         score,
         call=lambda model: tokens_of(model, store.test.images[:batch]),
         facts=store.facts,
+        per_patch=True,
     )
 
 

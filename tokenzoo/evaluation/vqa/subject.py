@@ -77,6 +77,7 @@ def subject_of(
         facts=facts,
         videos=images.ndim == 5,
         frames=images.shape[1] if images.ndim == 5 else None,
+        per_patch=True,
         shown=shown if images.ndim == 4 else None,  # a clip is not one picture
         controls=controls or {},
     )

@@ -1,16 +1,19 @@
-"""Received attention in tiles of a few million numbers, in two reused buffers.
+"""Received attention in tiles of half a million numbers, in two reused buffers.
 
 A tile is all queries of a few heads of one image, or some queries of one head. Larger tiles exceed the
-cache; with smaller ones, threads synchronise more than they compute.
+cache; with smaller ones, threads synchronise more than they compute. The tiles of a head have the same
+size, up to a row: a last one of a few queries would take as long as a whole one.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-NUMBERS = 2**20
-"""Numbers in each of the two buffers: 4 MB in float32."""
+NUMBERS = 2**19
+"""Numbers in each of the two buffers: 2 MB in float32."""
 
 
 def blocked(
@@ -44,7 +47,7 @@ def blocked(
     (b, h, m, _), n = query.shape, key.shape[2]
     rows = max(1, numbers // n)
     heads = max(1, min(h, rows // m))
-    queries = min(m, rows)
+    queries = math.ceil(m / math.ceil(m / rows))
     logits, weights = (query.new_empty(heads * queries * n) for _ in range(2))
     total = query.new_zeros(b, n)
     everywhere = None if bias is None else bias.expand(b, h, m, n)  # a view

@@ -9,7 +9,6 @@ weights are random. OpenVINO reads the ONNX file of `tokenzoo export`.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 import tokenzoo
+from benchmarks.recorded import show
 from tokenzoo.tools.model_loading import randomise
 from tokenzoo.tools.onnx import export
 from tokenzoo.tools.timing import interleaved
@@ -90,10 +90,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "timm", "openvino", "onnx")},
         "rows": rows,
     }
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if given.out is not None:
-        given.out.write_text(text)
+    show(found, given.out)
 
 
 if __name__ == "__main__":

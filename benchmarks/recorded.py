@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,3 +33,11 @@ def provenance(script: str, arguments: Sequence[str] | None) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def show(found: Mapping[str, Any], out: Path | None) -> None:
+    """Print figures as JSON, and write them to a file, if one is given."""
+    text = json.dumps(found, indent=1) + "\n"
+    print(text)
+    if out is not None:
+        out.write_text(text)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import random
 import sys
 import threading
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 import tokenzoo
+from benchmarks.recorded import show
 from tokenzoo.tools.benchmark.shapes import load
 from tokenzoo.tools.benchmark.workload import Sizes
 
@@ -192,10 +192,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "transformers")},
         **soak(given.requests),
     }
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if given.out is not None:
-        given.out.write_text(text)
+    show(found, given.out)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from tokenzoo.zoo import list_schedules as list_schedules
 from tokenzoo.zoo import list_scorers as list_scorers
 from tokenzoo.zoo import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Adapter",

@@ -172,9 +172,39 @@ def pictures_of(
     """
     key = line.key
     job = Job(str(key.recipe), key.keep or 1.0, key.seed, json.loads(key.options))
+    found = drawn(job, replace(subject, shown=shown), samples, patches)
+    return [
+        Picture(
+            encoded(picture), f"{line.name} at {key.keep}, {subject.task}, sample {place}: {text}"
+        )
+        for place, (picture, text) in zip(samples, found, strict=True)
+    ]
+
+
+def drawn(
+    job: Job, subject: Subject, samples: Sequence[int], patches: int
+) -> list[tuple[Tensor, str]]:
+    """Draw what a recipe leaves of samples, and say how much that is.
+
+    Args:
+        job: the recipe and its budget.
+        subject: to whose model it is attached; it has `shown`.
+        samples: indices of the samples.
+        patches: patch tokens of an image.
+
+    Returns:
+        A picture `[3, H, W]` in 0..1 of each, and a few words.
+
+    Raises:
+        BadArgumentError: the subject has no images to draw.
+        TokenzooError: the recipe cannot run here.
+    """
+    shown = subject.shown
+    if shown is None:
+        raise BadArgumentError(f"{subject.task} has no images that can be drawn")
     plans: list[TokenMap] = []
     seen: list[Tensor] = []
-    found: list[Picture] = []
+    found: list[tuple[Tensor, str]] = []
 
     def note(event: Event) -> None:
         plans.append(event.plan)
@@ -193,8 +223,7 @@ def pictures_of(
                 seen.clear()
                 shown.call(subject.model, place)
                 owner = owners(plans, patches)
-                what = f"{line.name} at {key.keep}, {subject.task}, sample {place}"
-                found.append(_picture(attached, shown, place, owner, seen[0][0], what))
+                found.append(_picture(attached, shown, place, owner, seen[0][0]))
         finally:
             handle.remove()
     return found
@@ -218,22 +247,20 @@ def owners(plans: Sequence[TokenMap], patches: int) -> Tensor:
 
 
 def _picture(
-    attached: Attached, shown: Shown, place: int, owner: Tensor, read: Tensor, what: str
-) -> Picture:
+    attached: Attached, shown: Shown, place: int, owner: Tensor, read: Tensor
+) -> tuple[Tensor, str]:
     """Draw the map of a sample, or the smaller image that the model read."""
     image = shown.light(shown.images[place])
     if attached.recipe.step_at(Stage.IMAGE) is not None:
         small = shown.light(read)
         grid = grid_of(attached.counts[0], small.shape[1:])
-        text = f"{what}: a smaller image, {grid[0]} x {grid[1]} patches"
-        return Picture(encoded(shrunk_image(small, grid)), text)
+        return shrunk_image(small, grid), f"a smaller image, {grid[0]} x {grid[1]} patches"
     tokens = len(owner)
     grid = attached.adapter.grid(tokens) or grid_of(tokens, image.shape[1:])
     left, dropped = int(owner.max()) + 1, int((owner < 0).sum())
     plan = TokenMap(torch.full((1, left), -1), owner[None])
     picture = merged_groups(image, plan, grid, 0, see_through=SEE_THROUGH)
-    text = f"{what}: {tokens} patches in {left} tokens" + f", {dropped} dropped" * (dropped > 0)
-    return Picture(encoded(picture), text)
+    return picture, f"{tokens} patches in {left} tokens" + f", {dropped} dropped" * (dropped > 0)
 
 
 def encoded(picture: Tensor) -> str:

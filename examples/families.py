@@ -4,6 +4,7 @@
     python examples/families.py paligemma --keep 64
     python examples/families.py minicpm --recipe cdpruner
     python examples/families.py qwen3_vl              # also gemma3, smolvlm, lfm2_vl, glm4v, molmo2
+    python examples/families.py cosmos3_edge          # with transformers 5.24
     python examples/families.py internvl --tiny       # downloads nothing, answers nonsense
 
 `--keep` counts the tokens of one image or tile. MiniCPM-V and Molmo 2 are reduced after their projectors
@@ -27,9 +28,10 @@ FAMILIES = {
     "lfm2_vl": ("LiquidAI/LFM2-VL-1.6B", "evoprune"),
     "glm4v": ("zai-org/GLM-4.1V-9B-Thinking", "evoprune"),
     "molmo2": ("allenai/Molmo2-8B", "divprune"),
+    "cosmos3_edge": ("nvidia/Cosmos3-Edge", "evoprune"),
 }
 """Of each family a checkpoint, and a recipe that works on it."""
-PACKED = ("qwen3_vl", "glm4v")
+PACKED = ("qwen3_vl", "glm4v", "cosmos3_edge")
 
 
 def main() -> None:
@@ -43,7 +45,9 @@ def main() -> None:
     given.model, given.recipe = given.model or checkpoint, given.recipe or recipe
     model, processor = load(given)
     text = prompt(processor, given.question, "image")
-    inputs = processor(images=[shown(given.image)], text=[text], return_tensors="pt")
+    # The processors of other packed models return them without being asked.
+    types = {"return_mm_token_type_ids": True} if given.family == "cosmos3_edge" else {}
+    inputs = processor(images=[shown(given.image)], text=[text], return_tensors="pt", **types)
     tokens = None  # those of a tile; where sizes differ, of the image
     if given.family == "minicpm":  # of the first tile
         tokens = int(inputs["target_sizes"][0].prod()) // 16

@@ -196,6 +196,28 @@ def _glm4v() -> tuple[Any, str, Any]:
     return config, "Glm4v", processor
 
 
+def _cosmos3_edge() -> tuple[Any, str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    config = transformers.Cosmos3EdgeConfig(
+        vision_config={**VISION, "patch_size": PATCH, "num_patches": (SIDE // PATCH) ** 2},
+        text_config={**LANGUAGE, "rope_parameters": rope},
+        projector_hidden_size=128,
+        image_token_id=WORDS.index("<image>"),
+        video_token_id=WORDS.index("<video>"),
+        tie_word_embeddings=False,
+    )
+    options = {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 1}
+    options["size"] = {"shortest_edge": 8 * 28**2, "longest_edge": 128 * 28**2}
+    marks = {"image_token": "<image>", "video_token": "<video>"}
+    processor = transformers.Cosmos3EdgeProcessor(
+        transformers.Cosmos3EdgeImageProcessor(**options),
+        _ids(made_tokenizer(WORDS), **marks),
+        transformers.Cosmos3EdgeVideoProcessor(**options),
+        chat_template=CHAT,
+    )
+    return config, "Cosmos3Edge", processor
+
+
 def _molmo2() -> tuple[Any, str, Any]:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
     tower = {**VISION, **heads, "image_size": [SIDE, SIDE], "patch_size": PATCH}
@@ -230,4 +252,5 @@ MAKERS = {
     "LiquidAI/LFM2-VL": _lfm2_vl,
     "zai-org/GLM-4.1V": _glm4v,
     "allenai/Molmo2": _molmo2,
+    "nvidia/Cosmos3-Edge": _cosmos3_edge,
 }

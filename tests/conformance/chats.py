@@ -30,6 +30,7 @@ from torch import Tensor
 import tokenzoo
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import (
+    cosmos,
     gemma3,
     glm,
     idefics3,
@@ -195,6 +196,8 @@ CHATS = {
     "paligemma": paligemma_vl("gemma", "evoprune", "before the LLM"),
     "paligemma2": paligemma_vl("gemma2", "divprune", like="paligemma"),
 }
+if cosmos.KNOWN:
+    CHATS["cosmos3_edge"] = qwen_vl(cosmos.cosmos3_edge, "evoprune", "everywhere")
 WAYS = {
     "placeholders are taken out": ("llava", "evoprune"),
     "a batch stays as long as it is": ("llava, wordy", "evoprune"),

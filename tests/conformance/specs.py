@@ -79,6 +79,13 @@ SPECS: dict[str, Spec] = {
     "paligemma2": whole_model("paligemma2", CLIP, ("evoprune",), vision=HEAD),
     **{f"{kind} tower": packed_tower(kind) for kind in QWEN_VL},
 }
+if "cosmos3_edge" in CHATS:
+    SPECS["cosmos3_edge"] = whole_model(
+        "cosmos3_edge",
+        "visual.encoder.layers",
+        ("evoprune", "ipcv", "fastv"),
+        projector="projector",
+    )
 DEPTH = 5
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import tokenzoo
+from tests.adapters.hf.vlm import cosmos
 from tokenzoo.errors import AttachError
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,7 @@ def test_it_says_all_that_it_should(run: Any, name: str) -> None:
         "lfm2_vl",
         "glm4v",
         "molmo2",
+        pytest.param("cosmos3_edge", marks=pytest.mark.skipif(not cosmos.KNOWN, reason="older")),
     ],
 )
 def test_each_family_has_an_example(run: Any, family: str) -> None:

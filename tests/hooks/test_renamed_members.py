@@ -123,7 +123,7 @@ def test_a_packed_adapter_of_the_last_version_still_packs() -> None:
         def tokenzoo_adapter(self, model: Any) -> Adapter:
             known = find_packed_tower(model)
             assert known is not None
-            return Old(known.tower, known.rows)
+            return Old(known.tower, known.names, known.rows)
 
     model = packed_tower.tower("qwen2_5_vl")
     x = packed_tower.pixels(model, packed_tower.MIXED)

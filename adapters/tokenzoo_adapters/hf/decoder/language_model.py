@@ -15,7 +15,7 @@ ADDING: dict[str, str] = {
 }
 """Supported classes that add features to visual tokens after their first layers, and the method for it."""
 
-MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel", *ADDING)
+MROPE = ("Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Cosmos3EdgeTextModel", *ADDING)
 """Supported classes whose tokens have a time, a row and a column; layers are given the angles alone."""
 
 SUPPORTED = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", *MROPE)

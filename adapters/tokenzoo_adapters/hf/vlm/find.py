@@ -78,7 +78,8 @@ def _tower(spec: VisionLanguageSpec, model: Any, base: Any) -> Adapter:
     if spec.unfollowed is not None:
         return UnfollowedTower(base, spec.projector, spec.unfollowed)
     at = f"{_at(model, base)}{spec.tower}."
-    whole = find_tower(tower, at=at) or find_packed_tower(tower, at)
+    merger = base.get_submodule(spec.projector)
+    whole = find_tower(tower, at=at) or find_packed_tower(tower, at, merger)
     if whole is None:
         raise UnsupportedModelError(
             f"{name} has the vision tower {type(tower).__name__}, which is not supported. What works on "

@@ -1,6 +1,6 @@
 """The rows of a packed tower, image by image: which grids went in, and which groups came out.
 
-Such a tower returns one row for each group, which its merger makes. Qwen2.5-VL sorts them from the order of
+A merger, in the tower or after it, makes one row of each group. Qwen2.5-VL sorts them from the order of
 its windows to raster order by an index of all groups, and the model splits them by the grids of all images.
 Hooks give both what they expect. What else leaves the tower (`streams`) gets the same rows.
 """
@@ -46,15 +46,26 @@ class PackedRows:
 
     Args:
         tower: a packed vision tower.
+        merger: what makes one row of each group; None: nothing does, the tower stands alone.
+        inside: whether the merger is a part of the tower.
         sorts: whether it sorts the rows at its end, from the order of its windows.
         end: the module that is given what leaves the last block, if that is not its merger.
         streams: what leaves it in addition.
     """
 
     def __init__(
-        self, tower: Any, *, sorts: bool, end: str = "", streams: tuple[ExtraStream, ...] = ()
+        self,
+        tower: Any,
+        merger: Any,
+        *,
+        inside: bool,
+        sorts: bool,
+        end: str = "",
+        streams: tuple[ExtraStream, ...] = (),
     ) -> None:
         self.tower = tower
+        self.merger = merger
+        self.inside = inside
         self.sorts = sorts
         self.end = end
         self.streams = streams
@@ -64,13 +75,14 @@ class PackedRows:
         """Install the hooks; return an uninstaller."""
         handles = [
             self.tower.register_forward_pre_hook(self.begin, with_kwargs=True),
-            self.tower.merger.register_forward_hook(self.spread),
             self.tower.register_forward_hook(self.gather),
         ]
-        if self.end:
-            end = self.tower.get_submodule(self.end)
-            handles.append(end.register_forward_pre_hook(self.leave))
-            handles.append(self.tower.merger.register_forward_pre_hook(self.arrive))
+        if self.merger is not None:
+            handles.append(self.merger.register_forward_hook(self.spread))
+            if self.end:
+                end = self.tower.get_submodule(self.end)
+                handles.append(end.register_forward_pre_hook(self.leave))
+                handles.append(self.merger.register_forward_pre_hook(self.arrive))
         for stream in self.streams:
             heads = getattr(self.tower, stream.heads)
             handles += [head.register_forward_pre_hook(whole) for head in heads]
@@ -118,10 +130,16 @@ class PackedRows:
             )
 
     def spread(self, merger: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """A hook of the merger: as many rows as the tower sorts, zeros where groups are missing."""
+        """A hook of the merger: as many rows as are sorted or split, zeros where groups are missing."""
         del merger
         layout = _layout_of(args[0])
-        if layout is None or layout.kept is None or not self.sorts:
+        if not self.inside:
+            self.state.layout = layout
+        if layout is None or layout.kept is None:
+            return None
+        if not self.inside:
+            return self._filled(output, layout)
+        if not self.sorts:
             return None
         whole = output.new_zeros(layout.whole, output.shape[1])
         return whole.index_copy(0, layout.kept.to(output.device), output)
@@ -145,7 +163,7 @@ class PackedRows:
         x: Tensor = cast("Any", output)[0] if alone else getattr(output, LAST)
         layout = _layout_of(x)
         self.state.layout = layout
-        if layout is None or layout.kept is None:
+        if layout is None or layout.kept is None or not self.inside:
             return None
         merged: Tensor = cast("Any", output)[1] if alone else getattr(output, POOLED)
         if self.sorts:

@@ -30,16 +30,27 @@ from tokenzoo_adapters.hf.vlm.streams import DEEPSTACK, ExtraStream
 class PackedNames:
     """What a class of packed towers calls its parts.
 
-    All have `patch_embed`, `blocks` with `norm1`, `attn`, `norm2` and `mlp`, and a `merger`.
+    All have a `merger`, in them or as the projector of the whole model.
 
     Attributes:
         model: the class.
+        layers: the list of its blocks.
+        block: first norm, attention, second norm and MLP of a block.
+        embed: what makes tokens of patches.
+        norm: the norm of all tokens after the blocks, where the model projects what leaves it; "": the
+            merger is given what leaves the last block, or `end` is.
+        rotary: whether positions act inside the attention.
         end: the module that is given what leaves the last block, if that is not the merger, and if the
             merger is given one row for each group.
         streams: what leaves it in addition.
     """
 
     model: str
+    layers: str = "blocks"
+    block: tuple[str, str, str, str] = ("norm1", "attn", "norm2", "mlp")
+    embed: str = "patch_embed"
+    norm: str = ""
+    rotary: bool = True
     end: str = ""
     streams: tuple[ExtraStream, ...] = ()
 
@@ -53,6 +64,14 @@ TOWERS = {
     "qwen3_5_moe": PackedNames("Qwen3_5MoeVisionModel"),
     "glm4v": PackedNames("Glm4vVisionModel", end="post_layernorm"),
     "glm4v_moe": PackedNames("Glm4vMoeVisionModel", end="post_layernorm"),
+    "cosmos3_edge": PackedNames(
+        "Cosmos3EdgeVisionModel",
+        layers="encoder.layers",
+        block=("layer_norm1", "self_attn", "layer_norm2", "mlp"),
+        embed="embeddings",
+        norm="post_layernorm",
+        rotary=False,
+    ),
 }
 """The towers that are followed, by folder of transformers.models."""
 
@@ -63,21 +82,32 @@ class HFPackedTower(Adapter):
 
     Args:
         tower: what it is about.
+        names: of its parts.
         rows: its rows, image by image.
         at: its own name in the larger model, with a dot at the end; "" where it stands alone.
     """
 
     tower: Any
+    names: PackedNames
     rows: PackedRows = field(repr=False)
     at: str = ""
 
     layout_class = PackedLayout
     uses_attention_interface = True
-    positional = True
-    stages = frozenset({"block", "features", "projected"})
     provides = frozenset(
         {"x", "mass", "keys", "queries", "received_attention", "attention", "grid"}
     )
+
+    @computed
+    def stages(self) -> frozenset[str]:
+        """Without a merger of its own a tower that stands alone projects nothing."""
+        inside = {"block", "features"}
+        return frozenset(inside if self.rows.merger is None else {*inside, "projected"})
+
+    @computed
+    def positional(self) -> bool:
+        """Whether positions are rotary."""
+        return self.names.rotary
 
     def provides_at(self, stage: str) -> frozenset[str]:
         """After the tower its attention is carried along as keys, queries and means."""
@@ -106,23 +136,30 @@ class HFPackedTower(Adapter):
     @computed
     def width(self) -> int:
         """Channels of a patch."""
-        return int(self.tower.patch_embed.embed_dim)
+        return int(self.tower.get_submodule(self.names.embed).embed_dim)
 
     @computed
     def mlp_dim(self) -> int:
         """Width of the MLP."""
-        return mlp_width(self.tower.blocks[0].mlp, self.width)
+        return mlp_width(self._layers()[0].mlp, self.width)
+
+    def _layers(self) -> Any:
+        return self.tower.get_submodule(self.names.layers)
 
     @computed
     def projector(self) -> str:
-        """What makes one token of each group."""
-        return f"{self.at}merger"
+        """What makes one token of each group, if that is a part of the tower."""
+        return f"{self.at}merger" if hasattr(self.tower, "merger") else ""
+
+    def passthrough_modules(self) -> tuple[str, ...]:
+        """The final norm, if the model projects what leaves it."""
+        return (self.at + self.names.norm,) if self.names.norm else ()
 
     @computed
     def reach(self) -> tuple[int, ...]:
         """A window of groups in the blocks that have windows."""
         window = self._side() ** 2
-        return tuple(window if self._windowed(i) else 0 for i in range(len(self.tower.blocks)))
+        return tuple(window if self._windowed(i) else 0 for i in range(len(self._layers())))
 
     def _side(self) -> int:
         """Groups along one side of a window; 0: there are no windows."""
@@ -137,9 +174,10 @@ class HFPackedTower(Adapter):
 
     def blocks(self) -> tuple[BlockPath, ...]:
         """All blocks."""
+        first, attention, second, last = self.names.block
         return tuple(
-            BlockPath(f"{self.at}blocks.{i}", "attn", "norm2", "mlp", "norm1")
-            for i in range(len(self.tower.blocks))
+            BlockPath(f"{self.at}{self.names.layers}.{i}", attention, second, last, first)
+            for i in range(len(self._layers()))
         )
 
     def adapt_block_inputs(
@@ -148,7 +186,7 @@ class HFPackedTower(Adapter):
         """Angles of the groups that are left `[t]`, and boundaries of what is left of each segment."""
         if places is None:
             return extra, options
-        p, angles = self.group, options[ANGLES]
+        p = self.group
         bounds: Tensor = options["cu_seqlens"]
         at = places.to(bounds.device)
         before = torch.searchsorted(at, (bounds // p).to(at.dtype)) * p
@@ -157,26 +195,29 @@ class HFPackedTower(Adapter):
             # Windows that have lost all their groups are none. This waits for the device, as does the
             # tower's own loop over them; an image always has groups left.
             before = cast("Tensor", cast("Any", before).unique_consecutive())
-        rows = (places[:, None] * p + torch.arange(p, device=places.device)).flatten()  # [r]
-        return extra, {
-            **options,
-            "cu_seqlens": before.to(bounds.dtype),
-            ANGLES: tuple(part[rows.to(part.device)] for part in angles),
-        }
+        changed: dict[str, Any] = {"cu_seqlens": before.to(bounds.dtype)}
+        if self.names.rotary:
+            rows = (places[:, None] * p + torch.arange(p, device=places.device)).flatten()  # [r]
+            changed[ANGLES] = tuple(part[rows.to(part.device)] for part in options[ANGLES])
+        return extra, {**options, **changed}
 
     def probe_inputs(self, index: int) -> tuple[int, dict[str, Any]]:
         """Eight groups in two segments, at any angles."""
         hf_attention.check(self.tower)
         n, p = 8, self.group
-        norm: Tensor = self.tower.blocks[index].norm1.weight
+        first, attention, _, _ = self.names.block
+        block = self._layers()[index]
+        norm: Tensor = block.get_submodule(first).weight
         device = torch.device("cpu") if norm.is_meta else norm.device
-        d = self.width // int(self.tower.blocks[index].attn.num_heads)
-        angles = torch.arange(n * p * d, dtype=torch.float32, device=device).view(n * p, d)
-        return n, {
+        given: dict[str, Any] = {
             "cu_seqlens": torch.tensor([0, n * p // 2, n * p], dtype=torch.int32, device=device),
             "max_seqlen": n * p // 2,
-            ANGLES: (angles.cos(), angles.sin()),
         }
+        if self.names.rotary:
+            d = self.width // int(block.get_submodule(attention).num_heads)
+            angles = torch.arange(n * p * d, dtype=torch.float32, device=device).view(n * p, d)
+            given[ANGLES] = (angles.cos(), angles.sin())
+        return n, given
 
     def layout(self, x: Tensor) -> PackedLayout:
         """Images, and slices in time of videos, in one sequence `[r, c]`."""
@@ -226,12 +267,25 @@ def window_index(grid: tuple[int, int], side: int) -> Tensor:
     return window.flatten().argsort(stable=True)
 
 
-def find_packed_tower(model: Any, at: str = "") -> HFPackedTower | None:
-    """The adapter of a packed vision tower, if it is one of `TOWERS`."""
+def find_packed_tower(model: Any, at: str = "", merger: Any = None) -> HFPackedTower | None:
+    """The adapter of a packed vision tower, if it is one of `TOWERS`.
+
+    Args:
+        model: the tower.
+        at: its own name in the larger model, with a dot at the end.
+        merger: what makes one token of each group in the larger model; None: a part of the tower, if any.
+    """
     for folder, names in TOWERS.items():
         kind = loaded_class(folder, names.model)
         if kind is not None and isinstance(model, kind):
-            sorts = bool(getattr(model, "window_size", 0))
-            rows = PackedRows(model, sorts=sorts, end=names.end, streams=names.streams)
-            return HFPackedTower(model, rows, at)
+            own = getattr(model, "merger", None)
+            rows = PackedRows(
+                model,
+                merger if own is None else own,
+                inside=own is not None,
+                sorts=bool(getattr(model, "window_size", 0)),
+                end=names.end,
+                streams=names.streams,
+            )
+            return HFPackedTower(model, names, rows, at)
     return None

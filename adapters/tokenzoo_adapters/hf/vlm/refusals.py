@@ -185,7 +185,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal(
         "images of any size are one sequence in its tower, and this packed tower is not one of those that "
         "are followed",
-        "cosmos3_edge dots3_note exaone4_5 glm5_next glm_ocr inkling2 inkling2_loop minimax_m3_vl "
+        "dots3_note exaone4_5 glm5_next glm_ocr inkling2 inkling2_loop minimax_m3_vl "
         "qwen2_5_omni qwen4_exp",
     ),
     _refusal("its vision tower is not one of those that are followed", "janus"),

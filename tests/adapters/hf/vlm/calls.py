@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.adapters.hf import models as hf
 from tests.adapters.hf.vlm import (
+    cosmos,
     gemma3,
     glm,
     idefics3,
@@ -60,6 +61,8 @@ def inputs(
         return qwen.inputs(model, prompts, flat, videos, side)
     if kind.startswith("glm4v"):
         return glm.inputs(prompts, flat, videos, side)
+    if kind == "cosmos3_edge":
+        return cosmos.inputs(prompts, flat, videos, side)
     if kind in NESTED:
         return NESTED[kind](prompts, images, side)
     if kind in ("minicpmv4_6", "molmo2"):

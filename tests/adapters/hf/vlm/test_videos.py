@@ -15,7 +15,7 @@ import tokenzoo
 from tests.adapters.hf.vlm import qwen
 from tests.adapters.hf.vlm.calls import Batch, answer, entering, logits
 from tests.adapters.hf.vlm.over_frames import Change, over_frames
-from tests.conformance.chats import FILMS, THUMBNAIL, whole
+from tests.conformance.chats import CHATS, FILMS, THUMBNAIL, whole
 from tokenzoo import Recipe
 from tokenzoo.errors import AttachError, BadArgumentError, MissingEvidenceError
 from tokenzoo.evidence import Evidence
@@ -37,6 +37,8 @@ BATCHES = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), TIMED),
     **dict.fromkeys(("internvl", "llava"), STILLS),
 }
+if "cosmos3_edge" in CHATS:
+    BATCHES["cosmos3_edge"] = TIMED
 OPTIONS: dict[str, Any] = {kind: {"frames": 4} for kind in ("internvl", "llava")}
 EACH = pytest.mark.parametrize("kind", BATCHES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenzoo_adapters.hf.vlm.models.cosmos3_edge import COSMOS3_EDGE
 from tokenzoo_adapters.hf.vlm.models.gemma3 import GEMMA3
 from tokenzoo_adapters.hf.vlm.models.glm4v import GLM4V, GLM4V_MOE, GLM46V
 from tokenzoo_adapters.hf.vlm.models.internvl import INTERNVL
@@ -32,6 +33,7 @@ SPECS: tuple[VisionLanguageSpec, ...] = (
     GLM4V,
     GLM4V_MOE,
     GLM46V,
+    COSMOS3_EDGE,
     INTERNVL,
     PALIGEMMA,
     GEMMA3,

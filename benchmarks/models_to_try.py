@@ -127,7 +127,7 @@ TRANSFORMERS = """
     transformers:dinov2 transformers:dinov2_with_registers transformers:dinov3_vit transformers:vit
     transformers:llava transformers:llava_next transformers:llava_onevision
     transformers:qwen2_vl transformers:qwen2_5_vl transformers:qwen2_5_vl_vision
-    transformers:qwen3_vl transformers:qwen3_5 transformers:glm4v
+    transformers:qwen3_vl transformers:qwen3_5 transformers:glm4v transformers:cosmos3_edge
     transformers:clip transformers:siglip transformers:beit transformers:deit transformers:swin
     transformers:aimv2 transformers:vipllava transformers:video_llava transformers:llava_next_video
     transformers:internvl transformers:paligemma transformers:idefics3 transformers:gemma3

@@ -247,13 +247,15 @@ def _prompt(
 def _packed(
     model: Any, vision: Any, adapter: Any, batch: int, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Return images of one odd size, concatenated, as patches (Qwen2-VL)."""
+    """Return images of one odd size, concatenated, as patches (Qwen2-VL, Cosmos3-Edge)."""
     height, width = (vision.spatial_merge_size * side for side in GRID)
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    channels = vision.in_channels if hasattr(vision, "in_channels") else vision.num_channels
+    values = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
     pixels = torch.randn(batch * height * width, values, generator=generator)
     grids = torch.tensor([[1, height, width]] * batch)
     if adapter is None or not adapter.reads_prompts:
-        return {"hidden_states": pixels, "grid_thw": grids}
+        name, *_ = inspect.signature(model.forward).parameters
+        return {name: pixels, "grid_thw": grids}
     given: dict[str, Any] = {"pixel_values": pixels, "image_grid_thw": grids}
     return _with_prompt(model, adapter, given, batch, generator)
 

@@ -22,7 +22,6 @@ from tokenzoo.evaluation.task import Outcome, Shown, Subject, TaskOptions, batch
 
 SAMPLES = 48
 BATCH = 4
-TIMED = 2  # images of the call that is timed
 SALIENT = 0.1  # the share of patches that counts as salient
 
 
@@ -72,7 +71,7 @@ def prepare(task: str, options: TaskOptions) -> Subject:
         focus.backbone,
         len(images),
         score,
-        call=lambda model: model(pixel_values=images[: options.batch(TIMED)]),
+        call=lambda model: model(pixel_values=images[: options.batch(BATCH)]),
         facts={"data": source, "samples": len(images), "size": size, "seed": options.seed},
         attach={"restore": True},
         per_patch=True,

@@ -23,7 +23,7 @@ from tokenzoo.evaluation.sweep import patch_tokens
 from tokenzoo.evaluation.tasks import prepare
 from tokenzoo.tools.viz import Panel, gallery
 
-KEEP, COLUMNS, SIDE, WIDTH = 64, 6, 224, 1300
+KEEP, COLUMNS, SIDE, WIDTH = 64, 6, 224, 1080
 TASKS = {"dense": "", "collage-vqa": " (LLaVA)"}
 TITLE = "One photograph, and what each recipe leaves of its 256 patches at keep=64"
 CAPTION = (
@@ -71,7 +71,7 @@ def main() -> None:
     path = gallery(rows, [("", "")] * COLUMNS, FOLDER / "gallery.png", title=TITLE, caption=CAPTION)
     large = Image.open(path).convert("RGB")
     small = large.resize((WIDTH, large.height * WIDTH // large.width), Image.Resampling.LANCZOS)
-    small.quantize(128).save(path, optimize=True)
+    small.quantize(64).save(path, optimize=True)
 
 
 if __name__ == "__main__":

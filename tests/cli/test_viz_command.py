@@ -158,7 +158,7 @@ def test_trained_weights_are_fetched_when_asked_for(drawn, monkeypatch, tmp_path
 
 def test_the_pictures_of_the_documents_are_small() -> None:
     found = sorted(PICTURES.glob("*.png"))
-    names = ["collage", "photograph", "sites", "video-cut", "video-moving"]
+    names = ["collage", "gallery", "photograph", "sites", "video-cut", "video-moving"]
     assert [path.stem for path in found] == names
     text = "".join((PICTURES.parent / name).read_text() for name in ("pictures.md", "video.md"))
     for path in found:

@@ -88,7 +88,10 @@ def test_it_says_all_that_it_should(run: Any, name: str) -> None:
         "lfm2_vl",
         "glm4v",
         "molmo2",
-        pytest.param("cosmos3_edge", marks=pytest.mark.skipif(not cosmos.KNOWN, reason="older")),
+        pytest.param(
+            "cosmos3_edge",
+            marks=pytest.mark.skipif(not cosmos.KNOWN, reason="transformers before 5.24"),
+        ),
     ],
 )
 def test_each_family_has_an_example(run: Any, family: str) -> None:

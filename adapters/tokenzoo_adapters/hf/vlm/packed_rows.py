@@ -46,8 +46,8 @@ class PackedRows:
 
     Args:
         tower: a packed vision tower.
-        merger: what makes one row of each group; None: nothing does, the tower stands alone.
-        inside: whether the merger is a part of the tower.
+        merger: what makes one row of each group, if the tower has no `merger` of its own; None: nothing
+            does.
         sorts: whether it sorts the rows at its end, from the order of its windows.
         end: the module that is given what leaves the last block, if that is not its merger.
         streams: what leaves it in addition.
@@ -58,14 +58,13 @@ class PackedRows:
         tower: Any,
         merger: Any,
         *,
-        inside: bool,
         sorts: bool,
         end: str = "",
         streams: tuple[ExtraStream, ...] = (),
     ) -> None:
         self.tower = tower
-        self.merger = merger
-        self.inside = inside
+        self.inside = hasattr(tower, "merger")
+        self.merger = tower.merger if self.inside else merger
         self.sorts = sorts
         self.end = end
         self.streams = streams

@@ -149,7 +149,7 @@ class HFPackedTower(Adapter):
     @computed
     def projector(self) -> str:
         """What makes one token of each group, if that is a part of the tower."""
-        return f"{self.at}merger" if hasattr(self.tower, "merger") else ""
+        return f"{self.at}merger" if self.rows.inside else ""
 
     def passthrough_modules(self) -> tuple[str, ...]:
         """The final norm, if the model projects what leaves it."""
@@ -273,16 +273,14 @@ def find_packed_tower(model: Any, at: str = "", merger: Any = None) -> HFPackedT
     Args:
         model: the tower.
         at: its own name in the larger model, with a dot at the end.
-        merger: what makes one token of each group in the larger model; None: a part of the tower, if any.
+        merger: what makes one token of each group, if that is no part of the tower.
     """
     for folder, names in TOWERS.items():
         kind = loaded_class(folder, names.model)
         if kind is not None and isinstance(model, kind):
-            own = getattr(model, "merger", None)
             rows = PackedRows(
                 model,
-                merger if own is None else own,
-                inside=own is not None,
+                merger,
                 sorts=bool(getattr(model, "window_size", 0)),
                 end=names.end,
                 streams=names.streams,

@@ -11,9 +11,9 @@ import torch
 import tokenzoo
 from tests.adapters.hf.models import IMAGE, VIDEO, video
 from tests.adapters.hf.vlm import cosmos
-from tests.adapters.hf.vlm.calls import FLOWER, TALL, WIDE, entering
+from tests.adapters.hf.vlm.calls import FLOWER, TALL, WIDE
+from tests.adapters.hf.vlm.rows_left import check_rows_left
 from tests.adapters.hf.vlm.test_packed_tower import dropping, kept
-from tests.adapters.models import gap
 from tokenzoo import Stage
 from tokenzoo.schedules import Once
 
@@ -27,20 +27,7 @@ def test_what_is_left_are_rows_of_the_bare_model(stage: Stage) -> None:
     photos = cosmos.inputs(["see <image> and <image>", "<image> ?"], [WIDE, FLOWER, TALL])
     films = cosmos.inputs(["see <video> .", "and <video> ?"], videos=[video(3), video(2, of=1)])
     for token, given in ((IMAGE, photos), (VIDEO, films)):
-        with entering(model) as calls:
-            model(**given)
-        ids = given["input_ids"]
-        zoo = tokenzoo.build(dropping(Once(-1), 0.4, stage))
-        with zoo.attach(model, trace=True) as attached, entering(model) as short:
-            model(**given)
-            rows, left = kept(attached), attached.shorten(given)["input_ids"] == token
-        sizes = sorted((i, one.tokens) for one in attached.passes for i in one.images)
-        starts = torch.tensor([0, *(n for _, n in sizes)]).cumsum(0)
-        index = torch.cat([own + first for own, first in zip(rows, starts, strict=False)])
-        whole = calls[0]["inputs_embeds"][ids == token]
-        assert gap(short[0]["inputs_embeds"][left], whole[index]) <= 1e-5
-        places = calls[0]["position_ids"][:, ids == token][:, index]
-        assert torch.equal(short[0]["position_ids"][:, left], places)
+        check_rows_left(model, given, token, stage)
 
 
 @torch.no_grad()
